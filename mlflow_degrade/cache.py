@@ -1,0 +1,142 @@
+"""The on-disk cache: where finished work is kept, and how a directory becomes finished.
+
+Everything expensive (a fetched model, an export, a quantized model) is a directory named by the
+content it was made from. A directory appears under its final name only when it is complete, so
+an interrupted step leaves nothing that a later run could take for a result.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import StorageError
+
+_CHUNK = 1 << 22
+
+
+def cache_root() -> Path:
+    """Directory under which finished work is kept.
+
+    ``MLFLOW_DEGRADE_CACHE`` wins, then ``XDG_CACHE_HOME``, then ``~/.cache``.
+    """
+    explicit = os.environ.get("MLFLOW_DEGRADE_CACHE")
+    if explicit:
+        return Path(explicit).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "mlflow-degrade"
+
+
+def digest_json(value: Any) -> str:
+    """SHA-256 of the canonical JSON text of `value`, as ``"sha256:<hex>"``.
+
+    Examples
+    --------
+    >>> digest_json({"b": 1, "a": 2}) == digest_json({"a": 2, "b": 1})
+    True
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, as ``"sha256:<hex>"``."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return "sha256:" + digest.hexdigest()
+
+
+def digest_directory(path: Path, ignore: tuple[str, ...] = ()) -> str:
+    """SHA-256 over the relative names and contents of all files below `path`.
+
+    Parameters
+    ----------
+    path : Path
+        An existing directory.
+    ignore : tuple of str
+        File names (not paths) left out, e.g. a manifest that carries the digest itself.
+
+    Returns
+    -------
+    str
+        ``"sha256:<hex>"``, independent of modification times and of listing order.
+    """
+    files = sorted(p for p in path.rglob("*") if p.is_file() and p.name not in ignore)
+    return digest_json([[p.relative_to(path).as_posix(), digest_file(p)] for p in files])
+
+
+def require_space(where: Path, needed: int, what: str) -> None:
+    """Raise `StorageError` unless `needed` bytes are free below `where`."""
+    probe = where
+    while not probe.exists():
+        probe = probe.parent
+    free = shutil.disk_usage(probe).free
+    if free < needed:
+        raise StorageError(
+            f"{what} needs about {needed / 1e9:.1f} GB below {where}, {free / 1e9:.1f} GB are free: "
+            "make room, or point MLFLOW_DEGRADE_CACHE to another disk."
+        )
+
+
+@contextmanager
+def _unfinished(final: Path) -> Iterator[Path]:
+    """Yield a scratch directory that becomes `final` when the block ends without an error."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    scratch = final.with_name(f".{final.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
+    try:
+        scratch.mkdir()
+        yield scratch
+        try:
+            os.replace(scratch, final)
+        except OSError as error:
+            # Another process finished the same content first: its copy is as good as ours.
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise StorageError(
+                f"no space left while writing {final}: make room, or point MLFLOW_DEGRADE_CACHE "
+                "to another disk. Nothing half-written is kept."
+            ) from error
+        raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def cached_directory(kind: str, key: Any, make: Callable[[Path], None]) -> Path:
+    """Return the finished directory for `key`, making it first if it does not exist.
+
+    Parameters
+    ----------
+    kind : str
+        Groups entries on disk, e.g. ``"export"``.
+    key : JSON-serializable
+        Everything the content depends on. Same key, same directory.
+    make : callable
+        Fills the (empty) directory it is given. Whatever it raises, nothing is kept.
+
+    Returns
+    -------
+    Path
+        A complete directory; never write into it.
+
+    Raises
+    ------
+    StorageError
+        When the disk is full.
+    """
+    final = cache_root() / kind / digest_json(key).removeprefix("sha256:")[:24]
+    if not final.is_dir():
+        with _unfinished(final) as scratch:
+            make(scratch)
+    return final
