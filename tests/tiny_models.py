@@ -1,0 +1,111 @@
+"""Small random models that have every part of a real one: config, weights, tokenizer.
+
+They are made in a second, so that the fast suite runs the real export, quantization, evaluation
+and registration instead of stand-ins.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+SENTENCES = (
+    "The harbour is quiet before the first boat leaves at five.",
+    "Seven plus five is twelve, and twelve minus four is eight.",
+    "She kept the letters in a drawer that nobody else opened.",
+    "Iron rusts when water and air reach it for long enough.",
+    "Question: which city is the capital of Norway? Answer: Oslo.",
+    "The train to the coast stops at every village on Sundays.",
+    "def area(width, height): return width * height",
+    "Two children were counting the red cars that passed by.",
+)
+"""Text the tiny tokenizer is trained on; tests may use it as prompts."""
+
+
+def make_tiny_tokenizer(path: Path, vocab: int = 512) -> int:
+    """Train a byte-level BPE on `SENTENCES`, save it in `path`, return its size.
+
+    Any text can be encoded (all 256 bytes are tokens), nothing is prepended, and the end of text
+    is its own token, as in SmolLM2's tokenizer.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|endoftext|>",
+        eos_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+        model_max_length=256,
+        clean_up_tokenization_spaces=False,
+    )
+    fast.save_pretrained(path)
+    return len(fast)
+
+
+def make_tiny_llama(
+    path: str | Path,
+    seed: int = 0,
+    vocab: int = 512,
+    *,
+    hidden: int = 64,
+    layers: int = 2,
+    tied: bool = True,
+) -> Path:
+    """Save a random Llama with its tokenizer as a Hugging Face directory.
+
+    Parameters
+    ----------
+    path : path
+        Directory to fill; made if absent.
+    seed : int
+        Same seed, same weights.
+    vocab : int
+        Upper bound of the tokenizer's size (at least 257); the model has exactly its size.
+    hidden : int
+        Hidden width, a multiple of 4.
+    layers : int
+        Decoder layers.
+    tied : bool
+        Whether the LM head is the embedding, as in SmolLM2.
+
+    Returns
+    -------
+    Path
+        `path`.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    size = make_tiny_tokenizer(path, vocab)
+    config = LlamaConfig(
+        vocab_size=size,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=tied,
+        # Far above the usual 0.02: the distributions must be peaked for a damaged model to show.
+        initializer_range=0.25,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config).eval()
+    model.save_pretrained(path)
+    return path
