@@ -46,6 +46,7 @@ def make_tiny_tokenizer(path: Path, vocab: int = 512) -> int:
         eos_token="<|endoftext|>",
         pad_token="<|endoftext|>",
         model_max_length=256,
+        model_input_names=["input_ids", "attention_mask"],
         clean_up_tokenization_spaces=False,
     )
     fast.save_pretrained(path)
