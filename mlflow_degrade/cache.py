@@ -83,8 +83,8 @@ def require_space(where: Path, needed: int, what: str) -> None:
     free = shutil.disk_usage(probe).free
     if free < needed:
         raise StorageError(
-            f"{what} needs about {needed / 1e9:.1f} GB below {where}, {free / 1e9:.1f} GB are free: "
-            "make room, or point MLFLOW_DEGRADE_CACHE to another disk."
+            f"{what} needs about {needed / 1e9:.1f} GB below {where}, {free / 1e9:.1f} GB are "
+            "free: make room, or point MLFLOW_DEGRADE_CACHE to another disk."
         )
 
 

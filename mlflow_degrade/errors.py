@@ -145,7 +145,7 @@ class MissingExtraError(DegradeError):
 
     def __init__(self, module: str, extra: str) -> None:
         super().__init__(
-            f"{module!r} is not installed: pip install \"mlflow-degrade[{extra}]\" brings it."
+            f'{module!r} is not installed: pip install "mlflow-degrade[{extra}]" brings it.'
         )
         self.module, self.extra = module, extra
 

@@ -1,0 +1,420 @@
+"""The per-sample table: one scored answer per row, with its Parquet schema.
+
+Every reader produces it, every decision starts from it. Parquet is the source of truth; scores
+that could not be computed are null, which is not 0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from .errors import (
+    EmptySamplesError,
+    NonFiniteScoreError,
+    SampleSchemaError,
+)
+
+SCHEMA_VERSION = "1"
+
+FEATURE_PREFIX = "feature."
+
+_FIELDS: tuple[pa.Field, ...] = (
+    pa.field("task", pa.string(), nullable=False),
+    pa.field("doc_id", pa.string(), nullable=False),
+    pa.field("doc_hash", pa.string(), nullable=False),
+    pa.field("prompt_hash", pa.string()),
+    pa.field("target_hash", pa.string()),
+    pa.field("metric", pa.string(), nullable=False),
+    pa.field("filter", pa.string(), nullable=False),
+    pa.field("repeat", pa.int32(), nullable=False),
+    pa.field("score", pa.float64()),
+    pa.field("higher_is_better", pa.bool_(), nullable=False),
+    pa.field("cluster", pa.string()),
+    pa.field("prompt", pa.string()),
+    pa.field("target", pa.string()),
+    pa.field("response", pa.string()),
+)
+_DEFAULTS: Mapping[str, Any] = {"filter": "none", "repeat": 0, "higher_is_better": True}
+_REQUIRED = ("task", "doc_id", "metric", "score")
+_METADATA_KEY = b"mlflow_degrade"
+
+
+class SampleScores:
+    """Per-sample scores of one model, as an Arrow table with a fixed schema.
+
+    One row per sample × metric × filter × repeat. Build it with `from_pandas`, `from_records` or
+    `from_table`, which check the content; read and write it as Parquet.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        A table that already has the schema; use the constructors above for anything else.
+
+    Attributes
+    ----------
+    table : pyarrow.Table
+        Columns ``task, doc_id, doc_hash, prompt_hash, target_hash, metric, filter, repeat, score,
+        higher_is_better, cluster, prompt, target, response`` and any number of ``feature.*``
+        columns (float64 or string).
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> scores = SampleScores.from_pandas(
+    ...     pd.DataFrame({"task": "qa", "doc_id": ["1", "2"], "metric": "acc", "score": [1, 0]}),
+    ...     model="fp32",
+    ... )
+    >>> scores.tasks, scores.metrics("qa"), len(scores)
+    (('qa',), ('acc',), 2)
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+
+    # -- construction ---------------------------------------------------------------------
+
+    @classmethod
+    def from_table(
+        cls,
+        table: pa.Table,
+        *,
+        model: str | None = None,
+        model_digest: str | None = None,
+        task_versions: Mapping[str, str] | None = None,
+    ) -> SampleScores:
+        """Check a table, fill what may be absent and fix its types.
+
+        Parameters
+        ----------
+        table : pyarrow.Table
+            At least ``task, doc_id, metric, score``.
+        model, model_digest : str, optional
+            Name and content digest of the model that was scored.
+        task_versions : mapping of str to str, optional
+            Version of each task's definition.
+
+        Raises
+        ------
+        SampleSchemaError
+            A required column is missing, a type cannot be converted, or a key column has nulls.
+        NonFiniteScoreError
+            A score is NaN or infinite. Unscored samples are null.
+        EmptySamplesError
+            There are no rows, or no row of a task has a score.
+        """
+        missing = [name for name in _REQUIRED if name not in table.column_names]
+        if missing:
+            raise SampleSchemaError(
+                f"columns {missing} are missing; there are {table.column_names}. A sample table "
+                f"needs {list(_REQUIRED)}; map other names with the reader's options."
+            )
+        if table.num_rows == 0:
+            raise EmptySamplesError("the sample table has no rows: nothing was scored.")
+        columns, fields = [], []
+        for field in _FIELDS:
+            columns.append(_column(table, field))
+            fields.append(field)
+        for name in table.column_names:
+            if name.startswith(FEATURE_PREFIX):
+                array, kind = _feature(table, name)
+                columns.append(array)
+                fields.append(pa.field(name, kind))
+        metadata = {
+            "schema_version": SCHEMA_VERSION,
+            "model": model,
+            "model_digest": model_digest,
+            "task_versions": dict(task_versions or {}),
+        }
+        schema = pa.schema(
+            fields, metadata={_METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()}
+        )
+        result = pa.Table.from_arrays(columns, schema=schema)
+        _check_scores(result)
+        return cls(result)
+
+    @classmethod
+    def from_pandas(cls, frame: pd.DataFrame, **metadata: Any) -> SampleScores:
+        """Build from a data frame; NaN in ``score`` is refused, ``None``/``pd.NA`` is unscored.
+
+        Parameters are those of `from_table`. A float column cannot tell "unscored" from "NaN",
+        so a missing score must be an object or nullable dtype.
+        """
+        from_pandas = not _has_plain_nan(frame)
+        arrays = {}
+        for name in frame.columns:
+            nan_is_null = name != "score" or from_pandas
+            try:
+                arrays[str(name)] = pa.array(frame[name], from_pandas=nan_is_null)
+            except (pa.ArrowInvalid, pa.ArrowTypeError):
+                # Mixed types, e.g. ids that are sometimes numbers: keys are compared as text.
+                arrays[str(name)] = pa.array(
+                    [None if _is_missing(v) else str(v) for v in frame[name]], type=pa.string()
+                )
+        return cls.from_table(pa.table(arrays), **metadata)
+
+    @classmethod
+    def from_records(cls, records: Iterable[Mapping[str, Any]], **metadata: Any) -> SampleScores:
+        """Build from dictionaries, one per row. Parameters are those of `from_table`."""
+        rows = list(records)
+        if not rows:
+            raise EmptySamplesError("there are no sample records: nothing was scored.")
+        names = dict.fromkeys(name for row in rows for name in row)
+        try:
+            table = pa.table({name: [row.get(name) for row in rows] for name in names})
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise SampleSchemaError(
+                f"the records do not form a table: {error}. Each column needs one type."
+            ) from error
+        return cls.from_table(table, **metadata)
+
+    @classmethod
+    def concat(cls, parts: Sequence[SampleScores]) -> SampleScores:
+        """Stack tables of one model; names and digests must agree.
+
+        Raises
+        ------
+        SampleSchemaError
+            The parts come from different models.
+        """
+        if not parts:
+            raise EmptySamplesError("no sample tables to put together.")
+        digests = {part.model_digest for part in parts}
+        if len(digests) > 1:
+            raise SampleSchemaError(
+                f"sample tables of different models cannot be stacked: {sorted(map(str, digests))}."
+            )
+        versions: dict[str, str] = {}
+        for part in parts:
+            versions.update(part.task_versions)
+        table = pa.concat_tables([part.table for part in parts], promote_options="default")
+        first = parts[0]
+        return cls.from_table(
+            table, model=first.model, model_digest=first.model_digest, task_versions=versions
+        )
+
+    # -- Parquet --------------------------------------------------------------------------
+
+    def write_parquet(self, path: str | os.PathLike[str]) -> Path:
+        """Write the table as zstd-compressed Parquet, atomically; returns the path."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            pq.write_table(self.table, scratch, compression="zstd")
+            os.replace(scratch, target)
+        finally:
+            scratch.unlink(missing_ok=True)
+        return target
+
+    @classmethod
+    def read_parquet(cls, path: str | os.PathLike[str]) -> SampleScores:
+        """Read a table written by `write_parquet`.
+
+        Raises
+        ------
+        SampleSchemaError
+            The file is not Parquet, not a sample table, or of a newer schema.
+        """
+        try:
+            table = pq.read_table(path)
+        except pa.ArrowInvalid as error:
+            raise SampleSchemaError(f"{path} is not a readable Parquet file: {error}") from error
+        metadata = _metadata(table)
+        version = metadata.get("schema_version")
+        if version is not None and int(version) > int(SCHEMA_VERSION):
+            raise SampleSchemaError(
+                f"{path} has sample schema {version}; this version reads up to {SCHEMA_VERSION}: "
+                "upgrade mlflow-degrade."
+            )
+        return cls.from_table(
+            table,
+            model=metadata.get("model"),
+            model_digest=metadata.get("model_digest"),
+            task_versions=metadata.get("task_versions"),
+        )
+
+    # -- reading --------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def __repr__(self) -> str:
+        return f"SampleScores({len(self)} rows, tasks={list(self.tasks)}, model={self.model!r})"
+
+    @property
+    def model(self) -> str | None:
+        """Name of the scored model."""
+        value = _metadata(self.table).get("model")
+        return None if value is None else str(value)
+
+    @property
+    def model_digest(self) -> str | None:
+        """Content digest of the scored model."""
+        value = _metadata(self.table).get("model_digest")
+        return None if value is None else str(value)
+
+    @property
+    def task_versions(self) -> dict[str, str]:
+        """Version of each task's definition, where the harness states one."""
+        return dict(_metadata(self.table).get("task_versions") or {})
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks, sorted."""
+        return tuple(sorted(pc.unique(self.table["task"]).to_pylist()))
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Names of the feature columns, without their prefix."""
+        names = self.table.column_names
+        return tuple(n.removeprefix(FEATURE_PREFIX) for n in names if n.startswith(FEATURE_PREFIX))
+
+    def metrics(self, task: str) -> tuple[str, ...]:
+        """Names of the metrics recorded for `task`, sorted."""
+        rows = self.table.filter(pc.equal(self.table["task"], task))
+        return tuple(sorted(pc.unique(rows["metric"]).to_pylist()))
+
+    def select(
+        self, tasks: Iterable[str] | None = None, metrics: Iterable[str] | None = None
+    ) -> SampleScores:
+        """Rows of some tasks and metrics (all where not given)."""
+        table = self.table
+        for name, wanted in (("task", tasks), ("metric", metrics)):
+            if wanted is not None:
+                keep = pc.is_in(table[name], value_set=pa.array(list(wanted), pa.string()))
+                table = table.filter(keep)
+        return SampleScores(table)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The table as a data frame."""
+        frame: pd.DataFrame = self.table.to_pandas()
+        return frame
+
+    def means(self) -> dict[tuple[str, str, str], float]:
+        """Mean score of the scored rows per (task, metric, filter)."""
+        grouped = self.table.group_by(["task", "metric", "filter"]).aggregate([("score", "mean")])
+        rows = grouped.to_pylist()
+        keyed = {(r["task"], r["metric"], r["filter"]): float(r["score_mean"]) for r in rows}
+        return dict(sorted(keyed.items()))
+
+    def digest(self) -> str:
+        """SHA-256 of the keys and scores, independent of row order and of free text.
+
+        Binds a decision to the numbers it was made from: any changed, added or removed score
+        changes it, a reordered file does not.
+        """
+        names = [
+            "task", "doc_id", "doc_hash", "prompt_hash", "target_hash", "metric", "filter",
+            "repeat", "higher_is_better", "cluster", "score",
+        ]  # fmt: skip
+        table = self.table.select(names)
+        order = [(name, "ascending") for name in names]
+        table = table.take(pc.sort_indices(table, sort_keys=order)).combine_chunks()
+        head = json.dumps({"columns": names, "model_digest": self.model_digest}, sort_keys=True)
+        state = hashlib.sha256(head.encode())
+        for name in names:
+            _hash_column(state, table[name])
+        return "sha256:" + state.hexdigest()
+
+
+def _hash_column(state: Any, column: pa.ChunkedArray) -> None:
+    """Feed a column's values to a hash: lengths and text, or little-endian numbers, and nulls."""
+    state.update(np.packbits(column.is_null().to_numpy()).tobytes())
+    if pa.types.is_string(column.type):
+        lengths = pc.fill_null(pc.binary_length(column), 0).to_numpy()
+        state.update(lengths.astype("<i4").tobytes())
+        for chunk in column.chunks:
+            state.update("".join(pc.fill_null(chunk, "").to_pylist()).encode())
+        return
+    values = pc.fill_null(column, False if pa.types.is_boolean(column.type) else 0).to_numpy()
+    state.update(values.astype("<f8").tobytes())
+
+
+def _metadata(table: pa.Table) -> dict[str, Any]:
+    raw = (table.schema.metadata or {}).get(_METADATA_KEY)
+    return {} if raw is None else dict(json.loads(raw))
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or value is pd.NA or (isinstance(value, float) and value != value)
+
+
+def _has_plain_nan(frame: pd.DataFrame) -> bool:
+    """Whether the score column is a plain float column with NaN, so that NaN must be refused."""
+    if "score" not in frame.columns:
+        return False
+    column = frame["score"]
+    return column.dtype.kind == "f" and isinstance(column.dtype, np.dtype) and column.hasnans
+
+
+def _column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray:
+    name = field.name
+    if name not in table.column_names:
+        if name == "doc_hash":
+            ids = _column(table, pa.field("doc_id", pa.string(), nullable=False)).to_pylist()
+            values = ["sha256:" + hashlib.sha256(i.encode()).hexdigest() for i in ids]
+            return pa.chunked_array([pa.array(values, pa.string())])
+        return pa.chunked_array(
+            [pa.array(np.full(table.num_rows, _DEFAULTS[name]), field.type)]
+            if name in _DEFAULTS
+            else [pa.nulls(table.num_rows, field.type)]
+        )
+    column = table[name]
+    if name == "score" and pa.types.is_boolean(column.type):
+        column = column.cast(pa.int8())
+    try:
+        column = column.cast(field.type)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+        raise SampleSchemaError(
+            f"column {name!r} has type {table[name].type}, {field.type} is needed: {error}"
+        ) from error
+    if not field.nullable and column.null_count:
+        if name not in _DEFAULTS:
+            where = np.flatnonzero(column.is_null().to_numpy())[:3].tolist()
+            raise SampleSchemaError(
+                f"column {name!r} is empty in {column.null_count} rows (first: {where}): "
+                "every sample needs it."
+            )
+        column = column.fill_null(pa.scalar(_DEFAULTS[name], field.type))
+    return column
+
+
+def _feature(table: pa.Table, name: str) -> tuple[pa.ChunkedArray, pa.DataType]:
+    column = table[name]
+    numeric = (
+        pa.types.is_integer(column.type)
+        or pa.types.is_floating(column.type)
+        or pa.types.is_boolean(column.type)
+    )
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.int8())
+    kind = pa.float64() if numeric else pa.string()
+    return column.cast(kind), kind
+
+
+def _check_scores(table: pa.Table) -> None:
+    scores = table["score"]
+    bad = pc.fill_null(pc.invert(pc.is_finite(scores)), False)
+    count = pc.sum(bad).as_py() or 0
+    if count:
+        first = table.filter(bad).slice(0, 3).select(["task", "doc_id", "metric", "score"])
+        raise NonFiniteScoreError(
+            f"{count} of {table.num_rows} scores are NaN or infinite, first: {first.to_pylist()}. "
+            "A sample that could not be scored is null, not NaN; find out why the model or the "
+            "metric produced it."
+        )
+    if scores.null_count == table.num_rows:
+        raise EmptySamplesError(
+            f"none of the {table.num_rows} samples has a score: check that answers were extracted."
+        )
