@@ -1,0 +1,190 @@
+"""The gate policy: what must be shown before a model may pass, as strict, validated data."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from .cache import digest_json
+from .errors import PolicyError
+from .pairing import ALLOWABLE
+
+Rule = Literal["no_degradation", "non_inferiority"]
+Aggregation = Literal["combined", "pooled", "macro", "max_drop", "min_p", "fisher", "stouffer"]
+Tier = Literal["gating", "advisory"]
+
+AGGREGATIONS: tuple[str, ...] = (
+    "combined", "pooled", "macro", "max_drop", "min_p", "fisher", "stouffer",
+)  # fmt: skip
+
+
+class TaskPolicy(BaseModel):
+    """What a policy says about one task, or about a pattern of task names such as ``mmlu_*``.
+
+    Attributes
+    ----------
+    tier : {"gating", "advisory"}
+        Advisory tasks are tested and shown but do not enter the aggregated test.
+    metric, filter : str, optional
+        Which metric and answer filter count for this task.
+    margin_pp : float, optional
+        A margin of the task's own, in percentage points: on top of the aggregated decision this
+        task alone must meet the rule with it.
+    min_samples : int, optional
+        Fewer paired samples of this task make the verdict INCONCLUSIVE.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tier: Tier = "gating"
+    metric: str | None = None
+    filter: str | None = None
+    margin_pp: float | None = Field(default=None, gt=0, lt=100)
+    min_samples: int | None = Field(default=None, ge=1)
+
+
+class GatePolicy(BaseModel):
+    """When a candidate passes.
+
+    Attributes
+    ----------
+    rule : {"no_degradation", "non_inferiority"}
+        ``no_degradation``: FAIL when the aggregated one-sided test finds the candidate worse; PASS
+        when it does not and the data could have shown a drop of the margin; else INCONCLUSIVE.
+        ``non_inferiority``: PASS only when a drop as large as the margin is rejected.
+    alpha : float
+        One-sided significance level, in (0, 0.5].
+    margin_pp : float
+        Non-inferiority margin, the largest drop that would be accepted, in percentage points.
+    power : float
+        Probability with which a drop of the margin must be detectable.
+    aggregation : str
+        How the tasks become one decision, one of `AGGREGATIONS`.
+    metric, filter : str, optional
+        Default metric and answer filter of all tasks.
+    tasks : mapping from task name or pattern to TaskPolicy
+        Overrides; an exact name wins over patterns, patterns are tried in order.
+    min_samples : int
+        Fewer paired samples in all gating tasks make the verdict INCONCLUSIVE.
+    on_underpowered : {"inconclusive", "warn"}
+        What to do when the data could not have shown a drop of the margin.
+    implausible_gain_pp : float, optional
+        A gain larger than this is INCONCLUSIVE: look for a leak or a wrong baseline first.
+    confidence : float
+        Confidence level of the intervals shown.
+    allow : tuple of str
+        Refusals of the pairing to switch off, see `mlflow_degrade.pairing.pair`.
+
+    Examples
+    --------
+    >>> policy = GatePolicy.from_mapping({"margin_pp": 1, "tasks": {"gsm8k": {"tier": "advisory"}}})
+    >>> policy.margin_pp, policy.task("gsm8k").tier, policy.task("arc_easy").tier
+    (1.0, 'advisory', 'gating')
+    >>> GatePolicy.from_mapping({"margin": 1})
+    Traceback (most recent call last):
+    ...
+    mlflow_degrade.errors.PolicyError: policy: unknown key 'margin', did you mean 'margin_pp'?
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rule: Rule = "no_degradation"
+    alpha: float = Field(default=0.05, gt=0, le=0.5)
+    margin_pp: float = Field(default=2.0, gt=0, lt=100)
+    power: float = Field(default=0.8, gt=0, lt=1)
+    aggregation: Aggregation = "combined"
+    metric: str | None = None
+    filter: str | None = None
+    tasks: dict[str, TaskPolicy] = Field(default_factory=dict)
+    min_samples: int = Field(default=1, ge=1)
+    on_underpowered: Literal["inconclusive", "warn"] = "inconclusive"
+    implausible_gain_pp: float | None = Field(default=None, gt=0, le=100)
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    allow: tuple[str, ...] = ()
+
+    @field_validator("allow")
+    @classmethod
+    def _known_allowances(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = sorted(set(names) - set(ALLOWABLE))
+        if unknown:
+            raise ValueError(f"{unknown} cannot be allowed; known are {list(ALLOWABLE)}")
+        return tuple(sorted(set(names)))
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], source: str = "policy") -> GatePolicy:
+        """Validate a mapping; errors name `source`, the key, the value and the limit.
+
+        Raises
+        ------
+        PolicyError
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise PolicyError("\n".join(_explain(error, source))) from error
+
+    @classmethod
+    def from_yaml(cls, path: str | os.PathLike[str]) -> GatePolicy:
+        """Read a policy file.
+
+        Raises
+        ------
+        PolicyError
+            The file cannot be read, is not YAML, or violates the schema.
+        """
+        import yaml
+
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise PolicyError(f"policy file {path} cannot be read: {error.strerror}.") from error
+        except yaml.YAMLError as error:
+            raise PolicyError(f"policy file {path} is not valid YAML: {error}") from error
+        if values is None:
+            values = {}
+        if not isinstance(values, dict):
+            kind = type(values).__name__
+            raise PolicyError(f"policy file {path} holds a {kind}; a mapping of keys is needed.")
+        return cls.from_mapping(values, str(path))
+
+    def task(self, name: str) -> TaskPolicy:
+        """What holds for one task: its own entry, else the first matching pattern, else default."""
+        override = self.tasks.get(name)
+        if override is None:
+            matches = (p for pattern, p in self.tasks.items() if fnmatchcase(name, pattern))
+            override = next(matches, TaskPolicy())
+        return override.model_copy(
+            update={
+                "metric": override.metric or self.metric,
+                "filter": override.filter or self.filter,
+            }
+        )
+
+    def choices(self, column: Literal["metric", "filter"], tasks: Iterable[str]) -> dict[str, str]:
+        """Metric or filter per task, for `mlflow_degrade.pairing.pair`; unset ones are left out."""
+        found = {name: getattr(self.task(name), column) for name in tasks}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def digest(self) -> str:
+        """SHA-256 of the policy's canonical JSON."""
+        return digest_json(self.model_dump(mode="json"))
+
+
+def _explain(error: ValidationError, source: str) -> Iterable[str]:
+    for item in error.errors():
+        path = [str(part) for part in item["loc"]]
+        name = ".".join(path)
+        if item["type"] == "extra_forbidden":
+            model = TaskPolicy if len(path) > 2 else GatePolicy
+            near = difflib.get_close_matches(path[-1], model.model_fields, n=1, cutoff=0.4)
+            guess = f"did you mean {near[0]!r}?" if near else f"known: {list(model.model_fields)}."
+            yield f"{source}: unknown key {name!r}, {guess}"
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            yield f"{source}: {name} = {item['input']!r}: {message}."
