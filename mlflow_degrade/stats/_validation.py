@@ -1,0 +1,155 @@
+"""Checks of counts, levels and arrays, so that every procedure refuses the same inputs alike."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mlflow_degrade.errors import StatisticsInputError
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+
+def check_count(name: str, value: Any) -> int:
+    """Return `value` as a non-negative int, or say what is wrong with it."""
+    try:
+        count = operator.index(value)
+    except TypeError:
+        # Counts often arrive from JSON or pandas as 3.0; a fraction is still an error.
+        if not isinstance(value, (float, np.floating)) or not float(value).is_integer():
+            raise StatisticsInputError(
+                f"{name} = {value!r} is not a whole number: counts of samples are integers >= 0."
+            ) from None
+        count = int(value)
+    if count < 0:
+        raise StatisticsInputError(
+            f"{name} = {count} is below 0: counts of samples are integers >= 0; "
+            f"check which side was subtracted from which."
+        )
+    return count
+
+
+def check_counts(b: Any, c: Any, n: Any = None) -> tuple[int, int, int | None]:
+    """Return discordant counts and the number of pairs, checked against each other."""
+    regressions, improvements = check_count("b", b), check_count("c", c)
+    if n is None:
+        return regressions, improvements, None
+    pairs = check_count("n", n)
+    if regressions + improvements > pairs:
+        raise StatisticsInputError(
+            f"b + c = {regressions + improvements} exceeds n = {pairs}: discordant pairs are a "
+            f"part of all pairs; give the number of all paired samples as n."
+        )
+    return regressions, improvements, pairs
+
+
+def check_pairs(b: Any, c: Any, n: Any) -> tuple[int, int, int]:
+    """Like `check_counts`, for procedures that cannot do without n > 0."""
+    regressions, improvements, pairs = check_counts(b, c, n)
+    if not pairs:
+        raise StatisticsInputError(
+            f"n = {pairs!r}: at least one paired sample is needed; give the number of all pairs."
+        )
+    return regressions, improvements, pairs
+
+
+def check_alpha(alpha: float) -> float:
+    """Return a significance level in (0, 0.5]."""
+    if not 0.0 < alpha <= 0.5:
+        raise StatisticsInputError(
+            f"alpha = {alpha!r} is outside (0, 0.5]: it is the accepted probability of a false "
+            f"alarm, 0.05 by custom."
+        )
+    return float(alpha)
+
+
+def check_confidence(confidence: float) -> float:
+    """Return a confidence level in (0, 1)."""
+    if not 0.0 < confidence < 1.0:
+        raise StatisticsInputError(
+            f"confidence = {confidence!r} is outside (0, 1): give 0.95 for 95%."
+        )
+    return float(confidence)
+
+
+def check_power(power: float) -> float:
+    """Return a target power in [0.5, 1)."""
+    if not 0.5 <= power < 1.0:
+        raise StatisticsInputError(
+            f"power = {power!r} is outside [0.5, 1): a target below one half is a coin toss; "
+            f"0.8 is the custom."
+        )
+    return float(power)
+
+
+def check_margin(margin: float) -> float:
+    """Return a margin, as a proportion in (0, 1)."""
+    if not 0.0 < margin < 1.0:
+        raise StatisticsInputError(
+            f"margin = {margin!r} is outside (0, 1): margins are proportions here, 0.01 for one "
+            f"percentage point."
+        )
+    return float(margin)
+
+
+def check_probability(name: str, value: float) -> float:
+    """Return a probability in [0, 1]."""
+    if not 0.0 <= value <= 1.0:
+        raise StatisticsInputError(f"{name} = {value!r} is outside [0, 1]: it is a probability.")
+    return float(value)
+
+
+def check_differences(differences: Any, name: str = "differences") -> FloatArray:
+    """Return finite per-item differences as a one-dimensional float64 array."""
+    values = np.asarray(differences, dtype=np.float64)
+    if values.ndim != 1:
+        raise StatisticsInputError(
+            f"{name} has shape {values.shape}: one number per item is expected, a "
+            f"one-dimensional array; average repeats per item first."
+        )
+    if values.size == 0:
+        raise StatisticsInputError(f"{name} is empty: at least one paired sample is needed.")
+    # One pass that any NaN or infinity survives is cheaper than a mask of the whole array.
+    if not math.isfinite(float(values.sum())) and not np.isfinite(values).all():
+        bad = np.flatnonzero(~np.isfinite(values))
+        raise StatisticsInputError(
+            f"{name} holds {bad.size} non-finite value(s), the first at index {bad[0]} "
+            f"({values[bad[0]]!r}): drop or score these samples before testing."
+        )
+    return values
+
+
+def check_labels(labels: Any, size: int, name: str) -> IntArray:
+    """Return group labels as codes 0 … G − 1, one per item."""
+    array = np.asarray(labels)
+    if array.shape != (size,):
+        raise StatisticsInputError(
+            f"{name} has shape {array.shape} but there are {size} items: give one label per item."
+        )
+    _, codes = np.unique(array, return_inverse=True)
+    return np.asarray(codes, dtype=np.int64).reshape(size)
+
+
+def check_p_values(p_values: Any) -> FloatArray:
+    """Return p-values in [0, 1] as a one-dimensional array."""
+    values = np.asarray(p_values, dtype=np.float64)
+    if values.ndim != 1 or values.size == 0:
+        raise StatisticsInputError(
+            f"p-values have shape {values.shape}: a non-empty one-dimensional list is expected."
+        )
+    if not ((values >= 0.0) & (values <= 1.0)).all():
+        bad = values[~((values >= 0.0) & (values <= 1.0))][0]
+        raise StatisticsInputError(f"p-value {bad!r} is outside [0, 1].")
+    return values
+
+
+def check_choice(name: str, value: str, known: tuple[str, ...]) -> str:
+    """Return `value` if it is one of `known`."""
+    if value not in known:
+        raise StatisticsInputError(f"{name} = {value!r} is unknown: choose one of {known}.")
+    return value

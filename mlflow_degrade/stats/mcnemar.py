@@ -1,0 +1,271 @@
+"""The exact McNemar test on discordant pairs, one-sided first.
+
+Among the m = b + c pairs on which two models disagree, "the candidate is not worse" means that a
+disagreement is at most as likely a regression as an improvement. At the boundary b ~ Bin(m, ½), so
+the p-value is a binomial tail; concordant pairs carry no information about the direction.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import special
+
+from mlflow_degrade.errors import StatisticsInputError
+from mlflow_degrade.stats._validation import FloatArray, check_counts
+from mlflow_degrade.stats.intervals import (
+    Interval,
+    clopper_pearson,
+    paired_interval,
+)
+
+_LN10 = math.log(10.0)
+# Below this betainc is near the smallest doubles and loses digits: switch to logarithms.
+_SMALL = 1e-280
+
+
+@dataclass(frozen=True, slots=True)
+class McNemarResult:
+    """Exact McNemar test of one benchmark; proportions, not percentage points.
+
+    Parameters
+    ----------
+    b : int
+        Regressions: baseline right, candidate wrong.
+    c : int
+        Improvements: baseline wrong, candidate right.
+    n : int or None
+        All pairs; only effect sizes need it.
+    both_right : int or None
+        Pairs on which both are right; only Newcombe's interval needs it.
+    p_worse : float
+        P(Bin(m, ½) >= b), the one-sided p-value for "the candidate is worse".
+    p_better : float
+        P(Bin(m, ½) >= c), the other side.
+    p_two_sided : float
+        min(1, 2·min(p_worse, p_better)).
+    p_mid_worse : float
+        p_worse minus half the probability of b itself: close to nominal size, not guaranteed.
+    log10_p_worse : float
+        log10 of p_worse, finite also where p_worse underflows.
+    """
+
+    b: int
+    c: int
+    n: int | None
+    both_right: int | None
+    p_worse: float
+    p_better: float
+    p_two_sided: float
+    p_mid_worse: float
+    log10_p_worse: float
+    method: str = "mcnemar-exact"
+    unit: str = "proportion"
+
+    @property
+    def m(self) -> int:
+        """Discordant pairs, b + c."""
+        return self.b + self.c
+
+    @property
+    def delta(self) -> float:
+        """Change in accuracy, (c − b)/n; negative when the candidate is worse."""
+        return (self.c - self.b) / self._pairs()
+
+    @property
+    def flip_rate(self) -> float:
+        """Share of pairs that changed, m/n."""
+        return self.m / self._pairs()
+
+    def interval(self, confidence: float = 0.95, method: str = "melded") -> Interval:
+        """Two-sided confidence interval for `delta`.
+
+        Parameters
+        ----------
+        confidence : float
+            Level in (0, 1).
+        method : {"melded", "tango", "newcombe"}
+            Melded has guaranteed coverage and agrees with the exact test at 0.
+
+        Returns
+        -------
+        Interval
+            In proportions.
+        """
+        return paired_interval(
+            self.b,
+            self.c,
+            self._pairs(),
+            confidence=confidence,
+            method=method,
+            both_right=self.both_right,
+        )
+
+    def flip_rate_interval(self, confidence: float = 0.95) -> Interval:
+        """Clopper–Pearson interval for the flip rate m/n."""
+        return clopper_pearson(self.m, self._pairs(), confidence)
+
+    def regression_share_interval(self, confidence: float = 0.95) -> Interval:
+        """Clopper–Pearson interval for the share of flips that are regressions, b/m."""
+        return clopper_pearson(self.b, self.m, confidence)
+
+    def _pairs(self) -> int:
+        if not self.n:
+            raise StatisticsInputError(
+                f"n = {self.n!r}: effect sizes and intervals are relative to the number of all "
+                f"pairs; call mcnemar(b, c, n)."
+            )
+        return self.n
+
+
+def mcnemar(
+    b: int, c: int, n: int | None = None, *, both_right: int | None = None
+) -> McNemarResult:
+    """Exact McNemar test from discordant counts.
+
+    Parameters
+    ----------
+    b : int
+        Pairs with baseline right and candidate wrong.
+    c : int
+        Pairs with baseline wrong and candidate right.
+    n : int, optional
+        All pairs, for effect sizes.
+    both_right : int, optional
+        Pairs with both right, for Newcombe's interval.
+
+    Returns
+    -------
+    McNemarResult
+        p-values of both sides, mid-p, and intervals as methods.
+
+    Raises
+    ------
+    StatisticsInputError
+        Negative or fractional counts, or b + c > n.
+
+    Notes
+    -----
+    p = P(Bin(m, ½) >= b) = I_½(b, c + 1), the regularised incomplete beta function, and 1 for
+    b = 0. Exact for independent pairs with either the number of flips or the number of pairs fixed;
+    conservative when the items themselves are regarded as fixed. Source: McNemar, Psychometrika 12
+    (1947) 153; mid-p and power: Fagerland, Lydersen & Laake, BMC Med. Res. Methodol. 13 (2013) 91;
+    as a test for degraded language models: Kübler et al., arXiv 2602.10144 (2026).
+
+    Examples
+    --------
+    >>> result = mcnemar(b=16, c=6, n=220)
+    >>> round(result.p_worse, 6), round(result.delta, 6)
+    (0.026239, -0.045455)
+    >>> mcnemar(10_000, 0).log10_p_worse
+    -3010.2999566398...
+    """
+    b, c, n = check_counts(b, c, n)
+    if both_right is not None:
+        both_right, _, _ = check_counts(both_right, b + c, n)
+    m = b + c
+    p_worse, p_better = float(_tail(b, c)), float(_tail(c, b))
+    pmf = math.exp(_log_pmf(b, m))
+    return McNemarResult(
+        b=b,
+        c=c,
+        n=n,
+        both_right=both_right,
+        p_worse=p_worse,
+        p_better=p_better,
+        p_two_sided=min(1.0, 2.0 * min(p_worse, p_better)),
+        p_mid_worse=p_worse - 0.5 * pmf,
+        log10_p_worse=float(mcnemar_log10_p_worse(b, c)),
+    )
+
+
+def mcnemar_p_worse(b: npt.ArrayLike, c: npt.ArrayLike) -> FloatArray:
+    """One-sided exact McNemar p-values of many benchmarks at once.
+
+    Parameters
+    ----------
+    b, c : array_like of int
+        Regressions and improvements; broadcast against each other.
+
+    Returns
+    -------
+    ndarray of float64
+        P(Bin(b + c, ½) >= b), 1 where b = 0.
+
+    Raises
+    ------
+    StatisticsInputError
+        Negative or fractional counts.
+
+    Examples
+    --------
+    >>> mcnemar_p_worse([0, 10, 7], [0, 0, 1])
+    array([1.000000e+00, 9.765625e-04, 3.515625e-02])
+    """
+    b_array, c_array = _count_array("b", b), _count_array("c", c)
+    return _tail(b_array, c_array)
+
+
+def mcnemar_log10_p_worse(b: npt.ArrayLike, c: npt.ArrayLike) -> FloatArray:
+    """log10 of `mcnemar_p_worse` that does not underflow.
+
+    Parameters
+    ----------
+    b, c : array_like of int
+        Regressions and improvements.
+
+    Returns
+    -------
+    ndarray of float64
+        Finite for every pair of counts.
+
+    Notes
+    -----
+    Where the incomplete beta function nears the smallest doubles, the tail is the probability of b
+    itself times 1 + c/(b+1) + c(c−1)/((b+1)(b+2)) + …, a series that falls faster than a geometric
+    one there because b is far above c.
+    """
+    b_array, c_array = np.broadcast_arrays(_count_array("b", b), _count_array("c", c))
+    p = _tail(b_array, c_array)
+    with np.errstate(divide="ignore"):
+        result = np.asarray(np.log10(p), dtype=np.float64)
+    deep = p < _SMALL
+    if deep.any():
+        pairs = zip(b_array[deep], c_array[deep], strict=True)
+        result = np.atleast_1d(result)
+        result[np.atleast_1d(deep)] = [_log10_deep_tail(float(x), float(y)) for x, y in pairs]
+    return result.reshape(p.shape)
+
+
+def _tail(b: Any, c: Any) -> FloatArray:
+    # betainc(0, ·) is undefined in some SciPy versions: P(X >= 0) = 1 must not depend on it.
+    at_least = np.maximum(b, 1)
+    value = special.betainc(at_least, np.asarray(c) + 1, 0.5)
+    return np.asarray(np.where(np.asarray(b) == 0, 1.0, value), dtype=np.float64)
+
+
+def _log_pmf(b: float, m: float) -> float:
+    log_choose = special.gammaln(m + 1.0) - special.gammaln(b + 1.0) - special.gammaln(m - b + 1.0)
+    return float(log_choose - m * math.log(2.0))
+
+
+def _log10_deep_tail(b: float, c: float) -> float:
+    term, total, step = 1.0, 1.0, 0.0
+    while step < c and term > 1e-18 * total:
+        term *= (c - step) / (b + 1.0 + step)
+        total += term
+        step += 1.0
+    return (_log_pmf(b, b + c) + math.log(total)) / _LN10
+
+
+def _count_array(name: str, values: npt.ArrayLike) -> FloatArray:
+    array = np.asarray(values, dtype=np.float64)
+    if not (np.isfinite(array).all() and (array >= 0).all() and (array == np.floor(array)).all()):
+        raise StatisticsInputError(
+            f"{name} holds a value that is not a whole number >= 0: counts of samples are expected."
+        )
+    return array

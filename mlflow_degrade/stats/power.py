@@ -1,0 +1,462 @@
+"""Power, sample size and minimum detectable effect of the paired tests.
+
+Two numbers describe a planned comparison: the flip rate d (share of pairs that change) and the
+drop in accuracy delta. A regression has probability (d + drop)/2, an improvement (d − drop)/2, and
+no drop can exceed the flip rate.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import special
+
+from mlflow_degrade.errors import StatisticsInputError
+from mlflow_degrade.stats._validation import (
+    FloatArray,
+    check_alpha,
+    check_choice,
+    check_confidence,
+    check_count,
+    check_pairs,
+    check_power,
+    check_probability,
+)
+from mlflow_degrade.stats.intervals import upper_proportion
+
+# Numbers of flips with a smaller share of the probability than this are left out of exact power.
+_NEGLIGIBLE = 1e-18
+_LARGEST_PLAN = 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class SampleSize:
+    """How many paired samples a stated drop needs.
+
+    Parameters
+    ----------
+    n : int
+        Samples, rounded up.
+    n_unrounded : float
+        The formula's value before rounding; equals n for the exact method.
+    drop, flip_rate, alpha, power : float
+        What was asked, proportions.
+    sides : int
+        1 for "worse", 2 for "different".
+    method : str
+        ``"connor"``, ``"miettinen"``, ``"exact"`` or ``"noninferiority"``.
+    """
+
+    n: int
+    n_unrounded: float
+    drop: float
+    flip_rate: float
+    alpha: float
+    power: float
+    sides: int
+    method: str
+
+
+def power_mcnemar(p_b: float, p_c: float, n: int, alpha: float = 0.05) -> float:
+    """Exact power of the one-sided exact McNemar test.
+
+    Parameters
+    ----------
+    p_b, p_c : float
+        Probabilities of a regression and of an improvement, per pair.
+    n : int
+        Pairs.
+    alpha : float
+        Level in (0, 0.5].
+
+    Returns
+    -------
+    float
+        Probability that the test declares the candidate worse.
+
+    Raises
+    ------
+    StatisticsInputError
+        Probabilities outside [0, 1] or adding up to more than 1, or n < 1.
+
+    Notes
+    -----
+    The number of flips is Bin(n, d) and, given m flips, b ~ Bin(m, p_b/d); the test rejects at the
+    smallest b with P(Bin(m, ½) >= b) <= alpha.
+
+    Examples
+    --------
+    >>> round(power_mcnemar(0.08, 0.03, 200), 5)
+    0.63239
+    """
+    p_b, p_c = check_probability("p_b", p_b), check_probability("p_c", p_c)
+    n, alpha = _check_n(n), check_alpha(alpha)
+    flip_rate = p_b + p_c
+    if flip_rate > 1.0 + 1e-12:
+        raise StatisticsInputError(
+            f"p_b + p_c = {flip_rate!r} exceeds 1: together they are the flip rate."
+        )
+    if flip_rate == 0.0:
+        return 0.0
+    flips, weight = _flip_law(n, min(flip_rate, 1.0))
+    critical = _critical_regressions(flips, alpha)
+    attainable = critical <= flips
+    reject = special.betainc(
+        critical[attainable], (flips - critical + 1.0)[attainable], p_b / flip_rate
+    )
+    return float(np.dot(weight[attainable], reject))
+
+
+def power_approximate(
+    drop: float, flip_rate: float, n: int, alpha: float = 0.05, *, sides: int = 1
+) -> float:
+    """Normal approximation to the power of McNemar's test.
+
+    Parameters
+    ----------
+    drop : float
+        Loss of accuracy, a proportion in (0, flip_rate].
+    flip_rate : float
+        Share of pairs that change.
+    n : int
+        Pairs.
+    alpha : float
+        Level.
+    sides : {1, 2}
+        One- or two-sided test.
+
+    Returns
+    -------
+    float
+        Power by Connor's formula solved for it.
+
+    Examples
+    --------
+    >>> round(power_approximate(0.05, 0.11, 200), 3)
+    0.689
+    """
+    _check_drop(drop, flip_rate)
+    z = _z_alpha(alpha, sides)
+    spread = flip_rate - drop * drop
+    shift = math.sqrt(_check_n(n)) * drop - z * math.sqrt(flip_rate)
+    if spread <= 0.0:
+        return float(shift > 0.0)
+    return float(special.ndtr(shift / math.sqrt(spread)))
+
+
+def sample_size(
+    drop: float,
+    flip_rate: float,
+    *,
+    alpha: float = 0.05,
+    power: float = 0.8,
+    sides: int = 1,
+    method: str = "connor",
+) -> SampleSize:
+    """Pairs needed to detect a drop in accuracy.
+
+    Parameters
+    ----------
+    drop : float
+        Loss of accuracy to detect, a proportion (0.005 is half a percentage point).
+    flip_rate : float
+        Expected share of pairs that change, e.g. from a rerun of the baseline.
+    alpha, power : float
+        Level and target power.
+    sides : {1, 2}
+        One-sided by default: the question is whether the candidate is worse.
+    method : {"connor", "miettinen", "exact"}
+        Connor is a normal approximation; Miettinen conditions on the number of flips; exact
+        searches with `power_mcnemar` (one-sided only).
+
+    Returns
+    -------
+    SampleSize
+        Rounded and unrounded n.
+
+    Raises
+    ------
+    StatisticsInputError
+        A drop outside (0, flip_rate], a flip rate outside (0, 1], or more than a billion samples.
+
+    Notes
+    -----
+    Connor, Biometrics 43 (1987) 207: n = ((z_α√d + z_β√(d − drop²))/drop)². Miettinen, Biometrics
+    24 (1968) 339: n = (z_α·d + z_β√(d² − drop²(3 + d)/4))²/(d·drop²). Exact power climbs in small
+    saw-teeth; the exact n is where it first crosses the target in a bisection.
+
+    Examples
+    --------
+    >>> sample_size(0.005, 0.02).n
+    4944
+    """
+    _check_drop(drop, flip_rate)
+    check_choice("method", method, ("connor", "miettinen", "exact"))
+    z_alpha, z_beta = _z_alpha(alpha, sides), float(special.ndtri(check_power(power)))
+    d, squared = flip_rate, drop * drop
+    connor = ((z_alpha * math.sqrt(d) + z_beta * math.sqrt(d - squared)) / drop) ** 2
+    if connor > _LARGEST_PLAN:
+        raise StatisticsInputError(
+            f"drop = {drop!r} needs about {connor:.3g} samples, more than {_LARGEST_PLAN:.0e}: "
+            f"state a larger drop."
+        )
+    n = connor
+    if method == "miettinen":
+        root = math.sqrt(d * d - squared * (3.0 + d) / 4.0)
+        n = (z_alpha * d + z_beta * root) ** 2 / (d * squared)
+    elif method == "exact":
+        if sides != 1:
+            raise StatisticsInputError(
+                f"sides = {sides} has no exact sample size: take sides=1, or another method."
+            )
+        n = float(_exact_sample_size(drop, flip_rate, alpha, power, math.ceil(connor)))
+    return SampleSize(math.ceil(n), n, drop, flip_rate, alpha, power, sides, method)
+
+
+def sample_size_noninferiority(
+    margin: float,
+    flip_rate: float,
+    *,
+    drop: float = 0.0,
+    alpha: float = 0.05,
+    power: float = 0.8,
+) -> SampleSize:
+    """Pairs needed to show that a candidate loses less than the margin.
+
+    Parameters
+    ----------
+    margin : float
+        Largest acceptable loss, a proportion.
+    flip_rate : float
+        Expected share of pairs that change.
+    drop : float
+        True loss, below the margin; negative for a gain.
+    alpha, power : float
+        Level and target power.
+
+    Returns
+    -------
+    SampleSize
+        Normal approximation with the unconstrained variance.
+
+    Notes
+    -----
+    n = (z_α + z_β)²·(d − drop²)/(margin − drop)²; cf. Liu et al., Statist. Med. 21 (2002) 231.
+
+    Examples
+    --------
+    >>> sample_size_noninferiority(0.01, 0.04).n
+    2474
+    """
+    if not 0.0 < margin < 1.0 or not abs(drop) < margin or not abs(drop) <= flip_rate <= 1.0:
+        raise StatisticsInputError(
+            f"margin = {margin!r}, drop = {drop!r}, flip_rate = {flip_rate!r}: expected "
+            f"|drop| < margin < 1 and |drop| <= flip_rate <= 1; a loss of the margin or more "
+            f"can never be shown to be acceptable."
+        )
+    z = _z_alpha(alpha, 1) + float(special.ndtri(check_power(power)))
+    n = z * z * (flip_rate - drop * drop) / (margin - drop) ** 2
+    return SampleSize(max(math.ceil(n), 1), n, drop, flip_rate, alpha, power, 1, "noninferiority")
+
+
+def mde(
+    n: int,
+    flip_rate: float,
+    *,
+    alpha: float = 0.05,
+    power: float = 0.8,
+    method: str = "approximate",
+) -> float:
+    """Smallest drop in accuracy that n pairs detect with the stated power.
+
+    Parameters
+    ----------
+    n : int
+        Pairs.
+    flip_rate : float
+        Share of pairs that change.
+    alpha, power : float
+        Level of the one-sided test and power.
+    method : {"approximate", "exact"}
+        Connor's formula solved for the drop, or bisection on `power_mcnemar`.
+
+    Returns
+    -------
+    float
+        A proportion. ``math.inf`` if even the largest possible drop, all flips being regressions,
+        would go unnoticed.
+
+    Notes
+    -----
+    About 2.49·√(d/n) at alpha = 5% and power = 80%.
+
+    Examples
+    --------
+    >>> round(mde(14_000, 0.08), 4)
+    0.0059
+    >>> mde(12, 0.05)
+    inf
+    """
+    n, flip_rate = _check_n(n), check_probability("flip_rate", flip_rate)
+    check_choice("method", method, ("approximate", "exact"))
+    alpha, power = check_alpha(alpha), check_power(power)
+    if flip_rate == 0.0:
+        return math.inf
+    if method == "approximate":
+        drop = _connor_drop(n, flip_rate, alpha, power)
+        return drop if drop <= flip_rate else math.inf
+    if power_mcnemar(flip_rate, 0.0, n, alpha) < power:
+        return math.inf
+    low, high = 0.0, flip_rate
+    while high - low > 1e-10 * flip_rate:
+        middle = 0.5 * (low + high)
+        enough = _exact_power_of_drop(middle, flip_rate, n, alpha) >= power
+        low, high = (low, middle) if enough else (middle, high)
+    return high
+
+
+def guard_mde(
+    b: int,
+    c: int,
+    n: int,
+    *,
+    alpha: float = 0.05,
+    power: float = 0.8,
+    confidence: float = 0.95,
+    method: str = "approximate",
+) -> float:
+    """Smallest drop that finished data could not have missed, whatever their luck with flips.
+
+    Parameters
+    ----------
+    b, c, n : int
+        Regressions, improvements, all pairs.
+    alpha, power : float
+        Level of the one-sided test and power.
+    confidence : float
+        Level of the one-sided upper Clopper–Pearson bound for the flip rate.
+    method : {"approximate", "exact"}
+        As in `mde`.
+
+    Returns
+    -------
+    float
+        A proportion: the MDE at the upper bound d⁺ of the flip rate, and d⁺ itself where the MDE is
+        infinite.
+
+    Notes
+    -----
+    Taking the observed flip rate would read "no flips among 12" as infinite power; its upper bound
+    still allows d = 22%. A drop larger than d⁺ would contradict the bound on the flip rate, so d⁺
+    limits the answer: 10,000 identical answers exclude a drop of 0.03 pp although no McNemar test
+    could reject there.
+
+    Examples
+    --------
+    >>> round(guard_mde(0, 0, 12), 3)
+    0.221
+    >>> round(guard_mde(12, 16, 1_100), 4)
+    0.014
+    """
+    b, c, n = check_pairs(b, c, n)
+    bound = upper_proportion(b + c, n, check_confidence(confidence))
+    return min(mde(n, bound, alpha=alpha, power=power, method=method), bound)
+
+
+def _exact_power_of_drop(drop: float, flip_rate: float, n: int, alpha: float) -> float:
+    half = 0.5 * drop
+    return power_mcnemar(min(0.5 * flip_rate + half, 1.0), 0.5 * flip_rate - half, n, alpha)
+
+
+def _exact_sample_size(drop: float, flip_rate: float, alpha: float, power: float, n: int) -> int:
+    low, high = 0, max(n, 1)
+    while _exact_power_of_drop(drop, flip_rate, high, alpha) < power:
+        low, high = high, 2 * high
+        if high > _LARGEST_PLAN:
+            raise StatisticsInputError(
+                f"drop = {drop!r} needs more than {_LARGEST_PLAN:.0e} samples: state a larger drop."
+            )
+    while high - low > 1:
+        middle = (low + high) // 2
+        enough = _exact_power_of_drop(drop, flip_rate, middle, alpha) >= power
+        low, high = (low, middle) if enough else (middle, high)
+    return high
+
+
+def _connor_drop(n: int, d: float, alpha: float, power: float) -> float:
+    """Solve Connor's formula for the drop, a quadratic once the root is isolated and squared."""
+    z_alpha, z_beta = _z_alpha(alpha, 1), float(special.ndtri(power))
+    discriminant = z_beta**2 * d * (n + z_beta**2 - z_alpha**2)
+    if discriminant < 0.0:
+        return math.inf
+    return (z_alpha * math.sqrt(n * d) + math.sqrt(discriminant)) / (n + z_beta**2)
+
+
+def _flip_law(n: int, flip_rate: float) -> tuple[FloatArray, FloatArray]:
+    """Numbers of flips that matter, with their binomial probabilities."""
+    mean, sd = n * flip_rate, math.sqrt(n * flip_rate * (1.0 - flip_rate))
+    # Bernstein: a deviation of 10 sd + 60 has probability below 1e-19 on either side.
+    low, high = max(0, int(mean - 10.0 * sd - 60.0)), min(n, math.ceil(mean + 10.0 * sd + 60.0))
+    flips = np.arange(low, high + 1, dtype=np.float64)
+    # A difference of two tails would lose the small ones: the density is formed in logarithms
+    # around its mode, where it is normalised, so that the error of gammaln cancels.
+    log_weight = (
+        special.xlogy(flips, flip_rate)
+        + special.xlog1py(n - flips, -flip_rate)
+        - special.gammaln(flips + 1.0)
+        - special.gammaln(n - flips + 1.0)
+    )
+    weight = np.exp(log_weight - log_weight.max())
+    weight /= weight.sum()
+    keep = weight > _NEGLIGIBLE
+    return flips[keep], weight[keep]
+
+
+def _critical_regressions(flips: FloatArray, alpha: float) -> FloatArray:
+    """Smallest b with P(Bin(m, ½) >= b) <= alpha; m + 1 where no b is small enough."""
+    z = -float(special.ndtri(alpha))
+    critical = np.clip(np.ceil(0.5 * flips + 0.5 * z * np.sqrt(flips)), 1.0, flips + 1.0)
+    while True:
+        up = (critical <= flips) & (_tail(critical, flips) > alpha)
+        if not up.any():
+            break
+        critical[up] += 1.0
+    while True:
+        down = (critical > 1.0) & (_tail(critical - 1.0, flips) <= alpha)
+        if not down.any():
+            return critical
+        critical[down] -= 1.0
+
+
+def _tail(b: FloatArray, m: FloatArray) -> FloatArray:
+    # The clip only keeps betainc defined for b > m, which callers mask.
+    inside = np.clip(b, 1.0, np.maximum(m, 1.0))
+    return np.asarray(special.betainc(inside, np.maximum(m, 1.0) - inside + 1.0, 0.5))
+
+
+def _z_alpha(alpha: float, sides: int) -> float:
+    if sides not in (1, 2):
+        raise StatisticsInputError(f"sides = {sides!r}: 1 for 'worse' or 2 for 'different'.")
+    return -float(special.ndtri(check_alpha(alpha) / sides))
+
+
+def _check_n(n: int) -> int:
+    n = check_count("n", n)
+    if n < 1:
+        raise StatisticsInputError(f"n = {n}: at least one paired sample is needed.")
+    return n
+
+
+def _check_drop(drop: float, flip_rate: float) -> None:
+    if not 0.0 < flip_rate <= 1.0:
+        raise StatisticsInputError(
+            f"flip_rate = {flip_rate!r} is outside (0, 1]: it is a share of the samples."
+        )
+    if not 0.0 < drop <= flip_rate:
+        raise StatisticsInputError(
+            f"drop = {drop!r} is outside (0, flip_rate = {flip_rate!r}]: accuracy cannot change "
+            f"by more than the share of answers that change; drops are proportions, 0.01 for one "
+            f"percentage point."
+        )
