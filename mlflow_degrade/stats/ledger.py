@@ -81,10 +81,9 @@ def spent(alpha: float, attempts: int) -> float:
     >>> round(spent(0.05, 1), 5), round(spent(0.05, 20), 5)
     (0.0304, 0.04852)
     """
-    # π²/6 − ψ'(k + 1) is the partial sum of 1/j²; the trigamma form costs the same for any k.
-    used = 1.0 - 6.0 / math.pi**2 * float(
-        special.polygamma(1, check_count("attempts", attempts) + 1)
-    )
+    count = check_count("attempts", attempts)
+    # π²/6 − ψ'(k + 1) is the partial sum of 1/j²; rounding must not leave a trace at k = 0.
+    used = 1.0 - 6.0 / math.pi**2 * float(special.polygamma(1, count + 1)) if count else 0.0
     return check_alpha(alpha) * used
 
 
