@@ -17,33 +17,47 @@ from mlflow_degrade.stats.intervals import (
 )
 from mlflow_degrade.stats.mcnemar import (
     McNemarResult,
+    critical_regressions,
     mcnemar,
     mcnemar_log10_p_worse,
     mcnemar_p_worse,
 )
+from mlflow_degrade.stats.means import mean_interval
 from mlflow_degrade.stats.noninferiority import NonInferiorityResult, noninferiority
+from mlflow_degrade.stats.noninferiority_means import (
+    GradedNonInferiorityResult,
+    noninferiority_graded,
+)
 from mlflow_degrade.stats.power import (
-    SampleSize,
     guard_mde,
     mde,
     power_approximate,
     power_mcnemar,
-    sample_size,
-    sample_size_noninferiority,
 )
+from mlflow_degrade.stats.power_means import guard_mde_graded, mde_graded
+from mlflow_degrade.stats.sample_size import SampleSize, sample_size, sample_size_noninferiorityfrom mlflow_degrade.stats.signflip import SignFlipResult, signflip
+from mlflow_degrade.stats.units import FlipUnits, flip_units
 
 __all__ = [
     "clopper_pearson",
+    "critical_regressions",
+    "flip_units",
+    "FlipUnits",
+    "GradedNonInferiorityResult",
     "guard_mde",
+    "guard_mde_graded",
     "Interval",
     "mcnemar",
     "mcnemar_log10_p_worse",
     "mcnemar_p_worse",
     "McNemarResult",
     "mde",
+    "mde_graded",
+    "mean_interval",
     "melded",
     "newcombe",
     "noninferiority",
+    "noninferiority_graded",
     "NonInferiorityResult",
     "paired_interval",
     "power_approximate",
@@ -51,6 +65,8 @@ __all__ = [
     "sample_size",
     "sample_size_noninferiority",
     "SampleSize",
+    "signflip",
+    "SignFlipResult",
     "tango",
     "upper_proportion",
 ]

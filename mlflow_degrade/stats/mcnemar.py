@@ -241,6 +241,49 @@ def mcnemar_log10_p_worse(b: npt.ArrayLike, c: npt.ArrayLike) -> FloatArray:
     return result.reshape(p.shape)
 
 
+def critical_regressions(flips: npt.ArrayLike, p: float) -> FloatArray:
+    """Fewest regressions that are as unlikely as p, for each number of flips.
+
+    Parameters
+    ----------
+    flips : array_like of int
+        Discordant pairs m.
+    p : float
+        Level, in (0, 1].
+
+    Returns
+    -------
+    ndarray of float64
+        Smallest b with P(Bin(m, ½) >= b) <= p; m + 1 where there is none.
+
+    Notes
+    -----
+    Starts from the Cornish–Fisher quantile, right up to a unit for ordinary levels, and steps.
+
+    Examples
+    --------
+    >>> critical_regressions([4, 5, 100], 0.05)
+    array([ 5.,  5., 59.])
+    """
+    m = np.asarray(flips, dtype=np.float64)
+    if p >= 1.0:
+        return np.zeros(m.shape)
+    z = -float(special.ndtri(p))
+    safe = np.maximum(m, 1.0)
+    quantile = z - (z**3 - 3.0 * z) / (12.0 * safe)
+    critical = np.clip(np.ceil(0.5 * m + 0.5 + 0.5 * quantile * np.sqrt(m)), 1.0, m + 1.0)
+    too_few = (critical <= m) & (_tail(np.minimum(critical, m), m - np.minimum(critical, m)) > p)
+    while too_few.any():
+        critical[too_few] += 1.0
+        inside = np.minimum(critical, m)
+        too_few &= (critical <= m) & (_tail(inside, m - inside) > p)
+    too_many = (critical > 1.0) & (_tail(critical - 1.0, m - critical + 1.0) <= p)
+    while too_many.any():
+        critical[too_many] -= 1.0
+        too_many &= (critical > 1.0) & (_tail(critical - 1.0, m - critical + 1.0) <= p)
+    return critical
+
+
 def _tail(b: Any, c: Any) -> FloatArray:
     # betainc(0, ·) is undefined in some SciPy versions: P(X >= 0) = 1 must not depend on it.
     at_least = np.maximum(b, 1)

@@ -1,4 +1,4 @@
-"""Power, sample size and minimum detectable effect of the paired tests.
+"""Power and minimum detectable effect of the paired tests.
 
 Two numbers describe a planned comparison: the flip rate d (share of pairs that change) and the
 drop in accuracy delta. A regression has probability (d + drop)/2, an improvement (d − drop)/2, and
@@ -25,38 +25,10 @@ from mlflow_degrade.stats._validation import (
     check_probability,
 )
 from mlflow_degrade.stats.intervals import upper_proportion
+from mlflow_degrade.stats.mcnemar import critical_regressions
 
 # Numbers of flips with a smaller share of the probability than this are left out of exact power.
 _NEGLIGIBLE = 1e-18
-_LARGEST_PLAN = 10**9
-
-
-@dataclass(frozen=True, slots=True)
-class SampleSize:
-    """How many paired samples a stated drop needs.
-
-    Parameters
-    ----------
-    n : int
-        Samples, rounded up.
-    n_unrounded : float
-        The formula's value before rounding; equals n for the exact method.
-    drop, flip_rate, alpha, power : float
-        What was asked, proportions.
-    sides : int
-        1 for "worse", 2 for "different".
-    method : str
-        ``"connor"``, ``"miettinen"``, ``"exact"`` or ``"noninferiority"``.
-    """
-
-    n: int
-    n_unrounded: float
-    drop: float
-    flip_rate: float
-    alpha: float
-    power: float
-    sides: int
-    method: str
 
 
 def power_mcnemar(p_b: float, p_c: float, n: int, alpha: float = 0.05) -> float:
@@ -100,13 +72,7 @@ def power_mcnemar(p_b: float, p_c: float, n: int, alpha: float = 0.05) -> float:
         )
     if flip_rate == 0.0:
         return 0.0
-    flips, weight = _flip_law(n, min(flip_rate, 1.0))
-    critical = _critical_regressions(flips, alpha)
-    attainable = critical <= flips
-    reject = special.betainc(
-        critical[attainable], (flips - critical + 1.0)[attainable], p_b / flip_rate
-    )
-    return float(np.dot(weight[attainable], reject))
+    return _power_given_share(_rejection_table(n, min(flip_rate, 1.0), alpha), p_b / flip_rate)
 
 
 def power_approximate(
@@ -137,128 +103,13 @@ def power_approximate(
     >>> round(power_approximate(0.05, 0.11, 200), 3)
     0.689
     """
-    _check_drop(drop, flip_rate)
-    z = _z_alpha(alpha, sides)
+    check_drop(drop, flip_rate)
+    z = upper_quantile(alpha, sides)
     spread = flip_rate - drop * drop
     shift = math.sqrt(_check_n(n)) * drop - z * math.sqrt(flip_rate)
     if spread <= 0.0:
         return float(shift > 0.0)
     return float(special.ndtr(shift / math.sqrt(spread)))
-
-
-def sample_size(
-    drop: float,
-    flip_rate: float,
-    *,
-    alpha: float = 0.05,
-    power: float = 0.8,
-    sides: int = 1,
-    method: str = "connor",
-) -> SampleSize:
-    """Pairs needed to detect a drop in accuracy.
-
-    Parameters
-    ----------
-    drop : float
-        Loss of accuracy to detect, a proportion (0.005 is half a percentage point).
-    flip_rate : float
-        Expected share of pairs that change, e.g. from a rerun of the baseline.
-    alpha, power : float
-        Level and target power.
-    sides : {1, 2}
-        One-sided by default: the question is whether the candidate is worse.
-    method : {"connor", "miettinen", "exact"}
-        Connor is a normal approximation; Miettinen conditions on the number of flips; exact
-        searches with `power_mcnemar` (one-sided only).
-
-    Returns
-    -------
-    SampleSize
-        Rounded and unrounded n.
-
-    Raises
-    ------
-    StatisticsInputError
-        A drop outside (0, flip_rate], a flip rate outside (0, 1], or more than a billion samples.
-
-    Notes
-    -----
-    Connor, Biometrics 43 (1987) 207: n = ((z_α√d + z_β√(d − drop²))/drop)². Miettinen, Biometrics
-    24 (1968) 339: n = (z_α·d + z_β√(d² − drop²(3 + d)/4))²/(d·drop²). Exact power climbs in small
-    saw-teeth; the exact n is where it first crosses the target in a bisection.
-
-    Examples
-    --------
-    >>> sample_size(0.005, 0.02).n
-    4944
-    """
-    _check_drop(drop, flip_rate)
-    check_choice("method", method, ("connor", "miettinen", "exact"))
-    z_alpha, z_beta = _z_alpha(alpha, sides), float(special.ndtri(check_power(power)))
-    d, squared = flip_rate, drop * drop
-    connor = ((z_alpha * math.sqrt(d) + z_beta * math.sqrt(d - squared)) / drop) ** 2
-    if connor > _LARGEST_PLAN:
-        raise StatisticsInputError(
-            f"drop = {drop!r} needs about {connor:.3g} samples, more than {_LARGEST_PLAN:.0e}: "
-            f"state a larger drop."
-        )
-    n = connor
-    if method == "miettinen":
-        root = math.sqrt(d * d - squared * (3.0 + d) / 4.0)
-        n = (z_alpha * d + z_beta * root) ** 2 / (d * squared)
-    elif method == "exact":
-        if sides != 1:
-            raise StatisticsInputError(
-                f"sides = {sides} has no exact sample size: take sides=1, or another method."
-            )
-        n = float(_exact_sample_size(drop, flip_rate, alpha, power, math.ceil(connor)))
-    return SampleSize(math.ceil(n), n, drop, flip_rate, alpha, power, sides, method)
-
-
-def sample_size_noninferiority(
-    margin: float,
-    flip_rate: float,
-    *,
-    drop: float = 0.0,
-    alpha: float = 0.05,
-    power: float = 0.8,
-) -> SampleSize:
-    """Pairs needed to show that a candidate loses less than the margin.
-
-    Parameters
-    ----------
-    margin : float
-        Largest acceptable loss, a proportion.
-    flip_rate : float
-        Expected share of pairs that change.
-    drop : float
-        True loss, below the margin; negative for a gain.
-    alpha, power : float
-        Level and target power.
-
-    Returns
-    -------
-    SampleSize
-        Normal approximation with the unconstrained variance.
-
-    Notes
-    -----
-    n = (z_α + z_β)²·(d − drop²)/(margin − drop)²; cf. Liu et al., Statist. Med. 21 (2002) 231.
-
-    Examples
-    --------
-    >>> sample_size_noninferiority(0.01, 0.04).n
-    2474
-    """
-    if not 0.0 < margin < 1.0 or not abs(drop) < margin or not abs(drop) <= flip_rate <= 1.0:
-        raise StatisticsInputError(
-            f"margin = {margin!r}, drop = {drop!r}, flip_rate = {flip_rate!r}: expected "
-            f"|drop| < margin < 1 and |drop| <= flip_rate <= 1; a loss of the margin or more "
-            f"can never be shown to be acceptable."
-        )
-    z = _z_alpha(alpha, 1) + float(special.ndtri(check_power(power)))
-    n = z * z * (flip_rate - drop * drop) / (margin - drop) ** 2
-    return SampleSize(max(math.ceil(n), 1), n, drop, flip_rate, alpha, power, 1, "noninferiority")
 
 
 def mde(
@@ -307,14 +158,16 @@ def mde(
     if method == "approximate":
         drop = _connor_drop(n, flip_rate, alpha, power)
         return drop if drop <= flip_rate else math.inf
-    if power_mcnemar(flip_rate, 0.0, n, alpha) < power:
+    table = _rejection_table(n, flip_rate, alpha)
+    if _power_given_share(table, 1.0) < power:
         return math.inf
-    low, high = 0.0, flip_rate
-    while high - low > 1e-10 * flip_rate:
+    # The drop only moves the share of regressions among the flips, (1 + drop/flip_rate)/2.
+    low, high = 0.5, 1.0
+    while high - low > 1e-10:
         middle = 0.5 * (low + high)
-        enough = _exact_power_of_drop(middle, flip_rate, n, alpha) >= power
+        enough = _power_given_share(table, middle) >= power
         low, high = (low, middle) if enough else (middle, high)
-    return high
+    return (2.0 * high - 1.0) * flip_rate
 
 
 def guard_mde(
@@ -365,33 +218,40 @@ def guard_mde(
     return min(mde(n, bound, alpha=alpha, power=power, method=method), bound)
 
 
-def _exact_power_of_drop(drop: float, flip_rate: float, n: int, alpha: float) -> float:
+def exact_power_of_drop(drop: float, flip_rate: float, n: int, alpha: float) -> float:
+    """`power_mcnemar` in terms of the drop and the flip rate."""
     half = 0.5 * drop
     return power_mcnemar(min(0.5 * flip_rate + half, 1.0), 0.5 * flip_rate - half, n, alpha)
 
 
-def _exact_sample_size(drop: float, flip_rate: float, alpha: float, power: float, n: int) -> int:
-    low, high = 0, max(n, 1)
-    while _exact_power_of_drop(drop, flip_rate, high, alpha) < power:
-        low, high = high, 2 * high
-        if high > _LARGEST_PLAN:
-            raise StatisticsInputError(
-                f"drop = {drop!r} needs more than {_LARGEST_PLAN:.0e} samples: state a larger drop."
-            )
-    while high - low > 1:
-        middle = (low + high) // 2
-        enough = _exact_power_of_drop(drop, flip_rate, middle, alpha) >= power
-        low, high = (low, middle) if enough else (middle, high)
-    return high
-
-
 def _connor_drop(n: int, d: float, alpha: float, power: float) -> float:
     """Solve Connor's formula for the drop, a quadratic once the root is isolated and squared."""
-    z_alpha, z_beta = _z_alpha(alpha, 1), float(special.ndtri(power))
+    z_alpha, z_beta = upper_quantile(alpha, 1), float(special.ndtri(power))
     discriminant = z_beta**2 * d * (n + z_beta**2 - z_alpha**2)
     if discriminant < 0.0:
         return math.inf
     return (z_alpha * math.sqrt(n * d) + math.sqrt(discriminant)) / (n + z_beta**2)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _RejectionTable:
+    """Numbers of flips that can reject, their probabilities, and the regressions it takes."""
+
+    flips: FloatArray
+    weight: FloatArray
+    critical: FloatArray
+
+
+def _rejection_table(n: int, flip_rate: float, alpha: float) -> _RejectionTable:
+    flips, weight = _flip_law(n, flip_rate)
+    critical = critical_regressions(flips, alpha)
+    attainable = critical <= flips
+    return _RejectionTable(flips[attainable], weight[attainable], critical[attainable])
+
+
+def _power_given_share(table: _RejectionTable, share: float) -> float:
+    reject = special.betainc(table.critical, table.flips - table.critical + 1.0, share)
+    return float(np.dot(table.weight, reject))
 
 
 def _flip_law(n: int, flip_rate: float) -> tuple[FloatArray, FloatArray]:
@@ -414,29 +274,8 @@ def _flip_law(n: int, flip_rate: float) -> tuple[FloatArray, FloatArray]:
     return flips[keep], weight[keep]
 
 
-def _critical_regressions(flips: FloatArray, alpha: float) -> FloatArray:
-    """Smallest b with P(Bin(m, ½) >= b) <= alpha; m + 1 where no b is small enough."""
-    z = -float(special.ndtri(alpha))
-    critical = np.clip(np.ceil(0.5 * flips + 0.5 * z * np.sqrt(flips)), 1.0, flips + 1.0)
-    while True:
-        up = (critical <= flips) & (_tail(critical, flips) > alpha)
-        if not up.any():
-            break
-        critical[up] += 1.0
-    while True:
-        down = (critical > 1.0) & (_tail(critical - 1.0, flips) <= alpha)
-        if not down.any():
-            return critical
-        critical[down] -= 1.0
-
-
-def _tail(b: FloatArray, m: FloatArray) -> FloatArray:
-    # The clip only keeps betainc defined for b > m, which callers mask.
-    inside = np.clip(b, 1.0, np.maximum(m, 1.0))
-    return np.asarray(special.betainc(inside, np.maximum(m, 1.0) - inside + 1.0, 0.5))
-
-
-def _z_alpha(alpha: float, sides: int) -> float:
+def upper_quantile(alpha: float, sides: int) -> float:
+    """Normal quantile that a one- or two-sided test at level alpha has to exceed."""
     if sides not in (1, 2):
         raise StatisticsInputError(f"sides = {sides!r}: 1 for 'worse' or 2 for 'different'.")
     return -float(special.ndtri(check_alpha(alpha) / sides))
@@ -449,7 +288,8 @@ def _check_n(n: int) -> int:
     return n
 
 
-def _check_drop(drop: float, flip_rate: float) -> None:
+def check_drop(drop: float, flip_rate: float) -> None:
+    """Refuse a drop that exceeds the share of answers that change."""
     if not 0.0 < flip_rate <= 1.0:
         raise StatisticsInputError(
             f"flip_rate = {flip_rate!r} is outside (0, 1]: it is a share of the samples."

@@ -1,0 +1,297 @@
+"""The sign-flip permutation test of paired differences, by the best available route.
+
+If baseline and candidate are interchangeable on every unit, flipping the sign of a unit's
+difference changes nothing: the observed sum is compared with the sums under all 2^n flips.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mlflow_degrade.errors import StatisticsInputError
+from mlflow_degrade.stats._validation import FloatArray, check_choice, check_count
+from mlflow_degrade.stats.intervals import Interval
+from mlflow_degrade.stats.lattice import FlipLaw, find_step
+from mlflow_degrade.stats.means import mean_interval_of_units
+from mlflow_degrade.stats.resampling import sequential_p
+from mlflow_degrade.stats.saddlepoint import log_flip_tail
+from mlflow_degrade.stats.units import FlipUnits, flip_units
+
+METHODS = ("auto", "exact-lattice", "exact-enumeration", "saddlepoint", "monte-carlo")
+_LN10 = math.log(10.0)
+_MOST_ENUMERATED = 36  # two halves of 2^18 sums
+# The saddlepoint's relative error is about n_eff^(-3/2): 1e-5 from here on.
+_ENOUGH_FOR_SADDLEPOINT = 2_500.0
+# Self-normalised third moment from which the size at 5% is off by more than half a point: the
+# first Edgeworth term is (2z² + 1)·φ(z)/6 = 0.11 times it.
+_SKEW_LIMIT = 0.045
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SignFlipResult:
+    """Sign-flip test of one or several strata.
+
+    Parameters
+    ----------
+    n_items, n_units, n_informative : int
+        Items, units that are flipped (clusters or items), and those of them that are not zero.
+    sum, mean : float
+        Sum of the differences over items, and their mean, on the scale of the scores.
+    p_worse, p_better, p_two_sided : float
+        Tail probabilities, ties included.
+    log10_p_worse : float
+        Finite also where p_worse underflows.
+    method : str
+        The route that was taken.
+    resamples : int
+        Flips drawn; 0 for the exact routes and the saddlepoint.
+    standard_error : float
+        Monte-Carlo standard error of p_worse; 0 if there is none.
+    skewness : float
+        Sample skewness of the units' values.
+    symmetry_warning : bool
+        True if skewness makes the test's size doubtful: then look at `interval`.
+    units : FlipUnits
+        What was flipped.
+    """
+
+    n_items: int
+    n_units: int
+    n_informative: int
+    sum: float
+    mean: float
+    p_worse: float
+    p_better: float
+    p_two_sided: float
+    log10_p_worse: float
+    method: str
+    resamples: int
+    standard_error: float
+    skewness: float
+    symmetry_warning: bool
+    units: FlipUnits = field(repr=False)
+    unit: str = "score"
+
+    def interval(self, confidence: float = 0.95, method: str = "t", seed: int = 0) -> Interval:
+        """Two-sided confidence interval for the mean difference.
+
+        Parameters
+        ----------
+        confidence : float
+            Level.
+        method : {"t", "bootstrap"}
+            See `mlflow_degrade.stats.mean_interval`.
+        seed : int
+            Of the bootstrap.
+
+        Returns
+        -------
+        Interval
+            On the scale of the scores; valid without symmetry.
+        """
+        return mean_interval_of_units(self.units, confidence=confidence, method=method, seed=seed)
+
+
+def signflip(
+    differences: Any,
+    *,
+    items: Any = None,
+    clusters: Any = None,
+    strata: Any = None,
+    weighting: str = "items",
+    method: str = "auto",
+    resamples: int = 20_000,
+    exceedances: int = 400,
+    seed: int = 0,
+) -> SignFlipResult:
+    """One-sided sign-flip permutation test for "the candidate is worse".
+
+    Parameters
+    ----------
+    differences : array_like of float, shape (n_rows,)
+        Candidate minus baseline, oriented so that more is better.
+    items : array_like, optional
+        Item labels: rows of one item are repeats, averaged before flipping.
+    clusters : array_like, optional
+        Cluster labels: the sum over a cluster is flipped as a whole.
+    strata : array_like, optional
+        Labels within which items and clusters are distinct, e.g. the task.
+    weighting : {"items", "strata"}
+        Equal weight per item or per stratum.
+    method : {"auto", "exact-lattice", "exact-enumeration", "saddlepoint", "monte-carlo"}
+        Auto takes the first that is feasible: the lattice, enumeration up to 36 units, the
+        saddlepoint if no few units dominate, Monte Carlo.
+    resamples, exceedances : int
+        Monte Carlo: most flips, and the hits after which it stops.
+    seed : int
+        Of Monte Carlo; the same input gives the same p.
+
+    Returns
+    -------
+    SignFlipResult
+        p-values, the route taken, a symmetry warning, intervals as a method.
+
+    Raises
+    ------
+    StatisticsInputError
+        Non-finite or empty differences, or a method that the data do not admit.
+
+    Notes
+    -----
+    p = P(Σ ±|d_i| <= Σ d_i), ties included; zeros drop out. Exact if each unit's difference is
+    symmetric about 0 under the null; for binary scores of a single run it is McNemar's test. On
+    skewed differences with mean 0 its size is wrong: measured 0.142, 0.082 and 0.058 for 250, 1,319
+    and 14,000 strongly skewed items at a nominal 0.05, whence the warning. Sources: Fisher, The
+    Design of Experiments (1935) §21; Monte Carlo: Phipson & Smyth, Stat. Appl. Genet. Mol. Biol. 9
+    (2010) 39.
+
+    Examples
+    --------
+    >>> result = signflip([-0.1, -0.2, 0.3, -0.3, 0.1, -0.4])
+    >>> round(result.p_worse, 12), result.method
+    (0.234375, 'exact-lattice')
+    """
+    units = flip_units(
+        differences, items=items, clusters=clusters, strata=strata, weighting=weighting
+    )
+    return signflip_units(
+        units, method=method, resamples=resamples, exceedances=exceedances, seed=seed
+    )
+
+
+def signflip_units(
+    units: FlipUnits,
+    *,
+    method: str = "auto",
+    resamples: int = 20_000,
+    exceedances: int = 400,
+    seed: int = 0,
+) -> SignFlipResult:
+    """`signflip` for units that are already formed; parameters as there."""
+    check_choice("method", method, METHODS)
+    values = units.values
+    informative = values[values != 0.0]
+    magnitudes = np.abs(informative)
+    skewness, doubtful = _symmetry(values, magnitudes)
+    route, log_worse, log_better, drawn, error = _tails(
+        informative, magnitudes, method, check_count("resamples", resamples), exceedances, seed
+    )
+    worse, better = math.exp(log_worse), math.exp(log_better)
+    return SignFlipResult(
+        n_items=units.n_items,
+        n_units=values.size,
+        n_informative=informative.size,
+        sum=float(values.sum()),
+        mean=units.mean,
+        p_worse=worse,
+        p_better=better,
+        p_two_sided=min(1.0, 2.0 * min(worse, better)),
+        log10_p_worse=log_worse / _LN10,
+        method=route,
+        resamples=drawn,
+        standard_error=error,
+        skewness=skewness,
+        symmetry_warning=doubtful,
+        units=units,
+    )
+
+
+def _tails(
+    values: FloatArray,
+    magnitudes: FloatArray,
+    method: str,
+    resamples: int,
+    exceedances: int,
+    seed: int,
+) -> tuple[str, float, float, int, float]:
+    """Route, log p of both sides, flips drawn, Monte-Carlo error."""
+    if values.size == 0:
+        # Nothing can be flipped: every outcome ties with the observed one.
+        return ("exact-lattice" if method == "auto" else method), 0.0, 0.0, 0, 0.0
+    if method in ("auto", "exact-lattice"):
+        found = flip_law(values, magnitudes)
+        if found is not None:
+            law, observed = found
+            worse, better = law.log_tail(observed), law.log_tail(law.total - observed)
+            return "exact-lattice", worse, better, 0, 0.0
+        if method == "exact-lattice":
+            raise StatisticsInputError(
+                "method = 'exact-lattice' needs differences that are multiples of one step, and "
+                "these are not, or the step is too small: take method='auto'."
+            )
+    if method == "exact-enumeration" or (method == "auto" and values.size <= _MOST_ENUMERATED):
+        worse, better = _enumerate(values, magnitudes)
+        return "exact-enumeration", worse, better, 0, 0.0
+    squares = magnitudes * magnitudes
+    effective = float(squares.sum()) ** 2 / float(np.dot(squares, squares))
+    if method == "saddlepoint" or (method == "auto" and effective >= _ENOUGH_FOR_SADDLEPOINT):
+        drop = -float(values.sum())
+        # Without ties one tail is all but the other.
+        small = log_flip_tail(magnitudes, abs(drop))
+        large = math.log1p(-math.exp(small))
+        return "saddlepoint", *((small, large) if drop > 0.0 else (large, small)), 0, 0.0
+    mass = float(magnitudes[values < 0.0].sum())
+    p = sequential_p(
+        magnitudes,
+        mass,
+        resamples=resamples,
+        exceedances=exceedances,
+        rng=np.random.default_rng(seed),
+    )
+    return "monte-carlo", math.log(p.p_upper), math.log(p.p_lower), p.resamples, p.standard_error
+
+
+def flip_law(values: FloatArray, magnitudes: FloatArray) -> tuple[FlipLaw, int] | None:
+    """Lattice law of non-zero values and their regression mass, or None if it is not feasible."""
+    found = find_step(magnitudes)
+    if found is None:
+        return None
+    step, multiples = found
+    law = FlipLaw.from_multiples(multiples, step)
+    if not law.feasible():
+        return None
+    # The law may have taken a common divisor out of the multiples.
+    mass = int(multiples[values < 0.0].sum()) * law.total // int(multiples.sum())
+    return law, mass
+
+
+def _enumerate(values: FloatArray, magnitudes: FloatArray) -> tuple[float, float]:
+    """Both tails over all flips: sums of two halves, one of them sorted."""
+    if values.size > _MOST_ENUMERATED:
+        raise StatisticsInputError(
+            f"{values.size} informative units exceed {_MOST_ENUMERATED}: enumeration doubles with "
+            f"each; take method='auto'."
+        )
+    tolerance = 1e-11 * float(magnitudes.sum())
+    mass = float(magnitudes[values < 0.0].sum())
+    half = values.size // 2
+    first, second = _subset_sums(magnitudes[:half]), np.sort(_subset_sums(magnitudes[half:]))
+    below = np.searchsorted(second, mass - tolerance - first, side="left")
+    at_least = int((second.size - below).sum())
+    at_most = int(np.searchsorted(second, mass + tolerance - first, side="right").sum())
+    log_flips = values.size * math.log(2.0)
+    return math.log(at_least) - log_flips, math.log(at_most) - log_flips
+
+
+def _subset_sums(magnitudes: FloatArray) -> FloatArray:
+    sums = np.zeros(1)
+    for magnitude in magnitudes:
+        sums = np.concatenate((sums, sums + magnitude))
+    return sums
+
+
+def _symmetry(values: FloatArray, magnitudes: FloatArray) -> tuple[float, bool]:
+    deviation = values - values.mean()
+    squared = deviation * deviation
+    variance = float(squared.mean())
+    if variance <= 1e-24 * float(magnitudes.max(initial=0.0)) ** 2 or variance == 0.0:
+        return 0.0, False
+    skewness = float(np.dot(squared, deviation)) / values.size / variance**1.5
+    # With one magnitude only, as for binary scores, the null itself makes the values symmetric.
+    one_size = float(magnitudes.max()) - float(magnitudes.min()) <= 1e-10 * float(magnitudes.max())
+    doubtful = abs(skewness) / math.sqrt(values.size) > _SKEW_LIMIT
+    return skewness, bool(doubtful and not one_size)

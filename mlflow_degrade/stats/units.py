@@ -1,0 +1,129 @@
+"""From rows of differences to the units whose signs are exchangeable.
+
+The order is fixed: repeats are averaged per item, items are weighted, items of a cluster are added.
+What remains, one number per unit, is flipped as a whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mlflow_degrade.errors import StatisticsInputError
+from mlflow_degrade.stats._validation import (
+    FloatArray,
+    IntArray,
+    check_choice,
+    check_differences,
+    check_labels,
+)
+
+WEIGHTINGS = ("items", "strata")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FlipUnits:
+    """Units of a sign-flip test.
+
+    Parameters
+    ----------
+    values : ndarray of float64, shape (n_units,)
+        Sum of the (weighted) item differences of each unit, zeros included.
+    sizes : ndarray of float64, shape (n_units,)
+        Sum of the weights of its items; all ones without clusters.
+    n_items : int
+        Items after averaging repeats.
+    """
+
+    values: FloatArray
+    sizes: FloatArray
+    n_items: int
+
+    @property
+    def mean(self) -> float:
+        """Mean difference per item."""
+        return float(self.values.sum()) / self.n_items
+
+
+def flip_units(
+    differences: Any,
+    *,
+    items: Any = None,
+    clusters: Any = None,
+    strata: Any = None,
+    weighting: str = "items",
+) -> FlipUnits:
+    """Average repeats, weight items, add clusters.
+
+    Parameters
+    ----------
+    differences : array_like of float, shape (n_rows,)
+        Candidate minus baseline, one row per item or per item and repeat.
+    items : array_like, shape (n_rows,), optional
+        Item labels; rows of one item are repeats and are averaged.
+    clusters : array_like, shape (n_rows,), optional
+        Labels of items that share a passage, a document, a template.
+    strata : array_like, shape (n_rows,), optional
+        Labels within which items and clusters are distinct, e.g. the task.
+    weighting : {"items", "strata"}
+        Whether each item or each stratum has the same weight in the mean.
+
+    Returns
+    -------
+    FlipUnits
+        Their mean is the weighted mean difference.
+
+    Raises
+    ------
+    StatisticsInputError
+        Non-finite differences, labels of another length, or an item in two clusters.
+
+    Examples
+    --------
+    >>> units = flip_units([1, 0, -1, 1], items=["a", "a", "b", "c"], clusters=["p", "p", "p", "q"])
+    >>> units.values, units.n_items
+    (array([-0.5,  1. ]), 3)
+    """
+    values = check_differences(differences)
+    check_choice("weighting", weighting, WEIGHTINGS)
+    rows = values.size
+    stratum = None if strata is None else check_labels(strata, rows, "strata")
+    cluster = None if clusters is None else check_labels(clusters, rows, "clusters")
+    if cluster is not None and stratum is not None:
+        cluster = _nested(stratum, cluster)
+    if items is not None:
+        item = check_labels(items, rows, "items")
+        if stratum is not None:
+            item = _nested(stratum, item)
+        values = np.bincount(item, weights=values) / np.bincount(item)
+        stratum = None if stratum is None else _per_item(stratum, item, "strata")
+        cluster = None if cluster is None else _per_item(cluster, item, "clusters")
+    n_items = values.size
+    sizes = np.ones(n_items)
+    if weighting == "strata" and stratum is not None:
+        per_stratum = np.bincount(stratum)
+        sizes = (n_items / per_stratum.size) / per_stratum[stratum]
+        values = values * sizes
+    if cluster is not None:
+        values = np.asarray(np.bincount(cluster, weights=values), dtype=np.float64)
+        sizes = np.asarray(np.bincount(cluster, weights=sizes), dtype=np.float64)
+    return FlipUnits(values, sizes, n_items)
+
+
+def _nested(outer: IntArray, inner: IntArray) -> IntArray:
+    _, codes = np.unique(outer * (int(inner.max()) + 1) + inner, return_inverse=True)
+    return np.asarray(codes, dtype=np.int64)
+
+
+def _per_item(labels: IntArray, item: IntArray, name: str) -> IntArray:
+    first = np.zeros(int(item.max()) + 1, dtype=np.int64)
+    first[item] = labels
+    if not np.array_equal(first[item], labels):
+        row = int(np.flatnonzero(first[item] != labels)[0])
+        raise StatisticsInputError(
+            f"{name} differ between the repeats of one item (row {row}): an item belongs to one "
+            f"group; label items so that they are distinct across {name}."
+        )
+    return first
