@@ -1,0 +1,242 @@
+"""The records of a decision: frozen, complete, and JSON without loss.
+
+Scores and differences are in the metric's own unit, which for accuracies is a proportion in
+[0, 1]; only what is printed for people is in percentage points. p-values are not rounded, and
+come with their logarithm because some of them underflow.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from .cache import digest_json
+from .errors import SampleSchemaError
+from .policy import GatePolicy
+
+
+class Verdict(str, Enum):
+    """PASS, FAIL or INCONCLUSIVE; invalid input is an error, not a verdict."""
+
+    PASS = "PASS"
+    FAIL = "FAIL"
+    INCONCLUSIVE = "INCONCLUSIVE"
+
+    @property
+    def exit_code(self) -> int:
+        """Exit code of the command line: 0, 1 or 2."""
+        return {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 2}[self.value]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class IntervalRecord(_Record):
+    """A confidence interval: ``low``, ``high``, ``confidence`` and the ``method`` it came from."""
+
+    low: float
+    high: float
+    confidence: float
+    method: str
+
+
+class TaskResult(_Record):
+    """One task's paired test.
+
+    Attributes
+    ----------
+    task, metric, filter, tier : str
+    n : int
+        Paired items; repeats are averaged, so they do not add to it.
+    regressions, improvements : int
+        b and c: items on which the candidate is worse, and better.
+    baseline, candidate : float
+        Mean scores.
+    delta : float
+        Mean of candidate − baseline, oriented so that positive is better.
+    interval : IntervalRecord
+        For `delta`.
+    flip_rate : float
+        Share of items that changed.
+    p_worse, log10_p_worse : float
+        One-sided p-value of "the candidate is worse", and its logarithm.
+    p_adjusted : float or None
+        Step-down min-p adjusted over the gating tasks; None for advisory tasks.
+    guilty : bool
+        Whether the adjusted p-value is at or below alpha.
+    mde : float
+        Smallest drop of this task alone that could not have been missed (see `PowerResult`).
+    noninferiority_p : float or None
+        p-value of "the drop is at least the margin"; small is good.
+    margin : float
+        The margin it refers to.
+    test : str
+        Name of the test.
+    binary : bool
+        Whether every item is a single right-or-wrong outcome.
+    unscored : tuple of int
+        Items left out for lack of a score: (baseline only, candidate only, both).
+    notes : tuple of str
+    """
+
+    task: str
+    metric: str
+    filter: str
+    tier: str
+    n: int
+    regressions: int
+    improvements: int
+    baseline: float
+    candidate: float
+    delta: float
+    interval: IntervalRecord
+    flip_rate: float
+    p_worse: float
+    log10_p_worse: float
+    p_adjusted: float | None
+    guilty: bool
+    mde: float
+    noninferiority_p: float | None
+    margin: float
+    test: str
+    binary: bool
+    unscored: tuple[int, int, int]
+    notes: tuple[str, ...] = ()
+
+
+class AggregateResult(_Record):
+    """All gating tasks together.
+
+    Attributes
+    ----------
+    aggregation : str
+        The rule, see `mlflow_degrade.policy.GatePolicy`.
+    method : str
+        How its null distribution was computed.
+    n, regressions, improvements : int
+        Sums over the gating tasks.
+    delta : float
+        Mean difference over all items (``macro``: mean over the tasks), positive is better.
+    interval : IntervalRecord
+    p_worse, log10_p_worse : float
+        One-sided p-value of "the candidate is worse".
+    components : dict
+        p-values the rule is made of, e.g. ``pooled`` and ``min_p`` for ``combined``.
+    noninferiority_p : float
+        p-value of "the drop is at least the margin"; small is good.
+    """
+
+    aggregation: str
+    method: str
+    n: int
+    regressions: int
+    improvements: int
+    delta: float
+    interval: IntervalRecord
+    p_worse: float
+    log10_p_worse: float
+    components: dict[str, float] = {}
+    noninferiority_p: float
+
+
+class PowerResult(_Record):
+    """What the data could have shown.
+
+    Attributes
+    ----------
+    flip_rate, flip_rate_upper : float
+        Share of items that changed, and its one-sided 95% Clopper–Pearson upper bound.
+    mde : float
+        Minimum detectable effect: the smallest drop that these samples reveal with probability
+        `power`, computed from the upper bound of the flip rate.
+    alpha, power, margin : float
+        What it refers to. `alpha` is the level the pooled test gets within the aggregation.
+    samples_needed : int or None
+        Samples at which the MDE would be about the margin; None when it already is.
+    sufficient : bool
+        Whether the MDE is at most the margin.
+    """
+
+    flip_rate: float
+    flip_rate_upper: float
+    mde: float
+    alpha: float
+    power: float
+    margin: float
+    samples_needed: int | None
+    sufficient: bool
+
+
+class Decision(_Record):
+    """The verdict with every number behind it; made by `mlflow_degrade.decide`.
+
+    Attributes
+    ----------
+    verdict : Verdict
+    reasons : tuple of str
+        Plain sentences, the decisive one first.
+    policy : GatePolicy
+    attempt : int or None
+        Number of this attempt on one evaluation set, where a ledger counts them.
+    alpha_attempt : float
+        Level left for the non-inferiority claim at this attempt.
+    tasks : tuple of TaskResult
+        Sorted by name.
+    aggregate : AggregateResult
+    power : PowerResult
+    baseline, candidate : dict
+        Name, model digest and samples digest of either side.
+    versions : dict
+        Versions of the libraries that computed the numbers.
+    notes : tuple of str
+        What the pairing had to report.
+    """
+
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    policy: GatePolicy
+    attempt: int | None
+    alpha_attempt: float
+    tasks: tuple[TaskResult, ...]
+    aggregate: AggregateResult
+    power: PowerResult
+    baseline: dict[str, str | None]
+    candidate: dict[str, str | None]
+    versions: dict[str, str]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def exit_code(self) -> int:
+        """0 PASS, 1 FAIL, 2 INCONCLUSIVE."""
+        return self.verdict.exit_code
+
+    @property
+    def guilty(self) -> tuple[str, ...]:
+        """Names of the gating tasks that are worse, with family-wise error control."""
+        return tuple(task.task for task in self.tasks if task.guilty)
+
+    def to_json(self) -> str:
+        """The decision as indented JSON; the same decision gives the same bytes."""
+        return self.model_dump_json(indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Decision:
+        """Read back what `to_json` wrote.
+
+        Raises
+        ------
+        SampleSchemaError
+            The text is not a decision.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValueError as error:
+            raise SampleSchemaError(f"not a decision: {error}") from error
+
+    def digest(self) -> str:
+        """SHA-256 of the decision's canonical JSON."""
+        dumped: dict[str, Any] = self.model_dump(mode="json")
+        return digest_json(dumped)

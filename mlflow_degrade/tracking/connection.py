@@ -1,0 +1,72 @@
+"""Find out within seconds whether the tracking server answers, before anything expensive runs."""
+
+from __future__ import annotations
+
+import socket
+from urllib.parse import urlparse
+
+from ..errors import TrackingUnreachableError
+
+# MLflow itself retries for about four minutes before it gives up.
+_TIMEOUT_SECONDS = 5.0
+
+
+def require_tracking_server(uri: str | None = None, timeout: float = _TIMEOUT_SECONDS) -> str:
+    """Check that the tracking store can be used.
+
+    Parameters
+    ----------
+    uri : str, optional
+        Tracking URI; MLflow's current one by default.
+    timeout : float
+        Seconds to wait for a server.
+
+    Returns
+    -------
+    str
+        The URI that was checked.
+
+    Raises
+    ------
+    TrackingUnreachableError
+        Nothing listens there, it does not answer in time, or the database cannot be opened.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+    from sqlalchemy.exc import SQLAlchemyError
+
+    uri = uri or mlflow.get_tracking_uri()
+    parts = urlparse(uri)
+    remedy = "Start it, or set MLFLOW_TRACKING_URI (sqlite:///mlflow.db needs no server)."
+    if parts.scheme in ("http", "https") and parts.hostname:
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        try:
+            # A plain connection first: it fails at once where an HTTP client would retry.
+            with socket.create_connection((parts.hostname, port), timeout=timeout):
+                pass
+        except OSError as error:
+            raise TrackingUnreachableError(
+                f"no MLflow server answers at {uri} within {timeout:g} s ({error}). {remedy}"
+            ) from error
+        _require_answer(uri, timeout, remedy)
+    try:
+        MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
+    except (MlflowException, SQLAlchemyError) as error:
+        raise TrackingUnreachableError(
+            f"the tracking store at {uri} cannot be used: {error}. {remedy}"
+        ) from error
+    return uri
+
+
+def _require_answer(uri: str, timeout: float, remedy: str) -> None:
+    import requests
+
+    try:
+        # Any HTTP answer will do; permissions are the next call's business.
+        requests.get(uri.rstrip("/") + "/health", timeout=timeout)
+    except requests.RequestException as error:
+        raise TrackingUnreachableError(
+            f"the MLflow server at {uri} accepts connections but does not answer within "
+            f"{timeout:g} s ({type(error).__name__}). {remedy}"
+        ) from error

@@ -1,0 +1,137 @@
+"""Evaluation runs in MLflow: per-sample scores as Parquet, found again by their key."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from ..cache import digest_json
+from ..errors import TrackingError
+from ..scores import SampleScores
+
+KIND_TAG = "degrade.kind"
+KEY_TAG = "degrade.evaluation_key"
+MODEL_DIGEST_TAG = "degrade.model_digest"
+SAMPLES_DIGEST_TAG = "degrade.samples_digest"
+REUSED_TAG = "degrade.reused_from"
+
+_SAMPLES = "samples"
+_FACTS = "evaluation.json"
+
+
+def log_evaluation(
+    samples: SampleScores,
+    key: Mapping[str, Any],
+    *,
+    metrics: Mapping[str, float] | None = None,
+    facts: Mapping[str, Any] | None = None,
+    reused_from: str | None = None,
+) -> None:
+    """Log one model's evaluation to the active run.
+
+    Parameters
+    ----------
+    samples : SampleScores
+        Written as ``samples/<task>.parquet``, one file per task.
+    key : mapping
+        Everything the scores depend on; see `find_evaluation`.
+    metrics : mapping, optional
+        Further metrics, e.g. ``throughput/documents_per_second``. Mean scores are logged as
+        ``<task>/<metric>`` anyway. Values that are not finite are left out: MLflow would store
+        infinity as 1.8e308.
+    facts : mapping, optional
+        Probes, timing and plan, logged as ``evaluation.json``.
+    reused_from : str, optional
+        Run the scores were taken from instead of being computed.
+    """
+    import mlflow
+
+    with tempfile.TemporaryDirectory(prefix="mlflow-degrade-") as scratch:
+        for task in samples.tasks:
+            name = quote(task, safe=" -_.,=+") + ".parquet"
+            samples.select(tasks=[task]).write_parquet(Path(scratch) / name)
+        mlflow.log_artifacts(scratch, _SAMPLES)
+    mlflow.log_dict({"key": dict(key), **(facts or {})}, _FACTS)
+    means = samples.means()
+    several = {(t, m) for t, m, _ in means if sum((t, m) == k[:2] for k in means) > 1}
+    named = {
+        f"{task}/{metric},{flt}" if (task, metric) in several else f"{task}/{metric}": value
+        for (task, metric, flt), value in means.items()
+    }
+    log_finite_metrics({**named, **(metrics or {})})
+    tags = {
+        KIND_TAG: "evaluation",
+        KEY_TAG: digest_json(dict(key)),
+        SAMPLES_DIGEST_TAG: samples.digest(),
+    }
+    if samples.model_digest is not None:
+        tags[MODEL_DIGEST_TAG] = samples.model_digest
+    if reused_from is not None:
+        tags[REUSED_TAG] = reused_from
+    # The key comes last: a run that carries it has all its artifacts.
+    mlflow.set_tags(tags)
+
+
+def find_evaluation(key: Mapping[str, Any]) -> str | None:
+    """Newest finished run of the active experiment with this evaluation key, or None."""
+    import mlflow
+
+    runs = mlflow.search_runs(
+        filter_string=f"tags.`{KEY_TAG}` = '{digest_json(dict(key))}' and status = 'FINISHED'",
+        order_by=["attributes.start_time DESC"],
+        max_results=1,
+        output_format="list",
+    )
+    return str(runs[0].info.run_id) if runs else None
+
+
+def load_samples(run_id: str) -> SampleScores:
+    """Per-sample scores of an evaluation run.
+
+    Raises
+    ------
+    TrackingError
+        The run does not exist, or holds no samples.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    with tempfile.TemporaryDirectory(prefix="mlflow-degrade-") as scratch:
+        try:
+            found = mlflow.artifacts.list_artifacts(run_id=run_id, artifact_path=_SAMPLES)
+            if not found:
+                raise TrackingError(
+                    f"run {run_id} has no {_SAMPLES}/*.parquet: it is not an evaluation run, or it "
+                    "was stopped before its samples were logged."
+                )
+            where = mlflow.artifacts.download_artifacts(
+                run_id=run_id, artifact_path=_SAMPLES, dst_path=scratch
+            )
+        except MlflowException as error:
+            raise TrackingError(f"run {run_id} cannot be read: {error}") from error
+        files = sorted(Path(where).glob("*.parquet"))
+        return SampleScores.concat([SampleScores.read_parquet(file) for file in files])
+
+
+def load_facts(run_id: str) -> dict[str, Any]:
+    """What `log_evaluation` wrote besides the samples: key, probes, timing."""
+    import mlflow
+
+    return dict(mlflow.artifacts.load_dict(f"runs:/{run_id}/{_FACTS}"))
+
+
+def log_finite_metrics(metrics: Mapping[str, float | None]) -> None:
+    """Log the metrics that are finite numbers; MLflow cannot hold the others."""
+    import mlflow
+
+    finite = {
+        name: float(value)
+        for name, value in metrics.items()
+        if value is not None and math.isfinite(value)
+    }
+    if finite:
+        mlflow.log_metrics(finite)

@@ -1,0 +1,120 @@
+"""MLflow runs that always end: FINISHED, FAILED or KILLED, never left RUNNING."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+# MLflow cuts longer values without a word.
+_TAG_LIMIT = 8_000
+_PARENT_POLL_SECONDS = 1.0
+_RANDOM_NAME = re.compile(r"^[a-z]+-[a-z]+-\d+$")
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived. Like KeyboardInterrupt, it is no error to be handled on the way."""
+
+
+@contextmanager
+def tracked_run(
+    name: str | None = None,
+    *,
+    run_id: str | None = None,
+    nested: bool = False,
+    tags: Mapping[str, str] | None = None,
+) -> Iterator[Any]:
+    """Start (or join) a run that is given a final status whatever happens inside.
+
+    Parameters
+    ----------
+    name : str, optional
+        Name of a new run; a joined run takes it only in place of a random one.
+    run_id : str, optional
+        A run that exists already, such as the one ``mlflow run`` made.
+    nested : bool
+        Make it a child of the active run.
+    tags : mapping, optional
+        Tags to set; values over MLflow's limit raise instead of being cut.
+
+    Yields
+    ------
+    mlflow.ActiveRun
+
+    Notes
+    -----
+    Ends FINISHED, FAILED after an exception, KILLED after Ctrl-C or SIGTERM. The signal is turned
+    into an exception by `terminate_gracefully`.
+    """
+    import mlflow
+
+    checked = {key: check_tag(key, value) for key, value in (tags or {}).items()}
+    if run_id is not None and os.environ.get("MLFLOW_RUN_ID") == run_id:
+        # Left in the environment, the next (nested) start_run would join the same run again.
+        del os.environ["MLFLOW_RUN_ID"]
+    run = mlflow.start_run(
+        run_id=run_id, run_name=None if run_id else name, nested=nested, tags=checked or None
+    )
+    if run_id is not None and name and _RANDOM_NAME.match(run.info.run_name or ""):
+        # A name somebody chose is kept; one that MLflow drew says nothing.
+        mlflow.set_tag("mlflow.runName", name)
+    status = "FAILED"
+    try:
+        yield run
+        status = "FINISHED"
+    except (KeyboardInterrupt, Terminated):
+        status = "KILLED"
+        raise
+    finally:
+        mlflow.end_run(status)
+
+
+def check_tag(key: str, value: str) -> str:
+    """Return the tag's value, or raise rather than let MLflow cut it silently."""
+    if len(value) > _TAG_LIMIT:
+        raise ValueError(
+            f"tag {key!r} has {len(value)} characters, MLflow keeps {_TAG_LIMIT}: log an artifact "
+            "and put its digest into the tag."
+        )
+    return value
+
+
+@contextmanager
+def terminate_gracefully() -> Iterator[None]:
+    """Turn SIGTERM, and the death of a parent ``mlflow run``, into `Terminated`.
+
+    Python's default for SIGTERM ends the process on the spot, and MLflow's run stays RUNNING for
+    ever. ``mlflow run`` does not pass the signal on to the process it started, which would go on
+    computing for nobody: a thread notices that the parent is gone.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        # Signal handlers belong to the main thread; a caller in a thread handles its own.
+        yield
+        return
+
+    def _raise(signum: int, _frame: object) -> None:
+        # A second signal must not interrupt the clean-up that the first one started.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Terminated(f"signal {signum}")
+
+    previous = signal.signal(signal.SIGTERM, _raise)
+    stop = threading.Event()
+    if "MLFLOW_RUN_ID" in os.environ:  # started by `mlflow run`
+        watcher = threading.Thread(target=_watch_parent, args=(stop, os.getppid()), daemon=True)
+        watcher.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _watch_parent(stop: threading.Event, parent: int) -> None:
+    while not stop.wait(_PARENT_POLL_SECONDS):
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return

@@ -1,0 +1,75 @@
+"""A cached directory is complete or absent."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from mlflow_degrade.cache import cached_directory, digest_directory, require_space
+from mlflow_degrade.errors import StorageError
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_DEGRADE_CACHE", str(tmp_path / "cache"))
+
+
+def test_made_once(tmp_path: Path) -> None:
+    calls = []
+
+    def make(where: Path) -> None:
+        calls.append(where)
+        (where / "a").write_text("x")
+
+    first = cached_directory("kind", {"k": 1}, make)
+    assert cached_directory("kind", {"k": 1}, make) == first
+    assert len(calls) == 1
+    assert (first / "a").read_text() == "x"
+    assert cached_directory("kind", {"k": 2}, make) != first
+
+
+@pytest.mark.parametrize("error", [RuntimeError("boom"), KeyboardInterrupt()])
+def test_interrupted_work_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
+    def make(where: Path) -> None:
+        (where / "half").write_text("x")
+        raise error
+
+    with pytest.raises(type(error)):
+        cached_directory("kind", "k", make)
+    assert list((tmp_path / "cache" / "kind").iterdir()) == []
+
+
+def test_full_disk_is_explained(tmp_path: Path) -> None:
+    def make(where: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(StorageError, match="MLFLOW_DEGRADE_CACHE"):
+        cached_directory("kind", "k", make)
+    with pytest.raises(StorageError, match="GB are free"):
+        require_space(tmp_path / "not" / "there", 10**18, "an export")
+
+
+def test_lost_race_uses_the_winner(tmp_path: Path) -> None:
+    def make(where: Path) -> None:
+        (where / "a").write_text("mine")
+        # Another process finishes first.
+        final = tmp_path / "cache" / "kind" / where.name.split(".")[1]
+        final.mkdir()
+        (final / "a").write_text("theirs")
+
+    assert (cached_directory("kind", "k", make) / "a").read_text() == "theirs"
+
+
+def test_digest_sees_names_and_contents(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "a").write_text("1")
+    before = digest_directory(tmp_path / "d")
+    (tmp_path / "d" / "manifest.json").write_text("{}")
+    assert digest_directory(tmp_path / "d", ignore=("manifest.json",)) == before
+    (tmp_path / "d" / "a").write_text("2")
+    assert digest_directory(tmp_path / "d", ignore=("manifest.json",)) != before
+    (tmp_path / "d" / "a").write_text("1")
+    (tmp_path / "d" / "a").rename(tmp_path / "d" / "b")
+    assert digest_directory(tmp_path / "d", ignore=("manifest.json",)) != before
