@@ -35,7 +35,8 @@ from mlflow_degrade.stats.power import (
     power_mcnemar,
 )
 from mlflow_degrade.stats.power_means import guard_mde_graded, mde_graded
-from mlflow_degrade.stats.sample_size import SampleSize, sample_size, sample_size_noninferiorityfrom mlflow_degrade.stats.signflip import SignFlipResult, signflip
+from mlflow_degrade.stats.sample_size import SampleSize, sample_size, sample_size_noninferiority
+from mlflow_degrade.stats.signflip import SignFlipResult, signflip
 from mlflow_degrade.stats.units import FlipUnits, flip_units
 
 __all__ = [
