@@ -1,171 +1,259 @@
-"""Which sample of one side belongs to which of the other: the checks and joins behind `pair`."""
+"""Which sample of one side belongs to which of the other: the joins behind `pair`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .errors import (
-    DuplicateSampleError,
-    MetricMismatchError,
-    PromptMismatchError,
-    SameModelError,
-    TaskVersionError,
-    UnpairedSamplesError,
-)
+from ._text_keys import text_keys
+from .errors import DuplicateSampleError, UnpairedSamplesError
 from .scores import SampleScores
 
 IntArray = npt.NDArray[np.int64]
+Sides = tuple["Side", "Side"]
 
-# Where a task has several metrics and the policy names none: the headline metric of the harness,
-# the plain one before the normalized one. The choice is recorded with the result.
-METRIC_PREFERENCE = ("exact_match", "acc", "pass@1", "acc_norm", "f1")
-FILTER_PREFERENCE = ("none", "strict-match")
+SIDE_NAMES = ("baseline", "candidate")
 
 
-def refuse_same_model(a: SampleScores, b: SampleScores, allowed: tuple[str, ...]) -> None:
-    same = a.model_digest is not None and a.model_digest == b.model_digest
-    if same and "same-model" not in allowed:
-        raise SameModelError(
-            f"baseline and candidate are the same model ({a.model_digest}): a model is never worse "
-            "than itself. Check the two references; allow 'same-model' to measure a rerun's noise."
-        )
+class Side:
+    """One model's table, with its rows grouped by task once.
+
+    Parameters
+    ----------
+    scores : SampleScores
+    """
+
+    def __init__(self, scores: SampleScores) -> None:
+        self.table = scores.table
+        self._labels: dict[str, tuple[list[str], npt.NDArray[np.int32]]] = {}
+        names, codes = self._encoded("task")
+        self._ends = np.cumsum(np.bincount(codes, minlength=len(names)))
+        self._order: npt.NDArray[np.int64] | None = None
+        if (codes[1:] < codes[:-1]).any():
+            # 16-bit labels sort by counting, in linear time.
+            narrow = codes.astype(np.uint16) if len(names) < 2**16 else codes
+            self._order = np.argsort(narrow, kind="stable").astype(np.int64)
+
+    def rows(self, task: str) -> IntArray:
+        """Rows of a task, ascending."""
+        code = self._encoded("task")[0].index(task)
+        start, end = (0 if code == 0 else int(self._ends[code - 1])), int(self._ends[code])
+        return np.arange(start, end) if self._order is None else self._order[start:end]
+
+    def labels(self, column: str, rows: IntArray) -> tuple[list[str], npt.NDArray[np.int32]]:
+        """Distinct labels of a column in the whole table, and the code of each row's label."""
+        names, codes = self._encoded(column)
+        return names, codes[_span(rows)]
+
+    def numbers(self, column: str, rows: IntArray) -> npt.NDArray[np.generic]:
+        """Numbers of a column at some rows; nulls become NaN."""
+        array: npt.NDArray[np.generic] = self.column(column, rows).to_numpy()
+        return array
+
+    def column(self, name: str, rows: IntArray) -> pa.ChunkedArray:
+        """A column at some rows, without a copy where these follow each other."""
+        span = _span(rows)
+        if isinstance(span, slice):
+            return self.table[name].slice(span.start, rows.size)
+        return self.table[name].take(pa.array(rows))
+
+    @cached_property
+    def document_keys(self) -> IntArray:
+        """64-bit keys of the document hashes of all rows."""
+        return text_keys(self.table["doc_hash"]).view(np.int64)
+
+    def _encoded(self, column: str) -> tuple[list[str], npt.NDArray[np.int32]]:
+        if column not in self._labels:
+            self._labels[column] = _encode(self.table[column])
+        return self._labels[column]
 
 
-def common_tasks(
-    baseline: SampleScores, candidate: SampleScores, allowed: tuple[str, ...]
-) -> tuple[list[str], list[str]]:
-    notes = []
-    left, right = set(baseline.tasks), set(candidate.tasks)
-    if left != right:
-        text = f"baseline only: {sorted(left - right)}; candidate only: {sorted(right - left)}"
-        if "unpaired" not in allowed or not left & right:
-            raise UnpairedSamplesError(
-                f"the tasks differ ({text}). Evaluate both models on the same tasks"
-                + ("." if not left & right else ", or allow 'unpaired' to compare the common ones.")
-            )
-        notes.append(f"tasks on one side only are left out ({text})")
-    common = sorted(left & right)
-    va, vb = baseline.task_versions, candidate.task_versions
-    differ = {t: (va[t], vb[t]) for t in common if t in va and t in vb and va[t] != vb[t]}
-    if differ:
-        if "task-versions" not in allowed:
-            raise TaskVersionError(
-                f"task versions differ (baseline, candidate): {differ}. A new version is another "
-                "test; evaluate again, or allow 'task-versions'."
-            )
-        notes.append(f"task versions differ: {differ}")
-    return common, notes
+def _span(rows: IntArray) -> slice | IntArray:
+    """The slice that covers the rows, if they follow each other."""
+    if rows.size and rows[-1] - rows[0] == rows.size - 1 and (rows[1:] > rows[:-1]).all():
+        return slice(int(rows[0]), int(rows[-1]) + 1)
+    return rows
 
 
-def equals(table: pa.Table, column: str, value: str) -> npt.NDArray[np.bool_]:
-    mask: npt.NDArray[np.bool_] = pc.equal(table[column], value).to_numpy()
-    return mask
+def _encode(column: pa.ChunkedArray) -> tuple[list[str], npt.NDArray[np.int32]]:
+    encoded = pc.dictionary_encode(column)
+    if not encoded.num_chunks:
+        return [], np.empty(0, np.int32)
+    # All chunks of one encoding share the dictionary of the last one.
+    names = encoded.chunks[-1].dictionary.to_pylist()
+    return names, np.concatenate([c.indices.to_numpy() for c in encoded.chunks])
 
 
-def choose(
-    column: str,
-    task: str,
-    sides: list[pa.Table],
-    wanted: str | Mapping[str, str] | None,
-    preference: tuple[str, ...],
-) -> str:
-    present = [set(pc.unique(side[column]).to_pylist()) for side in sides]
-    common = present[0] & present[1]
-    name = wanted.get(task) if isinstance(wanted, Mapping) else wanted
-    if name is not None:
-        if name not in common:
-            raise MetricMismatchError(
-                f"task {task!r} has no {column} {name!r} on both sides; baseline has "
-                f"{sorted(present[0])}, candidate {sorted(present[1])}."
-            )
-        return name
-    if not common:
-        raise MetricMismatchError(
-            f"task {task!r} has no {column} in common: baseline has {sorted(present[0])}, "
-            f"candidate {sorted(present[1])}. Score both models with the same {column}."
-        )
-    ordered: list[str] = [p for p in preference if p in common] + sorted(common)
-    return ordered[0]
+@dataclass(frozen=True)
+class Match:
+    """The pairs of one task.
 
+    Attributes
+    ----------
+    baseline, candidate : ndarray of int64, shape (n,)
+        Rows of the two tables, in the order of the baseline.
+    item : ndarray of int64, shape (n,), or None
+        Code of the item each pair is a run of; None when every pair is an item of its own.
+    surplus : int
+        Samples that share their document with another one.
+    notes : list of str
+    """
 
-def direction(task: str, metric: str, sides: list[pa.Table]) -> bool:
-    found = [set(pc.unique(side["higher_is_better"]).to_pylist()) for side in sides]
-    if found[0] != found[1] or len(found[0]) != 1:
-        raise MetricMismatchError(
-            f"task {task!r}, metric {metric!r}: higher_is_better is {sorted(found[0])} for the "
-            f"baseline and {sorted(found[1])} for the candidate; it must be one value on both."
-        )
-    return bool(found[0].pop())
+    baseline: IntArray
+    candidate: IntArray
+    item: IntArray | None
+    surplus: int
+    notes: list[str]
 
 
 def match(
-    task: str, sides: list[pa.Table], allowed: tuple[str, ...]
-) -> tuple[IntArray, IntArray, int, list[str]]:
-    """Row indices of the pairs in the two (task-sized) tables."""
+    task: str, sides: Sides, rows: tuple[IntArray, IntArray], allowed: tuple[str, ...]
+) -> Match:
+    """Pair the rows of a task by document and repeat, or say which ones have no partner.
+
+    Raises
+    ------
+    DuplicateSampleError, UnpairedSamplesError
+    """
     notes: list[str] = []
-    n = sides[0].num_rows
-    surplus = [_surplus(side, ["doc_hash", "repeat"]) for side in sides]
-    key = ["doc_hash", "repeat"] if not any(surplus) else ["doc_hash", "doc_id", "repeat"]
-    ambiguous = [_surplus(side, key) for side in sides] if any(surplus) else [0, 0]
-    if any(ambiguous):
-        if "duplicates" not in allowed:
-            _raise_duplicates(task, sides, key, ambiguous)
-        notes.append(f"{max(ambiguous)} samples with a repeated id are matched in file order")
-    elif n == sides[1].num_rows and all(sides[0][k].equals(sides[1][k]) for k in key):
-        # The usual case: one harness wrote both files in the same order.
-        everything = np.arange(n, dtype=np.int64)
-        return everything, everything, surplus[0], notes
-    frames = []
-    for position, side in enumerate(sides):
-        frame = side.select(key).to_pandas()
-        frame["occurrence"] = frame.groupby(key).cumcount() if any(ambiguous) else 0
-        frame[f"row{position}"] = np.arange(side.num_rows)
-        frames.append(frame)
-    joined = frames[0].merge(frames[1], on=[*key, "occurrence"], how="outer", indicator=True)
-    one_sided = joined[joined["_merge"] != "both"]
-    if len(one_sided):
-        _report_unpaired(task, sides, one_sided, allowed, notes, both=len(joined) - len(one_sided))
-        joined = joined[joined["_merge"] == "both"]
-    joined = joined.sort_values("row0")
-    left, right = joined["row0"].to_numpy(np.int64), joined["row1"].to_numpy(np.int64)
-    return left, right, max(surplus), notes
+    item, surplus = None, 0
+    repeats = _both(side.numbers("repeat", own) for side, own in zip(sides, rows, strict=True))
+    paired = None if repeats[0].any() or repeats[1].any() else _pair_distinct(sides, rows)
+    if paired is None:
+        documents = _exact_codes("doc_hash", sides, rows)
+        keys = _join(documents, repeats)
+        surplus = max(_surplus(key) for key in keys)
+        if surplus:
+            # The same document twice: its id tells the copies apart.
+            documents = _join(documents, _exact_codes("doc_id", sides, rows))
+            keys = _join(documents, repeats)
+            documents, keys = _number_duplicates(task, sides, rows, documents, keys, allowed, notes)
+        paired = _intersect(keys)
+        item = documents[0][paired[0]]
+    if paired[0].size < max(rows[0].size, rows[1].size):
+        _report_unpaired(task, sides, rows, paired, allowed, notes)
+    return Match(rows[0][paired[0]], rows[1][paired[1]], item, surplus, notes)
 
 
-def _surplus(table: pa.Table, key: list[str]) -> int:
-    return int(table.num_rows - table.group_by(key).aggregate([]).num_rows)
+def _both(arrays: Iterable[npt.NDArray[np.generic]]) -> tuple[IntArray, IntArray]:
+    first, second = (array.astype(np.int64) for array in arrays)
+    return first, second
 
 
-def _raise_duplicates(task: str, sides: list[pa.Table], key: list[str], count: list[int]) -> None:
-    side = 0 if count[0] else 1
-    frame = sides[side].select(key).to_pandas()
-    first = frame[frame.duplicated(key)]["doc_id"].head(3).tolist()
-    raise DuplicateSampleError(
-        f"task {task!r}: {count[side]} samples of the {('baseline', 'candidate')[side]} repeat "
-        f"the key (document, id, repeat) of another one, first doc_ids: {first}. Number repeated "
-        "runs in 'repeat', or allow 'duplicates' to match them in file order."
-    )
+def _pair_distinct(
+    sides: Sides, rows: tuple[IntArray, IntArray]
+) -> tuple[IntArray, IntArray] | None:
+    """Pair documents that occur once per side; None where that is not so, or not certain."""
+    keys = _both(s.document_keys[_span(own)] for s, own in zip(sides, rows, strict=True))
+    if any(_surplus(key) for key in (keys[:1] if np.array_equal(*keys) else keys)):
+        return None
+    left, right = _intersect(keys)
+    # Different hashes may share a 64-bit key, if hardly ever: compare the partners' texts.
+    texts = [
+        side.column("doc_hash", own[chosen])
+        for side, own, chosen in zip(sides, rows, (left, right), strict=True)
+    ]
+    return (left, right) if texts[0].equals(texts[1]) else None
+
+
+def _exact_codes(
+    column: str, sides: Sides, rows: tuple[IntArray, IntArray]
+) -> tuple[IntArray, IntArray]:
+    text = [side.column(column, own) for side, own in zip(sides, rows, strict=True)]
+    _, codes = _encode(pa.chunked_array(text[0].chunks + text[1].chunks, pa.string()))
+    return _both((codes[: rows[0].size], codes[rows[0].size :]))
+
+
+def _join(
+    first: tuple[IntArray, IntArray], second: tuple[IntArray, IntArray]
+) -> tuple[IntArray, IntArray]:
+    """One code for each distinct pair of values, common to both sides."""
+    other = np.concatenate(second)
+    low, high = int(other.min(initial=0)), int(other.max(initial=0))
+    if low == high == 0:
+        return first
+    codes = np.unique(np.concatenate(first), return_inverse=True)[1].reshape(-1)
+    codes = codes * (high - low + 1) + (other - low)
+    return codes[: first[0].size], codes[first[0].size :]
+
+
+def _surplus(key: IntArray) -> int:
+    ordered = np.sort(key)
+    return int(np.count_nonzero(ordered[1:] == ordered[:-1]))
+
+
+def _intersect(keys: tuple[IntArray, IntArray]) -> tuple[IntArray, IntArray]:
+    """Positions of the common keys, in the order of the first side; keys are distinct."""
+    if np.array_equal(*keys):
+        everything = np.arange(keys[0].size, dtype=np.int64)
+        return everything, everything
+    order = np.argsort(keys[0]), np.argsort(keys[1])
+    ordered = keys[0][order[0]], keys[1][order[1]]
+    place = np.searchsorted(ordered[1], ordered[0])
+    found = np.flatnonzero(ordered[1][np.minimum(place, keys[1].size - 1)] == ordered[0])
+    partner = np.full(keys[0].size, -1, dtype=np.int64)
+    partner[order[0][found]] = order[1][place[found]]
+    left = np.flatnonzero(partner >= 0)
+    return left, partner[left]
+
+
+def _occurrence(key: IntArray) -> IntArray:
+    """How many equal keys come before each one."""
+    order = np.argsort(key, kind="stable")
+    ordered = key[order]
+    starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
+    count = np.empty(key.size, np.int64)
+    count[order] = np.arange(key.size) - np.repeat(starts, np.diff(np.append(starts, key.size)))
+    return count
+
+
+def _number_duplicates(
+    task: str,
+    sides: Sides,
+    rows: tuple[IntArray, IntArray],
+    documents: tuple[IntArray, IntArray],
+    keys: tuple[IntArray, IntArray],
+    allowed: tuple[str, ...],
+    notes: list[str],
+) -> tuple[tuple[IntArray, IntArray], tuple[IntArray, IntArray]]:
+    """Tell samples with the same key apart by their order, if that is allowed."""
+    count = [_surplus(key) for key in keys]
+    if not any(count):
+        return documents, keys
+    occurrence = _occurrence(keys[0]), _occurrence(keys[1])
+    if "duplicates" not in allowed:
+        side = 0 if count[0] else 1
+        again = np.flatnonzero(occurrence[side])[:3]
+        first = sides[side].column("doc_id", rows[side][again]).to_pylist()
+        raise DuplicateSampleError(
+            f"task {task!r}: {count[side]} samples of the {SIDE_NAMES[side]} repeat the key "
+            f"(document, id, repeat) of another one, first doc_ids: {first}. Number repeated runs "
+            "in 'repeat', or allow 'duplicates' to match them in file order."
+        )
+    notes.append(f"{max(count)} samples with a repeated id are matched in file order")
+    return _join(documents, occurrence), _join(keys, occurrence)
 
 
 def _report_unpaired(
     task: str,
-    sides: list[pa.Table],
-    one_sided: pd.DataFrame,
+    sides: Sides,
+    rows: tuple[IntArray, IntArray],
+    paired: tuple[IntArray, IntArray],
     allowed: tuple[str, ...],
     notes: list[str],
-    both: int,
 ) -> None:
     counts, examples = [], []
-    for position, merge in ((0, "left_only"), (1, "right_only")):
-        only = one_sided[one_sided["_merge"] == merge][f"row{position}"].astype(np.int64)
-        counts.append(len(only))
-        ids = sides[position]["doc_id"].take(pa.array(only.head(3).to_numpy()))
-        examples.append(ids.to_pylist())
+    for side, own, used in zip(sides, rows, paired, strict=True):
+        alone = np.setdiff1d(np.arange(own.size), used)
+        counts.append(alone.size)
+        examples.append(side.column("doc_id", own[alone[:3]]).to_pylist())
+    both = paired[0].size
     text = (
         f"{counts[0]} samples only in the baseline (doc_ids {examples[0]}), "
         f"{counts[1]} only in the candidate (doc_ids {examples[1]}), {both} in both"
@@ -176,27 +264,3 @@ def _report_unpaired(
             f"task {task!r}: {text}. Evaluate both models on the same samples{remedy}"
         )
     notes.append(text)
-
-
-def refuse_different(
-    column: str,
-    allowance: str,
-    task: str,
-    a: pa.Table,
-    b: pa.Table,
-    allowed: tuple[str, ...],
-    notes: list[str],
-) -> None:
-    # Null on either side means "not recorded": nothing to compare.
-    differs = pc.fill_null(pc.not_equal(a[column], b[column]), False)
-    count = pc.sum(differs).as_py() or 0
-    if not count:
-        return
-    first = a.filter(differs).slice(0, 3)["doc_id"].to_pylist()
-    if allowance not in allowed:
-        raise PromptMismatchError(
-            f"task {task!r}: {count} of {a.num_rows} samples have different {allowance} on the two "
-            f"sides, first doc_ids: {first}. Few-shot examples, template or chat template changed; "
-            f"evaluate both models alike, or allow '{allowance}'."
-        )
-    notes.append(f"{count} samples have different {allowance}")

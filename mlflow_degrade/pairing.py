@@ -15,21 +15,20 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from ._matching import (
+from ._comparability import (
     FILTER_PREFERENCE,
     METRIC_PREFERENCE,
     choose,
     common_tasks,
     direction,
-    equals,
-    match,
     refuse_different,
     refuse_same_model,
 )
+from ._matching import Side, Sides, match
+from ._sample_schema import FEATURE_PREFIX
 from .errors import EmptySamplesError, UnknownNameError
-from .scores import FEATURE_PREFIX, SampleScores
+from .scores import SampleScores
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -175,17 +174,19 @@ class PairedScores:
         limit : int, optional
             Keep at most so many, spread evenly over the tasks.
         """
-        per_task = None if limit is None else max(1, limit // max(1, len(self.tasks)))
+        changed = {task.name: np.flatnonzero(task.difference) for task in self.tasks}
+        flipped = sum(1 for rows in changed.values() if rows.size)
+        share = None if limit is None else -(-limit // max(1, flipped))
         parts = []
         for task in self.tasks:
-            changed = np.flatnonzero(task.difference)
-            order = changed[np.argsort(task.difference[changed], kind="stable")][:per_task]
+            rows = changed[task.name]
+            order = rows[np.argsort(task.difference[rows], kind="stable")][:share]
             if order.size:
                 parts.append(self.items(task.name, order))
         if not parts:
             return pd.DataFrame(columns=["task", "doc_id", "baseline", "candidate", "difference"])
         frame = pd.concat(parts, ignore_index=True)
-        return frame.sort_values("difference", kind="stable", ignore_index=True)
+        return frame.sort_values("difference", kind="stable", ignore_index=True)[:limit]
 
 
 def pair(
@@ -243,9 +244,14 @@ def pair(
             raise UnknownNameError("allowance", name, ALLOWABLE)
     refuse_same_model(baseline, candidate, allowed)
     names, notes = common_tasks(baseline, candidate, allowed)
+    for wanted in (metric, filter):
+        for name in wanted if isinstance(wanted, Mapping) else ():
+            if name not in names:
+                raise UnknownNameError("task", name, names)
+    sides = Side(baseline), Side(candidate)
     tasks = []
     for name in names:
-        task, task_notes = _pair_task(name, baseline, candidate, metric, filter, allowed)
+        task, task_notes = _pair_task(name, sides, metric, filter, allowed)
         tasks.append(task)
         notes += task_notes
     return PairedScores(tuple(tasks), baseline, candidate, allowed, tuple(notes))
@@ -253,103 +259,92 @@ def pair(
 
 def _pair_task(
     task: str,
-    baseline: SampleScores,
-    candidate: SampleScores,
+    sides: Sides,
     metric: str | Mapping[str, str] | None,
     filter: str | Mapping[str, str] | None,
     allowed: tuple[str, ...],
 ) -> tuple[PairedTask, list[str]]:
-    rows = [np.flatnonzero(equals(s.table, "task", task)) for s in (baseline, candidate)]
-    sides = [s.table.take(pa.array(r)) for s, r in zip((baseline, candidate), rows, strict=True)]
-    picked: dict[str, str] = {}
-    for column, wanted, preference in (
-        ("metric", metric, METRIC_PREFERENCE),
-        ("filter", filter, FILTER_PREFERENCE),
-    ):
-        name = choose(column, task, sides, wanted, preference)
-        picked[column] = name
-        for side in range(2):
-            keep = np.flatnonzero(equals(sides[side], column, name))
-            rows[side], sides[side] = rows[side][keep], sides[side].take(pa.array(keep))
-    higher = direction(task, picked["metric"], sides)
-    left, right, duplicates, notes = match(task, sides, allowed)
-    a, b = sides[0].take(pa.array(left)), sides[1].take(pa.array(right))
-    refuse_different("prompt_hash", "prompts", task, a, b, allowed, notes)
-    refuse_different("target_hash", "targets", task, a, b, allowed, notes)
-    return (
-        _average(task, picked, higher, a, b, rows[0][left], rows[1][right], duplicates),
-        [f"{task}: {note}" for note in notes],
-    )
-
-
-def _average(
-    task: str,
-    picked: Mapping[str, str],
-    higher: bool,
-    a: pa.Table,
-    b: pa.Table,
-    a_rows: IntArray,
-    b_rows: IntArray,
-    duplicates: int,
-) -> PairedTask:
-    """Average repeats per item, leave out unscored items and orient the difference."""
-    scores = [t["score"].to_numpy(zero_copy_only=False).astype(np.float64) for t in (a, b)]
-    unscored = [np.isnan(s) for s in scores]
-    scored = ~(unscored[0] | unscored[1])
+    rows = sides[0].rows(task), sides[1].rows(task)
+    metric_name, rows = choose("metric", task, sides, rows, metric, METRIC_PREFERENCE)
+    filter_name, rows = choose("filter", task, sides, rows, filter, FILTER_PREFERENCE)
+    higher = direction(task, metric_name, sides, rows)
+    found = match(task, sides, rows, allowed)
+    rows, notes = (found.baseline, found.candidate), found.notes
+    refuse_different("prompt_hash", "prompts", task, sides, rows, allowed, notes)
+    refuse_different("target_hash", "targets", task, sides, rows, allowed, notes)
+    scores = [
+        side.numbers("score", own).astype(np.float64) for side, own in zip(sides, rows, strict=True)
+    ]
+    unscored = np.isnan(scores[0]), np.isnan(scores[1])
     missing = (
         int(np.count_nonzero(unscored[0] & ~unscored[1])),
         int(np.count_nonzero(unscored[1] & ~unscored[0])),
         int(np.count_nonzero(unscored[0] & unscored[1])),
     )
-    if not scored.any():
+    scored = np.flatnonzero(~(unscored[0] | unscored[1]))
+    if not scored.size:
         raise EmptySamplesError(
-            f"task {task!r}: none of the {len(scored)} pairs is scored on both sides "
+            f"task {task!r}: none of the {len(scores[0])} pairs is scored on both sides "
             f"(baseline only {missing[1]}, candidate only {missing[0]}, neither {missing[2]})."
         )
-    rows = np.flatnonzero(scored)
-    base, cand = scores[0][rows], scores[1][rows]
-    repeats, variance = 1, float("nan")
-    if pc.count_distinct(a["repeat"]).as_py() > 1:
-        item = _codes(a.select(["doc_hash", "doc_id"]).take(pa.array(rows)))
-        count = np.bincount(item)
-        first = np.full(count.size, rows.size, dtype=np.int64)
-        np.minimum.at(first, item, np.arange(rows.size))
-        mean_base, s2_base = _group_moments(base, item, count)
-        mean_cand, s2_cand = _group_moments(cand, item, count)
-        base, cand, rows = mean_base, mean_cand, rows[first]
-        repeats = int(count.max())
-        between = s2_base + s2_cand
-        variance = float(np.nanmean(between)) if np.isfinite(between).any() else float("nan")
-    clusters = a["cluster"].take(pa.array(rows))
-    cluster = None
-    if clusters.null_count < len(clusters):
-        # An item without a cluster is a cluster of its own.
-        labels = clusters.to_pandas()
-        lonely = labels.isna()
-        labels = labels.mask(lonely, pd.Series([f"\0{i}" for i in range(len(labels))]))
-        cluster = pd.factorize(labels)[0].astype(np.int64)
+    item = None if found.item is None else found.item[scored]
+    averaged = _average(scores[0][scored], scores[1][scored], item)
+    first = scored[averaged.first]
+    baseline_row, candidate_row = rows[0][first], rows[1][first]
     sign = 1.0 if higher else -1.0
-    return PairedTask(
+    paired = PairedTask(
         name=task,
-        metric=picked["metric"],
-        filter=picked["filter"],
+        metric=metric_name,
+        filter=filter_name,
         higher_is_better=higher,
-        baseline=base,
-        candidate=cand,
-        difference=sign * (cand - base),
-        cluster=cluster,
-        repeats=repeats,
-        run_variance=variance,
+        baseline=averaged.baseline,
+        candidate=averaged.candidate,
+        difference=sign * (averaged.candidate - averaged.baseline),
+        cluster=_clusters(sides[0].column("cluster", baseline_row)),
+        repeats=averaged.repeats,
+        run_variance=averaged.run_variance,
         unscored=missing,
-        duplicates=duplicates,
-        baseline_row=a_rows[rows],
-        candidate_row=b_rows[rows],
+        duplicates=found.surplus,
+        baseline_row=baseline_row,
+        candidate_row=candidate_row,
     )
+    return paired, [f"{task}: {note}" for note in notes]
 
 
-def _codes(table: pa.Table) -> IntArray:
-    frame = table.to_pandas()
-    codes: IntArray = frame.groupby(list(frame.columns), sort=False).ngroup().to_numpy(np.int64)
+@dataclass(frozen=True)
+class _Averaged:
+    """Scores per item: means over its runs, and where its first run is."""
+
+    baseline: FloatArray
+    candidate: FloatArray
+    first: IntArray
+    repeats: int
+    run_variance: float
+
+
+def _average(baseline: FloatArray, candidate: FloatArray, item: IntArray | None) -> _Averaged:
+    """Mean per item, items in order of their first run."""
+    if item is None or np.unique(item).size == item.size:
+        return _Averaged(baseline, candidate, np.arange(baseline.size), 1, float("nan"))
+    code, labels = pd.factorize(item)
+    count = np.bincount(code)
+    first = np.full(len(labels), item.size, dtype=np.int64)
+    np.minimum.at(first, code, np.arange(item.size))
+    mean_baseline, s2_baseline = _group_moments(baseline, code, count)
+    mean_candidate, s2_candidate = _group_moments(candidate, code, count)
+    between = s2_baseline + s2_candidate
+    known = between[np.isfinite(between)]
+    variance = float(known.mean()) if known.size else float("nan")
+    return _Averaged(mean_baseline, mean_candidate, first, int(count.max()), variance)
+
+
+def _clusters(labels: pa.ChunkedArray) -> IntArray | None:
+    """Cluster codes; an item without a cluster is a cluster of its own, unless all are."""
+    if labels.null_count == len(labels):
+        return None
+    codes: IntArray = pd.factorize(labels.to_pandas())[0].astype(np.int64)
+    lonely = np.flatnonzero(codes < 0)
+    codes[lonely] = codes.max(initial=-1) + 1 + np.arange(lonely.size)
     return codes
 
 

@@ -6,7 +6,6 @@ that could not be computed are null, which is not 0.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,35 +18,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .errors import (
-    EmptySamplesError,
-    NonFiniteScoreError,
-    SampleSchemaError,
-)
+from ._sample_schema import FEATURE_PREFIX, conform, refuse_useless_scores
+from ._table_digest import table_digest
+from .errors import EmptySamplesError, SampleSchemaError, UnknownNameError
 
 SCHEMA_VERSION = "1"
 
-FEATURE_PREFIX = "feature."
-
-_FIELDS: tuple[pa.Field, ...] = (
-    pa.field("task", pa.string(), nullable=False),
-    pa.field("doc_id", pa.string(), nullable=False),
-    pa.field("doc_hash", pa.string(), nullable=False),
-    pa.field("prompt_hash", pa.string()),
-    pa.field("target_hash", pa.string()),
-    pa.field("metric", pa.string(), nullable=False),
-    pa.field("filter", pa.string(), nullable=False),
-    pa.field("repeat", pa.int32(), nullable=False),
-    pa.field("score", pa.float64()),
-    pa.field("higher_is_better", pa.bool_(), nullable=False),
-    pa.field("cluster", pa.string()),
-    pa.field("prompt", pa.string()),
-    pa.field("target", pa.string()),
-    pa.field("response", pa.string()),
-)
-_DEFAULTS: Mapping[str, Any] = {"filter": "none", "repeat": 0, "higher_is_better": True}
-_REQUIRED = ("task", "doc_id", "metric", "score")
 _METADATA_KEY = b"mlflow_degrade"
+
+# What `SampleScores.digest` covers: the keys and the scores, not the texts people read.
+_DIGESTED = (
+    "task", "filter", "doc_id", "repeat", "metric", "doc_hash", "prompt_hash", "target_hash",
+    "higher_is_better", "cluster", "score",
+)  # fmt: skip
+_DIGEST_ORDER = _DIGESTED[:5]
 
 
 class SampleScores:
@@ -111,25 +95,13 @@ class SampleScores:
         NonFiniteScoreError
             A score is NaN or infinite. Unscored samples are null.
         EmptySamplesError
-            There are no rows, or no row of a task has a score.
+            There are no rows, or no row has a score.
+
+        Notes
+        -----
+        Without ``doc_hash`` a document is taken to be what its task and ``doc_id`` say it is.
         """
-        missing = [name for name in _REQUIRED if name not in table.column_names]
-        if missing:
-            raise SampleSchemaError(
-                f"columns {missing} are missing; there are {table.column_names}. A sample table "
-                f"needs {list(_REQUIRED)}; map other names with the reader's options."
-            )
-        if table.num_rows == 0:
-            raise EmptySamplesError("the sample table has no rows: nothing was scored.")
-        columns, fields = [], []
-        for field in _FIELDS:
-            columns.append(_column(table, field))
-            fields.append(field)
-        for name in table.column_names:
-            if name.startswith(FEATURE_PREFIX):
-                array, kind = _feature(table, name)
-                columns.append(array)
-                fields.append(pa.field(name, kind))
+        fields, columns = conform(table)
         metadata = {
             "schema_version": SCHEMA_VERSION,
             "model": model,
@@ -140,7 +112,7 @@ class SampleScores:
             fields, metadata={_METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()}
         )
         result = pa.Table.from_arrays(columns, schema=schema)
-        _check_scores(result)
+        refuse_useless_scores(result)
         return cls(result)
 
     @classmethod
@@ -185,7 +157,7 @@ class SampleScores:
         Raises
         ------
         SampleSchemaError
-            The parts come from different models.
+            The parts come from different models, or from different versions of a task.
         """
         if not parts:
             raise EmptySamplesError("no sample tables to put together.")
@@ -196,8 +168,16 @@ class SampleScores:
             )
         versions: dict[str, str] = {}
         for part in parts:
-            versions.update(part.task_versions)
-        table = pa.concat_tables([part.table for part in parts], promote_options="default")
+            for task, version in part.task_versions.items():
+                if versions.setdefault(task, version) != version:
+                    raise SampleSchemaError(
+                        f"task {task!r} was scored in versions {versions[task]!r} and {version!r}: "
+                        "these are two tests; keep one."
+                    )
+        try:
+            table = pa.concat_tables([part.table for part in parts], promote_options="default")
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise SampleSchemaError(f"the sample tables do not fit: {error}") from error
         first = parts[0]
         return cls.from_table(
             table, model=first.model, model_digest=first.model_digest, task_versions=versions
@@ -227,8 +207,9 @@ class SampleScores:
             The file is not Parquet, not a sample table, or of a newer schema.
         """
         try:
-            table = pq.read_table(path)
-        except pa.ArrowInvalid as error:
+            # Without partitioning, a folder named like "model=x" adds no column.
+            table = pq.read_table(path, partitioning=None)
+        except (pa.ArrowInvalid, OSError) as error:
             raise SampleSchemaError(f"{path} is not a readable Parquet file: {error}") from error
         metadata = _metadata(table)
         version = metadata.get("schema_version")
@@ -288,12 +269,21 @@ class SampleScores:
     def select(
         self, tasks: Iterable[str] | None = None, metrics: Iterable[str] | None = None
     ) -> SampleScores:
-        """Rows of some tasks and metrics (all where not given)."""
+        """Rows of some tasks and metrics (all where not given).
+
+        Raises
+        ------
+        UnknownNameError
+            No row has the task or metric.
+        """
         table = self.table
         for name, wanted in (("task", tasks), ("metric", metrics)):
-            if wanted is not None:
-                keep = pc.is_in(table[name], value_set=pa.array(list(wanted), pa.string()))
-                table = table.filter(keep)
+            if wanted is None:
+                continue
+            present, names = set(pc.unique(table[name]).to_pylist()), list(wanted)
+            for unknown in (n for n in names if n not in present):
+                raise UnknownNameError(name, unknown, present)
+            table = table.filter(pc.is_in(table[name], value_set=pa.array(names, pa.string())))
         return SampleScores(table)
 
     def to_pandas(self) -> pd.DataFrame:
@@ -314,31 +304,8 @@ class SampleScores:
         Binds a decision to the numbers it was made from: any changed, added or removed score
         changes it, a reordered file does not.
         """
-        names = [
-            "task", "doc_id", "doc_hash", "prompt_hash", "target_hash", "metric", "filter",
-            "repeat", "higher_is_better", "cluster", "score",
-        ]  # fmt: skip
-        table = self.table.select(names)
-        order = [(name, "ascending") for name in names]
-        table = table.take(pc.sort_indices(table, sort_keys=order)).combine_chunks()
-        head = json.dumps({"columns": names, "model_digest": self.model_digest}, sort_keys=True)
-        state = hashlib.sha256(head.encode())
-        for name in names:
-            _hash_column(state, table[name])
-        return "sha256:" + state.hexdigest()
-
-
-def _hash_column(state: Any, column: pa.ChunkedArray) -> None:
-    """Feed a column's values to a hash: lengths and text, or little-endian numbers, and nulls."""
-    state.update(np.packbits(column.is_null().to_numpy()).tobytes())
-    if pa.types.is_string(column.type):
-        lengths = pc.fill_null(pc.binary_length(column), 0).to_numpy()
-        state.update(lengths.astype("<i4").tobytes())
-        for chunk in column.chunks:
-            state.update("".join(pc.fill_null(chunk, "").to_pylist()).encode())
-        return
-    values = pc.fill_null(column, False if pa.types.is_boolean(column.type) else 0).to_numpy()
-    state.update(values.astype("<f8").tobytes())
+        table = self.table.select(list(_DIGESTED))
+        return table_digest(table, _DIGEST_ORDER, {"model_digest": self.model_digest})
 
 
 def _metadata(table: pa.Table) -> dict[str, Any]:
@@ -356,65 +323,3 @@ def _has_plain_nan(frame: pd.DataFrame) -> bool:
         return False
     column = frame["score"]
     return column.dtype.kind == "f" and isinstance(column.dtype, np.dtype) and column.hasnans
-
-
-def _column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray:
-    name = field.name
-    if name not in table.column_names:
-        if name == "doc_hash":
-            ids = _column(table, pa.field("doc_id", pa.string(), nullable=False)).to_pylist()
-            values = ["sha256:" + hashlib.sha256(i.encode()).hexdigest() for i in ids]
-            return pa.chunked_array([pa.array(values, pa.string())])
-        return pa.chunked_array(
-            [pa.array(np.full(table.num_rows, _DEFAULTS[name]), field.type)]
-            if name in _DEFAULTS
-            else [pa.nulls(table.num_rows, field.type)]
-        )
-    column = table[name]
-    if name == "score" and pa.types.is_boolean(column.type):
-        column = column.cast(pa.int8())
-    try:
-        column = column.cast(field.type)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
-        raise SampleSchemaError(
-            f"column {name!r} has type {table[name].type}, {field.type} is needed: {error}"
-        ) from error
-    if not field.nullable and column.null_count:
-        if name not in _DEFAULTS:
-            where = np.flatnonzero(column.is_null().to_numpy())[:3].tolist()
-            raise SampleSchemaError(
-                f"column {name!r} is empty in {column.null_count} rows (first: {where}): "
-                "every sample needs it."
-            )
-        column = column.fill_null(pa.scalar(_DEFAULTS[name], field.type))
-    return column
-
-
-def _feature(table: pa.Table, name: str) -> tuple[pa.ChunkedArray, pa.DataType]:
-    column = table[name]
-    numeric = (
-        pa.types.is_integer(column.type)
-        or pa.types.is_floating(column.type)
-        or pa.types.is_boolean(column.type)
-    )
-    if pa.types.is_boolean(column.type):
-        column = column.cast(pa.int8())
-    kind = pa.float64() if numeric else pa.string()
-    return column.cast(kind), kind
-
-
-def _check_scores(table: pa.Table) -> None:
-    scores = table["score"]
-    bad = pc.fill_null(pc.invert(pc.is_finite(scores)), False)
-    count = pc.sum(bad).as_py() or 0
-    if count:
-        first = table.filter(bad).slice(0, 3).select(["task", "doc_id", "metric", "score"])
-        raise NonFiniteScoreError(
-            f"{count} of {table.num_rows} scores are NaN or infinite, first: {first.to_pylist()}. "
-            "A sample that could not be scored is null, not NaN; find out why the model or the "
-            "metric produced it."
-        )
-    if scores.null_count == table.num_rows:
-        raise EmptySamplesError(
-            f"none of the {table.num_rows} samples has a score: check that answers were extracted."
-        )

@@ -1,0 +1,145 @@
+"""Whether two sample tables may be compared at all: the refusals behind `pair`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+
+from ._matching import SIDE_NAMES, Sides
+from .errors import (
+    MetricMismatchError,
+    PromptMismatchError,
+    SameModelError,
+    TaskVersionError,
+    UnpairedSamplesError,
+)
+from .scores import SampleScores
+
+IntArray = npt.NDArray[np.int64]
+
+# Where a task has several metrics and the policy names none: the headline metric of the harness,
+# the plain one before the normalized one. The choice is recorded with the result.
+METRIC_PREFERENCE = ("exact_match", "acc", "pass@1", "acc_norm", "f1")
+FILTER_PREFERENCE = ("none", "strict-match")
+
+
+def refuse_same_model(a: SampleScores, b: SampleScores, allowed: tuple[str, ...]) -> None:
+    """Refuse two tables of one model, known by its content digest."""
+    same = a.model_digest is not None and a.model_digest == b.model_digest
+    if same and "same-model" not in allowed:
+        raise SameModelError(
+            f"baseline and candidate are the same model ({a.model_digest}): a model is never worse "
+            "than itself. Check the two references; allow 'same-model' to measure a rerun's noise."
+        )
+
+
+def common_tasks(
+    baseline: SampleScores, candidate: SampleScores, allowed: tuple[str, ...]
+) -> tuple[list[str], list[str]]:
+    """Names of the tasks to pair, sorted, and notes on what differs."""
+    notes = []
+    left, right = set(baseline.tasks), set(candidate.tasks)
+    if left != right:
+        text = f"baseline only: {sorted(left - right)}; candidate only: {sorted(right - left)}"
+        if "unpaired" not in allowed or not left & right:
+            raise UnpairedSamplesError(
+                f"the tasks differ ({text}). Evaluate both models on the same tasks"
+                + ("." if not left & right else ", or allow 'unpaired' to compare the common ones.")
+            )
+        notes.append(f"tasks on one side only are left out ({text})")
+    common = sorted(left & right)
+    va, vb = baseline.task_versions, candidate.task_versions
+    differ = {t: (va[t], vb[t]) for t in common if t in va and t in vb and va[t] != vb[t]}
+    if differ:
+        if "task-versions" not in allowed:
+            raise TaskVersionError(
+                f"task versions differ (baseline, candidate): {differ}. A new version is another "
+                "test; evaluate again, or allow 'task-versions'."
+            )
+        notes.append(f"task versions differ: {differ}")
+    return common, notes
+
+
+def choose(
+    column: str,
+    task: str,
+    sides: Sides,
+    rows: tuple[IntArray, IntArray],
+    wanted: str | Mapping[str, str] | None,
+    preference: tuple[str, ...],
+) -> tuple[str, tuple[IntArray, IntArray]]:
+    """The metric or filter to pair, and each side's rows that have it.
+
+    Raises
+    ------
+    MetricMismatchError
+    """
+    labels = [side.labels(column, own) for side, own in zip(sides, rows, strict=True)]
+    present = [
+        {names[code] for code in np.flatnonzero(np.bincount(codes))} for names, codes in labels
+    ]
+    common = present[0] & present[1]
+    name = wanted.get(task) if isinstance(wanted, Mapping) else wanted
+    if name is not None and name not in common:
+        raise MetricMismatchError(
+            f"task {task!r} has no {column} {name!r} on both sides; baseline has "
+            f"{sorted(present[0])}, candidate {sorted(present[1])}."
+        )
+    if name is None:
+        if not common:
+            raise MetricMismatchError(
+                f"task {task!r} has no {column} in common: baseline has {sorted(present[0])}, "
+                f"candidate {sorted(present[1])}. Score both models with the same {column}."
+            )
+        name = next((p for p in preference if p in common), min(common))
+    kept = [
+        own if len(here) == 1 else own[codes == names.index(name)]
+        for (names, codes), own, here in zip(labels, rows, present, strict=True)
+    ]
+    return name, (kept[0], kept[1])
+
+
+def direction(task: str, metric: str, sides: Sides, rows: tuple[IntArray, IntArray]) -> bool:
+    """Whether higher is better, which both sides must agree on."""
+    found = [
+        pc.unique(side.column("higher_is_better", own)).sort().to_pylist()
+        for side, own in zip(sides, rows, strict=True)
+    ]
+    if found[0] != found[1] or len(found[0]) != 1:
+        raise MetricMismatchError(
+            f"task {task!r}, metric {metric!r}: higher_is_better is {found[0]} for the "
+            f"{SIDE_NAMES[0]} and {found[1]} for the {SIDE_NAMES[1]}; it must be one value on both."
+        )
+    return bool(found[0][0])
+
+
+def refuse_different(
+    column: str,
+    allowance: str,
+    task: str,
+    sides: Sides,
+    rows: tuple[IntArray, IntArray],
+    allowed: tuple[str, ...],
+    notes: list[str],
+) -> None:
+    """Refuse partners whose prompts or targets differ; what is not recorded does not count."""
+    left, right = (side.table[column] for side in sides)
+    if left.null_count == len(left) or right.null_count == len(right):
+        return
+    pairs = (side.column(column, own) for side, own in zip(sides, rows, strict=True))
+    differs = pc.fill_null(pc.not_equal(*pairs), False)
+    count = pc.sum(differs).as_py() or 0
+    if not count:
+        return
+    first = np.flatnonzero(differs.to_numpy())[:3]
+    ids = sides[0].column("doc_id", rows[0][first]).to_pylist()
+    if allowance not in allowed:
+        raise PromptMismatchError(
+            f"task {task!r}: {count} of {len(differs)} samples have different {allowance} on the "
+            f"two sides, first doc_ids: {ids}. Few-shot examples, template or chat template "
+            f"changed; evaluate both models alike, or allow '{allowance}'."
+        )
+    notes.append(f"{count} samples have different {allowance}")

@@ -1,0 +1,133 @@
+"""The columns of a sample table: their types, their defaults, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .errors import EmptySamplesError, NonFiniteScoreError, SampleSchemaError
+
+FEATURE_PREFIX = "feature."
+
+_FIELDS: tuple[pa.Field, ...] = (
+    pa.field("task", pa.string(), nullable=False),
+    pa.field("doc_id", pa.string(), nullable=False),
+    pa.field("doc_hash", pa.string(), nullable=False),
+    pa.field("prompt_hash", pa.string()),
+    pa.field("target_hash", pa.string()),
+    pa.field("metric", pa.string(), nullable=False),
+    pa.field("filter", pa.string(), nullable=False),
+    pa.field("repeat", pa.int32(), nullable=False),
+    pa.field("score", pa.float64()),
+    pa.field("higher_is_better", pa.bool_(), nullable=False),
+    pa.field("cluster", pa.string()),
+    pa.field("prompt", pa.string()),
+    pa.field("target", pa.string()),
+    pa.field("response", pa.string()),
+)
+_DEFAULTS: Mapping[str, Any] = {"filter": "none", "repeat": 0, "higher_is_better": True}
+_REQUIRED = ("task", "doc_id", "metric", "score")
+
+
+def conform(table: pa.Table) -> tuple[list[pa.Field], list[pa.ChunkedArray]]:
+    """Fields and columns of the schema from a table that has at least the required ones."""
+    repeated = {n for n in table.column_names if table.column_names.count(n) > 1}
+    if repeated:
+        raise SampleSchemaError(
+            f"columns {sorted(repeated)} occur more than once in {table.column_names}: "
+            "rename or drop the surplus ones."
+        )
+    missing = [name for name in _REQUIRED if name not in table.column_names]
+    if missing:
+        raise SampleSchemaError(
+            f"columns {missing} are missing; there are {table.column_names}. A sample table "
+            f"needs {list(_REQUIRED)}; map other names with the reader's options."
+        )
+    if table.num_rows == 0:
+        raise EmptySamplesError("the sample table has no rows: nothing was scored.")
+    fields, columns = list(_FIELDS), _columns(table)
+    for name in table.column_names:
+        if name.startswith(FEATURE_PREFIX):
+            columns.append(_feature(table, name))
+            fields.append(pa.field(name, columns[-1].type))
+    return fields, columns
+
+
+def _columns(table: pa.Table) -> list[pa.ChunkedArray]:
+    """The schema's columns: converted where present, else filled with their default."""
+    absent: dict[pa.DataType, pa.ChunkedArray] = {}
+    columns: dict[str, pa.ChunkedArray] = {}
+    for field in _FIELDS:
+        if field.name in table.column_names:
+            columns[field.name] = _convert(table[field.name], field)
+        elif field.name == "doc_hash":
+            columns["doc_hash"] = pc.binary_join_element_wise(
+                columns["task"], columns["doc_id"], "/"
+            )
+        elif field.name in _DEFAULTS:
+            value = pa.scalar(_DEFAULTS[field.name], field.type)
+            columns[field.name] = pa.chunked_array([pa.repeat(value, table.num_rows)])
+        else:
+            # One array of nulls serves all text columns that are absent.
+            if field.type not in absent:
+                nulls = pa.nulls(table.num_rows, field.type)
+                absent[field.type] = pa.chunked_array([nulls])
+            columns[field.name] = absent[field.type]
+    return list(columns.values())
+
+
+def _convert(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
+    name, given = field.name, column.type
+    if name == "score" and pa.types.is_boolean(given):
+        column = column.cast(pa.int8())
+    try:
+        column = column.cast(field.type)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+        raise SampleSchemaError(
+            f"column {name!r} has type {given}, {field.type} is needed: {error}"
+        ) from error
+    if not field.nullable and column.null_count:
+        if name not in _DEFAULTS:
+            where = np.flatnonzero(column.is_null().to_numpy())[:3].tolist()
+            raise SampleSchemaError(
+                f"column {name!r} is empty in {column.null_count} rows (first: {where}): "
+                "every sample needs it."
+            )
+        column = column.fill_null(pa.scalar(_DEFAULTS[name], field.type))
+    return column
+
+
+def _feature(table: pa.Table, name: str) -> pa.ChunkedArray:
+    column = table[name]
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.int8())
+    kinds = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
+    kind = pa.float64() if any(is_kind(column.type) for is_kind in kinds) else pa.string()
+    try:
+        return column.cast(kind)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+        raise SampleSchemaError(
+            f"feature {name!r} has type {column.type}; a feature is a number or a text: {error}"
+        ) from error
+
+
+def refuse_useless_scores(table: pa.Table) -> None:
+    """Refuse scores that are not finite, and tables without any score."""
+    scores = table["score"]
+    bad = pc.fill_null(pc.invert(pc.is_finite(scores)), False)
+    count = pc.sum(bad).as_py() or 0
+    if count:
+        first = table.filter(bad).slice(0, 3).select(["task", "doc_id", "metric", "score"])
+        raise NonFiniteScoreError(
+            f"{count} of {table.num_rows} scores are NaN or infinite, first: {first.to_pylist()}. "
+            "A sample that could not be scored is null, not NaN; find out why the model or the "
+            "metric produced it."
+        )
+    if scores.null_count == table.num_rows:
+        raise EmptySamplesError(
+            f"none of the {table.num_rows} samples has a score: check that answers were extracted."
+        )
