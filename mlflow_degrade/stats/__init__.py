@@ -6,6 +6,9 @@ always candidate minus baseline, oriented so that more is better.
 
 from __future__ import annotations
 
+from mlflow_degrade.stats.aggregate import AggregateResult, aggregate, aggregate_counts
+from mlflow_degrade.stats.aggregate_intervals import aggregate_interval
+from mlflow_degrade.stats.benchmark import Benchmark
 from mlflow_degrade.stats.intervals import (
     Interval,
     clopper_pearson,
@@ -23,6 +26,14 @@ from mlflow_degrade.stats.mcnemar import (
     mcnemar_p_worse,
 )
 from mlflow_degrade.stats.means import mean_interval
+from mlflow_degrade.stats.multiplicity import (
+    CombinedP,
+    benjamini_hochberg,
+    combine_fisher,
+    combine_stouffer,
+    holm,
+    simes,
+)
 from mlflow_degrade.stats.noninferiority import NonInferiorityResult, noninferiority
 from mlflow_degrade.stats.noninferiority_means import (
     GradedNonInferiorityResult,
@@ -37,16 +48,27 @@ from mlflow_degrade.stats.power import (
 from mlflow_degrade.stats.power_means import guard_mde_graded, mde_graded
 from mlflow_degrade.stats.sample_size import SampleSize, sample_size, sample_size_noninferiority
 from mlflow_degrade.stats.signflip import SignFlipResult, signflip
+from mlflow_degrade.stats.stepdown import StepDownResult, step_down
 from mlflow_degrade.stats.units import FlipUnits, flip_units
 
 __all__ = [
+    "aggregate",
+    "aggregate_counts",
+    "aggregate_interval",
+    "AggregateResult",
+    "Benchmark",
+    "benjamini_hochberg",
     "clopper_pearson",
+    "combine_fisher",
+    "combine_stouffer",
+    "CombinedP",
     "critical_regressions",
     "flip_units",
     "FlipUnits",
     "GradedNonInferiorityResult",
     "guard_mde",
     "guard_mde_graded",
+    "holm",
     "Interval",
     "mcnemar",
     "mcnemar_log10_p_worse",
@@ -68,6 +90,9 @@ __all__ = [
     "SampleSize",
     "signflip",
     "SignFlipResult",
+    "simes",
+    "step_down",
+    "StepDownResult",
     "tango",
     "upper_proportion",
 ]

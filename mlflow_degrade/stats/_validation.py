@@ -13,6 +13,7 @@ from mlflow_degrade.errors import StatisticsInputError
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 
 
 def check_count(name: str, value: Any) -> int:

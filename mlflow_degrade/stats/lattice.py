@@ -116,6 +116,19 @@ class FlipLaw:
         divisor = int(np.gcd.reduce(sizes)) if sizes.size else 1
         return cls(sizes // divisor, counts[sizes], step * divisor)
 
+    def merged(self) -> FlipLaw:
+        """The same law with equal sizes counted together and no common divisor.
+
+        Returns
+        -------
+        FlipLaw
+            Sizes ascending and distinct, as the other methods expect.
+        """
+        sizes, where = np.unique(self.sizes, return_inverse=True)
+        counts = np.bincount(where.reshape(-1), weights=self.counts).astype(np.int64)
+        divisor = int(np.gcd.reduce(sizes))
+        return FlipLaw(sizes // divisor, counts, self.step * divisor)
+
     @property
     def total(self) -> int:
         """Largest attainable R."""

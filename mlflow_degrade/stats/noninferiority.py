@@ -34,7 +34,7 @@ class NonInferiorityResult:
         Largest acceptable loss, a proportion.
     p_value : float
         One-sided p-value.
-    log10_p_value : float
+    log10_p : float
         Its logarithm; not below −280 for ``"melded"`` and ``"unconditional"``.
     z : float or None
         Tango's score statistic at −margin; None for ``"melded"``.
@@ -47,7 +47,7 @@ class NonInferiorityResult:
     n: int
     margin: float
     p_value: float
-    log10_p_value: float
+    log10_p: float
     z: float | None
     method: str
     unit: str = "proportion"

@@ -1,0 +1,308 @@
+"""Several benchmarks, one decision: seven rules with exact null laws."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mlflow_degrade.errors import StatisticsInputError
+from mlflow_degrade.stats import rules
+from mlflow_degrade.stats._validation import FloatArray, IntArray, check_choice
+from mlflow_degrade.stats.aggregate_intervals import aggregate_interval
+from mlflow_degrade.stats.benchmark import Benchmark, JointUnits, join_units
+from mlflow_degrade.stats.intervals import Interval
+from mlflow_degrade.stats.joint import joint_p_values
+from mlflow_degrade.stats.nulls import Nulls
+from mlflow_degrade.stats.rules import RuleOutcome
+
+METHODS = ("combined", "pooled", "macro", "max_drop", "min_p", "fisher", "stouffer")
+_LN10 = math.log(10.0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AggregateResult:
+    """One p-value for several benchmarks.
+
+    Parameters
+    ----------
+    method : str
+        The rule.
+    p_value : float
+        One-sided p-value for "the candidate is worse".
+    log10_p : float
+        Finite also where p_value underflows.
+    statistic : float
+        Of the rule, larger is worse; for min_p and combined the smallest p.
+    route : str
+        How the null law was had: ``"exact"``; ``"exact-upper"``, an upper bound from a fine grid
+        with `p_lower` below it; ``"saddlepoint"``; ``"monte-carlo"``.
+    p_lower : float
+        Guaranteed lower bound of the exact p; equals p_value unless route is ``"exact-upper"``.
+    components : tuple of (str, float)
+        p-values the rule is made of, for combined.
+    names : tuple of str
+        Benchmarks.
+    p_each : ndarray of float64
+        p-value of each benchmark by itself, not corrected.
+    shared_keys : int
+        Keys that occur in several benchmarks; their items were flipped jointly.
+    resamples : int
+        Monte-Carlo flips; 0 otherwise.
+    standard_error : float
+        Monte-Carlo standard error of the p-value; 0 otherwise.
+    benchmarks : tuple of Benchmark
+        The input; empty for `aggregate_counts`.
+    counts : tuple of ndarray or None
+        The input of `aggregate_counts`: b, c, n.
+    """
+
+    method: str
+    p_value: float
+    log10_p: float
+    statistic: float
+    route: str
+    p_lower: float
+    components: tuple[tuple[str, float], ...]
+    names: tuple[str, ...]
+    p_each: FloatArray
+    shared_keys: int = 0
+    resamples: int = 0
+    standard_error: float = 0.0
+    benchmarks: tuple[Benchmark, ...] = field(default=(), repr=False)
+    counts: tuple[IntArray, IntArray, IntArray | None] | None = field(default=None, repr=False)
+    unit: str = "proportion"
+
+    def interval(self, confidence: float = 0.95, weighting: str = "pooled") -> Interval:
+        """Confidence interval for the change over all benchmarks.
+
+        Parameters
+        ----------
+        confidence : float
+            Two-sided level.
+        weighting : {"pooled", "macro"}
+            Each item or each benchmark counts the same.
+
+        Returns
+        -------
+        Interval
+            See `aggregate_interval`.
+        """
+        benchmarks = self.benchmarks
+        if self.counts is not None:
+            b, c, n = self.counts
+            if n is None:
+                raise StatisticsInputError(
+                    "n is missing: intervals are relative to the number of pairs; give n."
+                )
+            rows = zip(b.tolist(), c.tolist(), n.tolist(), strict=True)
+            benchmarks = tuple(Benchmark("", b=x, c=y, n=z) for x, y, z in rows)
+        return aggregate_interval(benchmarks, confidence=confidence, weighting=weighting)
+
+
+def aggregate(
+    benchmarks: Sequence[Benchmark],
+    method: str = "combined",
+    *,
+    resamples: int = 20_000,
+    seed: int = 0,
+) -> AggregateResult:
+    """Test whether a candidate is worse over several benchmarks.
+
+    Parameters
+    ----------
+    benchmarks : sequence of Benchmark
+        Counts or differences, in any mixture; graded benchmarks should share a scale for the pooled
+        and macro rules.
+    method : {"combined", "pooled", "macro", "max_drop", "min_p", "fisher", "stouffer"}
+        The rule.
+    resamples : int
+        Flips, where Monte Carlo is needed.
+    seed : int
+        Of Monte Carlo.
+
+    Returns
+    -------
+    AggregateResult
+        p-value, how its null law was had, components, intervals as a method.
+
+    Raises
+    ------
+    StatisticsInputError
+        No benchmark, two of the same name, or a macro mean without n.
+
+    Notes
+    -----
+    - pooled: the sum of all differences; for binary scores McNemar on Σb, Σc.
+    - macro: Σ (b_k − c_k)/n_k, every benchmark with equal weight.
+    - max_drop: max_k (b_k − c_k)/√m_k against the product of the laws (Kübler et al. 2026).
+    - min_p: 1 − Π(1 − F_k(p_min)) with F_k the discrete law of the k-th p-value.
+    - fisher: −2Σ ln p_k against its discrete law; against χ² it would be conservative.
+    - stouffer: Σ √m_k·Φ⁻¹(1 − mid-p_k) against its discrete law.
+    - combined: min(1, 2·min(p_pooled, p_min_p)): a drop spread over all benchmarks and a drop
+      concentrated in one are both found.
+
+    Benchmarks without discordant pairs contribute nothing. All laws are exact, conditional on the
+    magnitudes, if benchmarks share no items; the sums with incommensurable weights (macro, fisher,
+    stouffer) are bounded from above on a grid when enumeration is too large. Items with the same
+    key are flipped jointly, which leaves pooled and macro exact; the other rules, and benchmarks of
+    continuous scores, then use Monte Carlo. Cauchy's and the harmonic-mean combination are not
+    offered: discrete p-values put an atom at 1, which destroys their power.
+
+    Examples
+    --------
+    >>> suite = [Benchmark("a", b=6, c=2, n=20), Benchmark("b", b=9, c=5, n=50),
+    ...          Benchmark("c", b=4, c=1, n=10)]
+    >>> round(aggregate(suite, "fisher").p_value, 6)
+    0.037861
+    >>> round(aggregate(suite).p_value, 6)
+    0.052239
+    """
+    check_choice("method", method, METHODS)
+    benchmarks = tuple(benchmarks)
+    names = tuple(one.name for one in benchmarks)
+    if not benchmarks:
+        raise StatisticsInputError("no benchmark given: at least one is needed.")
+    if len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise StatisticsInputError(
+            f"benchmark names {twice} occur more than once: results are reported by name, make "
+            f"them distinct."
+        )
+    joint = join_units(benchmarks)
+    nulls = Nulls.of_benchmarks(benchmarks, None if joint is None else joint.values)
+    if nulls is not None and (joint is None or not joint.shared.any()):
+        sizes = None if method != "macro" else _sizes(benchmarks)
+        outcome = _exact(nulls, sizes, method)
+        p_each = np.exp(nulls.log_p())
+    else:
+        outcome, p_each = _resampled(benchmarks, joint, nulls, method, resamples, seed)
+    return _result(
+        method, outcome, names, p_each, joint.shared_keys if joint else 0, benchmarks, None
+    )
+
+
+def aggregate_counts(b: Any, c: Any, n: Any = None, method: str = "combined") -> AggregateResult:
+    """`aggregate` for many binary benchmarks given as arrays.
+
+    Parameters
+    ----------
+    b, c : array_like of int, shape (K,)
+        Regressions and improvements.
+    n : array_like of int, shape (K,), optional
+        All pairs; needed by macro and by intervals.
+    method : str
+        As in `aggregate`.
+
+    Returns
+    -------
+    AggregateResult
+        Benchmarks are named by their position.
+
+    Raises
+    ------
+    StatisticsInputError
+        Arrays of different lengths, negative counts, b + c > n.
+
+    Examples
+    --------
+    >>> round(aggregate_counts([6, 9, 4], [2, 5, 1], method="min_p").p_value, 6)
+    0.245671
+    """
+    check_choice("method", method, METHODS)
+    arrays = [np.asarray(x) for x in ((b, c) if n is None else (b, c, n))]
+    if any(x.ndim != 1 or x.shape != arrays[0].shape or not x.size for x in arrays):
+        raise StatisticsInputError(
+            f"counts have shapes {[x.shape for x in arrays]}: non-empty one-dimensional arrays of "
+            f"equal length are expected."
+        )
+    if any(x.dtype.kind not in "iu" and not (x == np.floor(x)).all() for x in arrays):
+        raise StatisticsInputError("a count is not a whole number: counts are integers >= 0.")
+    regressions, improvements = (x.astype(np.int64) for x in arrays[:2])
+    pairs = arrays[2].astype(np.int64) if n is not None else None
+    if min(int(regressions.min()), int(improvements.min())) < 0:
+        raise StatisticsInputError("a count is below 0: counts are integers >= 0.")
+    if pairs is not None and bool((regressions + improvements > pairs).any()):
+        where = int(np.argmax(regressions + improvements > pairs))
+        raise StatisticsInputError(
+            f"b + c exceeds n at position {where}: discordant pairs are a part of all pairs."
+        )
+    nulls = Nulls.of_counts(regressions, improvements)
+    if method == "macro" and pairs is None:
+        raise StatisticsInputError("n is missing: the macro mean divides by the number of pairs.")
+    outcome = _exact(nulls, pairs, method)
+    names = tuple(map(str, range(regressions.size)))
+    counts = (regressions, improvements, pairs)
+    return _result(method, outcome, names, np.exp(nulls.log_p()), 0, (), counts)
+
+
+def _exact(nulls: Nulls, sizes: IntArray | None, method: str) -> RuleOutcome:
+    if method == "pooled":
+        return rules.pooled(nulls)
+    if method == "macro":
+        return rules.macro(nulls, sizes)
+    if method == "combined":
+        return rules.combined(rules.pooled(nulls), rules.min_p(nulls))
+    return rules.BY_NAME[method](nulls)
+
+
+def _resampled(
+    benchmarks: tuple[Benchmark, ...],
+    joint: JointUnits | None,
+    nulls: Nulls | None,
+    method: str,
+    resamples: int,
+    seed: int,
+) -> tuple[RuleOutcome, FloatArray]:
+    """Rules for benchmarks that share items or have no lattice."""
+    units = joint if joint is not None else JointUnits.disjoint(benchmarks)
+    sampled = joint_p_values(units, nulls, resamples=resamples, seed=seed)
+    if method in ("pooled", "macro"):
+        weights = np.ones(len(benchmarks))
+        if method == "macro":
+            weights = 1.0 / _sizes(benchmarks)
+        return rules.weighted_sum(units, weights, resamples, seed), sampled.p_each
+    if method == "combined":
+        pooled = rules.weighted_sum(units, np.ones(len(benchmarks)), resamples, seed)
+        return rules.combined(pooled, sampled.outcome("min_p")), sampled.p_each
+    return sampled.outcome(method), sampled.p_each
+
+
+def _sizes(benchmarks: tuple[Benchmark, ...]) -> IntArray:
+    for one in benchmarks:
+        if not one.n:
+            raise StatisticsInputError(
+                f"benchmark {one.name!r} has n = {one.n!r}: the macro mean divides by the number "
+                f"of pairs."
+            )
+    return np.array([one.n for one in benchmarks], dtype=np.int64)
+
+
+def _result(
+    method: str,
+    outcome: RuleOutcome,
+    names: tuple[str, ...],
+    p_each: FloatArray,
+    shared_keys: int,
+    benchmarks: tuple[Benchmark, ...],
+    counts: tuple[IntArray, IntArray, IntArray | None] | None,
+) -> AggregateResult:
+    return AggregateResult(
+        method=method,
+        p_value=math.exp(outcome.log_p),
+        log10_p=outcome.log_p / _LN10,
+        statistic=outcome.statistic,
+        route=outcome.route,
+        p_lower=math.exp(outcome.log_p_lower),
+        components=outcome.components,
+        names=names,
+        p_each=p_each,
+        shared_keys=shared_keys,
+        resamples=outcome.resamples,
+        standard_error=outcome.standard_error,
+        benchmarks=benchmarks,
+        counts=counts,
+    )
