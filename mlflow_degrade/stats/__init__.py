@@ -9,6 +9,14 @@ from __future__ import annotations
 from mlflow_degrade.stats.aggregate import AggregateResult, aggregate, aggregate_counts
 from mlflow_degrade.stats.aggregate_intervals import aggregate_interval
 from mlflow_degrade.stats.benchmark import Benchmark
+from mlflow_degrade.stats.confidence_sequence import ConfidenceSequence, confidence_sequence
+from mlflow_degrade.stats.evalues import (
+    beta_mixture_log_e,
+    betting_log_e,
+    combine_log_e,
+    degradation_log_e,
+    noninferiority_bets,
+)
 from mlflow_degrade.stats.intervals import (
     Interval,
     clopper_pearson,
@@ -18,6 +26,7 @@ from mlflow_degrade.stats.intervals import (
     tango,
     upper_proportion,
 )
+from mlflow_degrade.stats.ledger import RetryLedger, attempt_alpha, sample_inflation, spent
 from mlflow_degrade.stats.mcnemar import (
     McNemarResult,
     critical_regressions,
@@ -39,30 +48,51 @@ from mlflow_degrade.stats.noninferiority_means import (
     GradedNonInferiorityResult,
     noninferiority_graded,
 )
-from mlflow_degrade.stats.power import (
-    guard_mde,
-    mde,
-    power_approximate,
-    power_mcnemar,
-)
+from mlflow_degrade.stats.power import guard_mde, mde, power_approximate, power_mcnemar
 from mlflow_degrade.stats.power_means import guard_mde_graded, mde_graded
 from mlflow_degrade.stats.sample_size import SampleSize, sample_size, sample_size_noninferiority
+from mlflow_degrade.stats.sequential import (
+    DegradationMonitor,
+    NonInferiorityMonitor,
+    SequentialResult,
+    random_order,
+    sequential_degradation,
+    sequential_noninferiority,
+)
 from mlflow_degrade.stats.signflip import SignFlipResult, signflip
 from mlflow_degrade.stats.stepdown import StepDownResult, step_down
 from mlflow_degrade.stats.units import FlipUnits, flip_units
+from mlflow_degrade.stats.variance import (
+    ClusteredDifference,
+    NoiseFloor,
+    RepeatedDifference,
+    clustered_difference,
+    noise_floor,
+    repeated_difference,
+)
 
 __all__ = [
     "aggregate",
     "aggregate_counts",
     "aggregate_interval",
     "AggregateResult",
+    "attempt_alpha",
     "Benchmark",
     "benjamini_hochberg",
+    "beta_mixture_log_e",
+    "betting_log_e",
     "clopper_pearson",
+    "clustered_difference",
+    "ClusteredDifference",
     "combine_fisher",
+    "combine_log_e",
     "combine_stouffer",
     "CombinedP",
+    "confidence_sequence",
+    "ConfidenceSequence",
     "critical_regressions",
+    "degradation_log_e",
+    "DegradationMonitor",
     "flip_units",
     "FlipUnits",
     "GradedNonInferiorityResult",
@@ -79,18 +109,31 @@ __all__ = [
     "mean_interval",
     "melded",
     "newcombe",
+    "noise_floor",
+    "NoiseFloor",
     "noninferiority",
+    "noninferiority_bets",
     "noninferiority_graded",
+    "NonInferiorityMonitor",
     "NonInferiorityResult",
     "paired_interval",
     "power_approximate",
     "power_mcnemar",
+    "random_order",
+    "repeated_difference",
+    "RepeatedDifference",
+    "RetryLedger",
+    "sample_inflation",
     "sample_size",
     "sample_size_noninferiority",
     "SampleSize",
+    "sequential_degradation",
+    "sequential_noninferiority",
+    "SequentialResult",
     "signflip",
     "SignFlipResult",
     "simes",
+    "spent",
     "step_down",
     "StepDownResult",
     "tango",
