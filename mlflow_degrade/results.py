@@ -67,9 +67,9 @@ class TaskResult(_Record):
         Step-down min-p adjusted over the gating tasks; None for advisory tasks.
     guilty : bool
         Whether the adjusted p-value is at or below alpha.
-    mde : float
+    mde : float or None
         Smallest drop of this task alone that could not have been missed (see `PowerResult`).
-    noninferiority_p : float or None
+    noninferiority_p : float
         p-value of "the drop is at least the margin"; small is good.
     margin : float
         The margin it refers to.
@@ -98,8 +98,8 @@ class TaskResult(_Record):
     log10_p_worse: float
     p_adjusted: float | None
     guilty: bool
-    mde: float
-    noninferiority_p: float | None
+    mde: float | None
+    noninferiority_p: float
     margin: float
     test: str
     binary: bool
@@ -116,6 +116,8 @@ class AggregateResult(_Record):
         The rule, see `mlflow_degrade.policy.GatePolicy`.
     method : str
         How its null distribution was computed.
+    shared_items : int
+        Documents that occur in several tasks; their differences were flipped together.
     n, regressions, improvements : int
         Sums over the gating tasks.
     delta : float
@@ -131,6 +133,7 @@ class AggregateResult(_Record):
 
     aggregation: str
     method: str
+    shared_items: int
     n: int
     regressions: int
     improvements: int
@@ -149,9 +152,9 @@ class PowerResult(_Record):
     ----------
     flip_rate, flip_rate_upper : float
         Share of items that changed, and its one-sided 95% Clopper–Pearson upper bound.
-    mde : float
+    mde : float or None
         Minimum detectable effect: the smallest drop that these samples reveal with probability
-        `power`, computed from the upper bound of the flip rate.
+        `power`, computed from the upper bound of the flip rate; None where nothing bounds it.
     alpha, power, margin : float
         What it refers to. `alpha` is the level the pooled test gets within the aggregation.
     samples_needed : int or None
@@ -162,7 +165,7 @@ class PowerResult(_Record):
 
     flip_rate: float
     flip_rate_upper: float
-    mde: float
+    mde: float | None
     alpha: float
     power: float
     margin: float

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,8 @@ MODEL_DIGEST_TAG = "degrade.model_digest"
 SAMPLES_DIGEST_TAG = "degrade.samples_digest"
 REUSED_TAG = "degrade.reused_from"
 
+# MLflow refuses metric names with other characters.
+_NOT_IN_NAMES = re.compile(r"[^\w\-. :/]")
 _SAMPLES = "samples"
 _FACTS = "evaluation.json"
 
@@ -56,11 +59,10 @@ def log_evaluation(
             samples.select(tasks=[task]).write_parquet(Path(scratch) / name)
         mlflow.log_artifacts(scratch, _SAMPLES)
     mlflow.log_dict({"key": dict(key), **(facts or {})}, _FACTS)
-    means = samples.means()
-    several = {(t, m) for t, m, _ in means if sum((t, m) == k[:2] for k in means) > 1}
     named = {
-        f"{task}/{metric},{flt}" if (task, metric) in several else f"{task}/{metric}": value
-        for (task, metric, flt), value in means.items()
+        # Most tasks have one answer filter, and then its name says nothing.
+        f"{task}/{metric}" if flt == "none" else f"{task}/{metric}.{flt}": value
+        for (task, metric, flt), value in samples.means().items()
     }
     log_finite_metrics({**named, **(metrics or {})})
     tags = {
@@ -129,7 +131,7 @@ def log_finite_metrics(metrics: Mapping[str, float | None]) -> None:
     import mlflow
 
     finite = {
-        name: float(value)
+        _NOT_IN_NAMES.sub("_", name): float(value)
         for name, value in metrics.items()
         if value is not None and math.isfinite(value)
     }

@@ -1,0 +1,257 @@
+"""The paired tests behind a decision: samples of one task, or of all gating tasks, into records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from . import stats
+from .pairing import PairedScores, PairedTask
+from .policy import GatePolicy
+from .results import AggregateResult, IntervalRecord, PowerResult, TaskResult
+
+# The upper bound of the flip rate that the power guard uses, see docs/statistics.md.
+_GUARD_CONFIDENCE = 0.95
+
+
+def task_result(task: PairedTask, policy: GatePolicy, adjusted: float | None) -> TaskResult:
+    """Test one task alone.
+
+    Parameters
+    ----------
+    task : PairedTask
+    policy : GatePolicy
+    adjusted : float or None
+        Its step-down adjusted p-value, None for an advisory task.
+    """
+    own = policy.task(task.name)
+    margin = (own.margin_pp or policy.margin_pp) / 100
+    sample = _Sample([task], by_task=False)
+    p, log10_p, name, notes = _worse(task)
+    return TaskResult(
+        task=task.name,
+        metric=task.metric,
+        filter=task.filter,
+        tier=own.tier,
+        n=task.n,
+        regressions=task.regressions,
+        improvements=task.improvements,
+        baseline=float(task.baseline.mean()),
+        candidate=float(task.candidate.mean()),
+        delta=float(task.difference.mean()),
+        interval=sample.interval(policy.confidence),
+        flip_rate=(task.regressions + task.improvements) / task.n,
+        p_worse=p,
+        log10_p_worse=log10_p,
+        p_adjusted=adjusted,
+        guilty=adjusted is not None and adjusted <= policy.alpha,
+        mde=_finite(sample.guard_mde(policy.alpha, policy.power)),
+        noninferiority_p=sample.noninferiority(margin),
+        margin=margin,
+        test=name,
+        binary=task.binary,
+        unscored=task.unscored,
+        notes=tuple(notes),
+    )
+
+
+def adjust(tests: Sequence[stats.Benchmark]) -> dict[str, float]:
+    """Step-down adjusted p-value of each gating task."""
+    result = stats.step_down(tests)
+    return dict(zip(result.names, result.p_adjusted.tolist(), strict=True))
+
+
+def aggregate_tasks(
+    gating: Sequence[PairedTask], tests: Sequence[stats.Benchmark], policy: GatePolicy
+) -> AggregateResult:
+    """Test all gating tasks together by the policy's rule."""
+    sample = _Sample(gating, by_task=policy.aggregation == "macro")
+    result = stats.aggregate(tests, method=policy.aggregation)
+    return AggregateResult(
+        aggregation=policy.aggregation,
+        method=result.route,
+        shared_items=result.shared_keys,
+        n=sample.n,
+        regressions=sum(task.regressions for task in gating),
+        improvements=sum(task.improvements for task in gating),
+        delta=sample.delta,
+        interval=sample.interval(policy.confidence),
+        p_worse=result.p_value,
+        log10_p_worse=result.log10_p,
+        components=dict(result.components),
+        noninferiority_p=sample.noninferiority(policy.margin_pp / 100),
+    )
+
+
+def data_power(gating: Sequence[PairedTask], policy: GatePolicy) -> PowerResult:
+    """What the gating tasks together could have shown under the policy's rule."""
+    margin = policy.margin_pp / 100
+    flips = sum(task.regressions + task.improvements for task in gating)
+    n = sum(task.n for task in gating)
+    upper = stats.upper_proportion(flips, n, _GUARD_CONFIDENCE)
+    alpha, mde = _detectable_drop(gating, policy)
+    sufficient = mde <= margin
+    # The MDE shrinks with the square root of the samples as long as the flip rate stays.
+    finite = math.isfinite(mde)
+    needed = None if sufficient or not finite else math.ceil(n * (mde / margin) ** 2)
+    return PowerResult(
+        flip_rate=flips / n,
+        flip_rate_upper=upper,
+        mde=_finite(mde),
+        alpha=alpha,
+        power=policy.power,
+        margin=margin,
+        samples_needed=needed,
+        sufficient=sufficient,
+    )
+
+
+def benchmarks(paired: PairedScores, gating: Sequence[PairedTask]) -> list[stats.Benchmark]:
+    """The gating tasks as the aggregation rules take them.
+
+    Items that occur in several tasks (the same document hash) are not independent: they are marked
+    so that their differences are flipped together.
+    """
+    hashes = [paired.baseline.table["doc_hash"].take(pa.array(t.baseline_row)) for t in gating]
+    distinct = sum(pc.count_distinct(column).as_py() for column in hashes)
+    everything = pa.chunked_array([chunk for column in hashes for chunk in column.chunks])
+    if pc.count_distinct(everything).as_py() == distinct:
+        return [_alone(task) for task in gating]
+    codes = everything.combine_chunks().dictionary_encode().indices.to_numpy()
+    keys = np.split(codes, np.cumsum([task.n for task in gating])[:-1])
+    return [
+        stats.Benchmark(task.name, differences=task.difference, clusters=task.cluster, keys=key)
+        for task, key in zip(gating, keys, strict=True)
+    ]
+
+
+def _alone(task: PairedTask) -> stats.Benchmark:
+    if task.binary:
+        return stats.Benchmark(task.name, b=task.regressions, c=task.improvements, n=task.n)
+    return stats.Benchmark(task.name, differences=task.difference, clusters=task.cluster)
+
+
+class _Sample:
+    """Differences of one or several tasks seen as one sample, binary or graded."""
+
+    def __init__(self, tasks: Sequence[PairedTask], *, by_task: bool) -> None:
+        self._binary = all(task.binary for task in tasks) and not by_task
+        self._b = sum(task.regressions for task in tasks)
+        self._c = sum(task.improvements for task in tasks)
+        self.n = sum(task.n for task in tasks)
+        self._differences = np.concatenate([task.difference for task in tasks])
+        self._range = 1.0 if all(_within_unit(task) for task in tasks) else None
+        strata = np.repeat(np.arange(len(tasks)), [task.n for task in tasks])
+        clusters = None
+        if any(task.cluster is not None for task in tasks):
+            # Items of tasks without clusters stand for themselves; strata keep tasks apart.
+            clusters = np.concatenate(
+                [np.arange(t.n) if t.cluster is None else t.cluster for t in tasks]
+            )
+        self._labels: dict[str, Any] = {
+            "clusters": clusters,
+            "strata": strata,
+            "weighting": "strata" if by_task else "items",
+        }
+        means = [float(task.difference.mean()) for task in tasks]
+        self.delta = float(np.mean(means)) if by_task else float(self._differences.mean())
+
+    def interval(self, confidence: float) -> IntervalRecord:
+        if self._binary:
+            found = stats.melded(self._b, self._c, self.n, confidence)
+        else:
+            found = stats.mean_interval(self._differences, confidence=confidence, **self._labels)
+        return IntervalRecord(
+            low=found.low, high=found.high, confidence=confidence, method=found.method
+        )
+
+    def noninferiority(self, margin: float) -> float:
+        if self._binary:
+            return float(stats.noninferiority(self._b, self._c, self.n, margin).p_value)
+        graded = stats.noninferiority_graded(
+            self._differences, margin, score_range=self._range, **self._labels
+        )
+        return float(graded.p_value)
+
+    def guard_mde(self, alpha: float, power: float) -> float:
+        if self._binary:
+            return stats.guard_mde(
+                self._b, self._c, self.n, alpha=alpha, power=power, confidence=_GUARD_CONFIDENCE
+            )
+        return stats.guard_mde_graded(
+            self._differences,
+            alpha=alpha,
+            power=power,
+            confidence=_GUARD_CONFIDENCE,
+            score_range=self._range,
+            **self._labels,
+        )
+
+
+def _worse(task: PairedTask) -> tuple[float, float, str, list[str]]:
+    """One-sided p-value of one task, its logarithm, the test's name and what to know about it."""
+    if task.binary:
+        exact = stats.mcnemar(task.regressions, task.improvements, task.n)
+        return exact.p_worse, exact.log10_p_worse, "exact McNemar", []
+    flips = stats.signflip(task.difference, clusters=task.cluster)
+    notes = []
+    if flips.symmetry_warning:
+        notes.append(
+            f"the differences are skewed (skewness {flips.skewness:.1f}), the sign-flip test "
+            "assumes symmetry: judge by the interval as well"
+        )
+    return flips.p_worse, flips.log10_p_worse, f"sign-flip ({flips.method})", notes
+
+
+def _detectable_drop(gating: Sequence[PairedTask], policy: GatePolicy) -> tuple[float, float]:
+    """Level and MDE of the policy's rule against the same drop on every task."""
+    alpha, power, rule = policy.alpha, policy.power, policy.aggregation
+    if rule in ("pooled", "stouffer", "combined", "macro"):
+        # Combined rejects whenever its pooled half does at alpha/2: its power is at least that.
+        level = alpha / 2 if rule == "combined" else alpha
+        sample = _Sample(gating, by_task=rule == "macro")
+        return level, sample.guard_mde(level, power)
+    # The other rules look at the tasks one by one; Šidák's level is what each has for itself.
+    # Fisher's rule has more power against a drop that is everywhere, so this errs on the safe side.
+    level = 1 - (1 - alpha) ** (1 / len(gating))
+    each = np.array([_Sample([t], by_task=False).guard_mde(level, power) for t in gating])
+    return level, _any_task_detects(each, level, power)
+
+
+def _any_task_detects(each: npt.NDArray[np.float64], level: float, power: float) -> float:
+    """Smallest common drop that at least one task reveals with the stated power.
+
+    Parameters
+    ----------
+    each : ndarray, shape (tasks,)
+        MDE of each task alone at `level` and `power`.
+    """
+    from scipy.optimize import brentq
+    from scipy.special import ndtr, ndtri
+
+    z_level, z_sum = -ndtri(level), ndtri(power) - ndtri(level)
+    known = each[np.isfinite(each)]
+    if not known.size:
+        return math.inf
+
+    def missing_power(drop: float) -> float:
+        missed = 1 - ndtr(drop / known * z_sum - z_level)
+        return float(1 - missed.prod() - power)
+
+    return float(brentq(missing_power, 0.0, float(known.min()), xtol=1e-9))
+
+
+def _within_unit(task: PairedTask) -> bool:
+    low = min(task.baseline.min(), task.candidate.min())
+    high = max(task.baseline.max(), task.candidate.max())
+    return bool(low >= 0 and high <= 1)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,116 @@
+"""Put a decision into MLflow: the evidence it can be recomputed from, and what people look at."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+from ..cache import digest_file, digest_json
+from ..pairing import PairedScores
+from ..results import Decision
+from ..scores import SampleScores
+from .evaluations import log_finite_metrics
+from .runs import check_tag
+
+VERDICT_TAG = "degrade.verdict"
+EVIDENCE_TAG = "degrade.evidence_digest"
+POLICY_TAG = "degrade.policy_digest"
+REASONS_TAG = "degrade.reasons"
+
+EVIDENCE = "evidence"
+# What the tests never look at; it stays with the evaluation runs.
+_TEXT = ("prompt", "target", "response")
+_FLIPS_SHOWN = 300
+_REASONS_LENGTH = 2_000
+
+
+def log_decision(decision: Decision, paired: PairedScores) -> str:
+    """Log evidence, metrics, tags and the flipped samples to the active run.
+
+    Parameters
+    ----------
+    decision : Decision
+    paired : PairedScores
+        What it was made from.
+
+    Returns
+    -------
+    str
+        The evidence digest: SHA-256 over the digests of both sample tables, the policy and the
+        decision, so that none of them can change without it.
+
+    Notes
+    -----
+    ``evidence/`` holds both sample tables (without texts), ``policy.json``, ``decision.json`` and
+    ``manifest.json``; `mlflow_degrade.decide` on the tables and the policy gives the decision
+    again. ``flips.json`` is a small table of changed samples.
+    """
+    import mlflow
+
+    with tempfile.TemporaryDirectory(prefix="mlflow-degrade-") as scratch:
+        folder = Path(scratch)
+        digest = write_evidence(folder, decision, paired)
+        mlflow.log_artifacts(scratch, EVIDENCE)
+    flips = paired.flips(_FLIPS_SHOWN)
+    if len(flips):
+        mlflow.log_table(flips.drop(columns=["doc_hash"]), "flips.json")
+    log_finite_metrics(decision_metrics(decision))
+    reasons = " | ".join(decision.reasons)
+    if len(reasons) > _REASONS_LENGTH:
+        reasons = reasons[: _REASONS_LENGTH - 1] + "…"
+    tags = {
+        VERDICT_TAG: decision.verdict.value,
+        REASONS_TAG: reasons,
+        POLICY_TAG: decision.policy.digest(),
+        EVIDENCE_TAG: digest,
+    }
+    mlflow.set_tags({key: check_tag(key, value) for key, value in tags.items()})
+    return digest
+
+
+def write_evidence(folder: Path, decision: Decision, paired: PairedScores) -> str:
+    """Write the evidence files into a folder; returns the evidence digest."""
+    for side, scores in (("baseline", paired.baseline), ("candidate", paired.candidate)):
+        kept = [name for name in scores.table.column_names if name not in _TEXT]
+        SampleScores(scores.table.select(kept)).write_parquet(folder / f"{side}.parquet")
+    policy = decision.policy.model_dump(mode="json")
+    (folder / "policy.json").write_text(json.dumps(policy, indent=2) + "\n", encoding="utf-8")
+    (folder / "decision.json").write_text(decision.to_json(), encoding="utf-8")
+    manifest = {
+        "baseline": decision.baseline,
+        "candidate": decision.candidate,
+        "policy_digest": decision.policy.digest(),
+        "decision_digest": digest_file(folder / "decision.json"),
+        "allowed": list(paired.allowed),
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    return digest_json(manifest)
+
+
+def decision_metrics(decision: Decision) -> dict[str, float | None]:
+    """The numbers that MLflow's charts compare, in percentage points where named so."""
+    total, power = decision.aggregate, decision.power
+    metrics: dict[str, float | None] = {
+        "degrade/passed": float(decision.verdict.value == "PASS"),
+        "degrade/n": total.n,
+        "degrade/delta_pp": 100 * total.delta,
+        "degrade/ci_low_pp": 100 * total.interval.low,
+        "degrade/ci_high_pp": 100 * total.interval.high,
+        "degrade/p_value": total.p_worse,
+        "degrade/noninferiority_p": total.noninferiority_p,
+        "degrade/flip_rate": power.flip_rate,
+        "degrade/mde_pp": None if power.mde is None else 100 * power.mde,
+        "degrade/margin_pp": decision.policy.margin_pp,
+    }
+    for task in decision.tasks:
+        prefix = f"degrade/{task.task}"
+        metrics |= {
+            f"{prefix}/delta_pp": 100 * task.delta,
+            f"{prefix}/ci_low_pp": 100 * task.interval.low,
+            f"{prefix}/ci_high_pp": 100 * task.interval.high,
+            f"{prefix}/p_value": task.p_worse,
+            f"{prefix}/flip_rate": task.flip_rate,
+            f"{prefix}/mde_pp": None if task.mde is None else 100 * task.mde,
+        }
+    return metrics

@@ -1,0 +1,158 @@
+"""Log a model directory as a pyfunc model, and register it: a whole version or none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ..errors import RegistryError
+
+_SERVING = (
+    "mlflow", "numpy", "pandas", "onnx", "onnxruntime", "transformers", "jinja2", "pydantic",
+)  # fmt: skip
+    "mlflow",
+    "numpy",
+    "pandas",
+    "onnx",
+    "onnxruntime",
+    "transformers",
+    "jinja2",
+    "pydantic",
+)
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def log_model(model_dir: Path, *, metadata: Mapping[str, Any] | None = None) -> Any:
+    """Log a model directory to the active run as a pyfunc model that carries its own code.
+
+    Parameters
+    ----------
+    model_dir : Path
+        ONNX graph, weights, configuration and tokenizer; logged byte for byte.
+    metadata : mapping, optional
+        Stored in the ``MLmodel`` file.
+
+    Returns
+    -------
+    mlflow.models.model.ModelInfo
+
+    Notes
+    -----
+    ``predict`` generates text for the rows of a column ``prompt``, or scores the strings of a
+    column ``choices`` as its continuations; see `mlflow_degrade.tracking.pyfunc_model`.
+    """
+    import mlflow
+
+    return mlflow.pyfunc.log_model(
+        name="model",
+        # Models from code: MLflow runs this file where the model is loaded; nothing is pickled.
+        python_model=str(_PACKAGE / "tracking" / "pyfunc_model.py"),
+        artifacts={"model_dir": str(model_dir)},
+        code_paths=[str(_PACKAGE)],
+        pip_requirements=[f"{name}=={version(name)}" for name in _serving_packages()],
+        signature=_signature(),
+        metadata=dict(metadata or {}),
+    )
+
+
+def register(
+    model_uri: str,
+    name: str,
+    *,
+    run_id: str,
+    tags: Mapping[str, str],
+    description: str = "",
+    model_id: str | None = None,
+) -> Any:
+    """Create a model version; on any failure nothing of it is left.
+
+    Parameters
+    ----------
+    model_uri : str
+        Of a logged model.
+    name : str
+        Registered model, created when it does not exist.
+    run_id : str
+        Run that holds the evidence.
+    tags : mapping
+        Set together with the version, so that no version is ever seen without them.
+    description : str
+        Shown on the version's page.
+    model_id : str, optional
+        Id of the logged model.
+
+    Returns
+    -------
+    mlflow.entities.model_registry.ModelVersion
+
+    Raises
+    ------
+    RegistryError
+        The registry refused; the message is its own.
+    """
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient()
+    created = False
+    try:
+        created = _create_registered_model(client, name)
+        return client.create_model_version(
+            name,
+            source=model_uri,
+            run_id=run_id,
+            tags=dict(tags),
+            description=description,
+            model_id=model_id,
+        )
+    except BaseException as error:
+        # Ctrl-C too: an empty registered model would look like a model that once passed.
+        if created:
+            client.delete_registered_model(name)
+        if isinstance(error, MlflowException):
+            raise RegistryError(f"{name!r} could not be registered: {error}") from error
+        raise
+
+
+def _create_registered_model(client: Any, name: str) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        return False
+    return True
+
+
+def _serving_packages() -> list[str]:
+    """What the logged model needs at serving time, under the names installed here."""
+    import onnxruntime
+
+    gpu = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    return ["onnxruntime-gpu" if gpu and name == "onnxruntime" else name for name in _SERVING]
+
+
+def _signature() -> Any:
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import Array, DataType
+
+    return ModelSignature(
+        inputs=Schema(
+            [
+                ColSpec(DataType.string, "prompt"),
+                ColSpec(Array(DataType.string), "choices", required=False),
+            ]
+        ),
+        outputs=Schema(
+            [
+                ColSpec(DataType.string, "text"),
+                ColSpec(Array(DataType.double), "log_likelihoods", required=False),
+            ]
+        ),
+        params=ParamSchema([ParamSpec("max_new_tokens", DataType.integer, 64)]),
+    )
