@@ -120,7 +120,7 @@ class TestWhatIsRefused:
     def test_repeated_columns(self) -> None:
         columns = [pa.array(["qa"]), pa.array(["1"]), pa.array(["acc"]), *[pa.array([1.0])] * 2]
         names = ["task", "doc_id", "metric", "score", "score"]
-        with pytest.raises(SampleSchemaError, match="'score'. occur more than once"):
+        with pytest.raises(SampleSchemaError, match=r"'score'. occur more than once"):
             SampleScores.from_table(pa.Table.from_arrays(columns, names))
 
     @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -210,7 +210,7 @@ class TestParquet:
         table = SampleScores.from_records(records()).table
         metadata = {b"mlflow_degrade": b'{"schema_version": "99"}'}
         pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "x.parquet")
-        with pytest.raises(SampleSchemaError, match="schema 99.*upgrade"):
+        with pytest.raises(SampleSchemaError, match=r"schema 99.*upgrade"):
             SampleScores.read_parquet(tmp_path / "x.parquet")
 
 

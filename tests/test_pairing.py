@@ -1,0 +1,526 @@
+"""Pairing: every refusal with its message and its remedy, and the counts a plain join gives."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from mlflow_degrade import _matching
+from mlflow_degrade.errors import (
+    DuplicateSampleError,
+    EmptySamplesError,
+    MetricMismatchError,
+    PairingError,
+    PromptMismatchError,
+    SameModelError,
+    TaskVersionError,
+    UnknownNameError,
+    UnpairedSamplesError,
+)
+from mlflow_degrade.pairing import ALLOWABLE, PairedTask, pair
+from mlflow_degrade.scores import SampleScores
+
+PAIRS = Path(__file__).parents[2] / "shared" / "data" / "pairs"
+needs_real_pairs = pytest.mark.skipif(
+    not PAIRS.is_dir(), reason="the real result pairs are not beside this checkout"
+)
+
+
+def table(scores: list[Any], model: str = "a", **columns: Any) -> SampleScores:
+    frame = pd.DataFrame({"task": "qa", "doc_id": range(len(scores)), "metric": "acc"})
+    frame["score"] = pd.Series(scores, dtype=object)
+    for name, values in columns.items():
+        frame[name.replace("__", ".")] = values
+    return SampleScores.from_pandas(frame, model=model, model_digest=f"sha256:{model}")
+
+
+def only(baseline: SampleScores, candidate: SampleScores, **options: Any) -> PairedTask:
+    (task,) = pair(baseline, candidate, **options).tasks
+    return task
+
+
+class TestCounts:
+    def test_regressions_and_improvements(self) -> None:
+        task = only(table([1, 1, 1, 0, 0]), table([1, 0, 0, 1, 0], "b"))
+        assert (task.n, task.regressions, task.improvements) == (5, 2, 1)
+        assert task.difference.tolist() == [0, -1, -1, 1, 0]
+        assert task.binary
+
+    def test_lower_is_better_turns_the_difference(self) -> None:
+        options = {"higher_is_better": False, "metric": "perplexity"}
+        task = only(table([2.0, 3.0], **options), table([1.0, 5.0], "b", **options))
+        assert task.difference.tolist() == [1.0, -2.0]
+        assert (task.regressions, task.improvements, task.higher_is_better) == (1, 1, False)
+        assert not task.binary
+
+    def test_swapping_the_sides_exchanges_worse_and_better(self) -> None:
+        a, b = table([1, 1, 0, 0.5]), table([0, 1, 1, 0.25], "b")
+        there, back = only(a, b), only(b, a)
+        assert (there.regressions, there.improvements) == (back.improvements, back.regressions)
+        assert np.array_equal(there.difference, -back.difference)
+
+    def test_unscored_items_are_left_out_and_counted(self) -> None:
+        task = only(table([None, 1, None, 1, 0]), table([1, None, None, 0, 0], "b"))
+        assert task.unscored == (1, 1, 1)
+        assert task.n == 2
+        assert (task.regressions, task.improvements) == (1, 0)
+
+    def test_nothing_scored_on_both_sides(self) -> None:
+        with pytest.raises(EmptySamplesError, match=r"none of the 2 pairs.*baseline only 1"):
+            pair(table([None, 1]), table([1, None], "b"))
+
+
+class TestRepeats:
+    def test_runs_are_averaged_per_item_and_do_not_add_to_n(self) -> None:
+        columns = {"doc_id": [0, 0, 1, 1], "repeat": [0, 1, 0, 1]}
+        task = only(table([1, 1, 1, 0], **columns), table([1, 0, 0, 0], "b", **columns))
+        assert (task.n, task.repeats) == (2, 2)
+        assert task.baseline.tolist() == [1.0, 0.5]
+        assert task.candidate.tolist() == [0.5, 0.0]
+        # s² of (1,1)=0 plus (1,0)=½ for the first item, (1,0)=½ plus (0,0)=0 for the second.
+        assert task.run_variance == 0.5
+        assert not task.binary
+
+    def test_runs_belong_to_their_document_whatever_the_ids_say(self) -> None:
+        columns = {"doc_hash": ["x", "x", "y", "y"], "repeat": [0, 1, 0, 1]}
+        task = only(table([1, 1, 0, 0], **columns), table([0, 1, 0, 0], "b", **columns))
+        assert task.n == 2
+        assert task.difference.tolist() == [-0.5, 0.0]
+
+    def test_a_run_without_score_leaves_the_others(self) -> None:
+        columns = {"doc_id": [0, 0, 1, 1], "repeat": [0, 1, 0, 1]}
+        task = only(table([1, None, 1, 1], **columns), table([0, 0, 1, 1], "b", **columns))
+        assert task.difference.tolist() == [-1.0, 0.0]
+        assert task.unscored == (1, 0, 0)
+
+    def test_runs_are_matched_by_their_number(self) -> None:
+        with pytest.raises(UnpairedSamplesError, match="2 samples only in the baseline"):
+            pair(table([1, 0]), table([1, 0], "b", repeat=1))
+
+    def test_one_run_each_has_no_run_variance(self) -> None:
+        task = only(table([1, 0]), table([1, 1], "b"))
+        assert task.repeats == 1
+        assert np.isnan(task.run_variance)
+
+    def test_rows_point_at_the_first_run(self) -> None:
+        columns = {"doc_id": [0, 1, 0, 1], "repeat": [0, 0, 1, 1], "response": list("abcd")}
+        paired = pair(table([1, 1, 0, 1], **columns), table([0, 1, 0, 1], "b", **columns))
+        assert paired.items("qa")["baseline_response"].tolist() == ["a", "b"]
+
+
+class TestClusters:
+    def test_codes_follow_the_labels(self) -> None:
+        columns = {"cluster": ["p", "q", "p", "q"]}
+        task = only(table([1] * 4, **columns), table([0] * 4, "b", **columns))
+        assert task.cluster is not None
+        assert task.cluster.tolist() == [0, 1, 0, 1]
+        assert not task.binary
+
+    def test_an_item_without_a_cluster_stands_alone(self) -> None:
+        columns = {"cluster": ["p", None, None, "p"]}
+        task = only(table([1] * 4, **columns), table([0] * 4, "b", **columns))
+        assert task.cluster is not None
+        codes = task.cluster.tolist()
+        assert codes[0] == codes[3]
+        assert len(set(codes)) == 3
+
+    def test_without_any_label_there_are_no_clusters(self) -> None:
+        assert only(table([1, 0]), table([1, 0], "b")).cluster is None
+
+
+class TestDuplicates:
+    def test_ids_tell_copies_of_a_document_apart(self) -> None:
+        same = {"doc_hash": ["x", "x", "y"]}
+        task = only(table([1, 0, 1], **same), table([0, 0, 1], "b", **same))
+        assert (task.n, task.duplicates) == (3, 1)
+        assert task.difference.tolist() == [-1, 0, 0]
+
+    def test_a_repeated_key_is_refused(self) -> None:
+        ids = {"doc_id": ["7", "8", "7"]}
+        with pytest.raises(DuplicateSampleError, match=r"1 samples of the baseline .*\['7'\]") as e:
+            pair(table([1, 0, 1], **ids), table([1, 1, 1], "b", **ids))
+        assert "allow 'duplicates'" in str(e.value)
+
+    def test_on_one_side_only(self) -> None:
+        with pytest.raises(DuplicateSampleError, match="1 samples of the candidate"):
+            pair(table([1, 0]), table([1, 0, 1], "b", doc_id=["0", "1", "1"]))
+
+    def test_allowed_they_are_matched_in_order(self) -> None:
+        ids = {"doc_id": ["7", "8", "7"]}
+        paired = pair(table([1, 0, 0], **ids), table([0, 0, 0], "b", **ids), allow=["duplicates"])
+        (task,) = paired.tasks
+        assert (task.n, task.duplicates, task.repeats) == (3, 1, 1)
+        assert task.difference.tolist() == [-1, 0, 0]
+        assert paired.notes == ("qa: 1 samples with a repeated id are matched in file order",)
+
+    def test_in_file_order_also_among_many_interleaved_tasks(self) -> None:
+        # Three tasks in turn; each id of a task occurs twice, first right and then wrong.
+        ids = {"task": ["c", "a", "b"] * 200, "doc_id": [i // 3 % 100 for i in range(600)]}
+        left = table([1] * 300 + [0] * 300, **ids)
+        right = table([1] * 300 + [1] * 300, "b", **ids)
+        for task in pair(left, right, allow=["duplicates"]).tasks:
+            assert task.difference.tolist() == [0] * 100 + [1] * 100
+
+    def test_allowed_with_another_count_on_the_other_side(self) -> None:
+        left = table([1, 0, 1], doc_id=["7", "8", "7"])
+        right = table([1, 0], "b", doc_id=["7", "8"])
+        with pytest.raises(UnpairedSamplesError, match="1 samples only in the baseline"):
+            pair(left, right, allow=["duplicates"])
+        assert pair(left, right, allow=["duplicates", "unpaired"]).n == 2
+
+
+class TestUnpaired:
+    def test_samples_on_one_side(self) -> None:
+        right = table([1, 0, 1], "b", doc_id=["1", "2", "9"])
+        with pytest.raises(UnpairedSamplesError) as error:
+            pair(table([1, 0, 1]), right)
+        text = str(error.value)
+        assert "1 samples only in the baseline (doc_ids ['0'])" in text
+        assert "1 only in the candidate (doc_ids ['9']), 2 in both" in text
+        assert "allow 'unpaired'" in text
+        task = only(table([1, 0, 1]), right, allow=["unpaired"])
+        assert task.n == 2
+
+    def test_nothing_in_common_cannot_be_allowed(self) -> None:
+        right = table([1, 0], "b", doc_id=["8", "9"])
+        with pytest.raises(UnpairedSamplesError, match="0 in both") as error:
+            pair(table([1, 0]), right, allow=["unpaired"])
+        assert "allow" not in str(error.value)
+
+    def test_tasks_on_one_side(self) -> None:
+        more = SampleScores.concat([table([1, 0]), table([1, 0], task="arc")])
+        with pytest.raises(UnpairedSamplesError, match=r"baseline only: \['arc'\]"):
+            pair(more, table([1, 1], "b"))
+        paired = pair(more, table([1, 1], "b"), allow=["unpaired"])
+        assert [t.name for t in paired.tasks] == ["qa"]
+        assert "arc" in paired.notes[0]
+        with pytest.raises(UnpairedSamplesError, match="the tasks differ"):
+            pair(table([1], task="x"), table([1], "b", task="y"), allow=["unpaired"])
+
+
+class TestDifferentTests:
+    @pytest.mark.parametrize(
+        ("column", "allowance"), [("prompt_hash", "prompts"), ("target_hash", "targets")]
+    )
+    def test_prompts_and_targets(self, column: str, allowance: str) -> None:
+        left, right = table([1, 0, 1], **{column: list("pqr")}), table([1, 0, 1], "b")
+        # Not recorded on one side: nothing to compare.
+        assert pair(left, right).n == 3
+        right = table([1, 0, 1], "b", **{column: ["p", "Q", None]})
+        with pytest.raises(PromptMismatchError, match=rf"1 of 3 .*{allowance}.*\['1'\]") as error:
+            pair(left, right)
+        assert f"allow '{allowance}'" in str(error.value)
+        paired = pair(left, right, allow=[allowance])
+        assert paired.notes == (f"qa: 1 samples have different {allowance}",)
+        assert paired.allowed == (allowance,)
+
+    def test_versions(self) -> None:
+        def version(model: str, number: str) -> SampleScores:
+            rows = table([1, 0], model).table
+            return SampleScores.from_table(rows, model_digest=model, task_versions={"qa": number})
+
+        with pytest.raises(TaskVersionError, match=r"\{'qa': \('1.0', '2.0'\)\}.*'task-versions'"):
+            pair(version("a", "1.0"), version("b", "2.0"))
+        assert pair(version("a", "1.0"), version("b", "2.0"), allow=["task-versions"]).notes
+        assert not pair(version("a", "1.0"), table([1, 0], "b")).notes
+
+    def test_the_same_model(self) -> None:
+        with pytest.raises(SameModelError, match=r"sha256:a.*allow 'same-model'"):
+            pair(table([1, 0]), table([1, 1]))
+        assert pair(table([1, 0]), table([1, 1]), allow=["same-model"]).n == 2
+
+    def test_directions(self) -> None:
+        with pytest.raises(MetricMismatchError, match=r"higher_is_better is .True. for the base"):
+            pair(table([1, 0]), table([1, 0], "b", higher_is_better=False))
+        both = table([1, 0], higher_is_better=[True, False])
+        with pytest.raises(MetricMismatchError, match="one value on both"):
+            pair(both, table([1, 0], "b", higher_is_better=[True, False]))
+
+    def test_unknown_allowances(self) -> None:
+        with pytest.raises(UnknownNameError, match="did you mean 'prompts'"):
+            pair(table([1]), table([1], "b"), allow=["prompt"])
+        assert set(ALLOWABLE) == {
+            "duplicates", "prompts", "same-model", "targets", "task-versions", "unpaired"
+        }  # fmt: skip
+
+    def test_all_refusals_are_one_family(self) -> None:
+        for kind in (SameModelError, TaskVersionError, MetricMismatchError, PromptMismatchError):
+            assert issubclass(kind, PairingError)
+
+
+class TestChoosing:
+    def columns(self, *metrics: str, name: str = "metric") -> dict[str, Any]:
+        return {"doc_id": [0, 1] * len(metrics), name: [m for m in metrics for _ in range(2)]}
+
+    @pytest.mark.parametrize(
+        ("metrics", "chosen"),
+        [
+            (("acc_norm", "acc"), "acc"),
+            (("f1", "exact_match"), "exact_match"),
+            (("rouge2", "rouge1"), "rouge1"),
+            (("bleu",), "bleu"),
+        ],
+    )
+    def test_the_headline_metric_by_default(self, metrics: tuple[str, ...], chosen: str) -> None:
+        columns = self.columns(*metrics)
+        scores = [1, 0] * len(metrics)
+        assert only(table(scores, **columns), table(scores, "b", **columns)).metric == chosen
+
+    def test_filters(self) -> None:
+        columns = self.columns("strict-match", "flexible-extract", name="filter")
+        left, right = table([1, 1, 0, 0], **columns), table([1, 0, 1, 0], "b", **columns)
+        strict = only(left, right)
+        assert (strict.filter, strict.regressions, strict.improvements) == ("strict-match", 1, 0)
+        flexible = only(left, right, filter="flexible-extract")
+        assert (flexible.regressions, flexible.improvements) == (0, 1)
+
+    def test_by_name_and_per_task(self) -> None:
+        columns = self.columns("acc", "f1")
+        left, right = table([1, 1, 0, 0], **columns), table([1, 0, 1, 0], "b", **columns)
+        assert only(left, right, metric="f1").improvements == 1
+        assert only(left, right, metric={"qa": "f1"}).improvements == 1
+        assert only(left, right, metric={}).metric == "acc"
+        with pytest.raises(UnknownNameError, match="unknown task 'qq'"):
+            pair(left, right, metric={"qq": "f1"})
+
+    def test_unknown_ones_are_answered_with_those_present(self) -> None:
+        left, right = table([1]), table([1], "b", metric="f1")
+        with pytest.raises(MetricMismatchError, match=r"no metric 'bleu'.*\['acc'\].*\['f1'\]"):
+            pair(left, right, metric="bleu")
+        with pytest.raises(MetricMismatchError, match="no metric in common"):
+            pair(left, right)
+        with pytest.raises(MetricMismatchError, match="no filter 'x'"):
+            pair(table([1]), table([1], "b"), filter="x")
+
+
+class TestItems:
+    def test_flips_show_both_answers_worst_first(self) -> None:
+        texts = {"prompt": list("pqrs"), "target": list("tuvw"), "feature__hard": [1, 2, 3, 4]}
+        left = table([1, 0.5, 1, 0], response=list("abcd"), **texts)
+        right = table([0.5, 0.5, 0, 1], "b", response=list("efgh"), **texts)
+        flips = pair(left, right).flips()
+        assert flips["doc_id"].tolist() == ["2", "0", "3"]
+        assert flips["difference"].tolist() == [-1.0, -0.5, 1.0]
+        first = flips.iloc[0]
+        assert (first["prompt"], first["target"]) == ("r", "v")
+        assert (first["baseline_response"], first["candidate_response"]) == ("c", "g")
+        assert flips["hard"].tolist() == [3, 1, 4]
+
+    def test_a_limit_is_kept_and_shared_by_the_tasks(self) -> None:
+        tasks = [f"t{i}" for i in range(7)]
+        left = SampleScores.concat([table([1] * 9, task=t) for t in tasks])
+        right = SampleScores.concat([table([0] * 9, "b", task=t) for t in tasks])
+        flips = pair(left, right).flips(10)
+        assert len(flips) == 10
+        assert flips["task"].nunique() >= 5
+        assert len(pair(left, right).flips(3)) == 3
+
+    def test_the_worst_come_first_whatever_their_task(self) -> None:
+        left = SampleScores.concat([table([1, 0], task="a"), table([1, 1], task="b")])
+        right = SampleScores.concat([table([0.5, 1], "b", task="a"), table([0, 1], "b", task="b")])
+        assert pair(left, right).flips()["difference"].tolist() == [-1.0, -0.5, 1.0]
+
+    def test_no_flips(self) -> None:
+        assert pair(table([1]), table([1], "b")).flips().empty
+
+    def test_items_of_an_unknown_task(self) -> None:
+        with pytest.raises(UnknownNameError, match="Known: qa"):
+            pair(table([1]), table([1], "b")).items("qb")
+        items = pair(table([1, 0]), table([1, 1], "b")).items("qa", np.array([False, True]))
+        assert items["doc_id"].tolist() == ["1"]
+
+
+# Samples with few ids and hashes, so that all kinds of coincidences happen.
+SAMPLES = st.lists(
+    st.tuples(
+        st.sampled_from(["a", "b"]),
+        st.integers(0, 8),
+        st.sampled_from([0.0, 1.0, 0.5, None]),
+        st.sampled_from([0.0, 1.0, 0.25, None]),
+    ),
+    min_size=1,
+    max_size=25,
+    unique_by=lambda row: row[:2],
+)
+
+
+def build(rows: list[Any], column: int, model: str, repeats: int = 1) -> SampleScores:
+    records = [
+        {
+            "task": row[0],
+            "doc_id": str(row[1]),
+            "doc_hash": hashlib.sha256(str(row[1]).encode()).hexdigest(),
+            "metric": "acc",
+            "repeat": repeat,
+            "score": row[column],
+        }
+        for row in rows
+        for repeat in range(repeats)
+    ]
+    return SampleScores.from_records(records, model_digest=model)
+
+
+def summary(task: PairedTask) -> tuple[Any, ...]:
+    pairs = sorted(zip(task.baseline.tolist(), task.candidate.tolist(), strict=True))
+    return task.name, task.n, task.regressions, task.improvements, task.unscored, pairs
+
+
+class TestProperties:
+    @given(rows=SAMPLES, data=st.data())
+    @settings(max_examples=150, deadline=None)
+    def test_the_order_of_rows_does_not_matter(self, rows: list[Any], data: st.DataObject) -> None:
+        scored = {r[0] for r in rows if r[2] is not None and r[3] is not None}
+        assume(scored == {r[0] for r in rows})
+        straight = pair(build(rows, 2, "a"), build(rows, 3, "b"))
+        shuffled = data.draw(st.permutations(rows)), data.draw(st.permutations(rows))
+        mixed = pair(build(shuffled[0], 2, "a"), build(shuffled[1], 3, "b"))
+        assert [summary(t) for t in straight.tasks] == [summary(t) for t in mixed.tasks]
+
+    @given(left=SAMPLES, right=SAMPLES)
+    @settings(max_examples=200, deadline=None)
+    def test_counts_are_those_of_a_plain_join(self, left: list[Any], right: list[Any]) -> None:
+        names = ["task", "doc", "score", "other"]
+        frames = [pd.DataFrame(side, columns=names) for side in (left, right)]
+        joined = frames[0].merge(frames[1], on=["task", "doc"], suffixes=("_l", "_r"))
+        both = joined.dropna(subset=["score_l", "other_r"])
+        assume(set(both["task"]) == {r[0] for r in left} & {r[0] for r in right} != set())
+        assume(any(r[2] is not None for r in left) and any(r[3] is not None for r in right))
+        paired = pair(build(left, 2, "a"), build(right, 3, "b"), allow=["unpaired"])
+        for task in paired.tasks:
+            rows = both[both["task"] == task.name]
+            assert task.n == len(rows)
+            assert task.regressions == (rows["score_l"] > rows["other_r"]).sum()
+            assert task.improvements == (rows["score_l"] < rows["other_r"]).sum()
+            assert sum(task.unscored) == (joined["task"] == task.name).sum() - len(rows)
+
+    @given(rows=SAMPLES, repeats=st.integers(2, 4))
+    @settings(max_examples=50, deadline=None)
+    def test_identical_runs_change_nothing(self, rows: list[Any], repeats: int) -> None:
+        rows = [r for r in rows if r[2] is not None and r[3] is not None]
+        assume(rows)
+        once = pair(build(rows, 2, "a"), build(rows, 3, "b"))
+        often = pair(build(rows, 2, "a", repeats), build(rows, 3, "b", repeats))
+        assert [summary(t) for t in once.tasks] == [summary(t) for t in often.tasks]
+        assert {t.repeats for t in often.tasks} == {repeats}
+
+    @given(rows=SAMPLES, data=st.data())
+    @settings(max_examples=50, deadline=None)
+    def test_colliding_keys_do_not_mix_documents(
+        self, rows: list[Any], data: st.DataObject
+    ) -> None:
+        """With a hash that gives all texts one key, the result is the same."""
+        rows = [r for r in rows if r[2] is not None and r[3] is not None]
+        assume(rows)
+        other = data.draw(st.permutations(rows))
+        right = pair(build(rows, 2, "a"), build(other, 3, "b"))
+        original = _matching.text_keys
+        try:
+            _matching.text_keys = lambda column: np.zeros(len(column), np.uint64)
+            worst = pair(build(rows, 2, "a"), build(other, 3, "b"))
+            # Half the documents share their key with another one.
+            _matching.text_keys = lambda column: np.array(
+                [int(text[:2], 16) // 64 for text in column.to_pylist()], np.uint64
+            )
+            some = pair(build(rows, 2, "a"), build(other, 3, "b"))
+        finally:
+            _matching.text_keys = original
+        for mixed in (worst, some):
+            assert [summary(t) for t in mixed.tasks] == [summary(t) for t in right.tasks]
+
+    def test_a_key_shared_across_the_sides_is_seen_through(self) -> None:
+        original = _matching.text_keys
+        try:
+            _matching.text_keys = lambda column: np.arange(len(column), dtype=np.uint64)
+            left = table([1, 0], doc_hash=["x", "y"])
+            right = table([0, 1], "b", doc_hash=["y", "x"])
+            task = only(left, right)
+        finally:
+            _matching.text_keys = original
+        assert task.difference.tolist() == [0, 0]
+
+    def test_interleaved_tasks_and_chunks(self) -> None:
+        rows = [("b" if i % 3 else "a", i, float(i % 2), float(i % 5 == 0)) for i in range(40)]
+        whole = pair(build(rows, 2, "a"), build(rows, 3, "b"))
+        left, right = build(rows, 2, "a").table, build(rows[::-1], 3, "b").table
+        chunked = pa.concat_tables([left.slice(0, 7), left.slice(7, 1), left.slice(8)])
+        mixed = pair(SampleScores(chunked), SampleScores(right))
+        assert [summary(t) for t in whole.tasks] == [summary(t) for t in mixed.tasks]
+
+
+def read_lines(name: str) -> pd.DataFrame:
+    lines = (PAIRS / name).read_text(encoding="utf-8").splitlines()
+    return pd.DataFrame([json.loads(line) for line in lines])
+
+
+def from_arm(frame: pd.DataFrame, arm: str) -> SampleScores:
+    columns = {"example_id": "doc_id", "gold": "target", "output": "response"}
+    renamed = frame.rename(columns=columns)[["task", "doc_id", "score", "response"]]
+    return SampleScores.from_pandas(renamed.assign(metric="acc"), model_digest=arm)
+
+
+@needs_real_pairs
+class TestRealPairs:
+    @pytest.mark.parametrize("task", ["mmlu", "extraction"])
+    @pytest.mark.parametrize("arm", ["q8_0", "q4_K_M"])
+    def test_llama_quantized(self, task: str, arm: str) -> None:
+        frames = [read_lines(f"kristenmartino/{task}_{a}.jsonl") for a in ("fp16", arm)]
+        left, right = (from_arm(f, a) for f, a in zip(frames, ("fp16", arm), strict=True))
+        repeated = int(frames[0]["example_id"].duplicated().sum())
+        if repeated:
+            with pytest.raises(DuplicateSampleError, match=f"{repeated} samples"):
+                pair(left, right)
+        for frame in frames:
+            frame["copy"] = frame.groupby("example_id").cumcount()
+        joined = frames[0].merge(frames[1], on=["example_id", "copy"], validate="one_to_one")
+        found = only(left, right, allow=["duplicates"])
+        assert found.n == len(joined)
+        assert found.duplicates == repeated
+        assert found.regressions == (joined["score_x"] > joined["score_y"]).sum() > 0
+        assert found.improvements == (joined["score_x"] < joined["score_y"]).sum()
+        assert found.binary == (task == "mmlu")
+        change = (joined["score_y"] - joined["score_x"]).sum()
+        assert found.difference.sum() == pytest.approx(change, abs=1e-9)
+
+    def test_mmlu_matches_the_published_summary(self) -> None:
+        # Their summary drops the duplicated id: 499 pairs.
+        published = json.loads((PAIRS / "kristenmartino/summary.json").read_text())
+        diffs = next(s for s in published if s["task"] == "mmlu")["pairwise_diffs"]
+        expected = next(d for d in diffs if (d["arm_a"], d["arm_b"]) == ("fp16", "q4_K_M"))
+        frames = [
+            read_lines(f"kristenmartino/mmlu_{a}.jsonl").drop_duplicates("example_id")
+            for a in ("fp16", "q4_K_M")
+        ]
+        task = only(from_arm(frames[0], "fp16"), from_arm(frames[1], "q4_K_M"))
+        assert task.n == expected["n_pairs"]
+        assert -task.difference.mean() == pytest.approx(expected["diff"], abs=1e-12)
+
+    @pytest.mark.parametrize("candidate", ["6b_verification", "175b_finetuning"])
+    def test_gsm8k_models(self, candidate: str) -> None:
+        frame = read_lines("gsm8k_openai_models/example_model_solutions.jsonl")
+
+        def side(model: str) -> SampleScores:
+            columns = {
+                "task": "gsm8k",
+                "doc_id": range(len(frame)),
+                "doc_hash": [hashlib.sha256(q.encode()).hexdigest() for q in frame["question"]],
+                "metric": "exact_match",
+                "score": [answer["is_correct"] for answer in frame[model]],
+            }
+            return SampleScores.from_pandas(pd.DataFrame(columns), model_digest=model)
+
+        task = only(side("6b_finetuning"), side(candidate))
+        before = frame["6b_finetuning"].map(lambda answer: answer["is_correct"])
+        after = frame[candidate].map(lambda answer: answer["is_correct"])
+        assert task.n == len(frame) == 1319
+        assert task.regressions == (before & ~after).sum()
+        assert task.improvements == (~before & after).sum()
+        assert task.binary
