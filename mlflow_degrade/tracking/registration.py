@@ -10,8 +10,6 @@ from typing import Any
 from ..errors import RegistryError
 
 _SERVING = (
-    "mlflow", "numpy", "pandas", "onnx", "onnxruntime", "transformers", "jinja2", "pydantic",
-)  # fmt: skip
     "mlflow",
     "numpy",
     "pandas",
