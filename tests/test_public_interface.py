@@ -1,0 +1,70 @@
+"""The public names are complete, sorted and cheap; layers import only what lies above them."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mlflow_degrade
+
+_PACKAGE = Path(mlflow_degrade.__file__).parent
+_HEAVY = {"torch", "transformers", "optimum", "onnx", "onnxruntime", "lm_eval", "datasets"}
+
+
+def test_all_is_sorted_and_resolves() -> None:
+    names = mlflow_degrade.__all__
+    assert list(names) == sorted(names, key=str.lower)
+    assert set(names) == set(mlflow_degrade._HOME)
+    for name in names:
+        assert getattr(mlflow_degrade, name).__doc__
+    with pytest.raises(AttributeError, match="no attribute 'quantise'"):
+        _ = mlflow_degrade.quantise
+
+
+def _imports(path: Path, *, top_level: bool) -> set[str]:
+    """First components of absolute imports, without those under TYPE_CHECKING."""
+    found: set[str] = set()
+
+    def visit(body: list[ast.stmt]) -> None:
+        for node in body:
+            if isinstance(node, ast.Import):
+                found.update(alias.name.split(".")[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                found.add(node.module.split(".")[0])
+            elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+                continue
+            elif not top_level or isinstance(node, (ast.If, ast.Try, ast.With)):
+                for field in ("body", "orelse", "finalbody"):
+                    visit(getattr(node, field, []))
+
+    visit(ast.parse(path.read_text(encoding="utf-8")).body)
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(_PACKAGE.rglob("*.py")), ids=lambda p: p.stem)
+def test_heavy_libraries_are_imported_where_they_are_used(path: Path) -> None:
+    if path.name in ("pyfunc_model.py", "lm_eval_model.py"):
+        return  # run by MLflow and by lm-eval, when those are there already
+    assert not _imports(path, top_level=True) & _HEAVY
+
+
+@pytest.mark.parametrize("path", sorted((_PACKAGE / "stats").glob("*.py")), ids=lambda p: p.stem)
+def test_statistics_import_numpy_and_scipy_only(path: Path) -> None:
+    foreign = _imports(path, top_level=False) - set(sys.stdlib_module_names)
+    assert foreign <= {"numpy", "scipy", "mlflow_degrade"}
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    code = "import sys, mlflow_degrade; print(*sorted(m for m in sys.modules if '.' not in m))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert not loaded & (_HEAVY | {"numpy", "pandas", "pydantic", "mlflow", "scipy"})
+
+
+@pytest.mark.parametrize("path", sorted(_PACKAGE.rglob("*.py")), ids=lambda p: p.stem)
+def test_modules_stay_readable(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
