@@ -1,0 +1,189 @@
+"""From a PyTorch model to ONNX with a key-value cache, by Optimum's exporter.
+
+Optimum validates an export on random token ids, with a warning where it differs. That step and its
+rewriting of tied weights take half of the time and are left out: `check_parity` compares the file
+with its PyTorch source on real texts, with and without a cache, and refuses a difference.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+from ..cache import cached_directory, require_space
+from ..errors import MissingExtraError, ModelError, ParityError, UnsupportedModelError
+from .lm_head import tie_head
+from .model_directory import copy_companions, library_versions, missing_files, write_manifest
+from .onnx_files import load_graph, save_graph
+from .parity import EXPORT_TOLERANCE, check_parity, parity
+from .quiet_work import quiet_work
+from .source import SourceModel
+
+TASK = "text-generation-with-past"
+
+# Raise when what is written changes, so that older cache entries are not reused.
+_VERSION = 1
+
+
+def export_onnx(source: SourceModel, *, progress: bool = True) -> Path:
+    """Export a model in fp32, or return the export made of it before.
+
+    Parameters
+    ----------
+    source : SourceModel
+        From `mlflow_degrade.optimize.source.resolve_model`. A directory that is already an ONNX
+        model directory is returned as it is; an ONNX model made elsewhere is brought to the same
+        layout.
+    progress : bool
+        Show what is being done, on standard error.
+
+    Returns
+    -------
+    Path
+        A complete model directory in the cache: never write into it.
+
+    Raises
+    ------
+    UnsupportedModelError
+        When Optimum cannot export the architecture as a language model with a cache.
+    ParityError
+        When the file does not reproduce the PyTorch model within 1e-3 on any logit.
+    StorageError
+        When there is no space for it.
+
+    Notes
+    -----
+    The result depends on the source's files and on the versions of the exporting libraries, and
+    both are part of its key in the cache. Tied embeddings stay tied (see `lm_head`).
+    """
+    if source.layout == "onnx":
+        if not missing_files(source.path):
+            return source.path
+        return cached_directory(
+            "export", ["adopt", _VERSION, source.digest], lambda to: _adopt(source, to, progress)
+        )
+    _require_supported(source)
+    versions = {name: v for name, v in library_versions().items() if name != "mlflow-degrade"}
+    key = ["export", _VERSION, source.digest, versions]
+    return cached_directory("export", key, lambda to: _export(source, to, progress))
+
+
+def _require_supported(source: SourceModel) -> None:
+    """Raise unless Optimum knows how to export this architecture with a cache."""
+    try:
+        with quiet_work("Looking up the architecture", progress=False):
+            import optimum.exporters.onnx.model_configs  # noqa: F401 - registers architectures
+            from optimum.exporters.tasks import TasksManager
+    except ImportError as error:
+        raise MissingExtraError("optimum.exporters.onnx", "cpu") from error
+    model_type = _model_type(source.path)
+    known = TasksManager.get_supported_model_type_for_task(TASK, "onnx")
+    if model_type.replace("_", "-") not in {name.replace("_", "-") for name in known}:
+        raise UnsupportedModelError(
+            f"{source.name} is a {model_type!r} model, which Optimum does not export as a language "
+            f"model with a cache. It exports: {', '.join(sorted(known))}."
+        )
+
+
+def _model_type(directory: Path) -> str:
+    """``model_type`` of a config, which names the architecture."""
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        return str(config["model_type"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{directory / 'config.json'} is not a model's config (no model_type): {error!r}."
+        ) from error
+
+
+def _is_float32(directory: Path) -> bool:
+    """Whether the weights are stored in single precision, as far as the config says."""
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    return str(config.get("dtype") or config.get("torch_dtype") or "float32") == "float32"
+
+
+def _export(source: SourceModel, target: Path, progress: bool) -> None:
+    """Fill `target` with the export of `source`."""
+    import torch
+
+    weights = [p for p in source.path.iterdir() if p.suffix in (".safetensors", ".bin")]
+    # The raw export, fp32 whatever the source is, and the final one exist side by side; weights
+    # in half precision double.
+    size = sum(p.stat().st_size for p in weights) * (1 if _is_float32(source.path) else 2)
+    require_space(target, int(2.6 * size) + 50_000_000, f"exporting {source.name}")
+    with (
+        quiet_work(f"Exporting {source.name} to ONNX", progress),
+        tempfile.TemporaryDirectory(dir=target) as scratch,
+        torch.random.fork_rng(devices=[]),
+    ):
+        _main_export(source, scratch)
+        model = load_graph(scratch)
+        tied = tie_head(model)
+        save_graph(model, target)
+        del model
+        copy_companions(Path(scratch), target)
+    # Optimum saves the tokenizer anew, which changes its files: what was given counts.
+    copy_companions(source.path, target, leave=("config.json", "generation_config.json"))
+    with quiet_work("Comparing the export with PyTorch", progress):
+        found = check_parity(source.path, target)
+    step = {
+        "pass": "export",
+        "exporter": "optimum.exporters.onnx.main_export",
+        "task": TASK,
+        "dtype": "float32",
+        "tied_embeddings": tied,
+        "tolerance": EXPORT_TOLERANCE,
+    }
+    write_manifest(
+        target,
+        scheme="fp32",
+        source=source.as_dict(),
+        recipe=[step],
+        parity={"reference": "pytorch", **found.as_dict()},
+    )
+
+
+def _main_export(source: SourceModel, output: str) -> None:
+    from optimum.exporters.onnx import main_export
+
+    try:
+        main_export(
+            str(source.path),
+            output,
+            task=TASK,
+            dtype="fp32",
+            library_name="transformers",
+            framework="pt",
+            local_files_only=True,
+            do_validation=False,
+            no_post_process=True,
+        )
+    except (ValueError, KeyError, NotImplementedError, RuntimeError, TypeError) as error:
+        raise UnsupportedModelError(
+            f"Optimum could not export {source.name}: {type(error).__name__}: {error}"
+        ) from error
+    except (OSError, AttributeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # a full disk, not a broken model
+        raise ModelError(f"{source.name} cannot be loaded: {error}") from error
+
+
+def _adopt(source: SourceModel, target: Path, progress: bool) -> None:
+    """Bring an ONNX model made elsewhere to this package's layout."""
+    size = sum(p.stat().st_size for p in source.path.iterdir() if p.is_file())
+    require_space(target, int(1.3 * size), f"copying {source.name}")
+    with quiet_work(f"Reading {source.name}", progress):
+        save_graph(load_graph(source.path), target)
+        copy_companions(source.path, target)
+        found = parity(source.path, target)
+    if found.max_abs_logit_difference > EXPORT_TOLERANCE:
+        raise ParityError(f"the copy of {source.name} does not reproduce it: {found}.")
+    step = {"pass": "adopt", "note": "an ONNX model made elsewhere, its weights unchanged"}
+    write_manifest(
+        target,
+        scheme="given",
+        source=source.as_dict(),
+        recipe=[step],
+        parity={"reference": "given", **found.as_dict()},
+    )

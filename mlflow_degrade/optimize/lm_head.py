@@ -1,0 +1,120 @@
+"""The output projection of a language model, and whether it shares the embedding's weights.
+
+Many small models use one matrix twice: rows as input embeddings, columns as output weights. Kept
+tied, the file holds it once (539 instead of 652 MB for the starter model). Quantizers, on the
+other hand, only see weights that are initializers of a MatMul, not the transpose of one, and would
+leave the largest matrix of a small model in float without a word. So float graphs are stored tied,
+and every pass that quantizes unties first.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import UnsupportedModelError
+
+# What may stand between the projection and the output without changing which node projects:
+# casts, and the scaling and soft-capping that Granite and Gemma apply to their logits.
+_AFTER_HEAD = {"Cast", "Identity", "Div", "Mul", "Tanh"}
+
+
+def head_node(model: Any) -> Any:
+    """The node that projects hidden states to the vocabulary.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+        A graph with an output named ``logits``.
+
+    Returns
+    -------
+    onnx.NodeProto
+        Usually a ``MatMul``; ``MatMulNBits`` and the like after quantization.
+
+    Raises
+    ------
+    UnsupportedModelError
+        When the graph has no such output.
+    """
+    makers = {output: node for node in model.graph.node for output in node.output}
+    name = "logits"
+    while (node := makers.get(name)) is not None and node.op_type in _AFTER_HEAD:
+        name = next((i for i in node.input if i in makers), "")
+    if node is None:
+        outputs = ", ".join(o.name for o in model.graph.output)
+        raise UnsupportedModelError(
+            f"the graph has the outputs {outputs}, and no projection behind 'logits': only "
+            "language models are handled."
+        )
+    return node
+
+
+def tie_head(model: Any) -> bool:
+    """Replace a head weight that is the transposed embedding by a ``Transpose`` of it.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+        With weights; changed in place.
+
+    Returns
+    -------
+    bool
+        Whether the two were equal, bit for bit.
+    """
+    import numpy as np
+    from onnx import helper, numpy_helper
+
+    node = head_node(model)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    head = weights.get(node.input[1]) if node.op_type == "MatMul" else None
+    if head is None:
+        return False
+    gathered = {n.input[0] for n in model.graph.node if n.op_type == "Gather"}
+    for name in gathered & weights.keys():
+        embedding = weights[name]
+        if list(embedding.dims) != list(head.dims)[::-1]:
+            continue
+        if not np.array_equal(numpy_helper.to_array(embedding).T, numpy_helper.to_array(head)):
+            continue
+        position = list(model.graph.node).index(node)
+        tied = f"{name}.transposed"
+        transpose = helper.make_node("Transpose", [name], [tied], name=tied, perm=[1, 0])
+        model.graph.node.insert(position, transpose)
+        node.input[1] = tied
+        model.graph.initializer.remove(head)
+        return True
+    return False
+
+
+def untie_head(model: Any) -> bool:
+    """Give the head a weight of its own, so that a pass can change it.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+        With weights; changed in place.
+
+    Returns
+    -------
+    bool
+        Whether it was tied.
+    """
+    import numpy as np
+    from onnx import numpy_helper
+
+    node = head_node(model)
+    if node.op_type != "MatMul":
+        return False
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    for transpose in model.graph.node:
+        if transpose.op_type != "Transpose" or transpose.output[0] != node.input[1]:
+            continue
+        if transpose.input[0] not in weights:
+            return False
+        matrix = np.ascontiguousarray(numpy_helper.to_array(weights[transpose.input[0]]).T)
+        model.graph.initializer.append(numpy_helper.from_array(matrix, "lm_head.weight"))
+        node.input[1] = "lm_head.weight"
+        model.graph.node.remove(transpose)
+        return True
+    return False

@@ -1,0 +1,225 @@
+"""How far a saved model is from the one it was made from.
+
+Both are loaded from disk, as a user would load them, and run over the same real texts: what is
+compared is the file, not the object that was in memory before it was written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import InputError, ModelError, NonFiniteLogitsError, ParityError
+from ..runtime.providers import CPU
+from .forward import Forward, Logits, Tokens, open_forward
+from .prompts import PARITY_PROMPTS
+
+EXPORT_TOLERANCE = 1e-3
+"""Largest difference between any two logits that an fp32 export may show."""
+
+_MAX_TOKENS = 128
+_ROWS = 64  # positions whose probabilities are held at once: 64 x 150k x 8 bytes = 77 MB
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Agreement of a candidate with its reference on the same positions.
+
+    Attributes
+    ----------
+    max_abs_logit_difference : float
+        Over all positions and the whole vocabulary.
+    mean_kl : float
+        Mean over positions of KL(reference || candidate) between the next-token distributions,
+        in nats.
+    top1_agreement : float
+        Share of positions where both predict the same token.
+    n_positions : int
+        Positions compared.
+    """
+
+    max_abs_logit_difference: float
+    mean_kl: float
+    top1_agreement: float
+    n_positions: int
+
+    def as_dict(self) -> dict[str, float | int]:
+        """The four numbers, ready for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return (
+            f"mean KL {self.mean_kl:.3g} nats, top-1 agreement {self.top1_agreement:.1%}, largest "
+            f"logit difference {self.max_abs_logit_difference:.3g} over {self.n_positions} "
+            "positions"
+        )
+
+
+def parity(
+    reference: str | Path,
+    candidate: str | Path,
+    prompts: Sequence[str] | None = None,
+    *,
+    providers: tuple[str, ...] = (CPU,),
+    with_past: bool = False,
+) -> Parity:
+    """Compare two saved models on real texts.
+
+    Parameters
+    ----------
+    reference, candidate : path
+        Model directories, or Hugging Face directories (those run in PyTorch, fp32). The tokenizer
+        is the reference's.
+    prompts : sequence of str, optional
+        Texts; `PARITY_PROMPTS` by default. Each is cut after 128 tokens.
+    providers : tuple of str
+        Where the candidate, and the reference if it is an ONNX file, run.
+    with_past : bool
+        Run the candidate in two steps, the second half of each text on top of the key-value
+        cache of the first, while the reference reads it in one.
+
+    Returns
+    -------
+    Parity
+
+    Raises
+    ------
+    InputError
+        When no prompt has at least two tokens.
+    NonFiniteLogitsError
+        When either model produces NaN or infinity.
+    ModelError
+        When the vocabularies differ.
+
+    Notes
+    -----
+    The two models are loaded one after the other; only the reference's logits, some hundred
+    positions of them, are kept in between.
+    """
+    expected, tokens = _reference(reference, prompts, providers)
+    model = open_forward(candidate, providers)
+    found = _compare(expected, tokens, model, str(candidate), with_past)
+    model.close()
+    return found
+
+
+def check_parity(
+    reference: str | Path,
+    candidate: str | Path,
+    prompts: Sequence[str] | None = None,
+    *,
+    tolerance: float = EXPORT_TOLERANCE,
+    providers: tuple[str, ...] = (CPU,),
+) -> Parity:
+    """Require that two saved models compute the same, with and without a key-value cache.
+
+    Parameters
+    ----------
+    reference, candidate, prompts, providers
+        As in `parity`.
+    tolerance : float
+        Largest difference allowed between any two logits.
+
+    Returns
+    -------
+    Parity
+        The worse of the two comparisons.
+
+    Raises
+    ------
+    ParityError
+        When a logit differs by more than `tolerance`.
+    """
+    expected, tokens = _reference(reference, prompts, providers)
+    model = open_forward(candidate, providers)
+    whole = _compare(expected, tokens, model, str(candidate), with_past=False)
+    cached = _compare(expected, tokens, model, str(candidate), with_past=True)
+    model.close()
+    worse = max(whole, cached, key=lambda found: found.max_abs_logit_difference)
+    if worse.max_abs_logit_difference > tolerance:
+        path = "with" if worse is cached else "without"
+        raise ParityError(
+            f"{candidate} does not reproduce {reference} ({path} a key-value cache): {worse}; the "
+            f"limit is {tolerance:g}. The architecture is probably not exported correctly by these "
+            "versions of Optimum and PyTorch."
+        )
+    return worse
+
+
+def _reference(
+    directory: str | Path, prompts: Sequence[str] | None, providers: tuple[str, ...]
+) -> tuple[list[Logits], list[Tokens]]:
+    """Logits of the reference on each text, and the texts' token ids."""
+    tokens = _tokenize(Path(directory), PARITY_PROMPTS if prompts is None else prompts)
+    model = open_forward(directory, providers)
+    logits = list(_all_logits(model, tokens, str(directory), with_past=False))
+    model.close()
+    return logits, tokens
+
+
+def _compare(
+    expected: list[Logits], tokens: list[Tokens], model: Forward, name: str, with_past: bool
+) -> Parity:
+    """Agreement of `model` with the logits expected of it."""
+    totals = np.zeros(2)
+    largest = 0.0
+    for want, got in zip(expected, _all_logits(model, tokens, name, with_past), strict=True):
+        if want.shape != got.shape:
+            raise ModelError(
+                f"{name} has a vocabulary of {got.shape[1]}, its reference of {want.shape[1]}: "
+                "they are not the same model."
+            )
+        largest = max(largest, float(np.abs(want - got).max()))
+        totals += _kl_and_agreement(want, got)
+    positions = sum(len(t) for t in tokens)
+    kl, same = totals / positions
+    return Parity(largest, float(kl), float(same), positions)
+
+
+def _tokenize(directory: Path, prompts: Sequence[str]) -> list[Tokens]:
+    """Token ids of each prompt that has at least two."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    ids = [tokenizer(text)["input_ids"][:_MAX_TOKENS] for text in prompts]
+    tokens = [np.asarray(i, np.int64) for i in ids if len(i) > 1]
+    if not tokens:
+        raise InputError(f"none of {len(prompts)} prompts has two tokens: give longer texts.")
+    return tokens
+
+
+def _all_logits(
+    model: Forward, tokens: list[Tokens], name: str, with_past: bool
+) -> Iterator[Logits]:
+    """Logits of each text, checked to be finite."""
+    for ids in tokens:
+        found = model.logits_with_past(ids, len(ids) // 2) if with_past else model.logits(ids)
+        if not np.isfinite(found).all():
+            bad = int((~np.isfinite(found)).any(axis=1).sum())
+            raise NonFiniteLogitsError(
+                f"{name} gives NaN or infinite logits at {bad} of {len(ids)} positions of a plain "
+                "text: the model is broken, or its numbers leave the range of its data type."
+            )
+        yield found
+
+
+def _kl_and_agreement(want: Logits, got: Logits) -> tuple[float, float]:
+    """Sum of KL(want || got) over positions, and the number of equal top predictions."""
+    kl = 0.0
+    for start in range(0, len(want), _ROWS):
+        p = _log_softmax(want[start : start + _ROWS])
+        q = _log_softmax(got[start : start + _ROWS])
+        kl += float((np.exp(p) * (p - q)).sum())
+    same = float((want.argmax(axis=1) == got.argmax(axis=1)).sum())
+    return kl, same
+
+
+def _log_softmax(logits: Logits) -> np.ndarray:
+    """Row-wise log-softmax in float64: KL is a difference of nearly equal numbers."""
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return shifted

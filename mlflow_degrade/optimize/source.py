@@ -1,0 +1,270 @@
+"""From what a user calls a model to a directory with its files.
+
+Accepted names: ``starter``, a local directory, a Hugging Face id, and a model in MLflow
+(``models:/name@alias``, ``models:/name/version``, ``runs:/…``).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..cache import cached_directory, digest_file, digest_json
+from ..errors import MissingExtraError, ModelError, UnknownNameError
+from .model_directory import TOKENIZER_FILES, ModelDirectory, missing_files
+from .onnx_files import GRAPH_FILE, link_file
+
+Kind = Literal["starter", "local", "hub", "mlflow"]
+
+_MLFLOW_SCHEMES = ("models:/", "runs:/", "mlflow-artifacts:/")
+# What Hugging Face accepts as a repository id, and an optional revision after an "@".
+_HUB_ID = re.compile(r"(?:[\w.-]+/)?[\w.-]{1,96}(?:@[\w./-]+)?")
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+# Everything an export reads; a repository's other formats (GGUF, ONNX, flax) may be tens of GB.
+_WANTED = (*_WEIGHTS, "*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "README.md")
+
+
+@dataclass(frozen=True)
+class SourceModel:
+    """A model that was found, with its files on this machine.
+
+    Attributes
+    ----------
+    name : str
+        As the user gave it.
+    kind : {"starter", "local", "hub", "mlflow"}
+        Where it came from.
+    layout : {"transformers", "onnx"}
+        PyTorch weights to export, or an ONNX model directory that is ready.
+    path : Path
+        Directory with the files. Never write into it.
+    digest : str
+        ``"sha256:…"`` of config, weights and tokenizer.
+    revision : str or None
+        Commit of the hub, version in the registry.
+    """
+
+    name: str
+    kind: Kind
+    layout: Literal["transformers", "onnx"]
+    path: Path
+    digest: str
+    revision: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """What is recorded in ``degrade.json``; the path differs between machines and is not."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "digest": self.digest,
+            "revision": self.revision,
+        }
+
+
+def resolve_model(model: str, *, progress: bool = True) -> SourceModel:
+    """Find a model and bring its files to this machine.
+
+    Parameters
+    ----------
+    model : str
+        ``"starter"``, a directory, a Hugging Face id (``org/name`` or ``org/name@revision``), or
+        an MLflow URI.
+    progress : bool
+        Show progress on standard error.
+
+    Returns
+    -------
+    SourceModel
+
+    Raises
+    ------
+    UnknownNameError
+        When the name is close to one that exists.
+    ModelError
+        When the model is missing, gated, incomplete or unreachable.
+    """
+    name = model.strip()
+    if name == "starter":
+        from ..evaluation.starter_model import fetch_starter_model
+
+        return _source(name, "starter", fetch_starter_model(progress=progress))
+    if name.startswith(_MLFLOW_SCHEMES):
+        return _from_mlflow(name)
+    directory = Path(name).expanduser()
+    if name and directory.is_dir():
+        return _source(name, "local", directory.resolve())
+    if name and directory.is_file():
+        raise ModelError(
+            f"{name} is a file: give the directory that holds config.json, weights and tokenizer."
+        )
+    looks_like_path = name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
+    if looks_like_path or not _HUB_ID.fullmatch(name):
+        raise ModelError(f"no model at {name!r}: {_neighbours(directory)}")
+    if "/" not in name and difflib.get_close_matches(name, ["starter"], cutoff=0.7):
+        raise UnknownNameError("model", name, ["starter"], "Or give a directory or a hub id.")
+    return _from_hub(name)
+
+
+def _neighbours(directory: Path) -> str:
+    """A sentence about what lies where a directory was expected."""
+    parent = directory.parent
+    if not parent.is_dir():
+        return f"the directory {parent} does not exist either."
+    names = [path.name for path in parent.iterdir() if path.is_dir()]
+    near = difflib.get_close_matches(directory.name, names, n=3, cutoff=0.5)
+    if near:
+        return f"did you mean {' or '.join(str(parent / n) for n in near)}?"
+    return "give 'starter', a directory, a Hugging Face id (org/name), or models:/name@alias."
+
+
+def _from_hub(name: str) -> SourceModel:
+    try:
+        from huggingface_hub import errors, snapshot_download
+    except ImportError as error:
+        raise MissingExtraError("huggingface_hub", "cpu") from error
+    import requests
+
+    repo, _, revision = name.partition("@")
+    try:
+        path = Path(
+            snapshot_download(repo, revision=revision or None, allow_patterns=list(_WANTED))
+        )
+    except errors.GatedRepoError as error:
+        raise ModelError(
+            f"the model {repo!r} is gated: accept its conditions on its page, then log in with "
+            "'hf auth login' or set HF_TOKEN."
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise ModelError(
+            f"no model {repo!r}: it is neither a local directory nor, for you, on the Hugging Face "
+            "hub. Check the spelling; a private model needs HF_TOKEN. 'starter' needs no hub."
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise ModelError(f"the model {repo!r} has no revision {revision!r}.") from error
+    except (errors.HFValidationError, ValueError) as error:
+        raise ModelError(f"{name!r} is not a model id: {error}") from error
+    except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
+        # requests' errors are OSErrors; so is a full disk, which must not look like the network.
+        if isinstance(error, OSError) and not isinstance(
+            error, (requests.RequestException, ConnectionError, FileNotFoundError)
+        ):
+            raise
+        raise ModelError(
+            f"the model {repo!r} is neither a local directory nor cached, and the Hugging Face hub "
+            f"cannot be reached ({type(error).__name__}). Connect and try again, give a local "
+            "directory, or use 'starter'."
+        ) from error
+    return _source(name, "hub", path, revision=path.name)
+
+
+def _from_mlflow(uri: str) -> SourceModel:
+    """Download a logged or registered model and find the directory inside it."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    try:
+        identity, revision = _mlflow_identity(uri)
+
+        def download(scratch: Path) -> None:
+            mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(scratch))
+
+        root = cached_directory("mlflow-model", identity, download)
+    except (MlflowException, OSError) as error:
+        raise ModelError(f"MLflow has no model at {uri}: {error}") from error
+    inner = sorted(p.parent for p in root.rglob("config.json") if _layout(p.parent) is not None)
+    if len(inner) != 1:
+        raise ModelError(
+            f"{uri} holds {len(inner)} directories with a model's config and weights, expected "
+            "one: log the model's directory as an artifact of a pyfunc model, as mlflow-degrade's "
+            "recipes do, or with mlflow.transformers."
+        )
+    # MLflow's transformers flavour keeps the tokenizer apart from the weights.
+    tokenizer = inner[0].parent / "components" / "tokenizer"
+    if tokenizer.is_dir() and not _has_tokenizer(inner[0]):
+        parts = (inner[0], tokenizer)
+
+        def join(scratch: Path) -> None:
+            for path in (p for part in parts for p in part.iterdir() if p.is_file()):
+                if not (scratch / path.name).exists():
+                    link_file(path, scratch / path.name)
+
+        inner = [cached_directory("mlflow-model", [identity, "joined"], join)]
+    return _source(uri, "mlflow", inner[0], revision=revision)
+
+
+def _mlflow_identity(uri: str) -> tuple[list[str], str | None]:
+    """What names the artifacts for good, and the registered version if there is one.
+
+    An alias moves, and a model that was deleted and registered anew counts its versions from 1
+    again: where the artifacts lie and when they were registered tell those apart.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    stores = [mlflow.get_tracking_uri(), mlflow.get_registry_uri()]
+    match = re.fullmatch(r"models:/([^/@]+)(?:@([^/]+)|/([^/]+))", uri)
+    if match is None:  # a run's artifact, or a logged model by its id: neither is ever reused
+        return [*stores, uri], None
+    name, alias, number = match.groups()
+    client = MlflowClient()
+    try:
+        client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        known = [model.name for model in client.search_registered_models(max_results=1000)]
+        raise UnknownNameError("registered model", name, known) from error
+    if alias is not None:
+        found = client.get_model_version_by_alias(name, alias)
+    elif number == "latest":
+        found = max(client.search_model_versions(f"name='{name}'"), key=lambda v: int(v.version))
+    else:
+        found = client.get_model_version(name, number)
+    made = f"{found.source} {found.creation_timestamp}"
+    return [*stores, name, str(found.version), made], str(found.version)
+
+
+def _layout(directory: Path) -> Literal["transformers", "onnx"] | None:
+    """What a directory with a config holds, None when that is no weights."""
+    if (directory / GRAPH_FILE).is_file():
+        return "onnx"
+    if any(any(directory.glob(pattern)) for pattern in _WEIGHTS):
+        return "transformers"
+    return None
+
+
+def _source(name: str, kind: Kind, path: Path, revision: str | None = None) -> SourceModel:
+    """Check that a directory is a model, and digest it."""
+    layout = _layout(path)
+    missing = [] if (path / "config.json").is_file() else ["config.json"]
+    if layout is None:
+        missing.append("weights (*.safetensors or pytorch_model*.bin)")
+    if not _has_tokenizer(path):
+        missing.append("a tokenizer (tokenizer.json)")
+    if layout is None or missing:
+        raise ModelError(
+            f"{name} is not a complete model: {path} lacks {', '.join(missing)}. Save model and "
+            "tokenizer with save_pretrained into the same directory."
+        )
+    if layout == "onnx" and not missing_files(path):
+        ready = ModelDirectory.load(path)
+        ready.verify()
+        return SourceModel(name, kind, layout, path, ready.digest, revision)
+    files = sorted(p for p in path.iterdir() if p.is_file() and _matters(p, layout))
+    digest = digest_json([[p.name, digest_file(p)] for p in files])
+    return SourceModel(name, kind, layout, path, digest, revision)
+
+
+def _has_tokenizer(directory: Path) -> bool:
+    return any((directory / name).is_file() for name in TOKENIZER_FILES)
+
+
+def _matters(path: Path, layout: str) -> bool:
+    """Whether a file is part of the model, not a note beside it."""
+    if layout == "onnx":
+        return not path.name.startswith(".")
+    return any(path.match(p) for p in _WANTED if not p.startswith(("LICENSE", "README")))
