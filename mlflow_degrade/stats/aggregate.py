@@ -292,11 +292,11 @@ def _result(
 ) -> AggregateResult:
     return AggregateResult(
         method=method,
-        p_value=math.exp(outcome.log_p),
+        p_value=outcome.p,
         log10_p=outcome.log_p / _LN10,
         statistic=outcome.statistic,
         route=outcome.route,
-        p_lower=math.exp(outcome.log_p_lower),
+        p_lower=outcome.p if outcome.route != "exact-upper" else math.exp(outcome.log_p_lower),
         components=outcome.components,
         names=names,
         p_each=p_each,

@@ -190,6 +190,23 @@ class FlipLaw:
         decayed = upper * np.exp(-theta * np.arange(upper.size))
         return self._log_cost(theta, at_least) + math.log(float(decayed.sum()))
 
+    def tail(self, at_least: int) -> float:
+        """P(R >= at_least); for equal magnitudes to the last digit what McNemar's test gives.
+
+        Parameters
+        ----------
+        at_least : int
+            Threshold in lattice units.
+
+        Returns
+        -------
+        float
+            Zero where it underflows, see `log_tail`.
+        """
+        if self.sizes.size == 1 and 0 < at_least <= self.total:
+            return float(special.betainc(at_least, self.total - at_least + 1, 0.5))
+        return math.exp(self.log_tail(at_least))
+
     def log_pmf(self) -> FloatArray:
         """Logarithms of P(R = 0 … total), −inf where R is unattainable.
 

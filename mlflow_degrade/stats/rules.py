@@ -13,6 +13,7 @@ from mlflow_degrade.errors import StatisticsInputError
 from mlflow_degrade.stats._validation import FloatArray, IntArray
 from mlflow_degrade.stats.benchmark import JointUnits
 from mlflow_degrade.stats.lattice import FlipLaw, find_step
+from mlflow_degrade.stats.mcnemar import mcnemar
 from mlflow_degrade.stats.nulls import Nulls, log_tails, mid_scores
 from mlflow_degrade.stats.signflip import signflip_units
 from mlflow_degrade.stats.sums import AtomLaw, sum_tail
@@ -21,12 +22,13 @@ from mlflow_degrade.stats.units import FlipUnits
 
 @dataclass(frozen=True, slots=True)
 class RuleOutcome:
-    """What a rule found; logarithms are natural."""
+    """What a rule found; logarithms are natural, p is more precise where a rule knows it."""
 
     log_p: float
     statistic: float
     route: str = "exact"
     log_p_lower: float = math.nan
+    p: float = math.nan
     components: tuple[tuple[str, float], ...] = ()
     resamples: int = 0
     standard_error: float = 0.0
@@ -34,14 +36,21 @@ class RuleOutcome:
     def __post_init__(self) -> None:
         if math.isnan(self.log_p_lower):
             object.__setattr__(self, "log_p_lower", self.log_p)
+        if math.isnan(self.p):
+            object.__setattr__(self, "p", math.exp(self.log_p))
 
 
 def pooled(nulls: Nulls) -> RuleOutcome:
     """Sum of all differences, on the scale of the scores."""
     if not nulls.laws and _equal(nulls.steps[nulls.coins > 0]):
-        mass, coins = nulls.mass.sum(keepdims=True), nulls.coins.sum(keepdims=True)
-        one = Nulls(mass, coins, nulls.steps[:1], {})
-        return RuleOutcome(float(one.log_p()[0]), float(2 * mass[0] - coins[0]) * _step(nulls))
+        # To the last digit what McNemar's test gives on the summed counts.
+        mass, coins = int(nulls.mass.sum()), int(nulls.coins.sum())
+        found = mcnemar(mass, coins - mass)
+        return RuleOutcome(
+            found.log10_p_worse * math.log(10.0),
+            (2 * mass - coins) * _step(nulls),
+            p=found.p_worse,
+        )
     return _weighted(nulls, np.ones(nulls.size))
 
 
@@ -97,10 +106,11 @@ def combined(first: RuleOutcome, second: RuleOutcome) -> RuleOutcome:
     twice = math.log(2.0)
     return RuleOutcome(
         log_p=min(best.log_p + twice, 0.0),
-        statistic=math.exp(best.log_p),
+        statistic=best.p,
         route=best.route if first.route == second.route else f"{first.route}+{second.route}",
         log_p_lower=min(best.log_p_lower + twice, 0.0),
-        components=(("pooled", math.exp(first.log_p)), ("min_p", math.exp(second.log_p))),
+        p=min(1.0, 2.0 * best.p),
+        components=(("pooled", first.p), ("min_p", second.p)),
         resamples=max(first.resamples, second.resamples),
         standard_error=2.0 * best.standard_error,
     )
@@ -126,6 +136,7 @@ def weighted_sum(units: JointUnits, weights: FloatArray, resamples: int, seed: i
         result.log10_p_worse * math.log(10.0),
         -result.sum,
         route,
+        p=result.p_worse,
         resamples=result.resamples,
         standard_error=result.standard_error,
     )

@@ -1,0 +1,99 @@
+"""Exact flip laws against big-integer polynomials, and the search for a common step."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from mlflow_degrade.stats.lattice import FlipLaw, find_step
+from mlflow_degrade.stats.saddlepoint import log_flip_tail
+
+
+def polynomial(law: FlipLaw) -> list[int]:
+    """Number of flips for each regression mass, in exact integers."""
+    ways = [1]
+    for size, count in zip(law.sizes.tolist(), law.counts.tolist(), strict=True):
+        for _ in range(count):
+            longer = ways + [0] * size
+            for mass, number in enumerate(ways):
+                longer[mass + size] += number
+            ways = longer
+    return ways
+
+
+laws = st.dictionaries(st.integers(1, 12), st.integers(1, 40), min_size=1, max_size=4).map(
+    lambda table: FlipLaw.from_multiples(
+        np.repeat(np.array(sorted(table)), [table[size] for size in sorted(table)])
+    )
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(laws)
+@example(FlipLaw.from_multiples(np.repeat([1, 8], [52, 28])))
+@example(FlipLaw.from_multiples(np.repeat([4, 6], [26, 37])))
+@example(FlipLaw.from_multiples(np.repeat([1, 100], [3, 1])))
+def test_tails_and_probabilities(law: FlipLaw) -> None:
+    ways = polynomial(law)
+    assert law.total == len(ways) - 1
+    tails = list(itertools.accumulate(ways[::-1]))[::-1]
+    log_flips = law.units * math.log(2)
+    for mass in {0, 1, law.total // 3, law.total // 2, law.total - 1, law.total}:
+        expected = math.log(tails[mass]) - log_flips
+        assert law.log_tail(mass) == pytest.approx(expected, rel=1e-11, abs=1e-11)
+    log_pmf = law.log_pmf()
+    for mass, number in enumerate(ways):
+        if number:
+            assert log_pmf[mass] == pytest.approx(math.log(number) - log_flips, rel=1e-8, abs=1e-8)
+        else:
+            # An unattainable mass: nothing, or rounding noise below any attainable neighbour.
+            assert log_pmf[mass] < log_pmf.max() - 25
+    assert law.log_tail(law.total + 1) == -math.inf
+    assert law.log_tail(-3) == 0.0
+
+
+def test_a_million_units_with_four_repeats() -> None:
+    law = FlipLaw(np.array([1, 2, 3, 4]), np.array([300_000, 300_000, 200_000, 200_000]))
+    assert law.feasible()
+    sd = math.sqrt(law.variance)
+    for z in (0.0, 1.6449, 5.0):
+        mass = math.ceil(0.5 * law.total + z * sd)
+        normal = math.erfc((mass - 0.5 - 0.5 * law.total) / sd / math.sqrt(2)) / 2
+        assert math.exp(law.log_tail(mass)) == pytest.approx(normal, rel=1e-3)
+    values = np.repeat(law.sizes, law.counts).astype(float)
+    far = math.ceil(0.5 * law.total + 20 * sd)
+    continuous = log_flip_tail(values, 2.0 * (far - 0.5) - law.total)
+    assert law.log_tail(far) == pytest.approx(continuous, rel=1e-5)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.integers(1, 400), min_size=1, max_size=60),
+    st.floats(1e-6, 1e6),
+    st.sampled_from([1, 3, 7, 10]),
+)
+def test_a_step_is_found_behind_rounding(multiples: list[int], scale: float, repeats: int) -> None:
+    # Averages over repeats, as they come out of floating-point sums.
+    values = np.array([sum([scale / repeats] * k) for k in multiples])
+    found = find_step(values)
+    assert found is not None
+    step, recovered = found
+    assert recovered * step == pytest.approx(values, rel=1e-9)
+    ratio = np.gcd.reduce(recovered) / np.gcd.reduce(multiples)
+    assert recovered == pytest.approx(np.array(multiples) * ratio, rel=1e-12)
+
+
+def test_continuous_values_have_no_step() -> None:
+    rng = np.random.default_rng(0)
+    assert find_step(rng.random(50)) is None
+    assert find_step(np.append(np.ones(5_000), 1 + 1e-7)) is None
+    # Late strangers are found although the first values agree.
+    late = np.append(np.full(600, 0.5), 0.2)
+    found = find_step(late)
+    assert found is not None
+    assert found[0] == pytest.approx(0.1)
