@@ -22,7 +22,7 @@ from mlflow_degrade.stats._validation import FloatArray, IntArray
 Signs = npt.NDArray[np.int8]
 
 #: Random Fourier features per kernel: the share of their error in the null variance is
-#: 1/(features·mean k²), 1% for two columns at the median distance.
+#: 1/(features·mean k²), 0.5% to 5% for two columns at the default bandwidths.
 FOURIER_FEATURES = 512
 #: Cells that a single numeric column is rounded to when it has more distinct values: far narrower
 #: than the default bandwidths, and the rounded column is as good a feature as the column itself.

@@ -24,6 +24,7 @@ from mlflow_degrade.stats._validation import (
     check_labels,
 )
 from mlflow_degrade.stats.kernels import Feature, Signs, parse_features, quadratic_forms
+from mlflow_degrade.stats.multiplicity import holm
 from mlflow_degrade.stats.regions import Region, witness, worst_region
 
 #: Bandwidths relative to the median distance, i.e. squared ones of median²·{1, ¼, 1/16}.
@@ -253,7 +254,7 @@ def kcm_test(
         for f, relative in zip(parsed, relatives, strict=True)
     ]
     ranks = _upper_ranks(np.column_stack([scan.largest for scan in scans]))
-    adjusted = _holm(ranks[0]) if correction == "holm" else _step_down(ranks)
+    adjusted = holm(ranks[0]) if correction == "holm" else _step_down(ranks)
     results = tuple(
         FeatureResult(
             name=feature.name,
@@ -363,12 +364,4 @@ def _step_down(ranks: FloatArray) -> FloatArray:
     reached = (smallest <= ranks[0, order] + _TIE).mean(axis=0)
     adjusted = np.empty(order.size)
     adjusted[order] = np.maximum.accumulate(reached)
-    return adjusted
-
-
-def _holm(p_values: FloatArray) -> FloatArray:
-    order = np.argsort(p_values, kind="stable")
-    scaled = p_values[order] * np.arange(order.size, 0, -1)
-    adjusted = np.empty(order.size)
-    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
     return adjusted

@@ -219,7 +219,7 @@ def clustered_difference(differences: npt.ArrayLike, clusters: Any) -> Clustered
     CR0 = √(Σ_g (Σ_{i∈g} (d_i − d̄))²)/n, CR1 = CR0·√(G/(G − 1)), which is what statsmodels'
     ``OLS(d, 1).fit(cov_type="cluster")`` reports. Source: Liang & Zeger, Biometrika 73 (1986) 13;
     for language-model evaluations Miller, arXiv 2411.00640 (2024). Needs some 20 clusters of
-    similar size; with fewer, flip cluster sums (`sign_flip` with clusters) instead.
+    similar size; with fewer, flip cluster sums (`signflip` with clusters) instead.
 
     Examples
     --------
