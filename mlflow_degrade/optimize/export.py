@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..cache import cached_directory, require_space
 from ..errors import MissingExtraError, ModelError, ParityError, UnsupportedModelError
-from .lm_head import tie_head
+from .embeddings import tie_head
 from .model_directory import copy_companions, library_versions, missing_files, write_manifest
 from .onnx_files import load_graph, save_graph
 from .parity import EXPORT_TOLERANCE, check_parity, parity
@@ -55,7 +55,7 @@ def export_onnx(source: SourceModel, *, progress: bool = True) -> Path:
     Notes
     -----
     The result depends on the source's files and on the versions of the exporting libraries, and
-    both are part of its key in the cache. Tied embeddings stay tied (see `lm_head`).
+    both are part of its key in the cache. Tied embeddings stay tied (see `embeddings`).
     """
     if source.layout == "onnx":
         if not missing_files(source.path):

@@ -1,15 +1,14 @@
 """Reading and writing ``model.onnx`` with its weights in one file beside it.
 
 Every model directory of this package has the same two files: a graph small enough to parse in a
-blink, and ``model.onnx.data`` with all weights. Graphs derived from one another (an optimized
-graph, a gather-only head) can then share the weights, and no model is too large for protobuf's
-2 GB. What was written is read back and compared before anything trusts it.
+blink, and ``model.onnx.data`` with all weights. Passes that leave the weights alone never load
+them, and no model is too large for protobuf's 2 GB. What was written is read back and compared
+before anything trusts it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -100,28 +99,20 @@ def check_written(directory: Path, weights: dict[str, str], structure: str) -> N
 
 
 def save_derived(model: Any, directory: Path, base: Path) -> None:
-    """Write a graph that refers to the weights of another model directory, without copying them.
+    """Write a graph that was derived from another model directory's, beside a copy of its weights.
 
     Parameters
     ----------
     model : onnx.ModelProto
         Loaded with ``weights=False`` from `base` and rewritten since.
     directory : Path
-        Where the graph goes; gets a hard link to the weights (a copy across file systems).
+        Where the graph goes, with a copy of the weights: onnx refuses to read linked ones.
     base : Path
         The model directory that owns the weights.
     """
     pin_versions(model)
     (directory / GRAPH_FILE).write_bytes(model.SerializeToString())
-    link_file(base / WEIGHTS_FILE, directory / WEIGHTS_FILE)
-
-
-def link_file(source: Path, target: Path) -> None:
-    """Hard-link `source` to `target`; copy where the file system cannot."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
+    shutil.copyfile(base / WEIGHTS_FILE, directory / WEIGHTS_FILE)
 
 
 def pin_versions(model: Any) -> None:
@@ -148,6 +139,63 @@ def pin_versions(model: Any) -> None:
     for domain in sorted(used - {domain for domain, _ in copies} - {""}):
         model.opset_import.add(domain=domain, version=1)
     model.ir_version = min(model.ir_version, MAX_IR)
+
+
+def without_weights(model: Any) -> Any:
+    """A copy of a graph whose large weights are inputs instead of initializers.
+
+    Such a graph is small and complete: optimizers and shape inference can work on it without
+    holding, copying or folding a single weight.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+        With or without its weights in memory; unchanged.
+
+    Returns
+    -------
+    onnx.ModelProto
+    """
+    import onnx
+    from onnx import helper
+
+    bare = onnx.ModelProto()
+    for field, value in model.ListFields():
+        if field.name == "graph":
+            continue
+        if field.is_repeated:
+            getattr(bare, field.name).extend(value)
+        else:
+            setattr(bare, field.name, value)
+    graph = model.graph
+    bare.graph.name = graph.name
+    for part in ("node", "input", "output", "value_info"):
+        getattr(bare.graph, part).extend(getattr(graph, part))
+    for tensor in graph.initializer:
+        if _is_large(tensor):
+            shape = list(tensor.dims)
+            value = helper.make_tensor_value_info(tensor.name, tensor.data_type, shape)
+            bare.graph.input.append(value)
+        else:
+            bare.graph.initializer.append(tensor)
+    return bare
+
+
+def _is_large(tensor: Any) -> bool:
+    """Whether a tensor's data lie, or would be written, outside the graph."""
+    return bool(tensor.external_data) or tensor.ByteSize() > _INLINE_BYTES
+
+
+def infer_types(model: Any) -> None:
+    """Fill in the types of all intermediate values that onnx can infer, in place.
+
+    Passes that convert types need them, and onnxruntime's optimizer drops what it can recompute.
+    """
+    from onnx import shape_inference
+
+    inferred = shape_inference.infer_shapes(without_weights(model), data_prop=False)
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(inferred.graph.value_info)
 
 
 def _all_nodes(graph: Any) -> list[Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from typing import Any, Literal
 from ..cache import cached_directory, digest_file, digest_json
 from ..errors import MissingExtraError, ModelError, UnknownNameError
 from .model_directory import TOKENIZER_FILES, ModelDirectory, missing_files
-from .onnx_files import GRAPH_FILE, link_file
+from .onnx_files import GRAPH_FILE
 
 Kind = Literal["starter", "local", "hub", "mlflow"]
 
@@ -189,7 +190,7 @@ def _from_mlflow(uri: str) -> SourceModel:
         def join(scratch: Path) -> None:
             for path in (p for part in parts for p in part.iterdir() if p.is_file()):
                 if not (scratch / path.name).exists():
-                    link_file(path, scratch / path.name)
+                    shutil.copyfile(path, scratch / path.name)
 
         inner = [cached_directory("mlflow-model", [identity, "joined"], join)]
     return _source(uri, "mlflow", inner[0], revision=revision)

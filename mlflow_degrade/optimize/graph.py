@@ -1,0 +1,131 @@
+"""Graph optimization: what can be computed or removed before the model ever runs.
+
+Onnxruntime's own optimizer does the work, at the level that keeps the graph valid on every
+execution provider: constants folded, duplicate and dead nodes removed, shape arithmetic merged.
+Fusions that belong to one provider are left to the session that runs on it, which repeats them on
+each load. Optimum's O2 was tried on the starter model: no faster on CPU, half a minute of work, and
+it unties the embeddings.
+
+The optimizer never sees the weights: they are handed to it as inputs, so it can neither copy nor
+fold them, and a graph of any size is optimized in seconds.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..cache import cached_directory, require_space
+from ..errors import ParityError, UnknownNameError
+from ..runtime.providers import CPU, session_options
+from .model_directory import ModelDirectory, copy_companions, library_versions, write_manifest
+from .onnx_files import load_graph, save_derived, without_weights
+from .parity import EXPORT_TOLERANCE, parity
+from .prompts import PARITY_PROMPTS
+from .quiet_work import quiet_work
+
+LEVELS: Mapping[str, str] = {
+    "none": "the export as it is",
+    "basic": "constant folding, common subexpressions, dead nodes; valid on every provider",
+}
+"""Levels of `optimize_graph` and what they do."""
+
+_VERSION = 1
+
+
+def optimize_graph(model: str | Path, level: str = "basic", *, progress: bool = True) -> Path:
+    """Optimize the graph of a model directory; its weights stay the same.
+
+    Parameters
+    ----------
+    model : path
+        A float model directory, from `mlflow_degrade.optimize.export.export_onnx`.
+    level : str
+        One of `LEVELS`.
+    progress : bool
+        Show what is being done, on standard error.
+
+    Returns
+    -------
+    Path
+        A model directory in the cache. Where nothing could be done the graph is the same, and the
+        last entry of the manifest's recipe says why under ``"skipped"``.
+
+    Raises
+    ------
+    UnknownNameError
+        When there is no such level.
+    ParityError
+        When the optimized graph computes something else.
+    """
+    if level not in LEVELS:
+        raise UnknownNameError("graph optimization level", level, LEVELS)
+    base = ModelDirectory.load(model)
+    if level == "none":
+        return base.path
+    key = [level, _VERSION, base.digest, library_versions()["onnxruntime"]]
+    return cached_directory("graph", key, lambda to: _optimize(base, to, level, progress))
+
+
+def _optimize(base: ModelDirectory, target: Path, level: str, progress: bool) -> None:
+    require_space(target, int(1.1 * base.size_bytes), "optimizing the graph")
+    with quiet_work("Optimizing the graph", progress):
+        before = load_graph(base.path, weights=False)
+        step: dict[str, Any] = {"pass": "graph", "level": level, "nodes": len(before.graph.node)}
+        after, reason = _optimized(before)
+        if reason:
+            step["skipped"] = reason
+        step["nodes_after"] = len(after.graph.node)
+        save_derived(after, target, base.path)
+        copy_companions(base.path, target)
+        # The weights are the same bytes and the arithmetic is the same: a few texts show as much
+        # as all of them would.
+        found = parity(base.path, target, PARITY_PROMPTS[:4])
+    if found.max_abs_logit_difference > EXPORT_TOLERANCE:
+        raise ParityError(
+            f"the optimized graph of {base.path} computes something else: {found}; the limit is "
+            f"{EXPORT_TOLERANCE:g}. Use level 'none'."
+        )
+    write_manifest(
+        target,
+        scheme=base.scheme,
+        source=base.source,
+        recipe=[*base.recipe, step],
+        parity={"reference": "before the pass", **found.as_dict()},
+    )
+
+
+def _optimized(model: Any) -> tuple[Any, str]:
+    """The graph after onnxruntime's basic optimizations, or as it was and the reason."""
+    import onnx
+    import onnxruntime
+
+    bare = without_weights(model)
+    inputs = {value.name for value in model.graph.input}
+    with tempfile.TemporaryDirectory() as scratch:
+        written = Path(scratch) / "optimized.onnx"
+        options = session_options()
+        level = onnxruntime.GraphOptimizationLevel
+        options.graph_optimization_level = level.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = str(written)
+        try:
+            onnxruntime.InferenceSession(bare.SerializeToString(), options, providers=[CPU])
+        except Exception as error:  # noqa: BLE001 - onnxruntime's errors share no base class
+            return model, f"onnxruntime cannot load the graph without its weights: {error}"
+        optimized = onnx.load(str(written))
+    used = {name for node in optimized.graph.node for name in node.input}
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    for value in [i for i in optimized.graph.input if i.name not in inputs]:
+        optimized.graph.input.remove(value)
+        if value.name in used:
+            optimized.graph.initializer.append(weights[value.name])
+    if _operators(optimized) == _operators(model):
+        return model, "the graph has nothing to fold or remove"
+    return optimized, ""
+
+
+def _operators(model: Any) -> Counter[str]:
+    return Counter(node.op_type for node in model.graph.node)

@@ -1,0 +1,269 @@
+"""The named optimizations, in one table, and the way each of them is applied and checked.
+
+A scheme is an entry in `SCHEMES`: what it does in a line, the function that rewrites a graph, its
+options, the operators that prove it did something, and where it should not be used. Everything
+else (caching, saving, reading back, comparing) is the same for all of them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..cache import cached_directory, require_space
+from ..errors import InputError, MissingExtraError, QuantizationError, UnknownNameError
+from ..runtime.providers import CPU, CUDA
+from .dynamic import quantize_dynamically
+from .half import convert_to_half
+from .model_directory import (
+    ModelDirectory,
+    copy_companions,
+    library_versions,
+    size_bytes,
+    write_manifest,
+)
+from .onnx_files import load_graph, save_graph
+from .parity import parity
+from .quiet_work import quiet_work
+from .weight_only import quantize_weights
+
+BROKEN_KL = 10.0
+"""Mean KL in nats above which a result is an accident, not a trade-off: a model that answers
+uniformly over 50,000 tokens is about as far from a good one."""
+
+# Raise when a scheme's code changes what it writes, so that older cache entries are not reused.
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """One named optimization.
+
+    Attributes
+    ----------
+    name : str
+        What users write.
+    summary : str
+        One line for tables and help.
+    rewrite : callable or None
+        Changes an ``onnx.ModelProto`` in place, given `options`; returns findings for the
+        manifest. None for the identity.
+    options : mapping
+        Keyword arguments of `rewrite`; part of the key in the cache.
+    proof : tuple of str
+        Operators of which the result must contain at least one; empty where weights change type
+        only.
+    refused : mapping
+        Execution provider to the reason why the scheme should not be used there and what to use.
+    notes : mapping
+        Execution provider to a remark worth showing there.
+    """
+
+    name: str
+    summary: str
+    rewrite: Callable[..., dict[str, Any]] | None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    proof: tuple[str, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+
+SCHEMES: Mapping[str, Scheme] = {
+    scheme.name: scheme
+    for scheme in (
+        Scheme("fp32", "the export as it is", None),
+        Scheme(
+            "fp16",
+            "weights, activations and cache in half precision; for GPUs",
+            convert_to_half,
+            notes={CPU: "half the size, but not faster: CPU kernels compute in float32"},
+        ),
+        Scheme(
+            "int8-weight-only",
+            "weights in 8 bits, blocks of 32, float activations",
+            quantize_weights,
+            {"bits": 8, "block_size": 32, "symmetric": True, "accuracy_level": 4},
+            proof=("MatMulNBits",),
+        ),
+        Scheme(
+            "int4-weight-only",
+            "weights in 4 bits, blocks of 32, float activations",
+            quantize_weights,
+            {"bits": 4, "block_size": 32, "symmetric": True, "accuracy_level": 4},
+            proof=("MatMulNBits",),
+        ),
+        Scheme(
+            "int8-dynamic",
+            "weights in 8 bits per channel, activations in 8 bits per tensor; for CPUs",
+            quantize_dynamically,
+            {"keep_contracting": 1.5},
+            proof=("MatMulInteger", "DynamicQuantizeMatMul"),
+            refused={
+                CUDA: "its integer products have no CUDA kernels and fall back to the CPU node by "
+                "node, many times slower than fp16: use 'int8-weight-only' or 'fp16'"
+            },
+            notes={CPU: "scores depend on the batch: samples are scored one at a time"},
+        ),
+    )
+}
+"""Every scheme by its name, in the order in which they are shown."""
+
+
+def find_scheme(name: str, providers: tuple[str, ...] = (CPU,), *, force: bool = False) -> Scheme:
+    """Look a scheme up, before anything expensive is done for it.
+
+    Parameters
+    ----------
+    name : str
+        A key of `SCHEMES`.
+    providers : tuple of str
+        Where the model is to run, from `mlflow_degrade.runtime.providers.resolve_device`.
+    force : bool
+        Accept a scheme that is refused there.
+
+    Returns
+    -------
+    Scheme
+
+    Raises
+    ------
+    UnknownNameError
+        When there is no such scheme.
+    InputError
+        When the scheme makes no sense on the first of `providers`.
+
+    Examples
+    --------
+    >>> find_scheme("int8-weight-only").options["bits"]
+    8
+    """
+    if name not in SCHEMES:
+        raise UnknownNameError("scheme", name, SCHEMES)
+    scheme = SCHEMES[name]
+    reason = scheme.refused.get(providers[0])
+    if reason and not force:
+        raise InputError(f"scheme {name!r} is refused on {providers[0]}: {reason}.")
+    return scheme
+
+
+def apply_scheme(
+    model: str | Path,
+    scheme: str,
+    *,
+    providers: tuple[str, ...] = (CPU,),
+    force: bool = False,
+    progress: bool = True,
+) -> Path:
+    """Make the candidate: apply a scheme to a float model directory.
+
+    Parameters
+    ----------
+    model : path
+        From `mlflow_degrade.optimize.export.export_onnx` or
+        `mlflow_degrade.optimize.graph.optimize_graph`; unchanged.
+    scheme : str
+        A key of `SCHEMES`.
+    providers : tuple of str
+        Where the candidate is to run.
+    force : bool
+        Apply a scheme even where it is refused.
+    progress : bool
+        Show what is being done, on standard error.
+
+    Returns
+    -------
+    Path
+        A model directory in the cache (`model` itself for ``"fp32"``). Its manifest records what
+        was done and how far the saved file is from `model`.
+
+    Raises
+    ------
+    UnknownNameError, InputError
+        As `find_scheme`.
+    QuantizationError
+        When the pass fails, changes nothing, saves nothing, or breaks the model.
+    ParityError
+        When the saved file does not read back as it was in memory.
+    NonFiniteLogitsError
+        When the result produces NaN or infinity.
+    StorageError
+        When there is no space for it.
+    """
+    chosen = find_scheme(scheme, providers, force=force)
+    base = ModelDirectory.load(model)
+    if chosen.rewrite is None:
+        return base.path
+    if base.scheme not in ("fp32", "given"):
+        raise QuantizationError(
+            f"{base.path} is already {base.scheme!r}: apply {scheme!r} to the export it came from."
+        )
+    versions = {name: v for name, v in library_versions().items() if name.startswith("onnx")}
+    key = [chosen.name, dict(chosen.options), _VERSION, base.digest, versions]
+    rewrite = chosen.rewrite
+    return cached_directory("scheme", key, lambda to: _apply(chosen, rewrite, base, to, progress))
+
+
+def _apply(
+    scheme: Scheme,
+    rewrite: Callable[..., dict[str, Any]],
+    base: ModelDirectory,
+    target: Path,
+    progress: bool,
+) -> None:
+    require_space(target, int(1.1 * base.size_bytes), f"making {scheme.name}")
+    with quiet_work(f"Applying {scheme.name}", progress):
+        model = load_graph(base.path)
+        before = _operators(model)
+        try:
+            findings = rewrite(model, **scheme.options)
+        except ImportError as error:
+            raise MissingExtraError(error.name or "onnxruntime", "cpu") from error
+        except (ValueError, KeyError, TypeError, RuntimeError, AssertionError) as error:
+            raise QuantizationError(
+                f"{scheme.name} failed on {base.path}: {type(error).__name__}: {error}"
+            ) from error
+        after = _operators(model)
+        save_graph(model, target)
+        del model
+        _require_effect(scheme, base, target, after - before)
+        copy_companions(base.path, target)
+    with quiet_work(f"Comparing {scheme.name} with its source", progress):
+        found = parity(base.path, target)
+    if found.mean_kl > BROKEN_KL:
+        raise QuantizationError(
+            f"{scheme.name} breaks {base.path}: {found}; the limit is a mean KL of {BROKEN_KL:g}. "
+            "Choose another scheme."
+        )
+    new = {op: count for op, count in (after - before).items() if op in scheme.proof}
+    step = {"pass": scheme.name, **scheme.options, **findings, "nodes": new}
+    write_manifest(
+        target,
+        scheme=scheme.name,
+        source=base.source,
+        recipe=[*base.recipe, step],
+        parity={"reference": "before the pass", **found.as_dict()},
+    )
+
+
+def _require_effect(
+    scheme: Scheme, base: ModelDirectory, target: Path, added: Counter[str]
+) -> None:
+    """Raise unless the pass did what its name says: other operators, fewer bytes."""
+    if scheme.proof and not any(added[op] for op in scheme.proof):
+        raise QuantizationError(
+            f"{scheme.name} quantized nothing in {base.path}: no {' or '.join(scheme.proof)} among "
+            "the result's operators. The graph has no product with a constant matrix."
+        )
+    now = size_bytes(target)
+    if now >= base.size_bytes:
+        raise QuantizationError(
+            f"{scheme.name} does not make {base.path} smaller: {base.size_bytes:,} bytes before, "
+            f"{now:,} after."
+        )
+
+
+def _operators(model: Any) -> Counter[str]:
+    return Counter(node.op_type for node in model.graph.node)
