@@ -1,0 +1,366 @@
+"""The scoring engine: log-likelihoods of continuations from a decoder in ONNX Runtime."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import EngineError, InputError, NonFiniteLogitsError
+from .generation import Sampling, generate
+from .plan import UNPADDED, Batch, Limits, Plan, Row, Tokens, make_plan
+from .providers import CPU, resolve_device
+from .scoring_graph import (
+    ARGMAX,
+    POSITIONS,
+    TARGET_LOGPROBS,
+    TARGETS,
+    DerivedGraph,
+    build_generation_graph,
+    build_scoring_graph,
+)
+from .session import (
+    DecoderInputs,
+    decoder_inputs,
+    open_derived,
+    ran_out_of_memory,
+    read_json,
+    run_error,
+)
+from .tokenization import TextEncoder
+
+# Measured on x86 with 2 cores (SmolLM2-135M, fp32 and MatMulNBits): from 256 to 2,048 positions per
+# batch the throughput of short rows is flat within noise, and longer batches cost memory.
+_CPU_TOKENS = 512
+# A GPU wants enough work per launch; 16k positions of a 1B model stay below 2 GB of activations.
+_GPU_TOKENS = 16_384
+# Logits and their log-softmax are two float32 [outputs, vocabulary] buffers.
+_OUTPUT_BYTES = 256 << 20
+
+
+class Score(NamedTuple):
+    """Log-likelihood of one continuation.
+
+    Attributes
+    ----------
+    logprob : float
+        Sum of the natural log-probabilities of its tokens.
+    is_greedy : bool
+        Whether each of its tokens is the most likely one.
+    """
+
+    logprob: float
+    is_greedy: bool
+
+
+class OnnxDecoder:
+    """A causal language model in ONNX Runtime, for scoring and generation.
+
+    Parameters
+    ----------
+    folder : path
+        A model directory: ``model.onnx``, ``config.json`` and tokenizer files.
+    device : {"auto", "cpu", "cuda"}
+        Where to run; nothing silently runs elsewhere.
+    batch_size : int or "auto"
+        Most sequences per batch; ``"auto"`` goes by a token budget.
+    threads : int, optional
+        Threads per operator; all available cores by default.
+
+    Attributes
+    ----------
+    encoder : TextEncoder
+        The tokenizer.
+    context_length : int
+        Most tokens a sequence may have.
+    batch_size : int or None
+        Most sequences per batch, if the caller set it.
+    unpadded : bool
+        Whether sequences run one at a time and unpadded. Off by default; set it for models whose
+        scores depend on their batch (see `mlflow_degrade.runtime.probes`).
+    last_plan : Plan or None
+        What the latest call of `score` ran.
+
+    Raises
+    ------
+    ModelError
+        Files are missing or unreadable.
+    UnsupportedModelError
+        Not a decoder the engine knows.
+    ProviderUnavailableError
+        The device is not there.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        device: str = "auto",
+        batch_size: int | str = "auto",
+        threads: int | None = None,
+    ) -> None:
+        self.folder = Path(folder)
+        self.providers = resolve_device(device)
+        self.config = read_json(self.folder, "config.json", needed=True)
+        self.encoder = TextEncoder(self.folder)
+        self.context_length = context_length(self.config, self.encoder.tokenizer)
+        self.unpadded = False
+        self.last_plan: Plan | None = None
+        self.batch_size = None if batch_size == "auto" else _positive(batch_size)
+        self._threads = threads
+        self._opened: tuple[str, Any, DecoderInputs] | None = None
+        self.gather = ""
+
+    # -- sessions -------------------------------------------------------------------------
+
+    def session(self, purpose: str) -> tuple[Any, DecoderInputs]:
+        """The session for ``"scoring"`` or ``"generation"`` and what it takes.
+
+        Only one is kept, because each holds its own packed copy of the weights.
+        """
+        if self._opened is None or self._opened[0] != purpose:
+            self._opened = None
+            build: Callable[[Path], DerivedGraph] = (
+                build_scoring_graph if purpose == "scoring" else build_generation_graph
+            )
+            graph = build(self.folder / "model.onnx")
+            self.gather = graph.gather
+            session = open_derived(graph, self.providers, threads=self._threads)
+            self._opened = (purpose, session, decoder_inputs(session, self.folder))
+        return self._opened[1], self._opened[2]
+
+    @property
+    def device_type(self) -> str:
+        """Onnxruntime's name of the device tensors stay on: ``"cpu"`` or ``"cuda"``."""
+        return "cpu" if self.providers[0] == CPU else "cuda"
+
+    def close(self) -> None:
+        """Free the session's memory; the next call opens it again."""
+        self._opened = None
+
+    @property
+    def limits(self) -> Limits:
+        """Limits of a batch on this device."""
+        if self.unpadded:
+            return UNPADDED
+        vocabulary = int(self.config.get("vocab_size") or len(self.encoder.tokenizer))
+        outputs = max(64, _OUTPUT_BYTES // (8 * vocabulary))
+        tokens = _CPU_TOKENS if self.device_type == "cpu" else _GPU_TOKENS
+        if self.batch_size is not None:
+            tokens = self.batch_size * self.context_length
+        return Limits(tokens=tokens, rows=self.batch_size, outputs=outputs)
+
+    # -- scoring --------------------------------------------------------------------------
+
+    def plan(self, requests: Sequence[tuple[Tokens, Tokens]]) -> Plan:
+        """What `score` will run for these requests."""
+        return make_plan(
+            requests,
+            context_length=self.context_length,
+            limits=self.limits,
+            share_prefixes=not self.unpadded,
+        )
+
+    def score(
+        self,
+        requests: Sequence[tuple[Tokens, Tokens]],
+        on_scores: Callable[[list[tuple[int, Score]]], None] | None = None,
+    ) -> list[Score]:
+        """Log-likelihood of each continuation given its context.
+
+        Parameters
+        ----------
+        requests : sequence of (tokens, tokens)
+            Context and continuation as token ids, both non-empty. What exceeds the context length
+            is cut on the left and counted in `last_plan`.
+        on_scores : callable, optional
+            Called after each batch with the (index of request, score) pairs it finished.
+
+        Returns
+        -------
+        list of Score
+            In the order of the requests.
+
+        Raises
+        ------
+        NonFiniteLogitsError
+            The model produced NaN or infinity.
+        EngineError
+            Onnxruntime failed, or memory ran out for a single sequence.
+        InputError
+            A request without tokens, or with a continuation longer than the context length.
+
+        Notes
+        -----
+        Rows run longest first in batches of similar length, right-padded. Padding follows the real
+        tokens of a causal model and so cannot reach them. Only the hidden states in front of the
+        wanted tokens go through the LM head, and the softmax is float32.
+        """
+        plan = self.last_plan = self.plan(requests)
+        asking: list[list[int]] = [[] for _ in plan.rows]
+        for index, (row, _) in enumerate(plan.places):
+            asking[row].append(index)
+        scores: list[Score | None] = [None] * len(requests)
+        for batch in plan.batches:
+            finished = []
+            for row, answers in self._run(plan.rows, batch):
+                for index in asking[row]:
+                    score = _score(answers, plan.places[index][1], requests[index][1])
+                    if not math.isfinite(score.logprob):
+                        raise self._not_finite(plan.rows[row], answers)
+                    finished.append((index, score))
+            for index, score in finished:
+                scores[index] = score
+            if on_scores is not None:
+                on_scores(finished)
+        return [score for score in scores if score is not None]
+
+    def generate(
+        self,
+        prompts: Sequence[Tokens],
+        sampling: Sampling | None = None,
+        on_texts: Callable[[list[tuple[int, str]]], None] | None = None,
+    ) -> list[str]:
+        """Continue each prompt; see `mlflow_degrade.runtime.generation.generate`."""
+        return generate(self, prompts, sampling or Sampling(), on_texts)
+
+    def _run(self, rows: Sequence[Row], batch: Batch) -> Iterator[tuple[int, _Answers]]:
+        """Run one batch; halve it as long as memory does not suffice."""
+        try:
+            answers = self._forward([rows[i] for i in batch.rows], batch.length)
+        except Exception as error:
+            if not ran_out_of_memory(error):
+                raise run_error(error, self.folder) from error
+            if len(batch.rows) == 1:
+                raise EngineError(
+                    f"memory ran out for a single sequence of {batch.length} tokens of the model "
+                    f"in {self.folder}: use a machine with more memory, or shorter prompts."
+                ) from error
+            half = len(batch.rows) // 2
+            for part in (batch.rows[:half], batch.rows[half:]):
+                yield from self._run(rows, Batch(part, batch.length))
+            return
+        yield from zip(batch.rows, answers, strict=True)
+
+    def _forward(self, rows: Sequence[Row], length: int) -> list[_Answers]:
+        session, inputs = self.session("scoring")
+        multiple = self.limits.multiple
+        places = [(b * length + p, tokens) for b, r in enumerate(rows) for p, tokens in _sorted(r)]
+        count = -(-len(places) // multiple) * multiple
+        positions = np.zeros(count, np.int64)
+        targets = np.zeros((count, max(len(tokens) for _, tokens in places)), np.int64)
+        for i, (position, tokens) in enumerate(places):
+            positions[i] = position
+            targets[i, : len(tokens)] = tokens
+        ids, mask = right_padded([row.tokens for row in rows], length)
+        feeds: dict[str, NDArray[Any]] = {
+            "input_ids": ids,
+            "attention_mask": mask,
+            POSITIONS: positions,
+            TARGETS: targets,
+        }
+        if inputs.position_ids:
+            feeds["position_ids"] = np.tile(np.arange(length, dtype=np.int64), (len(rows), 1))
+
+        for cache in inputs.cache:
+            feeds[cache.name] = np.empty(cache.empty_shape(len(rows)), cache.dtype)
+
+        binding = session.io_binding()
+        # The binding reads the arrays where they are: `feeds` keeps them alive.
+        for name, array in feeds.items():
+            binding.bind_cpu_input(name, array)
+        for name in (TARGET_LOGPROBS, ARGMAX):
+            binding.bind_output(name, "cpu")
+        session.run_with_iobinding(binding)
+        logprobs, best = (value.numpy() for value in binding.get_outputs())
+
+        answers, start = [], 0
+        for row in rows:
+            stop = start + len(row.wanted)
+            answers.append(_Answers(row, logprobs[start:stop], best[start:stop]))
+            start = stop
+        return answers
+
+    def _not_finite(self, row: Row, answers: _Answers) -> NonFiniteLogitsError:
+        position = answers.first_non_finite()
+        text = self.encoder.decode(row.tokens[max(0, position - 12) : position + 1])
+        return NonFiniteLogitsError(
+            f"the model in {self.folder} gives a log-probability that is NaN or infinite after "
+            f"token {position + 1} of {len(row.tokens)}, {text!r}: its weights or activations "
+            "overflow (fp16 without a float32 softmax or norm often does); nothing of this model "
+            "is scored."
+        )
+
+
+class _Answers:
+    """What the model said about one row."""
+
+    def __init__(self, row: Row, logprobs: NDArray[np.float32], best: NDArray[np.int64]) -> None:
+        self._found = {
+            position: (dict(zip(tokens, values.tolist(), strict=False)), int(winner))
+            for (position, tokens), values, winner in zip(_sorted(row), logprobs, best, strict=True)
+        }
+
+    def at(self, position: int, token: int) -> tuple[float, bool]:
+        """Log-probability of `token` after `position`, and whether it is the most likely."""
+        values, winner = self._found[position]
+        return values[token], token == winner
+
+    def first_non_finite(self) -> int:
+        """First position with a log-probability that is not a finite number."""
+        return next(
+            position
+            for position, (values, _) in self._found.items()
+            if not all(map(math.isfinite, values.values()))
+        )
+
+
+def _sorted(row: Row) -> list[tuple[int, list[int]]]:
+    return sorted(row.wanted.items())
+
+
+def _score(answers: _Answers, first: int, continuation: Tokens) -> Score:
+    found = [answers.at(first + i, token) for i, token in enumerate(continuation)]
+    return Score(math.fsum(value for value, _ in found), all(best for _, best in found))
+
+
+def right_padded(
+    sequences: Sequence[Tokens], length: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Token ids and attention mask of shape ``[sequences, length]``, zeros after each sequence."""
+    ids = np.zeros((len(sequences), length), np.int64)
+    mask = np.zeros_like(ids)
+    for row, tokens in enumerate(sequences):
+        ids[row, : len(tokens)] = tokens
+        mask[row, : len(tokens)] = 1
+    return ids, mask
+
+
+def _positive(batch_size: int | str) -> int:
+    try:
+        size = int(batch_size)
+    except ValueError:
+        size = 0
+    if size < 1:
+        raise InputError(
+            f"batch_size {batch_size!r} is neither 'auto' nor a whole number from 1: use 'auto'."
+        )
+    return size
+
+
+def context_length(config: dict[str, Any], tokenizer: Any) -> int:
+    """Most tokens a sequence may have: the model's own limit, else the tokenizer's, else 2,048.
+
+    The order is lm-eval's, so that long prompts are cut at the same place.
+    """
+    text = config.get("text_config") or config
+    for name in ("n_positions", "max_position_embeddings", "n_ctx"):
+        if text.get(name) is not None:
+            return int(text[name])
+    stated = int(getattr(tokenizer, "model_max_length", 0) or 0)
+    # Tokenizers without a limit state 1e30.
+    return stated if 0 < stated < 1 << 30 else 2048

@@ -1,0 +1,237 @@
+"""What is run, in which batches: decided before anything runs, by the requests alone.
+
+A *row* is one sequence fed to the model. Several requests share a row: choices whose context (and
+all but the last token of the continuation) agree, and, because the models are causal, a sequence
+that is the beginning of another one. The plan is deterministic: same requests and same limits,
+same batches.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ..errors import InputError
+
+Tokens = Sequence[int]
+
+ROW_MULTIPLE = 8
+"""Batches are padded to a multiple of this many positions.
+
+Matrix kernels work on tiles of rows and may treat a remainder with another kernel: on x86,
+onnxruntime's 4-bit product rounds an odd last row differently, which moved log-likelihoods by up to
+0.5 nats with the number of sequences in a batch. With whole tiles the scores do not depend on it.
+"""
+
+
+@dataclass
+class Row:
+    """One sequence to run, and the tokens whose log-probabilities are wanted after each position.
+
+    Attributes
+    ----------
+    tokens : tuple of int
+        Ids fed to the model.
+    wanted : dict of int to list of int
+        Position in the row → ids of possible next tokens, in order of first request.
+    """
+
+    tokens: tuple[int, ...]
+    wanted: dict[int, list[int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows that run together, right-padded to one length."""
+
+    rows: tuple[int, ...]
+    length: int
+
+    @property
+    def positions(self) -> int:
+        """Positions computed, padding included."""
+        return len(self.rows) * self.length
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a batch may hold.
+
+    Attributes
+    ----------
+    tokens : int
+        Positions per batch, padding included; a longer single row runs alone.
+    rows : int, optional
+        Rows per batch; no limit by default.
+    outputs : int
+        Positions with log-probabilities per batch: each costs a vocabulary of floats.
+    multiple : int
+        Positions per batch are padded to a multiple of this.
+    """
+
+    tokens: int
+    rows: int | None = None
+    outputs: int = 1024
+    multiple: int = ROW_MULTIPLE
+
+
+UNPADDED = Limits(tokens=1, rows=1, multiple=1)
+"""One sequence at a time and nothing else, for models whose scores depend on their company."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Rows, batches, and where each request finds its answer.
+
+    Attributes
+    ----------
+    rows : tuple of Row
+        In order of the batches' needs, not of the requests.
+    batches : tuple of Batch
+        Longest first.
+    places : tuple of (int, int)
+        Per request: its row, and the position before its first continuation token.
+    truncated : int
+        Requests that lost tokens on the left to fit the context.
+    limits : Limits
+        As given.
+    """
+
+    rows: tuple[Row, ...]
+    batches: tuple[Batch, ...]
+    places: tuple[tuple[int, int], ...]
+    truncated: int
+    limits: Limits
+
+    def summary(self) -> dict[str, Any]:
+        """Numbers worth recording: how much was shared, how much was padding."""
+        tokens = sum(len(row.tokens) for row in self.rows)
+        return {
+            "requests": len(self.places),
+            "rows": len(self.rows),
+            "tokens": tokens,
+            "positions": sum(batch.positions for batch in self.batches),
+            "outputs": sum(len(row.wanted) for row in self.rows),
+            "batches": len(self.batches),
+            "truncated": self.truncated,
+            "limits": asdict(self.limits),
+        }
+
+
+def make_plan(
+    requests: Sequence[tuple[Tokens, Tokens]],
+    *,
+    context_length: int,
+    limits: Limits,
+    share_prefixes: bool = True,
+) -> Plan:
+    """Turn (context, continuation) pairs into rows and batches.
+
+    Parameters
+    ----------
+    requests : sequence of (tokens, tokens)
+        Both parts have at least one token.
+    context_length : int
+        Most tokens a row may have. Longer requests lose tokens on the left, as in lm-eval.
+    limits : Limits
+        Limits of one batch.
+    share_prefixes : bool
+        Whether a sequence that begins another one is answered by it. Not for models whose
+        activation scales depend on the whole sequence.
+
+    Raises
+    ------
+    InputError
+        A context without tokens, or a continuation without tokens or longer than the context.
+
+    Examples
+    --------
+    Four one-token choices after one context are one row; " 1" begins " 10".
+
+    >>> plan = make_plan(
+    ...     [([7, 8], [1]), ([7, 8], [2]), ([7, 8], [1, 0])],
+    ...     context_length=16, limits=Limits(tokens=64),
+    ... )
+    >>> [(row.tokens, row.wanted) for row in plan.rows]
+    [((7, 8, 1), {1: [1, 2], 2: [0]})]
+    """
+    truncated = 0
+    sequences: list[tuple[int, ...]] = []
+    for context, continuation in requests:
+        if not context or not 0 < len(continuation) <= context_length:
+            raise InputError(
+                f"a request has {len(context)} context and {len(continuation)} continuation "
+                f"tokens; the context needs at least 1, the continuation 1 to {context_length} "
+                "(the model's context length): shorten the text, or score it with rolling windows."
+            )
+        ids = (*context, *continuation)
+        if len(ids) > context_length + 1:
+            truncated += 1
+            ids = ids[-(context_length + 1) :]
+        sequences.append(ids[:-1])
+
+    rows, row_of = _rows(sequences, share_prefixes)
+    places = []
+    for (_, continuation), sequence in zip(requests, sequences, strict=True):
+        row, first = row_of[sequence], len(sequence) - len(continuation)
+        for offset, token in enumerate(continuation):
+            tokens = rows[row].wanted.setdefault(first + offset, [])
+            if token not in tokens:
+                tokens.append(token)
+        places.append((row, first))
+    return Plan(tuple(rows), _pack(rows, limits), tuple(places), truncated, limits)
+
+
+def _rows(
+    sequences: Sequence[tuple[int, ...]], share_prefixes: bool
+) -> tuple[list[Row], dict[tuple[int, ...], int]]:
+    """Distinct rows, and the row that answers each distinct sequence."""
+    distinct = sorted(set(sequences))
+    kept = distinct
+    if share_prefixes:
+        # In lexicographic order a sequence that begins others stands directly before one of them.
+        kept = [
+            sequence
+            for sequence, following in zip(distinct, [*distinct[1:], ()], strict=True)
+            if following[: len(sequence)] != sequence
+        ]
+    # The first kept sequence not before this one is itself, or begins with it.
+    row_of = {sequence: bisect_left(kept, sequence) for sequence in distinct}
+    return [Row(sequence) for sequence in kept], row_of
+
+
+def _pack(rows: Sequence[Row], limits: Limits) -> tuple[Batch, ...]:
+    """Group rows of similar length, longest first, within the limits."""
+    order = sorted(range(len(rows)), key=lambda i: (-len(rows[i].tokens), rows[i].tokens))
+    batches = []
+    start = 0
+    while start < len(order):
+        length = len(rows[order[start]].tokens)
+        size = _fitting(rows, order, start, length, limits)
+        members = tuple(order[start : start + size])
+        while (size * length) % limits.multiple:
+            length += 1
+        batches.append(Batch(members, length))
+        start += size
+    return tuple(batches)
+
+
+def _fitting(
+    rows: Sequence[Row], order: Sequence[int], start: int, length: int, limits: Limits
+) -> int:
+    """How many rows from `start` on fit in one batch of rows of `length`."""
+    most = max(1, limits.tokens // length)
+    if limits.rows is not None:
+        most = min(most, limits.rows)
+    # A whole number of tiles needs no padding at the end of the batch.
+    if most > limits.multiple:
+        most -= most % limits.multiple
+    outputs = size = 0
+    for index in order[start : start + most]:
+        outputs += len(rows[index].wanted)
+        if size and outputs > limits.outputs:
+            break
+        size += 1
+    return size

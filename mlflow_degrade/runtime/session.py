@@ -1,0 +1,187 @@
+"""Open derived graphs as sessions, and know what a decoder wants to be fed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import EngineError, ModelError, ProviderUnavailableError, UnsupportedModelError
+from .providers import session_options
+from .scoring_graph import POSITIONS, TARGETS, DerivedGraph
+
+_CACHE_PREFIX = "past_key_values"
+_NUMPY_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
+
+
+@dataclass(frozen=True)
+class CacheInput:
+    """One tensor of the key-value cache.
+
+    Attributes
+    ----------
+    name : str
+        Name of the input, e.g. ``"past_key_values.0.key"``.
+    dtype : str
+        NumPy name of its element type.
+    shape : tuple of int or None
+        -1 stands for the batch, 0 for the length, other numbers are fixed.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def output(self) -> str:
+        """Name of the output that continues this input."""
+        return self.name.replace(_CACHE_PREFIX, "present", 1)
+
+    @property
+    def batch_axis(self) -> int:
+        """Axis along which sequences are stacked."""
+        return self.shape.index(-1)
+
+    def empty_shape(self, batch: int) -> tuple[int, ...]:
+        """Shape of the cache before the first token."""
+        return tuple(batch if d == -1 else d for d in self.shape)
+
+
+@dataclass(frozen=True)
+class DecoderInputs:
+    """What a decoder takes.
+
+    Attributes
+    ----------
+    position_ids : bool
+        Whether positions are given; otherwise the graph counts them itself.
+    cache : tuple of CacheInput
+        The key-value cache in the order of the graph; empty for an export without one.
+    """
+
+    position_ids: bool
+    cache: tuple[CacheInput, ...]
+
+
+def open_derived(
+    graph: DerivedGraph, providers: tuple[str, ...], *, threads: int | None = None
+) -> Any:
+    """Open a session on a derived graph; the weights are read from the source's folder.
+
+    Parameters
+    ----------
+    graph : DerivedGraph
+        From `mlflow_degrade.runtime.scoring_graph`.
+    providers : tuple of str
+        From `mlflow_degrade.runtime.providers.resolve_device`.
+    threads : int, optional
+        See `mlflow_degrade.runtime.providers.session_options`.
+
+    Returns
+    -------
+    onnxruntime.InferenceSession
+
+    Raises
+    ------
+    ModelError
+        When onnxruntime refuses the graph.
+    ProviderUnavailableError
+        When the session did not get its first provider.
+    """
+    import onnxruntime
+
+    options = session_options(threads=threads)
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(graph.folder)
+    )
+    try:
+        session = onnxruntime.InferenceSession(
+            graph.model, options, providers=list(providers), enable_fallback=0
+        )
+    except Exception as error:
+        raise ModelError(f"onnxruntime cannot load the model in {graph.folder}: {error}") from error
+    if providers[0] not in session.get_providers():
+        raise ProviderUnavailableError(
+            f"the model in {graph.folder} was to run on {providers[0]}, but onnxruntime opened it "
+            f"on {', '.join(session.get_providers())}: check the driver and its libraries, or "
+            "choose device 'cpu'."
+        )
+    return session
+
+
+def decoder_inputs(session: Any, folder: Path) -> DecoderInputs:
+    """Read a session's inputs.
+
+    Raises
+    ------
+    UnsupportedModelError
+        For an input the engine does not know how to fill, or a cache layout it does not know.
+    """
+    names = []
+    cache = []
+    for node in session.get_inputs():
+        if node.name.startswith(_CACHE_PREFIX):
+            cache.append(_cache_input(node, folder))
+        elif node.name not in (POSITIONS, TARGETS):
+            names.append(node.name)
+    unknown = sorted(set(names) - {"input_ids", "attention_mask", "position_ids"})
+    if unknown:
+        raise UnsupportedModelError(
+            f"the model in {folder} takes {unknown}, which the engine does not know how to fill: "
+            "export it with Optimum's task 'text-generation-with-past'."
+        )
+    return DecoderInputs("position_ids" in names, tuple(cache))
+
+
+def _cache_input(node: Any, folder: Path) -> CacheInput:
+    shape = []
+    for dimension in node.shape:
+        if isinstance(dimension, int):
+            shape.append(dimension)
+        elif dimension in ("batch_size", "batch"):
+            shape.append(-1)
+        elif "past" in str(dimension):
+            shape.append(0)
+        else:
+            shape.append(-2)
+    if shape.count(-1) != 1 or shape.count(0) != 1 or -2 in shape or node.type not in _NUMPY_TYPES:
+        raise UnsupportedModelError(
+            f"the cache input {node.name} of the model in {folder} is {node.type} {node.shape}: "
+            "the engine knows floating-point caches with one batch and one past-length dimension."
+        )
+    return CacheInput(node.name, _NUMPY_TYPES[node.type], tuple(shape))
+
+
+def read_json(folder: Path, name: str, *, needed: bool) -> dict[str, Any]:
+    """Read a JSON file of a model directory; empty when it is absent and not needed.
+
+    Raises
+    ------
+    ModelError
+        The file is needed and absent, or it is not JSON.
+    """
+    path = folder / name
+    if not path.is_file():
+        if needed:
+            raise ModelError(
+                f"{folder} has no {name}: a model directory holds model.onnx, config.json and the "
+                "tokenizer's files; export the model again."
+            )
+        return {}
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path} is not valid JSON: {error}") from error
+    return content
+
+
+def ran_out_of_memory(error: Exception) -> bool:
+    """Whether an onnxruntime failure is an allocation that did not succeed."""
+    text = str(error).lower()
+    return any(sign in text for sign in ("failed to allocate memory", "out of memory", "bad_alloc"))
+
+
+def run_error(error: Exception, folder: Path) -> EngineError:
+    """Wrap a failure inside onnxruntime."""
+    return EngineError(f"onnxruntime failed while running the model in {folder}: {error}")
