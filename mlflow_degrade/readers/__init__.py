@@ -1,0 +1,103 @@
+"""Per-sample scores from logs that already exist.
+
+`read_samples` finds out what a reference is and returns `SampleScores`. A format is one module
+with a `Reader`, and one line in the table below.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ..errors import SampleSchemaError, UnknownNameError
+from ..scores import SampleScores
+from . import inspect_logs, json_records, lm_eval, mlflow_runs, nemo, sample_files, tables
+from ._reader import Reader, ReaderNote
+
+__all__ = ["read_samples", "Reader", "ReaderNote", "READERS"]
+
+#: Tried in this order; the first that recognizes a path reads it.
+READERS: tuple[Reader, ...] = (
+    sample_files.READER,
+    lm_eval.READER,
+    nemo.READER,
+    inspect_logs.READER,
+    tables.READER,
+    json_records.READER,
+)
+
+
+def read_samples(
+    reference: str | os.PathLike[str], *, format: str | None = None, **options: Any
+) -> SampleScores:
+    """Read the per-sample scores of one model.
+
+    Parameters
+    ----------
+    reference : str or path
+        A file or directory of one of the `READERS`, or ``runs:/<run id>[/<artifact path>]`` for
+        an MLflow run.
+    format : str, optional
+        Name of the reader, where recognizing the format is not wanted.
+    **options
+        Options of the reader, e.g. ``id_column="example_id"`` for tables; see its ``options``.
+
+    Returns
+    -------
+    SampleScores
+
+    Raises
+    ------
+    SampleSchemaError
+        There is nothing at the reference, or nothing a reader knows.
+    UnknownNameError
+        The format, or an option, does not exist.
+
+    Warns
+    -----
+    ReaderNote
+        What the reader had to decide, e.g. which of several runs it took.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> _ = (folder / "arc.csv").write_text("prompt_id,score\\n1,1\\n2,0\\n")
+    >>> read_samples(folder).means()
+    {('arc', 'score', 'none'): 0.5}
+    """
+    if mlflow_runs.is_run_reference(str(reference)):
+        with mlflow_runs.downloaded(str(reference)) as path:
+            return _read_path(path, format, options)
+    return _read_path(Path(reference).expanduser(), format, options)
+
+
+def _read_path(path: Path, format: str | None, options: dict[str, Any]) -> SampleScores:
+    if not path.exists():
+        raise SampleSchemaError(
+            f"{path} does not exist. A reference is a file, a directory, or runs:/<run id>."
+        )
+    reader = _by_name(format) if format is not None else _recognize(path)
+    reader.check_options(options)
+    return reader.read(path, **options)
+
+
+def _by_name(name: str) -> Reader:
+    for reader in READERS:
+        if reader.name == name:
+            return reader
+    raise UnknownNameError("format", name, [reader.name for reader in READERS])
+
+
+def _recognize(path: Path) -> Reader:
+    for reader in READERS:
+        if reader.recognizes(path):
+            return reader
+    known = "".join(f"\n  {reader.name}: {reader.what}" for reader in READERS)
+    raise SampleSchemaError(
+        f"{path} is none of the formats that can be read:{known}\n"
+        "  runs:/<run id>: samples of an MLflow run\n"
+        "Name the format if it is one of these in an unusual place."
+    )

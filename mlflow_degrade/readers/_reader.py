@@ -1,0 +1,136 @@
+"""What a reader is, and what the readers share."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ..errors import SampleSchemaError, UnknownNameError
+from ..scores import SampleScores
+
+# Files below this size are read before a progress bar would be seen.
+_SHOW_PROGRESS_FROM_BYTES = 32_000_000
+
+
+class ReaderNote(UserWarning):
+    """Something a reader decided that whoever uses the scores should know."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One format of per-sample logs.
+
+    Attributes
+    ----------
+    name : str
+        As in ``read_samples(..., format=name)``.
+    what : str
+        What it reads, for messages.
+    recognizes : callable
+        Whether an existing file or directory is of this format.
+    read : callable
+        From the path and the options to the scores.
+    options : tuple of str
+        Names of the options it takes.
+    """
+
+    name: str
+    what: str
+    recognizes: Callable[[Path], bool]
+    read: Callable[..., SampleScores]
+    options: tuple[str, ...] = ()
+
+    def check_options(self, given: dict[str, Any]) -> None:
+        """Refuse options that this format does not have.
+
+        Raises
+        ------
+        UnknownNameError
+        """
+        for name in given:
+            if name not in self.options:
+                hint = "" if self.options else f"Reading {self.what} takes no options."
+                raise UnknownNameError(
+                    f"option of the {self.name} reader", name, self.options, hint
+                )
+
+
+def note(text: str) -> None:
+    """Tell whoever called `read_samples`."""
+    warnings.warn(text, ReaderNote, stacklevel=3)
+
+
+def text_hash(text: str) -> str:
+    """SHA-256 of a text, as lm-eval writes it."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file that holds one JSON object.
+
+    Raises
+    ------
+    SampleSchemaError
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SampleSchemaError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise SampleSchemaError(f"{path} holds a {type(content).__name__}, an object is needed.")
+    return content
+
+
+def json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON-lines file, gzipped or not; a broken line is an error, never skipped.
+
+    Raises
+    ------
+    SampleSchemaError
+        With the number of the line.
+    """
+    number = 0
+    try:
+        with path.open("rb") as raw, _watched(raw, path) as watched, _plain(watched, path) as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.strip():
+                    continue
+                record = json.loads(line)
+                if not isinstance(record, dict):
+                    kind = type(record).__name__
+                    raise SampleSchemaError(f"{path}, line {number}: {kind} instead of an object.")
+                yield record
+    except (ValueError, EOFError) as error:
+        if isinstance(error, SampleSchemaError):
+            raise
+        raise SampleSchemaError(
+            f"{path}, line {max(1, number)}: not JSON ({error}). The file may have been cut short; "
+            "a sample that is left out could change the verdict."
+        ) from error
+    except OSError as error:
+        raise SampleSchemaError(f"{path} cannot be read: {error}") from error
+
+
+def _plain(stream: BinaryIO, path: Path) -> gzip.GzipFile | BinaryIO:
+    return gzip.open(stream) if path.suffix == ".gz" else stream
+
+
+def _watched(raw: BinaryIO, path: Path) -> AbstractContextManager[BinaryIO]:
+    """The file with a progress bar, where it is large and somebody is looking."""
+    size = path.stat().st_size
+    if size < _SHOW_PROGRESS_FROM_BYTES or not sys.stderr.isatty():
+        return raw
+    from rich.console import Console
+    from rich.progress import wrap_file
+
+    return wrap_file(
+        raw, size, description=f"reading {path.name}", console=Console(stderr=True), transient=True
+    )

@@ -1,0 +1,217 @@
+"""NeMo Evaluator bundles in its documented layout, and inspect_ai logs where it is installed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlflow_degrade.errors import EmptySamplesError, MissingExtraError, SampleSchemaError
+from mlflow_degrade.pairing import pair
+from mlflow_degrade.readers import ReaderNote, read_samples
+
+# Records as the engine's evaluation loop writes them (version 0.4), values made up.
+RECORD = {
+    "problem_idx": 0,
+    "repeat": 0,
+    "reward": 1.0,
+    "scorer_rewards": {},
+    "prompt": "What is 6 × 7?",
+    "model_response": "The answer is 42.",
+    "extracted_answer": "42",
+    "expected_answer": "42",
+    "scoring_details": {"method": "exact_match"},
+    "metadata": {"category": "arithmetic"},
+    "tokens": 12,
+    "latency_ms": 3.5,
+}
+
+
+def bundle(folder: Path, name: str, records: list[dict[str, Any]], model: str = "m") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    run_id = f"eval-20260402T120000Z-{name}"
+    about = {
+        "run_id": run_id,
+        "config": {"model": model, "benchmark": name, "repeats": 1},
+        "benchmark": {"name": name, "samples": len(records), "scores": {}},
+    }
+    (folder / f"{run_id}.json").write_text(json.dumps(about))
+    lines = (json.dumps({**RECORD, **record}) + "\n" for record in records)
+    (folder / "results.jsonl").write_text("".join(lines))
+    (folder / "trajectories.jsonl").write_text('{"steps": []}\n')
+    return folder / f"{run_id}.json"
+
+
+class TestNemo:
+    def test_one_benchmark(self, tmp_path: Path) -> None:
+        records = [
+            {"problem_idx": i, "repeat": r, "reward": float(i == r)}
+            for i in range(2)
+            for r in range(2)
+        ]
+        path = bundle(tmp_path, "gsm8k", records)
+        for reference in (tmp_path, path):
+            scores = read_samples(reference)
+            assert (scores.tasks, scores.metrics("gsm8k"), scores.model) == (
+                ("gsm8k",), ("reward",), "m"
+            )  # fmt: skip
+            frame = scores.to_pandas()
+            assert frame["repeat"].tolist() == [0, 1, 0, 1]
+            assert frame["score"].tolist() == [1.0, 0.0, 0.0, 1.0]
+            assert set(frame["feature.category"]) == {"arithmetic"}
+            assert set(frame["target"]) == {"42"}
+        task = pair(scores, scores).tasks[0]
+        assert (task.n, task.repeats) == (2, 2)
+
+    def test_one_directory_a_benchmark(self, tmp_path: Path) -> None:
+        for name in ("gpqa", "mmlu_pro"):
+            bundle(tmp_path / name, name, [{"problem_idx": i} for i in range(3)])
+        assert read_samples(tmp_path).tasks == ("gpqa", "mmlu_pro")
+
+    @pytest.mark.parametrize(
+        "details",
+        [
+            {"method": "infra_error", "error_category": "infra_error", "error": "connection"},
+            {"method": "system_error", "error_category": "system", "error": "bug"},
+            {"unscored": True, "unscored_reason": "format_error"},
+            {"needs_judge": False, "judge": {"error": "no judge_client configured", "total": None}},
+        ],
+    )
+    def test_a_zero_that_says_nothing_about_the_model_is_unscored(
+        self, tmp_path: Path, details: dict[str, Any]
+    ) -> None:
+        failed = {"problem_idx": 1, "reward": 0.0, "scoring_details": details}
+        bundle(tmp_path, "x", [{"problem_idx": 0}, failed])
+        with pytest.warns(ReaderNote, match="1 samples were never scored"):
+            scores = read_samples(tmp_path)
+        assert scores.table["score"].to_pylist() == [1.0, None]
+
+    @pytest.mark.parametrize("category", ["graceful", "solve_timeout", None])
+    def test_a_zero_that_the_model_earned_stays(self, tmp_path: Path, category: str) -> None:
+        details = {"error_category": category, "judge": {"total": 0, "normalized": 0.0}}
+        bundle(tmp_path, "x", [{"reward": 0.0, "scoring_details": details}])
+        assert read_samples(tmp_path).table["score"].to_pylist() == [0.0]
+
+    def test_further_scorers_are_metrics(self, tmp_path: Path) -> None:
+        records = [
+            {"problem_idx": 0, "scorer_rewards": {"scorer:fuzzy": 1.0}},
+            {
+                "problem_idx": 1,
+                "scorer_rewards": {"scorer:fuzzy": 0.0},
+                "scoring_details": {"scorer:fuzzy": {"error": "crashed", "reward": 0.0}},
+            },
+        ]
+        bundle(tmp_path, "x", records)
+        with pytest.warns(ReaderNote, match="1 samples"):
+            scores = read_samples(tmp_path)
+        frame = scores.to_pandas().set_index(["metric", "doc_id"])["score"]
+        assert frame["scorer:fuzzy", "0"] == 1.0
+        assert frame.isna().sum() == 1
+
+    def test_changed_prompts_show(self, tmp_path: Path) -> None:
+        bundle(tmp_path / "a", "x", [{}])
+        bundle(tmp_path / "b", "x", [{"prompt": "Think first. What is 6 × 7?"}])
+        sides = [read_samples(tmp_path / name) for name in "ab"]
+        with pytest.raises(ValueError, match="allow 'prompts'"):
+            pair(*sides)
+
+    def test_what_is_refused(self, tmp_path: Path) -> None:
+        bundle(tmp_path / "a" / "one", "x", [{}])
+        bundle(tmp_path / "a" / "two", "x", [{}])
+        with pytest.raises(SampleSchemaError, match="benchmark 'x' is in"):
+            read_samples(tmp_path / "a")
+        bundle(tmp_path / "b" / "one", "x", [{}])
+        bundle(tmp_path / "b" / "two", "y", [{}], model="n")
+        with pytest.raises(SampleSchemaError, match=r"several models: \['m', 'n'\]"):
+            read_samples(tmp_path / "b")
+        bundle(tmp_path / "c", "x", [{}])
+        bundle(tmp_path / "c", "y", [{}])
+        with pytest.raises(SampleSchemaError, match=r"several bundles for one results\.jsonl"):
+            read_samples(tmp_path / "c")
+        bundle(tmp_path / "d" / "shard_0", "x", [{}])
+        with pytest.raises(SampleSchemaError, match="unmerged shards"):
+            read_samples(tmp_path / "d")
+        bundle(tmp_path / "e", "x", [])
+        with pytest.raises(EmptySamplesError, match="without any sample"):
+            read_samples(tmp_path / "e")
+        bundle(tmp_path / "f", "x", [{}])
+        (tmp_path / "f" / "results.jsonl").write_text('{"reward": 1}\n')
+        with pytest.raises(SampleSchemaError, match="without problem_idx"):
+            read_samples(tmp_path / "f")
+        bundle(tmp_path / "g", "x", [{}]).write_text("[]")
+        with pytest.raises(SampleSchemaError, match="holds a list"):
+            read_samples(tmp_path / "g")
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Logs of a real evaluation with a solver that needs no model."""
+    inspect_ai = pytest.importorskip("inspect_ai")
+    from inspect_ai.dataset import Sample
+    from inspect_ai.model import ModelOutput
+    from inspect_ai.scorer import Score, match, mean, scorer
+    from inspect_ai.solver import solver
+
+    @solver
+    def digit() -> Any:
+        async def solve(state: Any, generate: Any) -> Any:  # noqa: ARG001
+            if state.sample_id == "q3":
+                raise RuntimeError("the sandbox is gone")
+            answer = str(int(state.input_text[-1]) % 2)
+            state.output = ModelOutput.from_content("none/none", answer)
+            return state
+
+        return solve
+
+    @scorer(metrics={"a": [mean()], "label": [mean()]})
+    def details() -> Any:
+        async def score(state: Any, target: Any) -> Any:  # noqa: ARG001
+            return Score(value={"a": 0.25, "label": "odd"})
+
+        return score
+
+    folder = tmp_path_factory.mktemp("inspect")
+    samples = [
+        Sample(id=f"q{i}", input=f"Say {i}", target=str(i), metadata={"half": i // 2})
+        for i in range(4)
+    ]
+    task = inspect_ai.Task(
+        name="toy", dataset=samples, solver=digit(), scorer=[match(), details()],
+        epochs=2, version=3, fail_on_error=False,
+    )  # fmt: skip
+    inspect_ai.eval(task, model="mockllm/model", log_dir=str(folder), display="none")
+    return folder
+
+
+class TestInspect:
+    def test_scores(self, logs: Path) -> None:
+        with pytest.warns(ReaderNote, match="toy/details/label"):
+            scores = read_samples(logs, features="half")
+        assert (scores.tasks, scores.task_versions) == (("toy",), {"toy": "3"})
+        assert scores.metrics("toy") == ("details/a", "match")
+        frame = scores.to_pandas()
+        matched = frame[frame["metric"] == "match"].sort_values(["doc_id", "repeat"])
+        assert matched["repeat"].tolist() == [0, 1] * 4
+        # Sample q3 failed in both epochs: unscored, not wrong.
+        assert matched["score"].fillna(-1).tolist() == [1, 1, 1, 1, 0, 0, -1, -1]
+        assert set(matched["feature.half"]) == {0.0, 1.0}
+        assert matched["response"].tolist()[:4] == ["0", "0", "1", "1"]
+
+    def test_one_file(self, logs: Path) -> None:
+        (file,) = logs.glob("*.eval")
+        with pytest.warns(ReaderNote):
+            assert len(read_samples(file)) == 16
+
+    def test_without_the_library(self, tmp_path: Path) -> None:
+        try:
+            import inspect_ai  # noqa: F401
+        except ImportError:
+            pass
+        else:
+            pytest.skip("inspect_ai is installed")
+        start = '{"version": 2, "status": "success", "eval": {"eval_id": "x", "task": "y"}}'
+        (tmp_path / "log.json").write_text(start)
+        with pytest.raises(MissingExtraError, match="'inspect_ai' is not installed"):
+            read_samples(tmp_path)
