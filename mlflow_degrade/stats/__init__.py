@@ -26,6 +26,7 @@ from mlflow_degrade.stats.intervals import (
     tango,
     upper_proportion,
 )
+from mlflow_degrade.stats.kernels import Feature
 from mlflow_degrade.stats.ledger import RetryLedger, attempt_alpha, sample_inflation, spent
 from mlflow_degrade.stats.mcnemar import (
     McNemarResult,
@@ -50,6 +51,8 @@ from mlflow_degrade.stats.noninferiority_means import (
 )
 from mlflow_degrade.stats.power import guard_mde, mde, power_approximate, power_mcnemar
 from mlflow_degrade.stats.power_means import guard_mde_graded, mde_graded
+from mlflow_degrade.stats.ppi import PredictionPoweredDifference, prediction_powered_difference
+from mlflow_degrade.stats.regions import Region
 from mlflow_degrade.stats.sample_size import SampleSize, sample_size, sample_size_noninferiority
 from mlflow_degrade.stats.sequential import (
     DegradationMonitor,
@@ -61,6 +64,7 @@ from mlflow_degrade.stats.sequential import (
 )
 from mlflow_degrade.stats.signflip import SignFlipResult, signflip
 from mlflow_degrade.stats.stepdown import StepDownResult, step_down
+from mlflow_degrade.stats.subgroup import FeatureResult, SubgroupResult, kcm_test
 from mlflow_degrade.stats.units import FlipUnits, flip_units
 from mlflow_degrade.stats.variance import (
     ClusteredDifference,
@@ -93,6 +97,8 @@ __all__ = [
     "critical_regressions",
     "degradation_log_e",
     "DegradationMonitor",
+    "Feature",
+    "FeatureResult",
     "flip_units",
     "FlipUnits",
     "GradedNonInferiorityResult",
@@ -100,6 +106,7 @@ __all__ = [
     "guard_mde_graded",
     "holm",
     "Interval",
+    "kcm_test",
     "mcnemar",
     "mcnemar_log10_p_worse",
     "mcnemar_p_worse",
@@ -119,7 +126,10 @@ __all__ = [
     "paired_interval",
     "power_approximate",
     "power_mcnemar",
+    "prediction_powered_difference",
+    "PredictionPoweredDifference",
     "random_order",
+    "Region",
     "repeated_difference",
     "RepeatedDifference",
     "RetryLedger",
@@ -136,6 +146,7 @@ __all__ = [
     "spent",
     "step_down",
     "StepDownResult",
+    "SubgroupResult",
     "tango",
     "upper_proportion",
 ]

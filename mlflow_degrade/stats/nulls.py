@@ -112,6 +112,14 @@ class Nulls:
             totals[index] = law.total
         return totals
 
+    def p(self) -> FloatArray:
+        """P(R >= mass) of each benchmark; zero where it underflows, see `log_p`."""
+        inside = np.minimum(self.mass, self.coins)
+        result = mcnemar_p_worse(inside, self.coins - inside)
+        for index, law in self.laws.items():
+            result[index] = law.tail(int(self.mass[index]))
+        return result
+
     def log_p(self, mass: IntArray | None = None) -> FloatArray:
         """log P(R >= mass) of each benchmark, by default at the observed mass."""
         mass = self.mass if mass is None else mass

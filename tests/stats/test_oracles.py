@@ -187,6 +187,23 @@ def kcm(given: Inputs) -> Inputs:
     }
 
 
+def ppi(given: Inputs) -> Inputs:
+    found = stats.prediction_powered_difference(
+        floats(given["gold_d"]),
+        floats(given["judge_d_on_gold"]),
+        floats(given["judge_d_unlabeled"]),
+        lam=float(given["lam"]) if "lam" in given else None,
+    )
+    interval = found.interval(0.95)
+    return {
+        "estimate": found.estimate,
+        "se_ddof0": found.se,
+        "z_lo95": interval.low,
+        "z_hi95": interval.high,
+        "lam": found.lam,
+    }
+
+
 ANYTHING = object()
 
 METHODS: dict[str, Callable[[Inputs], Inputs]] = {
@@ -204,6 +221,7 @@ METHODS: dict[str, Callable[[Inputs], Inputs]] = {
     "melded_exact_ci": melded,
     "newcombe_paired_ci": newcombe,
     "power_mcnemar_exact_one_sided": power_mcnemar,
+    "ppi_mean_paired": ppi,
     "samplesize_connor_miettinen": sample_size,
     "signflip_clustered": signflip,
     "signflip_exact": signflip,

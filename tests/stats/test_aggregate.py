@@ -1,0 +1,339 @@
+"""Every aggregation rule against enumeration of the joint null, and what must not matter."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import ndtri
+
+from mlflow_degrade.errors import StatisticsInputError
+from mlflow_degrade.stats import Benchmark, aggregate, aggregate_counts, mcnemar, melded, signflip
+
+RULES = ("pooled", "macro", "max_drop", "min_p", "fisher", "stouffer")
+METHODS = (*RULES, "combined")
+
+
+def flips(values: np.ndarray) -> np.ndarray:
+    """All sign vectors, one per row."""
+    return np.array(list(itertools.product((-1.0, 1.0), repeat=values.size))).reshape(
+        2**values.size, values.size
+    )
+
+
+def enumerate_joint(values: list[np.ndarray], sizes: list[int]) -> dict[str, float]:
+    """p-value of each rule from the definition: all flips of all units, ties counted.
+
+    `values[k]` holds one entry per joint unit, 0 where benchmark k has none of its items.
+    """
+    stacked = np.stack(values)
+    signs = flips(stacked[0])
+    # The observed signs are all ones: sums are drops, larger is worse.
+    drops = np.vstack([-stacked.sum(axis=1), -(signs @ stacked.T)])
+    magnitude = np.sqrt((stacked**2).sum(axis=1))
+    tails, mids = np.ones_like(drops), np.full_like(drops, 0.5)
+    for k in range(len(values)):
+        null = drops[1:, k]
+        tails[:, k] = [(null >= x - 1e-9).mean() for x in drops[:, k]]
+        mids[:, k] = [
+            0.5 * ((null >= x - 1e-9).mean() + (null > x + 1e-9).mean()) for x in drops[:, k]
+        ]
+    active = magnitude > 0
+    weights = np.sqrt([np.count_nonzero(one) for one in values])
+    statistics = {
+        "pooled": drops.sum(axis=1),
+        "macro": (drops / np.array(sizes)).sum(axis=1),
+        "min_p": -tails.min(axis=1),
+        "fisher": -2 * np.log(tails).sum(axis=1),
+    }
+    if active.any():
+        statistics["max_drop"] = (drops[:, active] / magnitude[active]).max(axis=1)
+        statistics["stouffer"] = -ndtri(mids[:, active]) @ weights[active]
+    found = {
+        name: float((statistic[1:] >= statistic[0] - 1e-9).mean())
+        for name, statistic in statistics.items()
+    }
+    found.setdefault("max_drop", 1.0)
+    found.setdefault("stouffer", 1.0)
+    found["combined"] = min(1.0, 2 * min(found["pooled"], found["min_p"]))
+    return found
+
+
+def disjoint(values: list[np.ndarray]) -> list[np.ndarray]:
+    edges = np.cumsum([0, *(one.size for one in values)])
+    laid_out = [np.zeros(edges[-1]) for _ in values]
+    for k, one in enumerate(values):
+        laid_out[k][edges[k] : edges[k + 1]] = one
+    return laid_out
+
+
+# At most twelve flips: the enumeration has 2^12 rows.
+suites = st.lists(
+    st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(1, 30)), min_size=1, max_size=3
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(suites)
+def test_counts_against_enumeration(suite: list[tuple[int, int, int]]) -> None:
+    values = [np.array([-1.0] * b + [1.0] * c) for b, c, _ in suite]
+    sizes = [b + c + rest for b, c, rest in suite]
+    expected = enumerate_joint(disjoint(values), sizes)
+    benchmarks = [
+        Benchmark(str(k), b=b, c=c, n=n)
+        for k, ((b, c, _), n) in enumerate(zip(suite, sizes, strict=True))
+    ]
+    b, c, _ = zip(*suite, strict=True)
+    for method in METHODS:
+        result = aggregate(benchmarks, method)
+        assert result.p_value == pytest.approx(expected[method], rel=1e-9), method
+        assert result.route == "exact"
+        assert result.log10_p == pytest.approx(math.log10(result.p_value), abs=1e-11)
+        assert aggregate_counts(b, c, sizes, method).p_value == result.p_value
+
+
+graded = st.lists(
+    st.lists(
+        st.sampled_from([-1.0, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=4
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(graded)
+def test_graded_scores_against_enumeration(suite: list[list[float]]) -> None:
+    values = [np.array(one) for one in suite]
+    expected = enumerate_joint(disjoint(values), [one.size for one in values])
+    benchmarks = [Benchmark(str(k), differences=one) for k, one in enumerate(values)]
+    for method in METHODS:
+        result = aggregate(benchmarks, method)
+        assert result.p_value == pytest.approx(expected[method], rel=1e-9), method
+        assert result.route == "exact"
+
+
+def test_continuous_scores_by_monte_carlo() -> None:
+    rng = np.random.default_rng(0)
+    values = [rng.normal(-0.4, 1, 5), rng.normal(-0.1, 1, 4)]
+    expected = enumerate_joint(disjoint(values), [5, 4])
+    benchmarks = [Benchmark(str(k), differences=one) for k, one in enumerate(values)]
+    for method in METHODS:
+        result = aggregate(benchmarks, method, resamples=40_000)
+        assert result.p_value == pytest.approx(expected[method], abs=0.012), method
+        # Sums alone can still be enumerated.
+        assert result.route == {"pooled": "exact", "macro": "exact"}.get(
+            method, "exact+monte-carlo" if method == "combined" else "monte-carlo"
+        )
+    assert aggregate(benchmarks, "min_p").resamples == 20_000
+    assert aggregate(benchmarks, "min_p").standard_error > 0
+
+
+def test_shared_items_are_flipped_jointly() -> None:
+    """Three of the items sit in both benchmarks: they are one coin each, not two."""
+    first = np.array([-1.0, -1.0, 1.0, -1.0, -1.0])
+    second = np.array([-1.0, -1.0, 1.0, -1.0, 1.0, -1.0])
+    keys = [["a", "b", "c", "d", "e"], ["a", "b", "c", "x", "y", "z"]]
+    joint = [np.array([-1, -1, 1, -1, -1, 0, 0, 0.0]), np.array([-1, -1, 1, 0, 0, -1, 1, -1.0])]
+    expected = enumerate_joint(joint, [5, 6])
+    apart = enumerate_joint(disjoint([first, second]), [5, 6])
+    benchmarks = [
+        Benchmark(str(k), differences=one, keys=own)
+        for k, (one, own) in enumerate(zip((first, second), keys, strict=True))
+    ]
+    for method in METHODS:
+        result = aggregate(benchmarks, method, resamples=60_000)
+        assert result.shared_keys == 3
+        assert result.p_value == pytest.approx(expected[method], abs=0.01), method
+        if method in ("pooled", "macro"):
+            assert result.p_value == pytest.approx(expected[method], rel=1e-9)
+            assert result.route == "exact"
+    # It matters: pretending that they are different items doubles the evidence.
+    assert expected["pooled"] > 1.3 * apart["pooled"]
+
+
+def test_a_benchmark_given_twice_counts_once() -> None:
+    d = [-1, -1, -1, -1, -1, 1, 0, 0]
+    keys = list(range(8))
+    twice = [Benchmark("a", differences=d, keys=keys), Benchmark("b", differences=d, keys=keys)]
+    once = mcnemar(5, 1).p_worse
+    assert aggregate(twice, "pooled").p_value == pytest.approx(once)
+    for method in ("min_p", "max_drop", "fisher", "stouffer"):
+        assert aggregate(twice, method).p_value == pytest.approx(once, abs=0.01)
+
+
+def test_keys_that_never_meet_change_nothing() -> None:
+    first, second = [-1, -1, 1, 0], [-1, -1, -1, 1]
+    keyed = [
+        Benchmark("a", differences=first, keys=["p", "q", "r", "s"]),
+        Benchmark("b", differences=second, keys=["t", "u", "v", "w"]),
+    ]
+    plain = [Benchmark("a", b=2, c=1, n=4), Benchmark("b", b=3, c=1, n=4)]
+    for method in METHODS:
+        result = aggregate(keyed, method)
+        assert result.p_value == pytest.approx(aggregate(plain, method).p_value, rel=1e-12)
+        assert (result.route, result.shared_keys) == ("exact", 0)
+
+
+def test_a_key_twice_in_one_benchmark_is_one_unit() -> None:
+    copies = Benchmark("a", differences=[-1, -1, -1, 1], keys=["x", "x", "y", "z"])
+    assert aggregate([copies], "pooled").p_value == pytest.approx(signflip([-2, -1, 1]).p_worse)
+    clusters = Benchmark("a", differences=[-1, -1, -1, 1], clusters=["x", "x", "y", "z"])
+    assert aggregate([clusters], "min_p").p_value == pytest.approx(signflip([-2, -1, 1]).p_worse)
+
+
+def test_keys_join_clusters_across_benchmarks() -> None:
+    """A passage in one benchmark shares one question with a passage in another."""
+    first = Benchmark("a", differences=[-1, -1, 1], clusters=[0, 0, 1], keys=["p", "q", "r"])
+    second = Benchmark("b", differences=[-1, -1, -1], clusters=[7, 7, 8], keys=["q", "s", "t"])
+    result = aggregate([first, second], "pooled")
+    assert result.p_value == pytest.approx(signflip([-4, 1, -1]).p_worse)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=1, max_size=6))
+def test_metamorphic(pairs: list[tuple[int, int]]) -> None:
+    b, c = (list(side) for side in zip(*pairs, strict=True))
+    n = [x + y + 10 for x, y in pairs]
+    for method in ("pooled", "min_p", "max_drop", "combined"):
+        p = aggregate_counts(b, c, n, method).p_value
+        # Concordant items carry no information about the direction.
+        assert aggregate_counts(b, c, [10 * x for x in n], method).p_value == p
+        # The order of benchmarks does not matter, nor does a benchmark without flips.
+        assert aggregate_counts(b[::-1], c[::-1], n[::-1], method).p_value == pytest.approx(
+            p, rel=1e-12
+        )
+        assert aggregate_counts([*b, 0], [*c, 0], [*n, 99], method).p_value == pytest.approx(
+            p, rel=1e-12
+        )
+    # Splitting a benchmark leaves the pooled test as it is.
+    halves_b = [x // 2 for x in b] + [x - x // 2 for x in b]
+    halves_c = [x // 2 for x in c] + [x - x // 2 for x in c]
+    assert (
+        aggregate_counts(halves_b, halves_c, method="pooled").p_value
+        == aggregate_counts(b, c, method="pooled").p_value
+        == mcnemar(sum(b), sum(c)).p_worse
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_every_rule_on_one_benchmark_is_mcnemar(b: int, c: int) -> None:
+    p = mcnemar(b, c).p_worse
+    for method in RULES:
+        assert aggregate_counts([b], [c], [200], method).p_value == pytest.approx(p, rel=1e-9), (
+            method
+        )
+    assert aggregate_counts([b], [c], [200]).p_value == pytest.approx(min(1, 2 * p), rel=1e-12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 12), st.integers(1, 12)), min_size=2, max_size=3),
+    st.integers(0, 2),
+)
+def test_an_improvement_that_becomes_a_regression_is_more_evidence(
+    pairs: list[tuple[int, int]], position: int
+) -> None:
+    b, c = (np.array(side) for side in zip(*pairs, strict=True))
+    n = b + c + 20
+    changed = np.zeros_like(b)
+    changed[position % b.size] = 1
+    for method in METHODS:
+        before = aggregate_counts(b, c, n, method).p_value
+        after = aggregate_counts(b + changed, c - changed, n, method).p_value
+        assert after <= before * (1 + 1e-9), method
+
+
+def test_combined_names_its_parts() -> None:
+    result = aggregate_counts([40, 6], [9, 6], [500, 500])
+    parts = dict(result.components)
+    assert parts["pooled"] == mcnemar(46, 15).p_worse
+    assert parts["min_p"] == aggregate_counts([40, 6], [9, 6], method="min_p").p_value
+    assert result.p_value == pytest.approx(2 * min(parts.values()))
+    assert result.p_each.tolist() == [mcnemar(40, 9).p_worse, mcnemar(6, 6).p_worse]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_flips_anywhere(method: str) -> None:
+    result = aggregate_counts([0, 0, 0], [0, 0, 0], [12, 30, 5], method)
+    assert (result.p_value, result.log10_p) == (1.0, 0.0)
+    twelve = [Benchmark("a", differences=np.zeros(12)), Benchmark("b", b=0, c=0, n=4)]
+    assert aggregate(twelve, method).p_value == 1.0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_far_tails(method: str) -> None:
+    """p far below the smallest double: a broken candidate on three benchmarks."""
+    result = aggregate_counts([1_500, 900, 40], [2, 0, 39], [2_000, 1_000, 500], method)
+    assert result.p_value == 0.0
+    assert -800 < result.log10_p < -250
+
+
+def test_large_incommensurable_sums_are_bracketed() -> None:
+    n = [250, 541, 1_172, 1_319, 10_042, 14_000]
+    b, c = [14, 30, 70, 72, 520, 760], [11, 24, 48, 60, 485, 640]
+    for method in ("macro", "fisher", "stouffer"):
+        result = aggregate_counts(b, c, n, method)
+        assert result.route == "exact-upper"
+        assert 0.97 * result.p_value < result.p_lower < result.p_value
+
+
+def test_intervals_over_benchmarks() -> None:
+    suite = [Benchmark("a", b=31, c=12, n=1_319), Benchmark("b", b=55, c=49, n=172)]
+    result = aggregate(suite)
+    pooled, macro = result.interval(), result.interval(weighting="macro")
+    expected = melded(86, 61, 1_491)
+    assert (pooled.low, pooled.high) == (expected.low, expected.high)
+    assert (-19 / 1_319 - 6 / 172) / 2 in macro
+    counts = aggregate_counts([31, 55], [12, 49], [1_319, 172])
+    assert counts.interval(weighting="macro") == macro
+    # The same data spelled out: Student's t is close to the exact interval.
+    spelled = [Benchmark(one.name, differences=one.as_units().values) for one in suite]
+    for weighting, other in (("pooled", pooled), ("macro", macro)):
+        t = aggregate(spelled).interval(weighting=weighting)
+        assert t.method == "t"
+        assert (t.low, t.high) == pytest.approx((other.low, other.high), abs=0.006)
+    with pytest.raises(StatisticsInputError, match="n is missing"):
+        aggregate_counts([1], [2]).interval()
+
+
+def test_shared_items_count_once_in_the_interval() -> None:
+    d = np.random.default_rng(1).choice([-1.0, 0, 0, 0, 1], 400)
+    once = aggregate([Benchmark("a", differences=d)]).interval()
+    twice = aggregate(
+        [Benchmark(name, differences=d, keys=np.arange(400)) for name in "ab"], "pooled"
+    ).interval()
+    assert (twice.low, twice.high) == pytest.approx((once.low, once.high), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("call", "part"),
+    [
+        (lambda: aggregate([]), "no benchmark"),
+        (lambda: aggregate([Benchmark("a", b=1, c=2)] * 2), "more than once"),
+        (lambda: aggregate([Benchmark("a", b=1, c=2)], "macro"), "macro mean"),
+        (lambda: aggregate([Benchmark("a", b=1, c=2)], "cauchy"), "unknown"),
+        (lambda: aggregate_counts([1, 2], [1]), "equal length"),
+        (lambda: aggregate_counts([], []), "non-empty"),
+        (lambda: aggregate_counts([1], [-1]), "below 0"),
+        (lambda: aggregate_counts([1.5], [1]), "whole number"),
+        (lambda: aggregate_counts([5], [6], [10]), "exceeds n"),
+        (lambda: aggregate_counts([5], [6], None, "macro"), "n is missing"),
+        (lambda: Benchmark("a"), "either b and c or differences"),
+        (lambda: Benchmark("a", b=1, c=1, differences=[1]), "either b and c or differences"),
+        (lambda: Benchmark("a", b=3, c=4, n=6), "exceeds n"),
+        (lambda: Benchmark("a", b=3, c=4, keys=[1] * 7), "only counts"),
+        (lambda: Benchmark("a", differences=[1, 0], n=3), "leave n out"),
+        (lambda: Benchmark("a", differences=[1, 0], keys=[1]), "one key per row"),
+        (lambda: Benchmark("a", differences=[1, math.nan]), "non-finite"),
+        (lambda: Benchmark("a", b=1, c=0).delta, "effect sizes"),
+    ],
+)
+def test_refusals(call: object, part: str) -> None:
+    with pytest.raises(StatisticsInputError, match=part):
+        call()  # type: ignore[operator]

@@ -1,0 +1,101 @@
+"""Intervals for mean differences against SciPy and statsmodels, and their coverage."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import statsmodels.api as sm
+from scipy.stats import bootstrap, ttest_1samp
+
+from mlflow_degrade.errors import StatisticsInputError
+from mlflow_degrade.stats import mean_interval
+
+
+def test_t_interval_is_the_usual_one() -> None:
+    d = np.random.default_rng(0).normal(0.1, 1, 60)
+    for confidence in (0.8, 0.95):
+        found = mean_interval(d, confidence=confidence)
+        library = ttest_1samp(d, 0).confidence_interval(confidence)
+        assert (found.low, found.high) == pytest.approx((library.low, library.high), rel=1e-10)
+        assert (found.method, found.unit) == ("t", "score")
+
+
+def test_clusters_as_in_statsmodels() -> None:
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, 30, 400)
+    d = rng.normal(size=400) + rng.normal(size=30)[labels]
+    found = mean_interval(d, clusters=labels)
+    fit = sm.OLS(d, np.ones(400)).fit(
+        cov_type="cluster", cov_kwds={"groups": labels, "use_correction": False}, use_t=True
+    )
+    error = float(fit.bse[0]) * math.sqrt(30 / 29)
+    reach = (found.high - found.low) / 2
+    from scipy.stats import t
+
+    assert reach == pytest.approx(error * t.ppf(0.975, 29), rel=1e-9)
+    assert (found.low + found.high) / 2 == pytest.approx(d.mean(), rel=1e-9)
+
+
+def test_bootstrap_agrees_with_scipy() -> None:
+    d = np.random.default_rng(2).exponential(size=150) - 1
+    found = mean_interval(d, method="bootstrap")
+    library = bootstrap((d,), np.mean, method="BCa", n_resamples=20_000, rng=0).confidence_interval
+    width = library.high - library.low
+    assert found.low == pytest.approx(library.low, abs=0.04 * width)
+    assert found.high == pytest.approx(library.high, abs=0.06 * width)
+    # The correction moves it to the side of the long tail, which t does not know.
+    t = mean_interval(d)
+    assert found.low > t.low
+    assert found.high > t.high
+
+
+def test_bootstrap_of_clusters_and_of_many_units() -> None:
+    rng = np.random.default_rng(3)
+    labels = np.repeat(np.arange(80), 5)
+    d = np.repeat(rng.normal(size=80), 5) + 0.1 * rng.normal(size=400)
+    t, resampled = (mean_interval(d, clusters=labels, method=m) for m in ("t", "bootstrap"))
+    assert resampled.width == pytest.approx(t.width, rel=0.1)
+    # Beyond ten thousand units random blocks stand for them.
+    many = rng.exponential(size=40_000)
+    t, resampled = (mean_interval(many, method=m) for m in ("t", "bootstrap"))
+    assert resampled.width == pytest.approx(t.width, rel=0.1)
+    assert mean_interval(many, method="bootstrap") == resampled
+    assert mean_interval(many, method="bootstrap", seed=1) != resampled
+
+
+def test_equal_weight_per_stratum() -> None:
+    d = np.array([1.0, 0.0, 1.0, 0.0, -1.0, -1.0, 0.0, -1.0, -1.0, 0.0, -1.0, -1.0])
+    strata = ["a"] * 4 + ["b"] * 8
+    found = mean_interval(d, strata=strata, weighting="strata")
+    assert (found.low + found.high) / 2 == pytest.approx((0.5 - 0.75) / 2)
+
+
+def test_degenerate_samples() -> None:
+    alone = mean_interval([0.3])
+    assert (alone.low, alone.high) == (-math.inf, math.inf)
+    same = mean_interval([0.3] * 5, method="bootstrap")
+    assert (same.low, same.high) == pytest.approx((0.3, 0.3))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["t", "bootstrap"])
+def test_coverage_on_skewed_differences(method: str) -> None:
+    rng = np.random.default_rng(4)
+    hits = 0
+    for _ in range(500):
+        d = rng.exponential(size=200) - 1
+        hits += 0.0 in mean_interval(d, method=method)
+    assert 0.92 <= hits / 500 <= 0.98
+
+
+def test_refusals() -> None:
+    for arguments in (
+        {"differences": []},
+        {"differences": [math.nan]},
+        {"differences": [1.0, 2.0], "confidence": 1.0},
+        {"differences": [1.0, 2.0], "method": "z"},
+    ):
+        with pytest.raises(StatisticsInputError):
+            mean_interval(**arguments)  # type: ignore[arg-type]
