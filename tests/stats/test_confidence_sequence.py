@@ -53,7 +53,10 @@ def test_many_distinct_values_give_the_same_as_one_time_alone() -> None:
 
 def test_the_running_intersection_never_widens() -> None:
     d = np.random.default_rng(2).choice([-1.0, 0.0, 1.0], p=[0.1, 0.8, 0.1], size=3000)
-    running = confidence_sequence(d).running()
+    sequence = confidence_sequence(d)
+    running = sequence.running()
+    assert running.low[-1] == sequence.low.max()
+    assert running.high[-1] == sequence.high.min()
     assert (np.diff(running.low) >= 0).all()
     assert (np.diff(running.high) <= 0).all()
     assert "running" in running.interval().method
