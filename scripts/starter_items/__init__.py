@@ -1,0 +1,1 @@
+"""Generators of the starter suite's items, one module per task."""
