@@ -1,0 +1,1 @@
+"""What people see of a decision: words, tables, plots, Markdown and HTML."""

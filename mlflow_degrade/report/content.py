@@ -1,0 +1,119 @@
+"""What a report says in words: verdict, power, registration, and the order of the tasks.
+
+Everything is derived from the `Decision`; the renderers only lay it out, so that a verdict reads
+the same wherever it is met.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ..results import Decision, TaskResult, Verdict
+from . import numbers
+
+#: Facts the caller knows about a run: ``scheme``, ``registered`` (the version, e.g.
+#: ``smollm2-int8/3``; None says that nothing was registered), ``command``, and any others to show.
+Provenance = Mapping[str, Any]
+
+#: A sign in front of each verdict; plain characters, as not every viewer has an emoji font.
+SIGNS: Mapping[Verdict, str] = {
+    Verdict.PASS: "\N{CHECK MARK}",
+    Verdict.FAIL: "\N{MULTIPLICATION X}",
+    Verdict.INCONCLUSIVE: "?",
+}
+
+# Means of these can lie between 0 and 1 without being a share of anything.
+_NOT_PROPORTIONS = re.compile(r"perplexity|ppl|bits_per_byte|likelihood|logprob|nll|loss|entropy")
+
+
+def is_proportion(task: TaskResult) -> bool:
+    """Whether a task's scores are shares, so that percentage points mean something.
+
+    Perplexities and likelihoods are told by name, other scores by their size.
+    """
+    if task.binary:
+        return True
+    within = all(0 <= mean <= 1 for mean in (task.baseline, task.candidate))
+    return within and not _NOT_PROPORTIONS.search(task.metric.lower())
+
+
+def total_is_proportion(decision: Decision) -> bool:
+    """Whether the aggregate may be printed in percentage points: all gating tasks are shares."""
+    return all(is_proportion(task) for task in decision.tasks if task.tier == "gating")
+
+
+def total_name(decision: Decision) -> str:
+    """What the aggregated test covers."""
+    gating = sum(task.tier == "gating" for task in decision.tasks)
+    return "all tasks" if gating == len(decision.tasks) else f"all {gating} gating tasks"
+
+
+def ordered_tasks(decision: Decision) -> list[TaskResult]:
+    """Tasks in the order people want to read them: guilty, other gating, advisory; worst first."""
+
+    def rank(task: TaskResult) -> tuple[bool, bool, bool, float, str]:
+        # Differences in other units cannot be ranked among percentage points.
+        other = not is_proportion(task)
+        return not task.guilty, task.tier != "gating", other, task.delta, task.task
+
+    return sorted(decision.tasks, key=rank)
+
+
+def sides(decision: Decision) -> tuple[str, str]:
+    """Names of baseline and candidate; "baseline" and "candidate" where they have none."""
+    return (
+        decision.baseline.get("model") or "baseline",
+        decision.candidate.get("model") or "candidate",
+    )
+
+
+def headline(decision: Decision) -> str:
+    """The verdict in one plain sentence, without the word itself."""
+    policy, total = decision.policy, decision.aggregate
+    margin = f"{policy.margin_pp:.2f} pp"
+    change = numbers.change(total.delta, proportion=total_is_proportion(decision))
+    if decision.verdict is Verdict.FAIL:
+        if total.p_worse <= policy.alpha:
+            return f"The candidate is worse than the baseline: {change}."
+        return f"The candidate is worse than the baseline on {', '.join(decision.guilty)}."
+    if decision.verdict is Verdict.INCONCLUSIVE:
+        return "These samples do not settle whether the candidate is good enough."
+    if policy.rule == "non_inferiority":
+        worse = ", although the candidate is measurably worse" if _is_degraded(decision) else ""
+        return f"A drop of {margin} or more is ruled out{worse}."
+    if not decision.power.sufficient:
+        return f"No degradation found, but a drop of {margin} could have gone unseen."
+    return f"No degradation found, by samples with the power to see a drop of {margin}."
+
+
+def power_sentence(decision: Decision) -> str:
+    """What these samples could have shown."""
+    power, n = decision.power, numbers.count(decision.aggregate.n)
+    unit = total_is_proportion(decision)
+    flips = (
+        f"{numbers.share(power.flip_rate)} of the answers changed "
+        f"(upper bound {numbers.share(power.flip_rate_upper)})"
+    )
+    if power.mde is None:
+        return f"Nothing bounds the drop that these {n} samples could have missed; {flips}."
+    drop = numbers.change(power.mde, proportion=unit, signed=False)
+    margin = numbers.change(power.margin, proportion=unit, signed=False)
+    relation = "within" if power.sufficient else "more than"
+    return (
+        f"These {n} samples could have seen a drop of {drop} with probability {power.power:g}, "
+        f"{relation} the margin of {margin}; {flips}."
+    )
+
+
+def registration(provenance: Provenance | None) -> str | None:
+    """A sentence on the registered version, or None when the caller said nothing about it."""
+    if not provenance or "registered" not in provenance:
+        return None
+    version = provenance["registered"]
+    return f"Registered as {version}." if version else "Nothing was registered."
+
+
+def _is_degraded(decision: Decision) -> bool:
+    return decision.aggregate.p_worse <= decision.policy.alpha

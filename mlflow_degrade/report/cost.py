@@ -1,0 +1,115 @@
+"""What baseline and candidate cost to run, side by side."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from . import numbers
+
+#: Per side, "baseline" and "candidate": metric name to (value, unit).
+CostFigures = Mapping[str, Mapping[str, tuple[float, str]]]
+
+# By the first part of a metric's name: what a lower and what a higher value means to people, and
+# whether higher is better.
+_WORDS: Mapping[str, tuple[str, str, bool]] = {
+    "size": ("smaller", "larger", False),
+    "latency": ("faster", "slower", False),
+    "time": ("faster", "slower", False),
+    "throughput": ("slower", "faster", True),
+    "memory": ("less", "more", False),
+    "energy": ("less", "more", False),
+}
+_ORDER = tuple(_WORDS)
+_UNIT_IN_NAME = re.compile(r"(^|_)(bytes|ms|seconds|s|([a-z]+_)?per_(second|s))$")
+# Timings on a shared machine repeat to about this; smaller changes are not worth a colour.
+_SAME = 0.02
+
+
+@dataclass(frozen=True)
+class CostRow:
+    """One measured quantity of both sides.
+
+    Attributes
+    ----------
+    name : str
+        In words, e.g. ``throughput: prefill``.
+    baseline, candidate : str
+        Value with unit; an en dash where it was not measured.
+    relation : str
+        In words, e.g. ``2.03× smaller``; empty where there is nothing to compare.
+    better : bool or None
+        Whether the candidate is better; None when equal within 2% or unknown.
+    """
+
+    name: str
+    baseline: str
+    candidate: str
+    relation: str
+    better: bool | None
+
+
+def cost_rows(cost: CostFigures | None) -> list[CostRow]:
+    """Rows of the cost table: size, latency, throughput, memory, energy, then the rest.
+
+    Examples
+    --------
+    >>> rows = cost_rows({"baseline": {"size/bytes": (538e6, "bytes")},
+    ...                   "candidate": {"size/bytes": (265e6, "bytes")}})
+    >>> rows[0].baseline, rows[0].candidate, rows[0].relation, rows[0].better
+    ('538 MB', '265 MB', '2.03× smaller', True)
+    """
+    if not cost:
+        return []
+    left, right = cost.get("baseline", {}), cost.get("candidate", {})
+    names = list(dict.fromkeys([*left, *right]))
+    names.sort(key=_rank)  # stable: within a group the caller's order stays
+    return [_row(name, left.get(name), right.get(name)) for name in names]
+
+
+def _row(
+    name: str, baseline: tuple[float, str] | None, candidate: tuple[float, str] | None
+) -> CostRow:
+    relation, better = "", None
+    if baseline and candidate and baseline[1] == candidate[1]:
+        relation, better = _relate(name, baseline[0], candidate[0])
+    unit = (baseline or candidate or (0.0, ""))[1]
+    return CostRow(_in_words(name, unit), _shown(baseline), _shown(candidate), relation, better)
+
+
+def _relate(name: str, baseline: float, candidate: float) -> tuple[str, bool | None]:
+    if not (0 < baseline < math.inf and 0 < candidate < math.inf):
+        return "", None
+    ratio = candidate / baseline
+    if abs(ratio - 1) < _SAME:
+        return "about the same", None
+    if _group(name) not in _WORDS:
+        return numbers.times(ratio), None
+    lower, higher, higher_is_better = _WORDS[_group(name)]
+    factor = numbers.times(max(ratio, 1 / ratio))
+    return f"{factor} {higher if ratio > 1 else lower}", (ratio > 1) == higher_is_better
+
+
+def _shown(measured: tuple[float, str] | None) -> str:
+    if measured is None or not math.isfinite(measured[0]):
+        return "–"
+    return numbers.quantity(*measured)
+
+
+def _group(name: str) -> str:
+    return name.partition("/")[0]
+
+
+def _rank(name: str) -> int:
+    group = _group(name)
+    return _ORDER.index(group) if group in _ORDER else len(_ORDER)
+
+
+def _in_words(name: str, unit: str) -> str:
+    group, _, rest = name.partition("/")
+    if unit:  # it stands beside the value already
+        rest = _UNIT_IN_NAME.sub("", rest)
+    detail = rest.replace("_", " ").replace("rss", "RSS")
+    return f"{group}: {detail}" if detail else group

@@ -1,0 +1,138 @@
+"""Geometry of the forest plot: which rows share an axis, where it ends, what sticks out.
+
+Percentage points share one panel; every other metric has a panel of its own, because changes in
+different units cannot be compared by length.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ..results import Decision, TaskResult
+from .content import is_proportion, ordered_tasks, total_is_proportion, total_name
+
+# An axis may be this much longer than what matters most before long intervals are cut.
+_GENEROSITY = 2.5
+_TICKS_WANTED = 5
+
+
+@dataclass(frozen=True)
+class ForestRow:
+    """One change with its interval, in the panel's unit.
+
+    Attributes
+    ----------
+    name : str
+    delta, low, high : float
+    margin : float
+        Largest drop accepted, positive.
+    kind : str
+        ``"total"``, ``"guilty"``, ``"gating"`` or ``"advisory"``.
+    """
+
+    name: str
+    delta: float
+    low: float
+    high: float
+    margin: float
+    kind: str
+
+
+@dataclass(frozen=True)
+class ForestPanel:
+    """Rows on one axis.
+
+    Attributes
+    ----------
+    unit : str
+        ``"pp"``, or the metric's name.
+    rows : tuple of ForestRow
+    left, right : float
+        Ends of the axis; intervals beyond them are cut and get an arrow.
+    margin : float
+        The policy's margin in this unit, for the line.
+    ticks : tuple of float
+    """
+
+    unit: str
+    rows: tuple[ForestRow, ...]
+    left: float
+    right: float
+    margin: float
+    ticks: tuple[float, ...]
+
+    def place(self, value: float) -> float:
+        """Position on the axis between 0 and 1, clipped to it."""
+        return min(1.0, max(0.0, (value - self.left) / (self.right - self.left)))
+
+    def label(self, tick: float) -> str:
+        """Text of a tick."""
+        if tick == 0:
+            return "0"
+        return f"{tick:+.10g}".replace("-", "\N{MINUS SIGN}")
+
+
+def forest_panels(decision: Decision) -> list[ForestPanel]:
+    """Panels of a decision's forest plot, percentage points first.
+
+    The total stands in the first row of the panel all gating tasks belong to, if there is one.
+    """
+    groups: dict[str, list[ForestRow]] = {}
+    if total_is_proportion(decision):
+        groups["pp"] = []
+    for task in ordered_tasks(decision):
+        unit = "pp" if is_proportion(task) else task.metric
+        groups.setdefault(unit, []).append(_row(task, 100.0 if unit == "pp" else 1.0))
+    units = {"pp" if is_proportion(t) else t.metric for t in decision.tasks if t.tier == "gating"}
+    if len(units) == 1:
+        unit = units.pop()
+        groups[unit].insert(0, _total(decision, 100.0 if unit == "pp" else 1.0))
+    margin = decision.policy.margin_pp / 100
+    order = sorted(groups, key=lambda unit: (unit != "pp", unit))
+    return [_panel(u, groups[u], margin * 100 if u == "pp" else margin) for u in order]
+
+
+def _row(task: TaskResult, factor: float) -> ForestRow:
+    kind = "guilty" if task.guilty else task.tier
+    interval = task.interval
+    return ForestRow(
+        task.task,
+        factor * task.delta,
+        factor * interval.low,
+        factor * interval.high,
+        factor * task.margin,
+        kind,
+    )
+
+
+def _total(decision: Decision, factor: float) -> ForestRow:
+    total = decision.aggregate
+    return ForestRow(
+        total_name(decision),
+        factor * total.delta,
+        factor * total.interval.low,
+        factor * total.interval.high,
+        factor * decision.power.margin,
+        "total",
+    )
+
+
+def _panel(unit: str, rows: list[ForestRow], margin: float) -> ForestPanel:
+    # Changes and the margin must be seen whole; an interval of a small task may be cut rather
+    # than squeeze all others into a line.
+    left = min(-1.25 * margin, *(1.15 * row.delta for row in rows))
+    right = max(0.6 * margin, *(1.15 * row.delta for row in rows))
+    reach = _GENEROSITY * max(-left, right)
+    left = max(-reach, min(left, *(1.05 * row.low for row in rows)))
+    right = min(reach, max(right, *(1.05 * row.high for row in rows)))
+    step = _step((right - left) / _TICKS_WANTED)
+    first, last = math.ceil(left / step), math.floor(right / step)
+    ticks = tuple(k * step for k in range(first, last + 1))
+    return ForestPanel(unit, tuple(rows), left, right, margin, ticks)
+
+
+def _step(rough: float) -> float:
+    """The round number (1, 2 or 5 times a power of ten) next above."""
+    power = 10.0 ** math.floor(math.log10(rough))
+    return next(m * power for m in (1.0, 2.0, 5.0, 10.0) if m * power >= rough * (1 - 1e-9))

@@ -1,0 +1,179 @@
+"""The report as one HTML file: no script, no network, nothing but text, CSS and inline SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ..pairing import PairedScores
+from ..results import Decision, TaskResult
+from . import content, tables
+from .content import Provenance
+from .cost import CostFigures, cost_rows
+from .forest import ForestPanel, forest_panels
+from .remedies import remedies
+from .samples import caption, worst_flips
+
+_SAMPLES_SHOWN = 12
+# Per cent of its cell; the number stands in the rest.
+_LONGEST_BAR = 68
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """One row of the forest plot; positions in per cent of the axis."""
+
+    name: str
+    kind: str
+    at: float
+    low: float
+    high: float
+    cut_low: bool
+    cut_high: bool
+    own_margin: float | None
+    row: tables.TaskRow
+
+
+@dataclass(frozen=True)
+class _Forest:
+    """One panel of the forest plot."""
+
+    unit: str
+    zero: float
+    margin: float
+    ticks: list[tuple[float, str]]
+    marks: list[_Mark]
+
+
+@dataclass(frozen=True)
+class _Flips:
+    """Bars of one task: lengths in per cent of the space for one."""
+
+    row: tables.TaskRow
+    worse: float
+    better: float
+
+
+def report(
+    decision: Decision,
+    paired: PairedScores,
+    *,
+    cost: CostFigures | None = None,
+    provenance: Provenance | None = None,
+) -> str:
+    """The report people read: verdict, forest plot, flips, power, cost, samples, provenance.
+
+    Parameters
+    ----------
+    decision : Decision
+    paired : PairedScores
+        What it was made from; prompts and answers of flipped samples are taken from it.
+    cost : mapping, optional
+        Per side, "baseline" and "candidate": metric name to (value, unit), e.g.
+        ``{"baseline": {"size/bytes": (538e6, "bytes")}, "candidate": …}``.
+    provenance : mapping, optional
+        Facts about the run, see `mlflow_degrade.report.content.Provenance`.
+
+    Returns
+    -------
+    str
+        A self-contained document. The same input gives the same text; everything that comes from
+        samples or names is escaped, and a content security policy forbids scripts and requests.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("mlflow_degrade", "report"),
+        autoescape=True,  # by name it would leave *.j2 unescaped
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    baseline, candidate = content.sides(decision)
+    ordered = content.ordered_tasks(decision)
+    rows = {task.task: tables.task_row(decision, task) for task in ordered}
+    total = tables.total_row(decision)
+    forests = [_forest(panel, rows, total) for panel in forest_panels(decision)]
+    samples = worst_flips(decision, paired, _SAMPLES_SHOWN)
+    return environment.get_template("report.html.j2").render(
+        decision=decision,
+        sign=content.SIGNS[decision.verdict],
+        baseline=baseline,
+        candidate=candidate,
+        headline=content.headline(decision),
+        remedies=remedies(decision, (provenance or {}).get("scheme")),
+        registered=content.registration(provenance),
+        total=total,
+        pp=" pp" if content.total_is_proportion(decision) else "",
+        confidence=f"{100 * decision.policy.confidence:g}%",
+        forests=forests,
+        legend=_legend(forests, total.margin),
+        outcomes=tables.outcomes(decision),
+        flips=_flips(ordered, rows),
+        power=content.power_sentence(decision),
+        cost=cost_rows(cost),
+        samples=samples,
+        samples_caption=caption(decision, len(samples)),
+        tasks=[(task, rows[task.task]) for task in ordered],
+        notes=tables.notes(decision),
+        policy=tables.policy_text(decision),
+        provenance=tables.provenance_rows(decision, provenance),
+    )
+
+
+def _forest(panel: ForestPanel, rows: dict[str, tables.TaskRow], total: tables.TaskRow) -> _Forest:
+    def place(value: float) -> float:
+        return round(100 * panel.place(value), 3)
+
+    return _Forest(
+        unit=panel.unit,
+        zero=place(0),
+        margin=place(-panel.margin),
+        ticks=[(place(tick), panel.label(tick)) for tick in panel.ticks],
+        marks=[
+            _Mark(
+                name=row.name,
+                kind=row.kind,
+                at=place(row.delta),
+                low=place(row.low),
+                high=place(row.high),
+                cut_low=row.low < panel.left,
+                cut_high=row.high > panel.right,
+                own_margin=None if row.margin == panel.margin else place(-row.margin),
+                row=total if row.kind == "total" else rows[row.name],
+            )
+            for row in panel.rows
+        ],
+    )
+
+
+def _legend(forests: list[_Forest], margin: str) -> str:
+    """What the signs of these plots mean, and no others."""
+    marks = [mark for forest in forests for mark in forest.marks]
+    kinds = {mark.kind for mark in marks}
+    parts = [
+        "Dot and line: the change and its interval. Solid line: no change.",
+        f"Dashed line and shade: a drop of the margin ({margin}) or more.",
+    ]
+    if any(mark.cut_low or mark.cut_high for mark in marks):
+        parts.append("Arrow head: the interval goes on.")
+    if any(mark.own_margin is not None for mark in marks):
+        parts.append("Short red line: a task's own margin.")
+    if "guilty" in kinds:
+        parts.append("Red: guilty, worse even after allowing for the number of tasks.")
+    if "advisory" in kinds:
+        parts.append("Hollow: advisory, does not enter the verdict.")
+    return " ".join(parts)
+
+
+def _flips(tasks: Iterable[TaskResult], rows: dict[str, tables.TaskRow]) -> list[_Flips]:
+    listed = list(tasks)
+    longest = max(1, *(max(task.regressions, task.improvements) for task in listed))
+    return [
+        _Flips(
+            rows[task.task],
+            round(_LONGEST_BAR * task.regressions / longest, 2),
+            round(_LONGEST_BAR * task.improvements / longest, 2),
+        )
+        for task in listed
+    ]

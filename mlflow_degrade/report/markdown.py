@@ -1,0 +1,270 @@
+"""Markdown: the note on MLflow's run page, and the report as an artifact.
+
+Both are read by several dialects (MLflow renders notes with showdown's GitHub flavour, where a line
+break is a break and ``@name`` a link; artifacts with GitHub-flavoured Markdown). Names
+are escaped for both, and texts of samples stand in code blocks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from ..pairing import PairedScores
+from ..results import Decision
+from . import content, tables
+from .content import Provenance
+from .cost import CostFigures, cost_rows
+from .remedies import remedies
+from .samples import FlippedSample, caption, worst_flips
+
+# MLflow's limit for a tag is 8,000 characters; 5,000 is what people still scroll through.
+_NOTE_LENGTH = 4_990
+# The note shows so many reasons, remedies and costs, each cut to so many characters.
+_BRIEF = 5
+_BRIEF_LENGTH = 280
+_NAME_LENGTH = 60
+_SAMPLES_SHOWN = 12
+_NOTE_ROWS = 16
+_NOTE_ALIGN = "lrrrrrrl"
+_LEFT_OUT = "\n\n… and {} more tasks in `report.html`."
+
+_TASKS_LEGEND = (
+    "Δ is candidate − baseline, positive is better. p is one-sided for “the candidate is worse”. "
+    "Worse/better counts samples. Scores: baseline → candidate. Guilty: worse even after allowing "
+    "for the number of tasks."
+)
+_NUMBERS_LEGEND = (
+    "Adjusted p: Westfall–Young step-down over the gating tasks; at most alpha if guilty. "
+    "Detectable: the smallest drop these samples would reveal with the policy's power. p (margin): "
+    "small values rule out a drop of the margin in brackets. Unscored samples: baseline "
+    "only/candidate only/both."
+)
+
+
+def summary_note(
+    decision: Decision, *, cost: CostFigures | None = None, provenance: Provenance | None = None
+) -> str:
+    """The note on the run page: what was decided, why, and what would have to change.
+
+    Parameters
+    ----------
+    decision : Decision
+    cost : mapping, optional
+        Per side, "baseline" and "candidate": metric name to (value, unit).
+    provenance : mapping, optional
+        Facts about the run, see `mlflow_degrade.report.content.Provenance`.
+
+    Returns
+    -------
+    str
+        Markdown of fewer than 5,000 characters; where the tasks do not fit, the least remarkable
+        are left to the report.
+    """
+    before = [f"{content.SIGNS[decision.verdict]} **{decision.verdict.value}**: {_plain(decision)}"]
+    before += _bullets(_brief(decision.reasons))
+    after = [content.power_sentence(decision)]
+    changes = remedies(decision, (provenance or {}).get("scheme"))
+    if changes:
+        after += ["**What would have to change**", *_bullets(_brief(changes))]
+    priced = [row for row in cost_rows(cost) if row.relation][:_BRIEF]
+    if priced:
+        listed = "; ".join(f"{row.name} {row.candidate} ({row.relation})" for row in priced)
+        after.append(_text(f"Cost: {listed}."))
+    registered = content.registration(provenance)
+    if registered:
+        after.append(_text(registered))
+    after.append("Everything else is in `report.html` and `evidence/decision.json`.")
+    room = _NOTE_LENGTH - len("\n\n".join([*before, "", *after]))
+    note = "\n\n".join([*before, _fitting_table(decision, room), *after]) + "\n"
+    return _cut(note, _NOTE_LENGTH)
+
+
+def report(
+    decision: Decision,
+    paired: PairedScores,
+    *,
+    cost: CostFigures | None = None,
+    provenance: Provenance | None = None,
+) -> str:
+    """The full report as one Markdown file without images.
+
+    Parameters
+    ----------
+    decision : Decision
+    paired : PairedScores
+        What it was made from; prompts and answers of flipped samples are taken from it.
+    cost, provenance : mapping, optional
+        As for `summary_note`.
+    """
+    baseline, candidate = content.sides(decision)
+    parts = [
+        f"# {content.SIGNS[decision.verdict]} {decision.verdict.value}: {_text(candidate)} against "
+        f"{_text(baseline)}",
+        f"**{_plain(decision)}**",
+        *_bullets(decision.reasons),
+    ]
+    changes = remedies(decision, (provenance or {}).get("scheme"))
+    if changes:
+        parts += ["## What would have to change", *_bullets(changes)]
+    registered = content.registration(provenance)
+    if registered:
+        parts.append(_text(registered))
+    parts += ["## Tasks", _tasks_table(decision), _TASKS_LEGEND]
+    parts += ["## Power", content.power_sentence(decision)]
+    parts += ["## All numbers", _numbers_table(decision), _NUMBERS_LEGEND]
+    priced = cost_rows(cost)
+    if priced:
+        rows = [(row.name, row.baseline, row.candidate, row.relation) for row in priced]
+        parts += ["## Cost", _table(("", "baseline", "candidate", "candidate is"), rows, "lrrl")]
+    samples = worst_flips(decision, paired, _SAMPLES_SHOWN)
+    parts += ["## Flipped samples", caption(decision, len(samples)), *_samples(samples)]
+    notes = tables.notes(decision)
+    if notes:
+        parts += ["## Notes", *_bullets(notes)]
+    parts += ["## Policy", _fence(tables.policy_text(decision), "yaml")]
+    facts = [(_text(name), _code(value)) for name, value in
+             tables.provenance_rows(decision, provenance)]  # fmt: skip
+    parts += ["## Provenance", _table(("", ""), facts, "ll")]
+    return "\n\n".join(parts) + "\n"
+
+
+def _plain(decision: Decision) -> str:
+    return _text(_cut(content.headline(decision), _BRIEF_LENGTH))
+
+
+def _fitting_table(decision: Decision, room: int) -> str:
+    """The table of the note with as many tasks as there is room for."""
+    head = _spaced("task", "n", "baseline", "candidate", f"Δ {_unit(decision)} [interval]",
+                   "worse / better", "p", "")  # fmt: skip
+    rows = [
+        _spaced(_text(_cut(row.name, _NAME_LENGTH)), row.n, row.baseline, row.candidate,
+                f"{row.delta} {_together(row.interval)}",
+                _together(f"{row.regressions} / {row.improvements}"), row.p,
+                f"**{row.standing}**" if row.standing == "guilty" else row.standing)
+        for row in _rows(decision)
+    ]  # fmt: skip
+    room -= len(_table(head, [], _NOTE_ALIGN)) + len(_LEFT_OUT) + 1
+    shown = []
+    for row in rows[:_NOTE_ROWS]:
+        room -= len(_line(row)) + 1
+        if room < 0:
+            break
+        shown.append(row)
+    text = _table(head, shown, _NOTE_ALIGN)
+    left_out = len(rows) - len(shown)
+    return text + _LEFT_OUT.format(left_out) if left_out else text
+
+
+def _spaced(first: str, *others: str) -> tuple[str, ...]:
+    # Tables in notes have no space between their cells, and a plain blank would be stripped.
+    return first, *(f"&nbsp;&nbsp;{cell}" if cell else "" for cell in others)
+
+
+def _together(text: str) -> str:
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def _tasks_table(decision: Decision) -> str:
+    # MLflow gives all columns of a table the same width: few columns, or nobody can read it.
+    head = ("task", f"Δ {_unit(decision)}", f"{100 * decision.policy.confidence:g}% interval", "p",
+            "worse/better", "scores")  # fmt: skip
+    rows = [
+        (f"{_text(row.name)} **(guilty)**" if row.standing == "guilty" else
+         f"{_text(row.name)} ({row.standing})" if row.standing else _text(row.name),
+         row.delta, row.interval, row.p, f"{row.regressions} / {row.improvements} of {row.n}",
+         f"{row.baseline} → {row.candidate}" if row.baseline != "–" else "")
+        for row in _rows(decision)
+    ]  # fmt: skip
+    return _table(head, rows, "lrrrrr")
+
+
+def _numbers_table(decision: Decision) -> str:
+    head = ("task", "metric, test", "adjusted p", "detectable", "p (margin)",
+            "unscored")  # fmt: skip
+    total, rule = tables.total_row(decision), decision.aggregate
+    rows = [(_text(total.name), f"{rule.aggregation} ({_text(rule.method)})", total.p_adjusted,
+             total.mde, f"{total.noninferiority_p} ({total.margin})", "")]  # fmt: skip
+    for task in content.ordered_tasks(decision):
+        row = tables.task_row(decision, task)
+        metric = task.metric if task.filter == "none" else f"{task.metric} ({task.filter})"
+        rows.append((_text(row.name), _text(f"{metric}, {task.test}"), row.p_adjusted, row.mde,
+                     f"{row.noninferiority_p} ({row.margin})", "/".join(map(str, task.unscored)))
+                    )  # fmt: skip
+    return _table(head, rows, "llrrrr")
+
+
+def _samples(samples: Sequence[FlippedSample]) -> list[str]:
+    parts = []
+    for number, sample in enumerate(samples, 1):
+        parts.append(f"### {number}. {_text(sample.task)}, sample {_text(sample.doc_id)}")
+        if sample.prompt is not None:
+            parts += ["Prompt", _fence(sample.prompt)]
+        if sample.target is not None:
+            parts += ["Target", _fence(sample.target)]
+        for side, answer, standing in (
+            ("Baseline", sample.baseline, sample.baseline_score),
+            ("Candidate", sample.candidate, sample.candidate_score),
+        ):
+            parts.append(f"{side} ({standing})" + (": answer not logged" if answer is None else ""))
+            if answer is not None:
+                parts.append(_fence(answer))
+    return parts
+
+
+def _rows(decision: Decision) -> list[tables.TaskRow]:
+    tasks = [tables.task_row(decision, task) for task in content.ordered_tasks(decision)]
+    return [tables.total_row(decision), *tasks]
+
+
+def _unit(decision: Decision) -> str:
+    return "pp" if all(map(content.is_proportion, decision.tasks)) else "(pp, or metric's unit)"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], align: str) -> str:
+    rule = ["---:" if side == "r" else "---" for side in align]
+    lines = [head, rule, *rows]
+    return "\n".join(map(_line, lines))
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _brief(items: Sequence[str]) -> list[str]:
+    shown = [_cut(item, _BRIEF_LENGTH) for item in items[:_BRIEF]]
+    if len(items) > _BRIEF:
+        shown.append(f"… and {len(items) - _BRIEF} more")
+    return shown
+
+
+def _bullets(items: Iterable[str]) -> list[str]:
+    listed = "\n".join(f"- {_text(item)}" for item in items)
+    return [listed] if listed else []
+
+
+def _text(text: str) -> str:
+    """Text that may quote names, as one line in which nothing is markup."""
+    line = " ".join(text.split())
+    line = line.replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([\\`*_>\[\]|@~])", r"\\\1", line)
+
+
+def _code(text: str) -> str:
+    """A name as a code span, safe inside a table."""
+    line = " ".join(text.split()).replace("|", "\N{BROKEN BAR}")
+    longest = max((len(run) for run in re.findall("`+", line)), default=0)
+    ticks = "`" * (longest + 1)
+    pad = " " if line.startswith("`") or line.endswith("`") or not line else ""
+    return f"{ticks}{pad}{line}{pad}{ticks}"
+
+
+def _fence(text: str, language: str = "") -> str:
+    """A code block whose fence is longer than any in the text."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    ticks = "`" * max(3, longest + 1)
+    return f"{ticks}{language}\n{text.rstrip()}\n{ticks}"
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"

@@ -1,0 +1,160 @@
+"""The tables of a report, every cell a text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from ..results import Decision, TaskResult
+from . import numbers
+from .content import Provenance, is_proportion, total_is_proportion, total_name
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """One line of the table of tasks, every cell a text.
+
+    Attributes
+    ----------
+    name : str
+        The task, or what the total stands for.
+    n, baseline, candidate, delta, interval, regressions, improvements, flip_rate, p, p_adjusted,
+    mde, margin, noninferiority_p : str
+        Rounded for reading; an en dash where there is no value.
+    standing : str
+        ``"guilty"``, ``"advisory"`` or ``""``.
+    """
+
+    name: str
+    n: str
+    baseline: str
+    candidate: str
+    delta: str
+    interval: str
+    regressions: str
+    improvements: str
+    flip_rate: str
+    p: str
+    p_adjusted: str
+    mde: str
+    margin: str
+    noninferiority_p: str
+    standing: str
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Right-or-wrong items by the outcome on either side, as texts.
+
+    Attributes
+    ----------
+    both_right, lost, gained, both_wrong : str
+        Right on both sides; right only in the baseline; right only in the candidate; neither.
+    """
+
+    both_right: str
+    lost: str
+    gained: str
+    both_wrong: str
+
+
+def task_row(decision: Decision, task: TaskResult) -> TaskRow:
+    """One task as texts."""
+    unit, alpha = is_proportion(task), decision.policy.alpha
+    adjusted = task.p_adjusted
+    standing = "guilty" if task.guilty else "advisory" if task.tier == "advisory" else ""
+    return TaskRow(
+        name=task.task,
+        n=numbers.count(task.n),
+        baseline=numbers.score(task.baseline, proportion=unit),
+        candidate=numbers.score(task.candidate, proportion=unit),
+        delta=numbers.points(task.delta) if unit else numbers.change(task.delta, proportion=False),
+        interval=numbers.interval(task.interval.low, task.interval.high, proportion=unit),
+        regressions=numbers.count(task.regressions),
+        improvements=numbers.count(task.improvements),
+        flip_rate=numbers.share(task.flip_rate),
+        p=numbers.p_value(task.p_worse, task.log10_p_worse, threshold=alpha),
+        p_adjusted="–" if adjusted is None else numbers.p_value(adjusted, threshold=alpha),
+        mde=_bounded(task.mde, unit),
+        margin=numbers.change(task.margin, proportion=unit, signed=False),
+        noninferiority_p=numbers.p_value(task.noninferiority_p, threshold=decision.alpha_attempt),
+        standing=standing,
+    )
+
+
+def total_row(decision: Decision) -> TaskRow:
+    """The aggregated test as texts; mean scores are left out, the rules weigh tasks differently."""
+    total, power, unit = decision.aggregate, decision.power, total_is_proportion(decision)
+    alpha = decision.policy.alpha
+    return TaskRow(
+        name=total_name(decision),
+        n=numbers.count(total.n),
+        baseline="–",
+        candidate="–",
+        delta=numbers.points(total.delta) if unit else numbers.change(total.delta, proportion=unit),
+        interval=numbers.interval(total.interval.low, total.interval.high, proportion=unit),
+        regressions=numbers.count(total.regressions),
+        improvements=numbers.count(total.improvements),
+        flip_rate=numbers.share(power.flip_rate),
+        p=numbers.p_value(total.p_worse, total.log10_p_worse, threshold=alpha),
+        p_adjusted="–",
+        mde=_bounded(power.mde, unit),
+        margin=numbers.change(power.margin, proportion=unit, signed=False),
+        noninferiority_p=numbers.p_value(total.noninferiority_p, threshold=decision.alpha_attempt),
+        standing="",
+    )
+
+
+def provenance_rows(
+    decision: Decision, provenance: Provenance | None = None
+) -> list[tuple[str, str]]:
+    """Where the numbers come from, as (name, value): both sides, versions, the caller's facts."""
+    rows = []
+    for side, facts in (("baseline", decision.baseline), ("candidate", decision.candidate)):
+        rows += [(f"{side} {name.replace('_', ' ')}", value) for name, value in facts.items()]
+    rows += [("policy digest", decision.policy.digest()), ("decision digest", decision.digest())]
+    rows += _flat(provenance or {})
+    rows += [(f"{name} version", value) for name, value in decision.versions.items()]
+    return [(name, str(value)) for name, value in rows if value is not None]
+
+
+def notes(decision: Decision) -> list[str]:
+    """What the pairing and the tests had to remark, the tests' with the name of their task."""
+    remarks = (f"{task.task}: {note}" for task in decision.tasks for note in task.notes)
+    return [*decision.notes, *remarks]
+
+
+def policy_text(decision: Decision) -> str:
+    """The policy as the YAML it could have been read from, defaults included."""
+    return str(yaml.safe_dump(decision.policy.model_dump(mode="json"), sort_keys=False))
+
+
+def outcomes(decision: Decision) -> Outcomes | None:
+    """The 2×2 table of the gating tasks whose items are right or wrong; None without any."""
+    tasks = [task for task in decision.tasks if task.tier == "gating" and task.binary]
+    if not tasks:
+        return None
+    lost = sum(task.regressions for task in tasks)
+    gained = sum(task.improvements for task in tasks)
+    both = sum(round(task.n * task.baseline) for task in tasks) - lost
+    neither = sum(task.n for task in tasks) - both - lost - gained
+    return Outcomes(*(numbers.count(n) for n in (both, lost, gained, neither)))
+
+
+def _bounded(value: float | None, proportion: bool) -> str:
+    if value is None:
+        return "unbounded"
+    return numbers.change(value, proportion=proportion, signed=False)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{prefix}{name} ")
+        else:
+            rows.append((f"{prefix}{name}", value))
+    return rows
