@@ -10,6 +10,7 @@ from mlflow_degrade.stats.aggregate import AggregateResult, aggregate, aggregate
 from mlflow_degrade.stats.aggregate_intervals import aggregate_interval
 from mlflow_degrade.stats.benchmark import Benchmark
 from mlflow_degrade.stats.confidence_sequence import ConfidenceSequence, confidence_sequence
+from mlflow_degrade.stats.counting import discordant_counts
 from mlflow_degrade.stats.evalues import (
     beta_mixture_log_e,
     betting_log_e,
@@ -97,6 +98,7 @@ __all__ = [
     "critical_regressions",
     "degradation_log_e",
     "DegradationMonitor",
+    "discordant_counts",
     "Feature",
     "FeatureResult",
     "flip_units",

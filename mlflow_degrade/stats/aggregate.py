@@ -177,7 +177,7 @@ def aggregate(
     if nulls is not None and (joint is None or not joint.shared.any()):
         sizes = None if method != "macro" else _sizes(benchmarks)
         outcome = _exact(nulls, sizes, method)
-        p_each = nulls.p()
+        p_each = nulls.p_each
     else:
         outcome, p_each = _resampled(benchmarks, joint, nulls, method, resamples, seed)
     return _result(
@@ -236,7 +236,7 @@ def aggregate_counts(b: Any, c: Any, n: Any = None, method: str = "combined") ->
     outcome = _exact(nulls, pairs, method)
     names = tuple(map(str, range(regressions.size)))
     counts = (regressions, improvements, pairs)
-    return _result(method, outcome, names, nulls.p(), 0, (), counts)
+    return _result(method, outcome, names, nulls.p_each, 0, (), counts)
 
 
 def _exact(nulls: Nulls, sizes: IntArray | None, method: str) -> RuleOutcome:

@@ -168,7 +168,7 @@ def mcnemar(
     if both_right is not None:
         both_right, _, _ = check_counts(both_right, b + c, n)
     m = b + c
-    p_worse, p_better = float(_tail(b, c)), float(_tail(c, b))
+    p_worse, p_better = float(binomial_tail(b, c)), float(binomial_tail(c, b))
     pmf = math.exp(_log_pmf(b, m))
     return McNemarResult(
         b=b,
@@ -207,7 +207,7 @@ def mcnemar_p_worse(b: npt.ArrayLike, c: npt.ArrayLike) -> FloatArray:
     array([1.000000e+00, 9.765625e-04, 3.515625e-02])
     """
     b_array, c_array = _count_array("b", b), _count_array("c", c)
-    return _tail(b_array, c_array)
+    return binomial_tail(b_array, c_array)
 
 
 def mcnemar_log10_p_worse(b: npt.ArrayLike, c: npt.ArrayLike) -> FloatArray:
@@ -230,7 +230,7 @@ def mcnemar_log10_p_worse(b: npt.ArrayLike, c: npt.ArrayLike) -> FloatArray:
     one there because b is far above c.
     """
     b_array, c_array = np.broadcast_arrays(_count_array("b", b), _count_array("c", c))
-    p = _tail(b_array, c_array)
+    p = binomial_tail(b_array, c_array)
     with np.errstate(divide="ignore"):
         result = np.asarray(np.log10(p), dtype=np.float64)
     deep = p < _SMALL
@@ -266,29 +266,38 @@ def critical_regressions(flips: npt.ArrayLike, p: float) -> FloatArray:
     array([ 5.,  5., 59.])
     """
     m = np.asarray(flips, dtype=np.float64)
+    return critical_and_tail(m.ravel(), p)[0].reshape(m.shape)
+
+
+def critical_and_tail(m: FloatArray, p: float) -> tuple[FloatArray, FloatArray]:
+    """`critical_regressions` with the tail probabilities there, 0 where there is none."""
     if p >= 1.0:
-        return np.zeros(m.shape)
+        return np.zeros(m.shape), np.ones(m.shape)
     z = -float(special.ndtri(p))
-    safe = np.maximum(m, 1.0)
-    quantile = z - (z**3 - 3.0 * z) / (12.0 * safe)
+    quantile = z - (z**3 - 3.0 * z) / (12.0 * np.maximum(m, 1.0))
     critical = np.clip(np.ceil(0.5 * m + 0.5 + 0.5 * quantile * np.sqrt(m)), 1.0, m + 1.0)
-    too_few = (critical <= m) & (_tail(np.minimum(critical, m), m - np.minimum(critical, m)) > p)
-    while too_few.any():
-        critical[too_few] += 1.0
-        inside = np.minimum(critical, m)
-        too_few &= (critical <= m) & (_tail(inside, m - inside) > p)
-    too_many = (critical > 1.0) & (_tail(critical - 1.0, m - critical + 1.0) <= p)
-    while too_many.any():
-        critical[too_many] -= 1.0
-        too_many &= (critical > 1.0) & (_tail(critical - 1.0, m - critical + 1.0) <= p)
-    return critical
+    tail = binomial_tail(critical, m - critical)
+    wrong = np.flatnonzero(tail > p)
+    while wrong.size:
+        critical[wrong] += 1.0
+        tail[wrong] = binomial_tail(critical[wrong], m[wrong] - critical[wrong])
+        wrong = wrong[tail[wrong] > p]
+    left = np.arange(m.size)
+    while left.size:
+        before = binomial_tail(critical[left] - 1.0, m[left] - critical[left] + 1.0)
+        fits = before <= p
+        left, before = left[fits], before[fits]
+        critical[left] -= 1.0
+        tail[left] = before
+    return critical, tail
 
 
-def _tail(b: Any, c: Any) -> FloatArray:
-    # betainc(0, ·) is undefined in some SciPy versions: P(X >= 0) = 1 must not depend on it.
-    at_least = np.maximum(b, 1)
-    value = special.betainc(at_least, np.asarray(c) + 1, 0.5)
-    return np.asarray(np.where(np.asarray(b) == 0, 1.0, value), dtype=np.float64)
+def binomial_tail(b: Any, c: Any) -> FloatArray:
+    """P(Bin(b + c, ½) >= b) without checks; 1 for b = 0 and 0 for c < 0."""
+    # betainc is undefined at the edges in some SciPy versions: they must not depend on it.
+    value = special.betainc(np.maximum(b, 1), np.maximum(c, 0) + 1.0, 0.5)
+    edges = np.where(np.less(c, 0), 0.0, value)
+    return np.asarray(np.where(np.equal(b, 0), 1.0, edges), dtype=np.float64)
 
 
 def _log_pmf(b: float, m: float) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy import special
@@ -17,9 +18,9 @@ from mlflow_degrade.stats._validation import FloatArray, IntArray
 from mlflow_degrade.stats.benchmark import Benchmark
 from mlflow_degrade.stats.lattice import FlipLaw
 from mlflow_degrade.stats.mcnemar import (
-    critical_regressions,
+    binomial_tail,
+    critical_and_tail,
     mcnemar_log10_p_worse,
-    mcnemar_p_worse,
 )
 from mlflow_degrade.stats.signflip import flip_law
 
@@ -29,7 +30,7 @@ _DEEP = 1e-280
 _TIE = 1e-11
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Nulls:
     """Null laws of K benchmarks with the observed outcome.
 
@@ -112,42 +113,42 @@ class Nulls:
             totals[index] = law.total
         return totals
 
-    def p(self) -> FloatArray:
+    @cached_property
+    def p_each(self) -> FloatArray:
         """P(R >= mass) of each benchmark; zero where it underflows, see `log_p`."""
-        inside = np.minimum(self.mass, self.coins)
-        result = mcnemar_p_worse(inside, self.coins - inside)
+        result = binomial_tail(self.mass, self.coins - self.mass)
         for index, law in self.laws.items():
             result[index] = law.tail(int(self.mass[index]))
         return result
 
-    def log_p(self, mass: IntArray | None = None) -> FloatArray:
-        """log P(R >= mass) of each benchmark, by default at the observed mass."""
-        mass = self.mass if mass is None else mass
-        # Benchmarks with a law of their own are overwritten; their mass may exceed their coins.
+    @cached_property
+    def log_p(self) -> FloatArray:
+        """Natural logarithm of `p_each`, finite."""
+        if self.size and float(self.p_each.min()) > _DEEP:
+            return np.asarray(np.log(self.p_each))
+        return self._log_tails(self.mass)
+
+    def _log_tails(self, mass: IntArray) -> FloatArray:
         inside = np.minimum(mass, self.coins)
-        p = mcnemar_p_worse(inside, self.coins - inside)
-        if p.size and float(p.min()) < _DEEP:
+        with np.errstate(divide="ignore"):
             result = mcnemar_log10_p_worse(inside, self.coins - inside) * _LN10
-        else:
-            result = np.log(p)
         result[mass > self.coins] = -math.inf
         for index, law in self.laws.items():
+            # A law of its own has masses beyond the number of coins.
             result[index] = law.log_tail(int(mass[index]))
-        return result
+        return np.asarray(result)
 
     def log_attained(self, log_p: float) -> FloatArray:
         """log P(p_k <= p) of each benchmark's own p-value, a discrete law below uniform."""
         if log_p >= -_TIE:
             return np.zeros(self.size)
         log_p += _TIE * max(1.0, -log_p)
-        p = math.exp(log_p)
-        if p > _DEEP and not self.laws:
-            critical = critical_regressions(self.coins, p)
-        else:
-            critical = np.array(
-                [_critical_mass(self.law(index), log_p) for index in range(self.size)]
-            )
-        return self.log_p(np.asarray(critical, dtype=np.int64))
+        if log_p > math.log(_DEEP) and not self.laws:
+            _, tail = critical_and_tail(self.coins.astype(np.float64), math.exp(log_p))
+            with np.errstate(divide="ignore"):
+                return np.asarray(np.log(tail))
+        critical = [_critical_mass(self.law(index), log_p) for index in range(self.size)]
+        return self._log_tails(np.array(critical, dtype=np.int64))
 
     def scales(self) -> FloatArray:
         """Null standard deviation of 2R − total, in lattice units; 1 where nothing is flipped."""
@@ -164,7 +165,7 @@ class Nulls:
         """log P(standardised drop >= drop) of each benchmark; −inf where nothing is flipped."""
         needed = 0.5 * (self.totals() + drop * self.scales())
         mass = np.ceil(needed - 1e-9 * (1.0 + np.abs(needed))).astype(np.int64)
-        result = self.log_p(np.maximum(mass, 0))
+        result = self._log_tails(np.maximum(mass, 0))
         result[self.coins == 0] = 0.0 if drop <= 0.0 else -math.inf
         return result
 

@@ -13,7 +13,6 @@ from mlflow_degrade.errors import StatisticsInputError
 from mlflow_degrade.stats._validation import FloatArray, IntArray
 from mlflow_degrade.stats.benchmark import JointUnits
 from mlflow_degrade.stats.lattice import FlipLaw, find_step
-from mlflow_degrade.stats.mcnemar import mcnemar
 from mlflow_degrade.stats.nulls import Nulls, log_tails, mid_scores
 from mlflow_degrade.stats.signflip import signflip_units
 from mlflow_degrade.stats.sums import AtomLaw, sum_tail
@@ -43,14 +42,12 @@ class RuleOutcome:
 def pooled(nulls: Nulls) -> RuleOutcome:
     """Sum of all differences, on the scale of the scores."""
     if not nulls.laws and _equal(nulls.steps[nulls.coins > 0]):
-        # To the last digit what McNemar's test gives on the summed counts.
         mass, coins = int(nulls.mass.sum()), int(nulls.coins.sum())
-        found = mcnemar(mass, coins - mass)
-        return RuleOutcome(
-            found.log10_p_worse * math.log(10.0),
-            (2 * mass - coins) * _step(nulls),
-            p=found.p_worse,
-        )
+        law = FlipLaw(np.array([1]), np.array([coins]))
+        # To the last digit what McNemar's test gives on the summed counts.
+        p = law.tail(mass)
+        log_p = math.log(p) if p > 1e-280 else law.log_tail(mass)
+        return RuleOutcome(log_p, (2 * mass - coins) * _step(nulls), p=p)
     return _weighted(nulls, np.ones(nulls.size))
 
 
@@ -73,13 +70,13 @@ def max_drop(nulls: Nulls) -> RuleOutcome:
 
 def min_p(nulls: Nulls) -> RuleOutcome:
     """Smallest p-value, corrected by what each discrete law could have attained."""
-    log_p_min = float(nulls.log_p().min())
+    log_p_min = float(nulls.log_p.min())
     return RuleOutcome(_any_of(nulls.log_attained(log_p_min)), math.exp(log_p_min))
 
 
 def fisher(nulls: Nulls) -> RuleOutcome:
     """−2Σ ln p_k against its discrete law."""
-    statistic = -2.0 * float(nulls.log_p().sum())
+    statistic = -2.0 * float(nulls.log_p.sum())
     laws = []
     for index in np.flatnonzero(nulls.coins):
         log_pmf = nulls.log_pmf(int(index))

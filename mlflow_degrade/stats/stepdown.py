@@ -106,8 +106,8 @@ def step_down(
     nulls = Nulls.of_benchmarks(benchmarks, None if joint is None else joint.values)
     names = tuple(one.name for one in benchmarks)
     if nulls is not None and (joint is None or not joint.shared.any()):
-        log_p = nulls.log_p()
-        adjusted, p_each, drawn, route = _exact(nulls, log_p), nulls.p(), 0, "exact"
+        log_p = nulls.log_p
+        adjusted, p_each, drawn, route = _exact(nulls, log_p), nulls.p_each, 0, "exact"
     else:
         units = joint if joint is not None else JointUnits.disjoint(benchmarks)
         sample = joint_p_values(units, nulls, resamples=resamples, seed=seed)
