@@ -256,14 +256,11 @@ def _by_cells(
 def _cells(points: FloatArray) -> tuple[IntArray, FloatArray]:
     if points.shape[1] > 1:
         return np.arange(len(points)), points
-    distinct, codes = np.unique(points[:, 0], return_inverse=True)
+    distinct, codes, counts = np.unique(points[:, 0], return_inverse=True, return_counts=True)
     if distinct.size > CELLS:
-        ranks = np.argsort(np.argsort(points[:, 0], kind="stable"), kind="stable")
-        cells = ranks * CELLS // len(points)
-        # Equal values have to stay together: they go where the first of them goes.
-        first = np.full(distinct.size, CELLS)
-        np.minimum.at(first, codes, cells)
-        codes = np.unique(first[codes], return_inverse=True)[1]
+        # Quantiles of the distinct values, so that equal values stay together in any order.
+        cell = (np.cumsum(counts) - counts) * CELLS // len(points)
+        codes = np.unique(cell, return_inverse=True)[1][codes]
     centers = np.bincount(codes, weights=points[:, 0]) / np.bincount(codes)
     return np.asarray(codes, dtype=np.int64), centers[:, np.newaxis]
 

@@ -28,6 +28,7 @@ def data() -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     features = {
         "length": rng.integers(1, 30, m),
         "topic": rng.choice(["a", "b", "c"], m),
+        "style": rng.choice(["u", "v"], m),
         "embedding": rng.normal(size=(m, 2)) * [1.0, 5.0],
     }
     signs = rng.choice([-1, 1], size=(7, m)).astype(np.int8)
@@ -44,7 +45,10 @@ def reference_kernel(features: dict[str, np.ndarray], name: str, width: float) -
     return np.exp(-(distances**2) / (2 * (median * width) ** 2))
 
 
-@pytest.mark.parametrize("names", [("length",), ("topic",), ("embedding",), ("length", "topic")])
+@pytest.mark.parametrize(
+    "names",
+    [("length",), ("topic",), ("embedding",), ("length", "topic"), ("topic", "style")],
+)
 def test_forms(data: tuple, names: tuple[str, ...]) -> None:
     signs, w, features = data
     products = [names] if len(names) > 1 else []
@@ -84,6 +88,10 @@ def test_fourier_features_stand_for_the_kernel() -> None:
     assert approximate[:, 0] / its_deviation == pytest.approx(exact[:, 0] / deviation, rel=0.2)
     assert its_deviation == pytest.approx(deviation, rel=0.1)
     assert not np.array_equal(approximate, exact)
+    random = rng.choice([-1, 1], size=(400, m)).astype(np.int8)
+    under_null, deviation = quadratic_forms(random, w, feature, (1.0,), 100, seed=0)
+    assert under_null[0].mean() / deviation[0] == pytest.approx(0.0, abs=0.2)
+    assert under_null[0].std() / deviation[0] == pytest.approx(1.0, abs=0.2)
 
 
 def test_rounding_to_cells_is_harmless() -> None:
@@ -99,14 +107,19 @@ def test_rounding_to_cells_is_harmless() -> None:
     assert forms[0] / deviations[0] == pytest.approx(exact / deviations[0], abs=0.03)
 
 
-def test_equal_values_stay_in_one_cell() -> None:
-    # Half of the items share one value, the rest are too many for a cell each.
-    x = np.concatenate([np.zeros(4000), np.arange(1, 4001)])
-    w = np.ones(8000)
-    feature = parse_features({"x": x}, [], np.ones(8000, dtype=bool))[0]
-    narrow = 1e-6 / feature.scale[0]  # only equal values, and those within a cell, are alike
-    forms, _ = quadratic_forms(np.ones((1, 8000), dtype=np.int8), w, feature, (narrow,), 10, 0)
-    assert forms[0, 0] >= 4000 * 3999
+def test_cells_do_not_depend_on_the_order_of_items() -> None:
+    rng = np.random.default_rng(4)
+    m = 6000
+    x, w = rng.integers(0, 4 * CELLS, m) // 3 * 1.0, rng.normal(size=m)
+    x[:2000] = 7.0  # a value too frequent for one cell of equal share
+    signs, order = rng.choice([-1, 1], size=(3, m)).astype(np.int8), rng.permutation(m)
+    results = []
+    for items in (np.arange(m), order):
+        feature = parse_features({"x": x[items]}, [], np.ones(m, dtype=bool))[0]
+        results.append(quadratic_forms(signs[:, items], w[items], feature, (1e-3,), 10, 0))
+    assert np.unique(x).size > CELLS
+    assert results[1][0] == pytest.approx(results[0][0], rel=1e-9)
+    assert results[1][1] == pytest.approx(results[0][1], rel=1e-9)
 
 
 def test_scale_of_a_column_with_many_ties() -> None:
