@@ -286,6 +286,21 @@ class SampleScores:
             table = table.filter(pc.is_in(table[name], value_set=pa.array(names, pa.string())))
         return SampleScores(table)
 
+    def with_model(self, name: str) -> SampleScores:
+        """The same scores under another model name."""
+        metadata = {**_metadata(self.table), "model": name}
+        encoded = {_METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()}
+        return SampleScores(self.table.replace_schema_metadata(encoded))
+
+    def named(self, model: str) -> SampleScores:
+        """The same scores under another name of the model."""
+        return SampleScores.from_table(
+            self.table,
+            model=model,
+            model_digest=self.model_digest,
+            task_versions=self.task_versions,
+        )
+
     def to_pandas(self) -> pd.DataFrame:
         """The table as a data frame."""
         frame: pd.DataFrame = self.table.to_pandas()

@@ -1,0 +1,107 @@
+"""The command ``mlflow-degrade``.
+
+Each command lives in a module of its own, which is imported when it is called: asking for help
+costs no more than importing click.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+import click
+
+from ..errors import DegradeError, UnknownNameError
+
+#: Exit codes besides those of a verdict (0 PASS, 1 FAIL, 2 INCONCLUSIVE).
+INVALID_INPUT, INTERNAL_ERROR, INTERRUPTED = 3, 4, 130
+
+#: Command -> module and function, and what it is for. One line adds a command.
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "compare": ("mlflow_degrade.cli.compare:compare", "Decide whether a candidate is worse."),
+    "plan": ("mlflow_degrade.cli.plan:plan", "How many samples, and what they can detect."),
+}
+
+
+class _LazyGroup(click.Group):
+    """A group whose commands are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:  # noqa: ARG002
+        if name not in COMMANDS:
+            return None
+        module, function = COMMANDS[name][0].split(":")
+        command: click.Command = getattr(import_module(module), function)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise UnknownNameError("command", args[0], COMMANDS)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 96},
+)
+@click.version_option(package_name="mlflow-degrade")
+def cli() -> None:
+    """Ship the fast model only when it is not worse.
+
+    Paired significance tests on the per-sample scores of a baseline and a candidate, from logs
+    that already exist or from MLflow runs.
+
+    Exit codes: 0 PASS, 1 FAIL, 2 INCONCLUSIVE, 3 invalid input, 4 an error in mlflow-degrade.
+    """
+
+
+def run(args: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; errors become one message.
+
+    Parameters
+    ----------
+    args : sequence of str, optional
+        Arguments; those of the process by default.
+    """
+    try:
+        # click would end the process with 2, which here means INCONCLUSIVE.
+        code: Any = cli.main(args=args, prog_name="mlflow-degrade", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return INVALID_INPUT
+    except DegradeError as error:
+        _say(f"error: {error}")
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        _say("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; keep Python from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception:  # noqa: BLE001  the exit code 1 of Python would read as FAIL
+        traceback.print_exc()
+        _say("This is an error in mlflow-degrade, not a verdict.")
+        return INTERNAL_ERROR
+    return code if isinstance(code, int) else 0
+
+
+def main() -> None:
+    """Entry point of the command."""
+    sys.exit(run())
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)

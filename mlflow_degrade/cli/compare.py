@@ -1,0 +1,205 @@
+"""``mlflow-degrade compare``: the decision from logs that already exist."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from ..errors import InputError
+from ..pairing import ALLOWABLE, PairedScores, pair
+from ..policy import AGGREGATIONS, GatePolicy, Rule
+from ..results import Decision
+from ..scores import SampleScores
+from .references import read_sides, reader_options
+
+RULES = get_args(Rule)
+_REPORTS = (".html", ".md")
+
+_HELP = """Decide whether CANDIDATE is worse than BASELINE on the samples both answered.
+
+Each is a directory or file of per-sample scores: lm-eval output written with --log_samples, CSV or
+Parquet with the columns task, prompt_id and score (or one <task>.csv per task), JSON lines,
+NeMo Evaluator bundles, inspect_ai logs, or samples of an MLflow run (runs:/<run id>).
+
+\b
+Examples:
+  mlflow-degrade compare results/fp32 results/int8
+  mlflow-degrade compare fp32.csv int8.csv --rule non_inferiority --margin-pp 1
+  mlflow-degrade compare fp32.csv int8.csv --policy policy.yaml --report report.html
+  mlflow-degrade compare fp32.csv int8.csv --by length --by topic
+  mlflow-degrade compare fp32.jsonl int8.jsonl -o id_column=example_id --json -
+
+Exit codes: 0 PASS, 1 FAIL, 2 INCONCLUSIVE, 3 invalid input.
+"""
+
+
+@click.command(help=_HELP)
+@click.argument("baseline")
+@click.argument("candidate")
+@click.option("--policy", metavar="FILE", help="Policy in YAML; the options below override it.")
+@click.option(
+    "--rule", type=click.Choice(["no_degradation", "non_inferiority"]), help="What to test."
+)
+@click.option("--alpha", type=float, help="One-sided significance level.")
+@click.option("--margin-pp", type=float, help="Largest acceptable drop, in percentage points.")
+@click.option("--power", type=float, help="Power the data must have to see a drop of the margin.")
+@click.option("--aggregation", type=click.Choice(AGGREGATIONS), help="How tasks are combined.")
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    metavar="[TASK=]NAME",
+    help="Metric to compare, of all tasks or of one. Repeatable.",
+)
+@click.option(
+    "--filter",
+    "filters",
+    multiple=True,
+    metavar="[TASK=]NAME",
+    help="Answer filter to compare, of all tasks or of one. Repeatable.",
+)
+@click.option(
+    "--allow",
+    multiple=True,
+    type=click.Choice(ALLOWABLE),
+    help="Accept what is refused by default. Repeatable.",
+)
+@click.option("--attempt", type=int, help="Number of this attempt on the same evaluation set.")
+@click.option(
+    "--by",
+    "features",
+    multiple=True,
+    metavar="FEATURE",
+    help="Look for damage that depends on a feature (or on 'task'). Repeatable.",
+)
+@click.option(
+    "--json", "json_", metavar="FILE|-", help="Write the decision as JSON; - is standard output."
+)
+@click.option("--report", metavar="FILE", help="Write a report, .html or .md.")
+@click.option("--samples", default=3, show_default=True, help="Flipped samples to show.")
+@reader_options
+def compare(
+    baseline: str,
+    candidate: str,
+    policy: str | None,
+    metrics: Sequence[str],
+    filters: Sequence[str],
+    allow: Sequence[str],
+    attempt: int | None,
+    features: Sequence[str],
+    json_: str | None,
+    report: str | None,
+    samples: int,
+    format_: str | None,
+    options: Sequence[str],
+    **overrides: Any,
+) -> None:
+    from ..decision import decide
+    from ..report.terminal import console, decision_view, subgroup_view
+
+    # Anything wrong with the options is said before anything large is read.
+    if report is not None:
+        _check_report(report)
+    asked = _policy(policy, overrides, metrics, filters, allow)
+    sides = read_sides(
+        (baseline, candidate), format_, options, allow_same="same-model" in asked.allow
+    )
+    paired = _pair(sides[0], sides[1], asked)
+    decision = decide(paired, asked, attempt=attempt)
+    # Standard output belongs to the JSON where that was asked for.
+    out = console(stderr=json_ == "-")
+    out.print(decision_view(decision, paired, samples=samples))
+    if features:
+        out.print(subgroup_view(_subgroups(paired, decision, features), asked.alpha))
+    if report is not None:
+        _write(Path(report), _render(report, decision, paired))
+        click.echo(f"report: {report}", err=True)
+    if json_ == "-":
+        click.echo(decision.to_json(), nl=False)
+    elif json_ is not None:
+        _write(Path(json_), decision.to_json())
+    click.get_current_context().exit(decision.exit_code)
+
+
+def _policy(
+    path: str | None,
+    overrides: dict[str, Any],
+    metrics: Sequence[str],
+    filters: Sequence[str],
+    allow: Sequence[str],
+) -> GatePolicy:
+    base = GatePolicy() if path is None else GatePolicy.from_yaml(path)
+    values = base.model_dump(mode="json", exclude_unset=True)
+    values.update({name: value for name, value in overrides.items() if value is not None})
+    values["allow"] = sorted({*base.allow, *allow})
+    tasks: dict[str, dict[str, Any]] = values.setdefault("tasks", {})
+    for column, given in (("metric", metrics), ("filter", filters)):
+        for text in given:
+            task, equals, name = text.rpartition("=")
+            if equals:
+                # A pattern of the policy that covers this task keeps its other settings.
+                inherited = base.task(task).model_dump(mode="json", exclude_unset=True)
+                tasks.setdefault(task, inherited)[column] = name
+            else:
+                values[column] = name
+    return GatePolicy.from_mapping(values, "options" if path is None else f"{path} and options")
+
+
+def _pair(baseline: SampleScores, candidate: SampleScores, policy: GatePolicy) -> PairedScores:
+    common = sorted(set(baseline.tasks) & set(candidate.tasks))
+    return pair(
+        baseline,
+        candidate,
+        metric=policy.choices("metric", common),
+        filter=policy.choices("filter", common),
+        allow=policy.allow,
+    )
+
+
+def _subgroups(paired: PairedScores, decision: Decision, features: Sequence[str]) -> Any:
+    from ..report.content import is_proportion
+    from ..subgroups import find_subgroups
+
+    tasks = [t for t in decision.tasks if t.tier == "gating"]
+    shares = [t.task for t in tasks if is_proportion(t)]
+    if not shares:
+        raise InputError(
+            f"--by {', '.join(features)}: no gating task has scores that are proportions, so their "
+            "changes cannot be put together. Choose another metric."
+        )
+    left_out = [t.task for t in tasks if t.task not in shares]
+    if left_out:
+        click.echo(f"note: --by leaves out {left_out}, whose scores are no proportions", err=True)
+    return find_subgroups(paired, features, tasks=shares)
+
+
+def _check_report(path: str) -> None:
+    if not path.lower().endswith(_REPORTS):
+        raise InputError(f"report {path!r}: the name must end in {' or '.join(_REPORTS)}.")
+
+
+def _render(path: str, decision: Decision, paired: PairedScores) -> str:
+    if path.lower().endswith(".md"):
+        from ..report import markdown
+
+        return markdown.report(decision, paired)
+    from ..report import html
+
+    return html.report(decision, paired)
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_text(text, encoding="utf-8")
+        os.replace(scratch, path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}.") from error
+    finally:
+        scratch.unlink(missing_ok=True)

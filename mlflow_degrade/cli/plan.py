@@ -1,0 +1,131 @@
+"""``mlflow-degrade plan``: how many samples, and what a suite can detect."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import InputError
+from .references import read_sides, reader_options
+
+_DROPS_PP = (0.3, 0.5, 1.0, 2.0, 3.0)
+_FLIP_RATES = (0.02, 0.05, 0.1)
+_PLOTS = (".png", ".svg", ".pdf")
+
+_HELP = """Say how many samples a drop needs, and what a number of samples can detect.
+
+How much the answers of a quantized model change decides: give the flip rate, or two runs of one
+model (BASELINE and RERUN) to measure it. A candidate changes more answers than a rerun does, so a
+rerun gives the least number of samples.
+
+\b
+Examples:
+  mlflow-degrade plan
+  mlflow-degrade plan --flip-rate 0.05 --drop-pp 0.5
+  mlflow-degrade plan --flip-rate 0.03 --samples 1319 --samples 14042
+  mlflow-degrade plan fp32.csv fp32_again.csv --drop-pp 1 --plot plan.png
+"""
+
+
+@click.command(help=_HELP)
+@click.argument("baseline", required=False)
+@click.argument("rerun", required=False)
+@click.option(
+    "--flip-rate",
+    "flip_rates",
+    type=float,
+    multiple=True,
+    help="Share of the answers that change, e.g. 0.05. Repeatable.",
+)
+@click.option(
+    "--drop-pp",
+    "drops_pp",
+    type=float,
+    multiple=True,
+    help="Drop to detect or to rule out, in percentage points. Repeatable.",
+)
+@click.option("--samples", type=int, multiple=True, help="Numbers of samples to judge. Repeatable.")
+@click.option("--alpha", type=float, default=0.05, show_default=True, help="One-sided level.")
+@click.option("--power", type=float, default=0.8, show_default=True, help="Wanted power.")
+@click.option(
+    "--aggregation",
+    type=click.Choice(["combined", "pooled"]),
+    default="combined",
+    show_default=True,
+    help="How the gate combines tasks; combined tests the pool at half of alpha.",
+)
+@click.option("--metric", help="Metric to read from the two runs.")
+@click.option("--plot", metavar="FILE", help="Draw it, .png, .svg or .pdf.")
+@reader_options
+def plan(
+    baseline: str | None,
+    rerun: str | None,
+    flip_rates: Sequence[float],
+    drops_pp: Sequence[float],
+    samples: Sequence[int],
+    metric: str | None,
+    plot: str | None,
+    format_: str | None,
+    options: Sequence[str],
+    **rule: Any,
+) -> None:
+    from ..report import plan_view
+    from ..report.terminal import console
+
+    if plot is not None and not plot.lower().endswith(_PLOTS):
+        raise InputError(f"plot {plot!r}: the name must end in {', '.join(_PLOTS)}.")
+    if (baseline is None) != (rerun is None):
+        raise InputError("one log alone shows no change: give two runs of the same model.")
+    out = console()
+    rates, counts = list(flip_rates), list(samples)
+    if baseline is not None and rerun is not None:
+        measured = _measure(baseline, rerun, metric, format_, options, rule)
+        out.print(plan_view.measured_view(measured))
+        # The upper bound, as for the power guard: few flips among few samples prove little.
+        rates = rates or [measured[-1].flip_rate_upper]
+        counts = counts or [measured[-1].n]
+    rates = rates or list(_FLIP_RATES)
+    drops = [pp / 100 for pp in drops_pp or _DROPS_PP]
+    possible = [(r, d) for r in rates for d in drops if drops_pp or d <= r]
+    out.print(plan_view.needed_view(possible, **rule))
+    if counts:
+        out.print(plan_view.detectable_view(counts, rates, **rule))
+    if plot is not None:
+        _draw(Path(plot), rates, counts, [d for d in drops if drops_pp], rule)
+        click.echo(f"plot: {plot}", err=True)
+
+
+def _measure(
+    baseline: str,
+    rerun: str,
+    metric: str | None,
+    format_: str | None,
+    options: Sequence[str],
+    rule: dict[str, Any],
+) -> Any:
+    from ..pairing import pair
+    from ..planning import suite_power
+
+    sides = read_sides((baseline, rerun), format_, options, allow_same=False)
+    return suite_power(pair(*sides, metric=metric, allow=["same-model"]), **rule)
+
+
+def _draw(
+    path: Path, rates: list[float], samples: list[int], drops: list[float], rule: dict[str, Any]
+) -> None:
+    from ..report.planning_plot import detectable_drops
+
+    figure = detectable_drops(rates, samples=samples, drops=drops, **rule)
+    scratch = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(scratch, dpi=150)
+        os.replace(scratch, path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}.") from error
+    finally:
+        scratch.unlink(missing_ok=True)

@@ -1,0 +1,196 @@
+"""How many samples a decision needs, and what a given number of samples can show."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from .errors import InputError
+from .pairing import PairedScores
+from .stats import guard_mde, mde, sample_size, sample_size_noninferiority, upper_proportion
+
+_GUARD_CONFIDENCE = 0.95
+_LARGEST = 10**9
+
+
+@dataclass(frozen=True)
+class NeededSamples:
+    """Samples for one drop at one flip rate; proportions.
+
+    Attributes
+    ----------
+    drop, flip_rate : float
+    detect : int
+        To find a drop of this size with the stated power.
+    pass_no_degradation : int
+        For the power guard of ``no_degradation`` to accept this margin, when the flips come out as
+        planned: more than `detect`, because the guard uses an upper bound of the flip rate.
+    pass_non_inferiority : int
+        To rule out a drop of this size when there is none.
+    """
+
+    drop: float
+    flip_rate: float
+    detect: int
+    pass_no_degradation: int
+    pass_non_inferiority: int
+
+
+@dataclass(frozen=True)
+class SuitePower:
+    """What samples that exist can detect; proportions.
+
+    Attributes
+    ----------
+    name : str
+    n, changed : int
+        Items, and those whose score changed between the two runs.
+    flip_rate, flip_rate_upper : float
+        Their share, and its one-sided 95% Clopper–Pearson upper bound.
+    detectable : float
+        Smallest drop found with the stated power, at the upper bound; infinite where no drop is.
+    """
+
+    name: str
+    n: int
+    changed: int
+    flip_rate: float
+    flip_rate_upper: float
+    detectable: float
+
+
+def needed_samples(
+    drop: float,
+    flip_rate: float,
+    *,
+    alpha: float = 0.05,
+    power: float = 0.8,
+    aggregation: str = "combined",
+) -> NeededSamples:
+    """Samples that a gate with this margin needs.
+
+    Parameters
+    ----------
+    drop, flip_rate : float
+        Proportions; no drop can exceed the flip rate.
+    alpha, power : float
+    aggregation : str
+        ``combined`` tests the pooled samples at half of alpha, ``pooled`` at alpha.
+
+    Raises
+    ------
+    StatisticsInputError
+        Values outside their domain.
+
+    Notes
+    -----
+    `mlflow_degrade.stats.sample_size` (Connor) and `sample_size_noninferiority`; the guard is
+    `guard_mde`, searched for the smallest n that satisfies it.
+
+    Examples
+    --------
+    >>> plan = needed_samples(0.005, 0.02, aggregation="pooled")
+    >>> plan.detect, plan.pass_no_degradation, plan.pass_non_inferiority
+    (4944, 5780, 4947)
+    """
+    level = pooled_level(alpha, aggregation)
+    detect = sample_size(drop, flip_rate, alpha=level, power=power).n
+    return NeededSamples(
+        drop=drop,
+        flip_rate=flip_rate,
+        detect=detect,
+        pass_no_degradation=_guarded(drop, flip_rate, level, power, detect),
+        pass_non_inferiority=sample_size_noninferiority(
+            drop, flip_rate, alpha=alpha, power=power
+        ).n,
+    )
+
+
+def detectable_drop(
+    n: int,
+    flip_rate: float,
+    *,
+    alpha: float = 0.05,
+    power: float = 0.8,
+    aggregation: str = "combined",
+) -> float:
+    """Smallest drop that `n` pooled samples reveal; infinite where none does."""
+    return mde(n, flip_rate, alpha=pooled_level(alpha, aggregation), power=power)
+
+
+def suite_power(
+    rerun: PairedScores,
+    *,
+    alpha: float = 0.05,
+    power: float = 0.8,
+    aggregation: str = "combined",
+) -> list[SuitePower]:
+    """What the tasks of a rerun can detect, one by one at alpha and all together, last.
+
+    Parameters
+    ----------
+    rerun : PairedScores
+        Two runs of one model (allow ``same-model``), or of two models that differ as much as the
+        ones to be compared. Scores must be right or wrong.
+
+    Raises
+    ------
+    InputError
+        A task has graded scores or repeated runs.
+    """
+    graded = [task.name for task in rerun.tasks if not _is_binary(task.baseline, task.candidate)]
+    if graded:
+        raise InputError(
+            f"the scores of {graded} are not single right-or-wrong outcomes, so they have no flip "
+            "rate. Choose another metric."
+        )
+    found = []
+    counts = [(t.name, t.n, t.regressions + t.improvements, alpha) for t in rerun.tasks]
+    if len(counts) > 1:
+        n, changed = sum(c[1] for c in counts), sum(c[2] for c in counts)
+        counts.append(("all tasks", n, changed, pooled_level(alpha, aggregation)))
+    for name, n, changed, level in counts:
+        found.append(
+            SuitePower(
+                name=name,
+                n=n,
+                changed=changed,
+                flip_rate=changed / n,
+                flip_rate_upper=upper_proportion(changed, n, _GUARD_CONFIDENCE),
+                detectable=guard_mde(changed, 0, n, alpha=level, power=power),
+            )
+        )
+    return found
+
+
+def pooled_level(alpha: float, aggregation: str) -> float:
+    """The level that the pooled test has within an aggregation rule."""
+    return alpha / 2 if aggregation == "combined" else alpha
+
+
+def _is_binary(*sides: np.ndarray) -> bool:
+    return all(bool(np.isin(side, (0.0, 1.0)).all()) for side in sides)
+
+
+def _guarded(drop: float, flip_rate: float, alpha: float, power: float, start: int) -> int:
+    """Smallest n whose guard accepts the margin; the flips are rounded up."""
+
+    def accepts(n: int) -> bool:
+        flips = min(n, math.ceil(n * flip_rate))
+        return guard_mde(flips, 0, n, alpha=alpha, power=power) <= drop
+
+    high = max(1, start)
+    while not accepts(high):
+        high *= 2
+        if high > _LARGEST:
+            raise InputError(
+                f"a drop of {drop!r} at a flip rate of {flip_rate!r} needs more than "
+                f"{_LARGEST:.0e} samples: state a larger drop."
+            )
+    low = high // 2 if high > start else 0
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if accepts(middle) else (middle, high)
+    return high

@@ -1,0 +1,217 @@
+"""A decision on the terminal: verdict, tables, flipped samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from ..pairing import PairedScores
+from ..results import Decision, Verdict
+from ..stats import SubgroupResult
+from . import content, numbers, tables
+from .remedies import remedies
+from .samples import FlippedSample, caption, shorten, worst_flips
+
+_COLOURS = {Verdict.PASS: "green", Verdict.FAIL: "red", Verdict.INCONCLUSIVE: "yellow"}
+_TEXT_LENGTH = 240
+# Columns of the table of tasks that are left out, in this order, where it is too wide.
+_DISPENSABLE = (("p_adjusted",), ("baseline", "candidate"), ("flips",), ("interval",), ("n",))
+_LONGEST_NAME = 40
+# Without a terminal there is no width to keep to, and narrow columns cannot be read.
+_WIDTH_WITHOUT_TERMINAL = 110
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that is wide enough for the tables where its width is unknown."""
+    found = Console(stderr=stderr, highlight=False)
+    if not found.is_terminal:
+        found = Console(stderr=stderr, highlight=False, width=_WIDTH_WITHOUT_TERMINAL)
+    return found
+
+
+def decision_view(
+    decision: Decision, paired: PairedScores | None = None, *, samples: int = 3
+) -> RenderableType:
+    """Everything about a decision that fits a terminal.
+
+    Parameters
+    ----------
+    decision : Decision
+    paired : PairedScores, optional
+        What it was made from; without it no flipped samples are shown.
+    samples : int
+        How many flipped samples to show.
+
+    Returns
+    -------
+    renderable
+        For `rich.console.Console.print`.
+    """
+    parts: list[RenderableType] = [_verdict(decision), _TaskTable(decision)]
+    parts.append(Text(f"\n{content.power_sentence(decision)}"))
+    changes = remedies(decision)
+    if changes:
+        parts += [heading("What would have to change"), _bullets(changes)]
+    if paired is not None and samples > 0:
+        flips = worst_flips(decision, paired, samples)
+        parts += [heading("Flipped samples"), Text(caption(decision, len(flips)))]
+        parts += [_sample(flip) for flip in flips]
+    notes = tables.notes(decision)
+    if notes:
+        parts += [heading("Notes"), _bullets(notes)]
+    return Group(*parts)
+
+
+def subgroup_view(result: SubgroupResult, alpha: float) -> RenderableType:
+    """Whether damage hides behind the mean, and in which region of which feature."""
+    shown = table("feature", ("p", "right"), ("adjusted p", "right"), "where it is worst")
+    for feature in result.features:
+        found = feature.p_adjusted <= alpha
+        where = feature.region.describe() if feature.region is not None else "nowhere worse"
+        shown.add_row(
+            Text(feature.name),
+            numbers.p_value(feature.p_value, threshold=alpha),
+            numbers.p_value(feature.p_adjusted, threshold=alpha),
+            Text(where),
+            style="red" if found else "",
+        )
+    along = [feature.name for feature in result.features if feature.p_adjusted <= alpha]
+    if along:
+        text = f"The candidate changed along {', '.join(along)}; an even drop shows here as well."
+    else:
+        text = "No change along these features beyond chance."
+    seen = f"{numbers.count(result.informative)} of {numbers.count(result.n)} samples changed"
+    return Group(
+        heading("Where the change sits"), shown, Text(f"{text} ({seen}; {result.method}.)")
+    )
+
+
+def _verdict(decision: Decision) -> RenderableType:
+    colour = _COLOURS[decision.verdict]
+    baseline, candidate = content.sides(decision)
+    lines = [
+        Text(content.headline(decision), style="bold"),
+        *(Text(f"• {reason}") for reason in decision.reasons),
+    ]
+    title = f"{content.SIGNS[decision.verdict]} {decision.verdict.value}"
+    return Panel(
+        Group(*lines),
+        title=Text(title, style=f"bold {colour}"),
+        title_align="left",
+        subtitle=Text(f"{candidate} against {baseline}", style="dim"),
+        subtitle_align="right",
+        border_style=colour,
+        box=box.ROUNDED,
+    )
+
+
+class _TaskTable:
+    """The tasks and their total; narrow terminals get fewer columns, never cut numbers."""
+
+    def __init__(self, decision: Decision) -> None:
+        rows = [
+            (tables.task_row(decision, task), content.is_proportion(task), task)
+            for task in content.ordered_tasks(decision)
+        ]
+        self._names = [f"{r.name} ({r.standing})" if r.standing else r.name for r, _, _ in rows]
+        self._cells = [_cells(row, proportion) for row, proportion, _ in rows]
+        self._styles = [
+            "red" if task.guilty else "dim" if task.tier == "advisory" else ""
+            for _, _, task in rows
+        ]
+        shares = content.total_is_proportion(decision)
+        self._names.append(f"{content.total_name(decision)} ({decision.aggregate.aggregation})")
+        self._cells.append(_cells(tables.total_row(decision), shares))
+        self._titles = {
+            "n": "n", "baseline": "baseline", "candidate": "candidate", "change": "change",
+            "interval": f"{100 * decision.policy.confidence:g}% interval",
+            "flips": "worse/better", "p": "p", "p_adjusted": "adjusted p",
+        }  # fmt: skip
+
+    def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
+        widths = {
+            name: max(len(title), *(len(cells[name]) for cells in self._cells))
+            for name, title in self._titles.items()
+        }
+        names = min(_LONGEST_NAME, max(map(len, self._names)))
+        for dispensable in _DISPENSABLE:
+            # Two blanks on either side of a column.
+            if names + sum(width + 3 for width in widths.values()) <= options.max_width:
+                break
+            for name in dispensable:
+                del widths[name]
+        shown = table("task", *((self._titles[name], "right") for name in widths))
+        shown.columns[0].no_wrap, shown.columns[0].overflow = True, "ellipsis"
+        for column, width in zip(shown.columns[1:], widths.values(), strict=True):
+            column.min_width = width
+        *tasks, total = zip(self._names, self._cells, [*self._styles, "bold"], strict=True)
+        for name, cells, style in tasks:
+            shown.add_row(Text(name), *(cells[column] for column in widths), style=style)
+        shown.add_section()
+        name, cells, style = total
+        shown.add_row(Text(name), *(cells[column] for column in widths), style=style)
+        yield shown
+
+
+def _cells(row: tables.TaskRow, proportion: bool) -> dict[str, str]:
+    return {
+        "n": row.n,
+        "baseline": row.baseline,
+        "candidate": row.candidate,
+        "change": f"{row.delta} pp" if proportion else row.delta,
+        "interval": row.interval,
+        "flips": f"{row.regressions}/{row.improvements}",
+        "p": row.p,
+        "p_adjusted": row.p_adjusted,
+    }
+
+
+def _sample(flip: FlippedSample) -> RenderableType:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    turn = f"{flip.baseline_score} → {flip.candidate_score}"
+    grid.add_row(Text(flip.task), Text(f"{flip.doc_id}: {turn}"))
+    texts = (
+        ("prompt", flip.prompt),
+        ("expected", flip.target),
+        ("baseline", flip.baseline),
+        ("candidate", flip.candidate),
+    )
+    logged = [(name, text) for name, text in texts if text is not None]
+    for name, text in logged:
+        grid.add_row(name, Text(_one_line(text)))
+    return Padding(grid, (0, 0, 1 if logged else 0, 2))
+
+
+def _one_line(text: str) -> str:
+    return shorten(" ".join(text.split()), _TEXT_LENGTH)
+
+
+def table(*columns: str | tuple[str, str]) -> Table:
+    """A plain table; a column is a name, or a name and its alignment."""
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for column in columns:
+        name, justify = column if isinstance(column, tuple) else (column, "left")
+        shown.add_column(
+            name,
+            justify="right" if justify == "right" else "left",
+            no_wrap=justify == "right",
+            overflow="fold",
+        )
+    return shown
+
+
+def heading(text: str) -> Text:
+    """The title of a section."""
+    return Text(f"\n{text}", style="bold")
+
+
+def _bullets(items: Sequence[str]) -> Group:
+    return Group(*(Text(f"• {item}") for item in items))

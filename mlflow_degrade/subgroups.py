@@ -1,0 +1,128 @@
+"""Damage that hides behind an unchanged mean, looked for in the features of paired samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ._sample_schema import FEATURE_PREFIX
+from .errors import InputError, UnknownNameError
+from .pairing import PairedScores, PairedTask
+from .stats import SubgroupResult, kcm_test
+
+#: The name of the task itself, which is a feature like any other.
+TASK = "task"
+
+
+def subgroup_features(paired: PairedScores) -> tuple[str, ...]:
+    """Names of the features that `find_subgroups` can look at."""
+    return (TASK, *paired.baseline.features)
+
+
+def find_subgroups(
+    paired: PairedScores, features: Iterable[str], *, tasks: Iterable[str] | None = None
+) -> SubgroupResult:
+    """Test whether the change depends on features of the samples, and find the worst region.
+
+    Parameters
+    ----------
+    paired : PairedScores
+    features : iterable of str
+        ``task``, or features of the baseline's table.
+    tasks : iterable of str, optional
+        Tasks to look at; all by default. Their scores must have one unit.
+
+    Returns
+    -------
+    SubgroupResult
+        Its p-values are corrected for the number of features.
+
+    Raises
+    ------
+    UnknownNameError
+        A feature or task does not exist.
+    InputError
+        No sample has all the features.
+
+    Notes
+    -----
+    The kernel conditional moment test of `mlflow_degrade.stats.kcm_test`. Samples that lack one of
+    the features are left out.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from mlflow_degrade import SampleScores, pair
+    >>> def scores(values, model):
+    ...     frame = pd.DataFrame({"task": "qa", "doc_id": range(80), "metric": "acc"})
+    ...     frame["score"], frame["feature.length"] = values, range(80)
+    ...     return SampleScores.from_pandas(frame, model=model)
+    >>> baseline, candidate = [1] * 40 + [0] * 40, [0] * 20 + [1] * 40 + [0] * 20
+    >>> paired = pair(scores(baseline, "fp32"), scores(candidate, "int8"))
+    >>> float(paired.tasks[0].difference.mean()), find_subgroups(paired, ["length"]).p_value < 0.01
+    (0.0, True)
+    """
+    names = list(dict.fromkeys(features))
+    known = subgroup_features(paired)
+    for name in names:
+        if name not in known:
+            hint = "Readers take features from logs by option, e.g. features=category."
+            raise UnknownNameError("feature", name, known, hint)
+    if not names:
+        raise InputError(f"no features to look at; there are {list(known)}.")
+    chosen = _chosen(paired, tasks)
+    values = {name: _feature(paired, chosen, name) for name in names}
+    present = np.logical_and.reduce([~_missing(value) for value in values.values()])
+    if not present.any():
+        raise InputError(f"no sample has all of the features {names}.")
+    difference = np.concatenate([task.difference for task in chosen])
+    return kcm_test(
+        difference[present],
+        {name: value[present] for name, value in values.items()},
+        clusters=_clusters(chosen, present),
+    )
+
+
+def _chosen(paired: PairedScores, tasks: Iterable[str] | None) -> list[PairedTask]:
+    if tasks is None:
+        return list(paired.tasks)
+    by_name = {task.name: task for task in paired.tasks}
+    wanted = list(tasks)
+    for name in wanted:
+        if name not in by_name:
+            raise UnknownNameError("task", name, by_name)
+    return [by_name[name] for name in wanted]
+
+
+def _feature(paired: PairedScores, tasks: list[PairedTask], name: str) -> npt.NDArray[Any]:
+    """Values per item; numbers as floats, labels as text, absent ones NaN or None."""
+    if name == TASK:
+        return np.concatenate([np.full(task.n, task.name, dtype=object) for task in tasks])
+    rows = np.concatenate([task.baseline_row for task in tasks])
+    column = paired.baseline.table[FEATURE_PREFIX + name].take(rows)
+    values: npt.NDArray[Any] = column.to_numpy()
+    return values
+
+
+def _missing(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    if values.dtype == object:
+        return np.array([value is None for value in values], dtype=np.bool_)
+    missing: npt.NDArray[np.bool_] = np.isnan(values)
+    return missing
+
+
+def _clusters(
+    tasks: list[PairedTask], present: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.int64] | None:
+    """Clusters of all tasks, numbered apart; items of tasks without clusters stand alone."""
+    if all(task.cluster is None for task in tasks):
+        return None
+    codes, first = [], 0
+    for task in tasks:
+        own = np.arange(task.n) if task.cluster is None else task.cluster
+        codes.append(own + first)
+        first += int(own.max(initial=-1)) + 1
+    return np.concatenate(codes)[present].astype(np.int64)
