@@ -121,7 +121,8 @@ def _judge(
         warn_only = False
     blocking = list(_doubts(tasks, aggregate, policy))
     if degraded and (policy.rule == "no_degradation" or missing):
-        return Verdict.FAIL, degraded + missing
+        # Too little data to pass is no news once the data sufficed to fail.
+        return Verdict.FAIL, degraded if policy.rule == "no_degradation" else degraded + missing
     if blocking or (missing and not warn_only):
         return Verdict.INCONCLUSIVE, blocking + missing
     # Under non_inferiority a drop may be real and still within the margin: say both.

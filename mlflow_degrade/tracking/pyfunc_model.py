@@ -10,14 +10,14 @@ from typing import Any
 
 import pandas as pd
 from mlflow.models import set_model
-from mlflow.pyfunc import PythonModel, PythonModelContext
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from mlflow_degrade.errors import InputError
 from mlflow_degrade.runtime.decoder import OnnxDecoder
 from mlflow_degrade.runtime.generation import Sampling
 
 
-class OnnxLanguageModel(PythonModel):  # type: ignore[misc]
+class OnnxLanguageModel(PythonModel):
     """Text generation and choice scoring over ONNX Runtime."""
 
     def load_context(self, context: PythonModelContext) -> None:
@@ -52,12 +52,13 @@ class OnnxLanguageModel(PythonModel):  # type: ignore[misc]
             ``log_likelihoods``, the natural logarithm of each choice's probability, or None.
         """
         prompts = [str(prompt) for prompt in model_input["prompt"]]
-        choices = [None] * len(prompts)
+        choices: list[list[str] | None] = [None] * len(prompts)
         if "choices" in model_input:
             choices = [None if value is None else list(value) for value in model_input["choices"]]
         scored = [i for i, options in enumerate(choices) if options is not None]
         asked = [i for i, options in enumerate(choices) if options is None]
-        texts, likelihoods = [""] * len(prompts), [None] * len(prompts)
+        texts = [""] * len(prompts)
+        likelihoods: list[list[float] | None] = [None] * len(prompts)
         for i, (best, values) in zip(
             scored, self._score([(prompts[i], choices[i]) for i in scored]), strict=True
         ):

@@ -22,7 +22,9 @@ _SERVING = (
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
-def log_model(model_dir: Path, *, metadata: Mapping[str, Any] | None = None) -> Any:
+def log_model(
+    model_dir: Path, *, metadata: Mapping[str, Any] | None = None, one_by_one: bool = False
+) -> Any:
     """Log a model directory to the active run as a pyfunc model that carries its own code.
 
     Parameters
@@ -31,6 +33,8 @@ def log_model(model_dir: Path, *, metadata: Mapping[str, Any] | None = None) -> 
         ONNX graph, weights, configuration and tokenizer; logged byte for byte.
     metadata : mapping, optional
         Stored in the ``MLmodel`` file.
+    one_by_one : bool
+        Run prompts one at a time when serving, for a model whose scores depend on the batch.
 
     Returns
     -------
@@ -50,6 +54,7 @@ def log_model(model_dir: Path, *, metadata: Mapping[str, Any] | None = None) -> 
         artifacts={"model_dir": str(model_dir)},
         code_paths=[str(_PACKAGE)],
         pip_requirements=[f"{name}=={version(name)}" for name in _serving_packages()],
+        model_config={"one_by_one": one_by_one},
         signature=_signature(),
         metadata=dict(metadata or {}),
     )

@@ -1,6 +1,6 @@
 """Entry point of the MLflow project: quantize a model and register it only when it is not worse."""
 
-from mlflow_degrade.recipes.quantize import main
+from mlflow_degrade.recipes.quantize_command import main
 
 if __name__ == "__main__":
     main()

@@ -1,0 +1,1 @@
+"""The jobs behind the MLflow projects in `recipes/`, callable from Python."""

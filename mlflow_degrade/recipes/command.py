@@ -1,0 +1,93 @@
+"""What every MLflow project of this package does with its parameters, errors and exit code.
+
+MLflow hands parameters over as text, an unset one as the empty text, and runs the entry point in
+the project's folder, so that relative paths of the caller mean something else there.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from ..errors import DegradeError, InputError, UnknownNameError
+
+Options = TypeVar("Options", bound=BaseModel)
+
+_TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0", "")
+
+
+def build(kind: type[Options], values: Mapping[str, Any]) -> Options:
+    """Validate recipe parameters, naming the parameter, its value and its limit.
+
+    Raises
+    ------
+    InputError
+    """
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        lines = [
+            f"parameter {'.'.join(map(str, item['loc']))} = {item['input']!r}: "
+            f"{item['msg'].removeprefix('Value error, ')}."
+            for item in error.errors()
+        ]
+        raise InputError("\n".join(lines)) from error
+
+
+def flag(name: str, text: str) -> bool:
+    """Read a true/false parameter."""
+    lowered = text.strip().lower()
+    if lowered not in _TRUE + _FALSE:
+        raise UnknownNameError(f"value of {name}", text, ("true", "false"))
+    return lowered in _TRUE
+
+
+def number(name: str, text: str, kind: type[int] | type[float]) -> Any:
+    """Read a numeric parameter."""
+    try:
+        return kind(text)
+    except ValueError as error:
+        what = "a whole number" if kind is int else "a number"
+        raise InputError(f"parameter {name} = {text!r} is not {what}.") from error
+
+
+def caller_path(text: str) -> str:
+    """A path as the person who called ``mlflow run`` meant it.
+
+    Relative paths are looked up in the folder ``mlflow run`` was called from when they exist
+    there; anything else (a model id, an absolute path) is returned as it is.
+    """
+    if not text or Path(text).is_absolute():
+        return text
+    for folder in _caller_directories():
+        if (folder / text).exists():
+            return str((folder / text).resolve())
+    return text
+
+
+def _caller_directories() -> list[Path]:
+    """Working directories of the processes above this one, nearest first."""
+    import psutil
+
+    try:
+        above = psutil.Process().parents()[:4]
+        return [Path(process.cwd()) for process in above if process.pid > 1]
+    except (psutil.Error, OSError):
+        # Some systems do not tell; paths then are relative to the project, as MLflow documents.
+        return []
+
+
+def exit_with(error: DegradeError) -> None:
+    """End the process with one clear message and the error's exit code."""
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    raise SystemExit(error.exit_code)
+
+
+def joined_run_id() -> str | None:
+    """The run that ``mlflow run`` made for this process, if it did."""
+    return os.environ.get("MLFLOW_RUN_ID")

@@ -1,0 +1,183 @@
+"""Quantize a model, and register it only when it is not worse: the job behind recipes/quantize."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..errors import DegradeError
+from ..policy import GatePolicy
+from ..results import Decision, Verdict
+from .command import joined_run_id
+
+DEFAULT_LIMIT = 220
+
+
+class QuantizeOptions(BaseModel):
+    """What to quantize, and what must be shown.
+
+    Attributes
+    ----------
+    model : str
+        ``starter``, a Hugging Face id, a local directory, or ``models:/name@alias``.
+    scheme : str
+        A name from `mlflow_degrade.optimize.schemes.SCHEMES`.
+    tasks : tuple of str
+        lm-eval tasks or groups; ``starter`` is the packaged suite.
+    include_path : Path, optional
+        Directory with lm-eval task files of one's own.
+    limit : int, optional
+        Samples per task, drawn at random with `seed`; None takes all.
+    policy : GatePolicy
+        The rule, its level, margin and aggregation.
+    register_as : str, optional
+        Name in the model registry on PASS; ``auto`` derives it from the model, None registers
+        nothing.
+    baseline_model : str, optional
+        Another baseline than the unquantized export.
+    device : {"auto", "cpu", "cuda"}
+    batch_size : int or "auto"
+        Sequences per batch.
+    num_fewshot : int, optional
+        Few-shot examples per prompt; None keeps each task's own setting.
+    seed : int
+        Of the random samples and few-shot examples.
+    fresh : bool
+        Evaluate again even where MLflow already has the evaluation.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = "starter"
+    scheme: str = "int8-weight-only"
+    tasks: tuple[str, ...] = Field(default=("starter",), min_length=1)
+    include_path: Path | None = None
+    limit: int | None = Field(default=DEFAULT_LIMIT, ge=1)
+    policy: GatePolicy = GatePolicy()
+    register_as: str | None = "auto"
+    baseline_model: str | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    batch_size: int | Literal["auto"] = "auto"
+    num_fewshot: int | None = Field(default=None, ge=0)
+    seed: int = Field(default=0, ge=0)
+    fresh: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came out of `quantize_and_gate`.
+
+    Attributes
+    ----------
+    decision : Decision
+    run_id : str
+        The parent run in MLflow.
+    model_dir : Path
+        The candidate.
+    registered : str or None
+        ``models:/name/version`` of the new version; None unless the verdict is PASS.
+    """
+
+    decision: Decision
+    run_id: str
+    model_dir: Path
+    registered: str | None
+
+
+def quantize_and_gate(options: QuantizeOptions | None = None) -> Outcome:
+    """Run the whole job under one MLflow run, with children for baseline and candidate.
+
+    Parameters
+    ----------
+    options : QuantizeOptions, optional
+
+    Returns
+    -------
+    Outcome
+
+    Raises
+    ------
+    DegradeError
+        Whatever is wrong, found as early as possible: names and server before any work is done.
+
+    Notes
+    -----
+    Exports, quantized models and finished tasks are kept in the cache and evaluations in MLflow:
+    a second run computes only what changed, a killed one continues where it stopped.
+
+    Examples
+    --------
+    See ``examples/quantize_from_python.py``.
+    """
+    import mlflow
+
+    from ..tracking.connection import require_tracking_server
+    from ..tracking.evaluations import KIND_TAG
+    from ..tracking.runs import terminate_gracefully, tracked_run
+
+    options = options or QuantizeOptions()
+    with terminate_gracefully():
+        require_tracking_server()
+        joined = joined_run_id()
+        name = f"quantize {Path(options.model).name} {options.scheme}"
+        with tracked_run(name, run_id=joined, tags={KIND_TAG: "recipe"}) as run:
+            if joined is None:
+                mlflow.log_params(_params(options))
+            try:
+                return _run(options, run.info.run_id)
+            except DegradeError as error:
+                mlflow.set_tag("degrade.error", str(error)[:2_000])
+                raise
+
+
+def _run(options: QuantizeOptions, run_id: str) -> Outcome:
+    from ..evaluation.suite import load_suite
+    from ..optimize.schemes import find_scheme
+    from ..runtime.providers import resolve_device
+    from . import steps
+
+    # Everything that can be wrong in a word is found before the first minute of work.
+    providers = resolve_device(options.device)
+    find_scheme(options.scheme, providers)
+    suite = load_suite(
+        options.tasks,
+        include_path=options.include_path,
+        limit=options.limit,
+        seed=options.seed,
+        num_fewshot=options.num_fewshot,
+    )
+    models = steps.make_models(
+        options.model, options.scheme, baseline=options.baseline_model, providers=providers
+    )
+    samples, path = steps.evaluate_arms(
+        models, suite, device=options.device, batch_size=options.batch_size, fresh=options.fresh
+    )
+    conclusion = steps.conclude(
+        samples,
+        options.policy,
+        one_by_one=path == "one-by-one",
+        cost=steps.measure_cost(models, device=options.device),
+    )
+    registered = None
+    if conclusion.decision.verdict is Verdict.PASS:
+        name = _registry_name(options)
+        registered = steps.log_and_register(conclusion, models, name, run_id=run_id)
+    steps.report(conclusion, models, registered)
+    return Outcome(conclusion.decision, run_id, models.candidate, registered)
+
+
+def _registry_name(options: QuantizeOptions) -> str | None:
+    if options.register_as != "auto":
+        return options.register_as
+    model = "smollm2-135m-instruct" if options.model == "starter" else Path(options.model).name
+    return re.sub(r"[^\w.-]+", "-", model).strip("-").lower() + "-onnx"
+
+
+def _params(options: QuantizeOptions) -> dict[str, Any]:
+    values = options.model_dump(mode="json", exclude={"policy"})
+    values |= {f"policy.{k}": v for k, v in options.policy.model_dump(mode="json").items()}
+    return values

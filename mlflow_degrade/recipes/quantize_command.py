@@ -1,0 +1,80 @@
+"""The command line of recipes/quantize."""
+
+from __future__ import annotations
+
+import click
+
+from ..errors import DegradeError, InputError
+from ..policy import GatePolicy
+from .command import build, caller_path, exit_with, flag, number
+from .quantize import DEFAULT_LIMIT, QuantizeOptions, quantize_and_gate
+
+
+@click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
+@click.option("--model", default="starter", help="starter, a hub id, a directory, or models:/n@a.")
+@click.option("--scheme", default="int8-weight-only", help="What to do to the candidate.")
+@click.option("--tasks", default="starter", help="lm-eval tasks or groups, comma-separated.")
+@click.option("--include-path", default="", help="Directory with task files of your own.")
+@click.option("--limit", default=str(DEFAULT_LIMIT), help="Samples per task; 0 takes all.")
+@click.option("--alpha", default="0.05", help="One-sided significance level.")
+@click.option("--margin-pp", default="2.0", help="Largest acceptable drop, percentage points.")
+@click.option("--aggregation", default="combined", help="How the tasks become one decision.")
+@click.option("--rule", default="no_degradation", help="no_degradation or non_inferiority.")
+@click.option("--policy", default="", help="Policy file instead of the four options above.")
+@click.option("--register-as", default="auto", help="Registry name on PASS; none registers not.")
+@click.option("--baseline-model", default="", help="Another baseline than the export.")
+@click.option("--device", default="auto", help="auto, cpu or cuda.")
+@click.option("--batch-size", default="auto", help="auto, or sequences per batch.")
+@click.option("--num-fewshot", default="", help="Few-shot examples per prompt.")
+@click.option("--seed", default="0", help="Of the random samples.")
+@click.option("--fresh", default="false", help="true evaluates again.")
+@click.option("--strict", default="false", help="true exits 1 on FAIL, 2 on INCONCLUSIVE.")
+def main(**given: str) -> None:
+    """Quantize a model and register it only when it is not worse."""
+    try:
+        strict = flag("strict", given.pop("strict"))
+        outcome = quantize_and_gate(_options(given))
+    except DegradeError as error:
+        exit_with(error)
+    if strict:
+        raise SystemExit(outcome.decision.exit_code)
+
+
+def _options(given: dict[str, str]) -> QuantizeOptions:
+    limit = number("limit", given["limit"], int)
+    if limit < 0:
+        raise InputError(f"parameter limit = {limit}: give samples per task, or 0 for all of them.")
+    batch, shots = given["batch_size"], given["num_fewshot"]
+    include_path = caller_path(given["include_path"])
+    return build(
+        QuantizeOptions,
+        {
+            "model": caller_path(given["model"]),
+            "scheme": given["scheme"],
+            "tasks": [name.strip() for name in given["tasks"].split(",") if name.strip()],
+            "include_path": include_path or None,
+            "limit": limit or None,
+            "policy": _policy(given),
+            "register_as": None if given["register_as"] in ("", "none") else given["register_as"],
+            "baseline_model": caller_path(given["baseline_model"]) or None,
+            "device": given["device"],
+            "batch_size": batch if batch == "auto" else number("batch_size", batch, int),
+            "num_fewshot": number("num_fewshot", shots, int) if shots else None,
+            "seed": number("seed", given["seed"], int),
+            "fresh": flag("fresh", given["fresh"]),
+        },
+    )
+
+
+def _policy(given: dict[str, str]) -> GatePolicy:
+    if given["policy"]:
+        return GatePolicy.from_yaml(caller_path(given["policy"]))
+    return GatePolicy.from_mapping(
+        {
+            "rule": given["rule"],
+            "alpha": number("alpha", given["alpha"], float),
+            "margin_pp": number("margin_pp", given["margin_pp"], float),
+            "aggregation": given["aggregation"],
+        },
+        source="parameters",
+    )

@@ -1,0 +1,292 @@
+"""The steps of a gating recipe, each a function that another recipe can call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..decision import decide
+from ..pairing import PairedScores, pair
+from ..policy import GatePolicy
+from ..results import Decision
+from ..scores import SampleScores
+from .console import say, step
+
+if TYPE_CHECKING:
+    from ..evaluation.suite import Suite
+
+SIDES = ("baseline", "candidate")
+
+
+@dataclass(frozen=True)
+class Models:
+    """The two model directories that are compared.
+
+    Attributes
+    ----------
+    name : str
+        What the user called the model.
+    scheme : str
+        What was done to the candidate.
+    baseline, candidate : Path
+    """
+
+    name: str
+    scheme: str
+    baseline: Path
+    candidate: Path
+
+    def directory(self, side: str) -> Path:
+        """Model directory of ``"baseline"`` or ``"candidate"``."""
+        return self.baseline if side == "baseline" else self.candidate
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """A decision that is logged, with what it was made from.
+
+    Attributes
+    ----------
+    decision : Decision
+    paired : PairedScores
+    evidence_digest : str
+    one_by_one : bool
+        Whether the models' scores depend on the batch, so that both ran one sample at a time.
+    cost : mapping
+        Per side: metric name to (value, unit).
+    """
+
+    decision: Decision
+    paired: PairedScores
+    evidence_digest: str
+    one_by_one: bool
+    cost: Mapping[str, Mapping[str, tuple[float, str]]]
+
+
+def make_models(
+    model: str, scheme: str, *, baseline: str | None, providers: tuple[str, ...]
+) -> Models:
+    """Resolve, export, optimize and quantize, or find what was made before.
+
+    Parameters
+    ----------
+    model : str
+        As `mlflow_degrade.optimize.source.resolve_model` takes it.
+    scheme : str
+    baseline : str, optional
+        Another model as the baseline; by default the unquantized export.
+    providers : tuple of str
+        Where the candidate is to run.
+    """
+    from ..optimize.export import export_onnx
+    from ..optimize.graph import optimize_graph
+    from ..optimize.model_directory import ModelDirectory
+    from ..optimize.schemes import SCHEMES, apply_scheme
+    from ..optimize.source import resolve_model
+
+    with step(f"Resolve, export and optimize {model}"):
+        exported = optimize_graph(export_onnx(resolve_model(model)))
+        say(f"{ModelDirectory.load(exported).size_bytes / 1e6:.0f} MB in {exported}")
+    with step(f"Apply {scheme}: {SCHEMES[scheme].summary}"):
+        candidate = apply_scheme(exported, scheme, providers=providers)
+        made = ModelDirectory.load(candidate)
+        say(f"{made.size_bytes / 1e6:.0f} MB in {candidate}")
+        if note := SCHEMES[scheme].notes.get(providers[0]):
+            say(f"note: {note}")
+    if baseline is not None:
+        with step(f"Resolve and export the baseline {baseline}"):
+            exported = optimize_graph(export_onnx(resolve_model(baseline)))
+    return Models(model, scheme, exported, candidate)
+
+
+def evaluate_arms(
+    models: Models, suite: Suite, *, device: str, batch_size: int | str, fresh: bool
+) -> tuple[dict[str, SampleScores], str]:
+    """Evaluate both models alike, each in a child run, or take evaluations MLflow already has.
+
+    Parameters
+    ----------
+    models : Models
+    suite : mlflow_degrade.evaluation.suite.Suite
+    device, batch_size
+        See `mlflow_degrade.evaluation.run.EvaluationSettings`.
+    fresh : bool
+        Evaluate even what is there.
+
+    Returns
+    -------
+    dict of str to SampleScores, str
+        Per side, and the scoring path both took.
+    """
+    from ..evaluation.run import EvaluationSettings, evaluation_key, scoring_path
+
+    settings = EvaluationSettings(device=device, batch_size=batch_size, resume=not fresh)
+    tasks = ", ".join(task.name for task in suite.tasks)
+    with step(f"Evaluate both models on {suite.documents} samples: {tasks}"):
+        path, probes = scoring_path((models.baseline, models.candidate), suite, settings)
+        for side, probe in zip(SIDES, probes, strict=True):
+            say(
+                f"{side}: a batch changes log-probabilities by up to {probe.max_abs_difference:.2g}"
+                f" nats (limit {probe.tolerance:g})"
+            )
+        if path == "one-by-one":
+            say("so both are scored one sample at a time")
+        samples = {}
+        for side in SIDES:
+            key = evaluation_key(models.directory(side), suite, path, settings)
+            samples[side] = _evaluate_arm(side, models, suite, key, settings, path, fresh)
+    return samples, path
+
+
+def _evaluate_arm(
+    side: str,
+    models: Models,
+    suite: Suite,
+    key: Mapping[str, Any],
+    settings: Any,
+    path: Any,
+    fresh: bool,
+) -> SampleScores:
+    from ..evaluation.run import evaluate_model
+    from ..tracking.evaluations import find_evaluation, load_facts, load_samples, log_evaluation
+    from ..tracking.runs import tracked_run
+
+    scheme = "fp32" if side == "baseline" else models.scheme
+    with tracked_run(side, nested=True, tags={"degrade.side": side, "degrade.scheme": scheme}):
+        earlier = None if fresh else find_evaluation(key)
+        if earlier is not None:
+            say(f"{side}: evaluated before, in run {earlier}")
+            samples, facts = load_samples(earlier), load_facts(earlier)
+            speed: Mapping[str, float] = {}
+        else:
+            found = evaluate_model(
+                models.directory(side), suite, settings=settings, path=path, label=side
+            )
+            name = f"{models.name} {scheme}"
+            samples, facts = found.samples.named(name), found.facts()
+            speed = {f"throughput/{k}": v for k, v in found.timing.items() if "per_second" in k}
+        log_evaluation(samples, key, metrics=speed, facts=facts, reused_from=earlier)
+    return samples
+
+
+def measure_cost(models: Models, *, device: str) -> dict[str, dict[str, tuple[float, str]]]:
+    """Size, speed and memory of both models, measured in turn in one process.
+
+    Returns
+    -------
+    dict
+        Per side: metric name to (value, unit).
+    """
+    from ..runtime.cost import compare_cost
+
+    with step("Measure size, speed and memory of both, side by side"):
+        return compare_cost(models.baseline, models.candidate, device=device)
+
+
+def conclude(
+    samples: Mapping[str, SampleScores],
+    policy: GatePolicy,
+    *,
+    one_by_one: bool,
+    cost: Mapping[str, Mapping[str, tuple[float, str]]],
+) -> Conclusion:
+    """Pair, test, decide, and log the evidence to the active run."""
+    import mlflow
+
+    from ..tracking.evaluations import log_finite_metrics
+    from ..tracking.evidence import log_decision
+
+    with step("Pair the samples, test and decide"):
+        baseline, candidate = (samples[side] for side in SIDES)
+        tasks = sorted({*baseline.tasks, *candidate.tasks})
+        paired = pair(
+            baseline,
+            candidate,
+            metric=policy.choices("metric", tasks),
+            filter=policy.choices("filter", tasks),
+            allow=policy.allow,
+        )
+        decision = decide(paired, policy)
+        digest = log_decision(decision, paired)
+        log_finite_metrics({name: value for name, (value, _) in cost["candidate"].items()})
+        mlflow.set_tag("degrade.candidate_model_digest", candidate.model_digest or "unknown")
+    return Conclusion(decision, paired, digest, one_by_one, cost)
+
+
+def log_and_register(
+    conclusion: Conclusion, models: Models, name: str | None, *, run_id: str
+) -> str | None:
+    """Log the candidate as a model and, given a name, register it with its verdict.
+
+    Returns
+    -------
+    str or None
+        ``models:/name/version``.
+    """
+    from ..optimize.model_directory import ModelDirectory
+    from ..tracking.evidence import EVIDENCE_TAG, POLICY_TAG, VERDICT_TAG
+    from ..tracking.registration import log_model, register
+
+    decision = conclusion.decision
+    if decision.verdict.value != "PASS":
+        raise ValueError(f"a candidate with verdict {decision.verdict.value} is not registered")
+    directory = ModelDirectory.load(models.candidate)
+    directory.verify()
+    with step("Log the candidate" + (f" and register it as {name}" if name else "")):
+        info = log_model(
+            models.candidate,
+            metadata={"degrade_model_digest": directory.digest, "degrade_scheme": models.scheme},
+            one_by_one=conclusion.one_by_one,
+        )
+        if name is None:
+            return None
+        tags = {
+            VERDICT_TAG: decision.verdict.value,
+            EVIDENCE_TAG: conclusion.evidence_digest,
+            POLICY_TAG: decision.policy.digest(),
+            "degrade.run_id": run_id,
+            "degrade.scheme": models.scheme,
+            "degrade.source": models.name,
+            "degrade.model_digest": directory.digest,
+        }
+        version = register(
+            info.model_uri,
+            name,
+            run_id=run_id,
+            tags=tags,
+            description=f"{models.scheme} of {models.name}: {decision.reasons[0]}",
+            model_id=info.model_id,
+        )
+        return f"models:/{version.name}/{version.version}"
+
+
+def report(conclusion: Conclusion, models: Models, registered: str | None) -> None:
+    """Log what people read to the active run, and print the verdict."""
+    import tempfile
+
+    import mlflow
+
+    from ..report import html, markdown, plots
+    from ..report.terminal import console, decision_view
+
+    decision, paired, cost = conclusion.decision, conclusion.paired, conclusion.cost
+    provenance = {"model": models.name, "scheme": models.scheme, "registered": registered}
+    mlflow.set_tag(
+        "mlflow.note.content", markdown.summary_note(decision, cost=cost, provenance=provenance)
+    )
+    for kind, module in (("md", markdown), ("html", html)):
+        text = module.report(decision, paired, cost=cost, provenance=provenance)
+        mlflow.log_text(text, f"report.{kind}")
+    with tempfile.TemporaryDirectory(prefix="mlflow-degrade-") as scratch:
+        plots.save_plots(decision, scratch)
+        mlflow.log_artifacts(scratch, "plots")
+    out = console()
+    out.print(decision_view(decision, paired))
+    if registered:
+        out.print(f"\nRegistered as [bold]{registered}[/bold].")
+    elif decision.verdict.value == "PASS":
+        out.print("\nNo name to register it under was given; the model is logged with the run.")
+    else:
+        out.print(f"\nNothing was registered: the verdict is {decision.verdict.value}.")
