@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from ..errors import DegradeError, InputError
@@ -31,6 +33,8 @@ from .quantize import DEFAULT_LIMIT, QuantizeOptions, quantize_and_gate
 @click.option("--strict", default="false", help="true exits 1 on FAIL, 2 on INCONCLUSIVE.")
 def main(**given: str) -> None:
     """Quantize a model and register it only when it is not worse."""
+    # MLflow draws a bar for every small file it reads; this process shows bars of its own.
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
         strict = flag("strict", given.pop("strict"))
         outcome = quantize_and_gate(_options(given))

@@ -179,10 +179,10 @@ def measure_cost(models: Models, *, device: str) -> dict[str, dict[str, tuple[fl
     dict
         Per side: metric name to (value, unit).
     """
-    from ..runtime.cost import compare_cost
+    from ..runtime import cost
 
     with step("Measure size, speed and memory of both, side by side"):
-        return compare_cost(models.baseline, models.candidate, device=device)
+        return cost.measure_cost({side: models.directory(side) for side in SIDES}, device=device)
 
 
 def conclude(
