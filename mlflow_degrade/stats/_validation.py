@@ -132,7 +132,13 @@ def check_labels(labels: Any, size: int, name: str) -> IntArray:
         raise StatisticsInputError(
             f"{name} has shape {array.shape} but there are {size} items: give one label per item."
         )
-    _, codes = np.unique(array, return_inverse=True)
+    try:
+        _, codes = np.unique(array, return_inverse=True)
+    except TypeError as error:
+        # None among strings, for instance: whether it is a group of its own is not ours to guess.
+        raise StatisticsInputError(
+            f"{name} mix types that cannot be sorted ({error}): give strings or numbers only."
+        ) from error
     return np.asarray(codes, dtype=np.int64).reshape(size)
 
 

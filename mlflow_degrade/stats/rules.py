@@ -10,7 +10,7 @@ import numpy as np
 from scipy import special
 
 from mlflow_degrade.errors import StatisticsInputError
-from mlflow_degrade.stats._validation import FloatArray, IntArray
+from mlflow_degrade.stats._validation import BoolArray, FloatArray, IntArray
 from mlflow_degrade.stats.benchmark import JointUnits
 from mlflow_degrade.stats.lattice import FlipLaw, find_step
 from mlflow_degrade.stats.nulls import Nulls, log_tails, mid_scores
@@ -78,23 +78,40 @@ def fisher(nulls: Nulls) -> RuleOutcome:
     """−2Σ ln p_k against its discrete law."""
     statistic = -2.0 * float(nulls.log_p.sum())
     laws = []
-    for index in np.flatnonzero(nulls.coins):
-        log_pmf = nulls.log_pmf(int(index))
-        laws.append(AtomLaw(-2.0 * log_tails(log_pmf), log_pmf))
+    for index, copies in _alike(nulls):
+        log_pmf = nulls.log_pmf(index)
+        laws.append(AtomLaw(-2.0 * log_tails(log_pmf), log_pmf, copies))
     return _summed(laws, statistic, statistic)
 
 
 def stouffer(nulls: Nulls) -> RuleOutcome:
     """Normal scores of the mid-p-values, weighted by √m_k."""
-    informative = np.flatnonzero(nulls.coins)
     laws, total = [], 0.0
-    for index in informative:
-        log_pmf = nulls.log_pmf(int(index))
+    for index, copies in _alike(nulls):
+        log_pmf = nulls.log_pmf(index)
         scores = math.sqrt(float(nulls.coins[index])) * mid_scores(log_pmf)
-        total += float(scores[nulls.mass[index]])
-        laws.append(AtomLaw(scores, log_pmf))
+        laws.append(AtomLaw(scores, log_pmf, copies))
+        if index in nulls.laws:
+            total += float(scores[nulls.mass[index]])
+        else:
+            same = nulls.mass[_binomial(nulls) & (nulls.coins == nulls.coins[index])]
+            total += float(scores[same].sum())
     norm = math.sqrt(float(nulls.coins.sum())) or 1.0
     return _summed(laws, total, total / norm)
+
+
+def _binomial(nulls: Nulls) -> BoolArray:
+    mask = np.ones(nulls.size, dtype=np.bool_)
+    mask[list(nulls.laws)] = False
+    return mask
+
+
+def _alike(nulls: Nulls) -> list[tuple[int, int]]:
+    """One benchmark for each distinct law, and how many have it; those without flips left out."""
+    coins = np.where(_binomial(nulls), nulls.coins, 0)
+    _, first, copies = np.unique(coins, return_index=True, return_counts=True)
+    pairs = zip(first.tolist(), copies.tolist(), strict=True)
+    return [pair for pair in pairs if coins[pair[0]]] + [(index, 1) for index in nulls.laws]
 
 
 def combined(first: RuleOutcome, second: RuleOutcome) -> RuleOutcome:

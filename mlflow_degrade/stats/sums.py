@@ -19,10 +19,11 @@ _TIE = 1e-11
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AtomLaw:
-    """A discrete law: values and the logarithms of their probabilities."""
+    """A discrete law: values, the logarithms of their probabilities, how many variables have it."""
 
     values: FloatArray
     log_probabilities: FloatArray
+    copies: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,8 @@ def sum_tail(laws: list[AtomLaw], threshold: float) -> SumTail:
     if not laws:
         return SumTail(0.0, 0.0, True) if threshold <= 0.0 else SumTail(-math.inf, -math.inf, True)
     first, second = _halves(laws)
-    tolerance = _TIE * (abs(threshold) + sum(float(np.abs(law.values).max()) for law in laws))
+    largest = sum(law.copies * float(np.abs(law.values).max()) for law in laws)
+    tolerance = _TIE * (abs(threshold) + largest)
     if _atoms(first) <= _LARGEST_HALF and _atoms(second) <= _LARGEST_HALF:
         log_p = _enumerated(_convolve(first), _convolve(second), threshold - tolerance)
         return SumTail(log_p, log_p, True)
@@ -84,7 +86,8 @@ def sum_tail(laws: list[AtomLaw], threshold: float) -> SumTail:
 def _halves(laws: list[AtomLaw]) -> tuple[list[AtomLaw], list[AtomLaw]]:
     first: list[AtomLaw] = []
     second: list[AtomLaw] = []
-    for law in sorted(laws, key=lambda law: -law.values.size):
+    single = [law for law in laws for _ in range(law.copies)]
+    for law in sorted(single, key=lambda law: -law.values.size):
         (first if _atoms(first) <= _atoms(second) else second).append(law)
     return first, second
 
@@ -114,21 +117,23 @@ def _enumerated(first: AtomLaw, second: AtomLaw, threshold: float) -> float:
 
 def _on_grid(laws: list[AtomLaw], threshold: float) -> SumTail:
     laws = [_without_impossible(law) for law in laws]
-    if threshold <= sum(float(law.values.min()) for law in laws):
+    if threshold <= sum(law.copies * float(law.values.min()) for law in laws):
         return SumTail(0.0, 0.0, True)
-    highest = sum(float(law.values.max()) for law in laws)
+    highest = sum(law.copies * float(law.values.max()) for law in laws)
     if threshold > highest:
         return SumTail(-math.inf, -math.inf, True)
     if threshold > highest - 1e-9 * abs(highest):
         # No tilt has its mean at the very maximum, but there is only one way to reach it.
         top = sum(
-            _log_sum_exp(law.log_probabilities[law.values == law.values.max()]) for law in laws
+            law.copies * _log_sum_exp(law.log_probabilities[law.values == law.values.max()])
+            for law in laws
         )
         return SumTail(top, top, True)
+    variables = sum(law.copies for law in laws)
     theta = _tilt(laws, threshold)
     low, high = _range(laws, theta)
-    grid = _FINE_GRID if len(laws) <= _MANY_LAWS else _COARSE_GRID
-    step = (high - low) / (grid - 2 * len(laws) - 4)
+    grid = _FINE_GRID if variables <= _MANY_LAWS else _COARSE_GRID
+    step = (high - low) / (grid - 2 * variables - 4)
     spectrum, cumulant = np.ones(grid // 2 + 1, dtype=np.complex128), 0.0
     for law in laws:
         # Rounding up never makes a sum smaller: the tail of the rounded sum is an upper bound.
@@ -136,14 +141,15 @@ def _on_grid(laws: list[AtomLaw], threshold: float) -> SumTail:
         log_weight = law.log_probabilities + theta * step * index
         log_mass = _log_sum_exp(log_weight)
         weight = np.exp(log_weight - log_mass)
-        cumulant += log_mass
-        spectrum *= np.fft.rfft(np.bincount(index % grid, weights=weight, minlength=grid))
+        cumulant += law.copies * log_mass
+        transform = np.fft.rfft(np.bincount(index % grid, weights=weight, minlength=grid))
+        spectrum *= transform**law.copies if law.copies > 1 else transform
     # The transform knows sums modulo the grid only; they live on the window that starts at base.
     base = math.floor(low / step) - 1
     pmf = np.roll(np.maximum(np.fft.irfft(spectrum, grid), 0.0), -(base % grid))
     first = math.ceil(threshold / step - 1e-9)
     bounds = []
-    for start in (first, first + len(laws)):
+    for start in (first, first + variables):
         position = min(max(start - base, 0), grid)
         offset = np.arange(position, grid) + (base - start)
         mass = float(np.dot(pmf[position:], np.exp(-theta * step * offset)))
@@ -160,12 +166,14 @@ def _log_sum_exp(logs: FloatArray) -> float:
 
 def _without_impossible(law: AtomLaw) -> AtomLaw:
     possible = np.isfinite(law.log_probabilities) & np.isfinite(law.values)
-    return AtomLaw(law.values[possible], law.log_probabilities[possible])
+    return AtomLaw(law.values[possible], law.log_probabilities[possible], law.copies)
 
 
 def _cumulant(laws: list[AtomLaw], theta: float) -> float:
     """log E[exp(θ·sum)]."""
-    return sum(_log_sum_exp(law.log_probabilities + theta * law.values) for law in laws)
+    return sum(
+        law.copies * _log_sum_exp(law.log_probabilities + theta * law.values) for law in laws
+    )
 
 
 def _moments(laws: list[AtomLaw], theta: float) -> tuple[float, float]:
@@ -176,8 +184,8 @@ def _moments(laws: list[AtomLaw], theta: float) -> tuple[float, float]:
         weight = np.exp(logs - logs.max())
         weight /= weight.sum()
         centre = float(np.dot(weight, law.values))
-        mean += centre
-        variance += float(np.dot(weight, (law.values - centre) ** 2))
+        mean += law.copies * centre
+        variance += law.copies * float(np.dot(weight, (law.values - centre) ** 2))
     return mean, variance
 
 
@@ -202,8 +210,8 @@ def _range(laws: list[AtomLaw], theta: float) -> tuple[float, float]:
     mean, variance = _moments(laws, theta)
     centre = _cumulant(laws, theta)
     width = math.sqrt(max(variance, 1e-300))
-    low = sum(float(law.values.min()) for law in laws)
-    high = sum(float(law.values.max()) for law in laws)
+    low = sum(law.copies * float(law.values.min()) for law in laws)
+    high = sum(law.copies * float(law.values.max()) for law in laws)
     for exponent in range(-5, 3):
         s = math.sqrt(2.0 * _NATS) / width * 2.0**exponent
         high = min(high, (_cumulant(laws, theta + s) - centre + _NATS) / s)

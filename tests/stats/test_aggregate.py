@@ -117,6 +117,32 @@ def test_graded_scores_against_enumeration(suite: list[list[float]]) -> None:
         assert result.route == "exact"
 
 
+def test_counts_and_graded_scores_mix() -> None:
+    values = [np.array([-1.0, -1, 1, -1]), np.array([-0.5, -0.25, 0.25, -0.75]), np.array([-0.5])]
+    expected = enumerate_joint(disjoint(values), [9, 4, 1])
+    benchmarks = [
+        Benchmark("binary", b=3, c=1, n=9),
+        Benchmark("graded", differences=values[1]),
+        Benchmark("one", differences=values[2]),
+    ]
+    for method in METHODS:
+        assert aggregate(benchmarks, method).p_value == pytest.approx(expected[method], rel=1e-9)
+    assert aggregate(benchmarks, "pooled").statistic == pytest.approx(2 + 1.25 + 0.5)
+
+
+def test_equal_laws_are_computed_once() -> None:
+    b, c, n = [4, 2, 4, 0, 3], [1, 3, 1, 0, 2], [20] * 5
+    values = [np.array([-1.0] * x + [1.0] * y) for x, y in zip(b[:3], c[:3], strict=True)]
+    expected = enumerate_joint(disjoint(values), n[:3])
+    for method in ("fisher", "stouffer"):
+        found = aggregate_counts(b[:3], c[:3], n[:3], method)
+        assert found.p_value == pytest.approx(expected[method], rel=1e-9)
+        five = aggregate_counts(b, c, n, method)
+        order = [3, 2, 4, 0, 1]
+        again = aggregate_counts(*([side[k] for k in order] for side in (b, c, n)), method)
+        assert again.p_value == pytest.approx(five.p_value, rel=1e-12)
+
+
 def test_continuous_scores_by_monte_carlo() -> None:
     rng = np.random.default_rng(0)
     values = [rng.normal(-0.4, 1, 5), rng.normal(-0.1, 1, 4)]

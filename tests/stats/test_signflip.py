@@ -271,6 +271,7 @@ def test_stopped_p_values_are_valid() -> None:
         ({"differences": [math.inf, 0.1]}, "non-finite"),
         ({"differences": [[0.1, 0.2]]}, "one-dimensional"),
         ({"differences": [0.1, 0.2], "clusters": [1]}, "one label per item"),
+        ({"differences": [0.1, 0.2], "clusters": ["a", None]}, "cannot be sorted"),
         ({"differences": [0.1, 0.2], "method": "guess"}, "unknown"),
         ({"differences": [0.1, 0.2], "weighting": "guess"}, "unknown"),
         ({"differences": [1, 0], "items": [1, 1], "clusters": [1, 2]}, "belongs to one group"),
