@@ -31,13 +31,15 @@ from .session import (
     read_json,
     run_error,
 )
+from .stepping import right_padded
 from .tokenization import TextEncoder
 
 # Measured on x86 with 2 cores (SmolLM2-135M, fp32 and MatMulNBits): from 256 to 2,048 positions per
-# batch the throughput of short rows is flat within noise, and longer batches cost memory.
-_CPU_TOKENS = 512
+# batch the throughput of short rows is flat within noise, larger batches only cost memory, and a
+# batch takes as long as 24 positions even before its first one.
+_CPU_TOKENS, _CPU_OVERHEAD = 512, 24
 # A GPU wants enough work per launch; 16k positions of a 1B model stay below 2 GB of activations.
-_GPU_TOKENS = 16_384
+_GPU_TOKENS, _GPU_OVERHEAD = 16_384, 1_024
 # Logits and their log-softmax are two float32 [outputs, vocabulary] buffers.
 _OUTPUT_BYTES = 256 << 20
 
@@ -75,6 +77,8 @@ class OnnxDecoder:
     ----------
     encoder : TextEncoder
         The tokenizer.
+    config, generation_config : dict
+        Contents of ``config.json`` and ``generation_config.json``.
     context_length : int
         Most tokens a sequence may have.
     batch_size : int or None
@@ -106,6 +110,7 @@ class OnnxDecoder:
         self.folder = Path(folder)
         self.providers = resolve_device(device)
         self.config = read_json(self.folder, "config.json", needed=True)
+        self.generation_config = read_json(self.folder, "generation_config.json", needed=False)
         self.encoder = TextEncoder(self.folder)
         self.context_length = context_length(self.config, self.encoder.tokenizer)
         self.unpadded = False
@@ -149,10 +154,12 @@ class OnnxDecoder:
             return UNPADDED
         vocabulary = int(self.config.get("vocab_size") or len(self.encoder.tokenizer))
         outputs = max(64, _OUTPUT_BYTES // (8 * vocabulary))
-        tokens = _CPU_TOKENS if self.device_type == "cpu" else _GPU_TOKENS
+        tokens, overhead = _CPU_TOKENS, _CPU_OVERHEAD
+        if self.device_type != "cpu":
+            tokens, overhead = _GPU_TOKENS, _GPU_OVERHEAD
         if self.batch_size is not None:
             tokens = self.batch_size * self.context_length
-        return Limits(tokens=tokens, rows=self.batch_size, outputs=outputs)
+        return Limits(tokens=tokens, rows=self.batch_size, outputs=outputs, overhead=overhead)
 
     # -- scoring --------------------------------------------------------------------------
 
@@ -326,18 +333,6 @@ def _sorted(row: Row) -> list[tuple[int, list[int]]]:
 def _score(answers: _Answers, first: int, continuation: Tokens) -> Score:
     found = [answers.at(first + i, token) for i, token in enumerate(continuation)]
     return Score(math.fsum(value for value, _ in found), all(best for _, best in found))
-
-
-def right_padded(
-    sequences: Sequence[Tokens], length: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Token ids and attention mask of shape ``[sequences, length]``, zeros after each sequence."""
-    ids = np.zeros((len(sequences), length), np.int64)
-    mask = np.zeros_like(ids)
-    for row, tokens in enumerate(sequences):
-        ids[row, : len(tokens)] = tokens
-        mask[row, : len(tokens)] = 1
-    return ids, mask
 
 
 def _positive(batch_size: int | str) -> int:

@@ -6,15 +6,14 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import EngineError, InputError, NonFiniteLogitsError
+from ..errors import InputError
 from .plan import Tokens
-from .scoring_graph import POSITIONS, ROW_LOGITS
-from .session import read_json, run_error
+from .stepping import Stepper
 
 if TYPE_CHECKING:
     from .decoder import OnnxDecoder
@@ -39,7 +38,7 @@ class Sampling:
     max_new_tokens : int
         Most tokens to generate.
     stop : tuple of str
-        The text ends before the first of these.
+        The text ends before the first of these; none is empty.
     temperature : float
         0 takes the most likely token; otherwise logits are divided by it and one is drawn.
     top_k, top_p : int, float
@@ -66,10 +65,12 @@ class Sampling:
                 f"max_new_tokens {self.max_new_tokens}, temperature {self.temperature} and top_p "
                 f"{self.top_p} must be at least 1, at least 0, and in (0, 1]."
             )
+        if not all(self.stop):
+            raise InputError("an empty stop sequence would end every text: leave it out.")
 
 
-@dataclass
-class _Sequence:
+@dataclass(eq=False)
+class _Running:
     """One prompt, its padded length, how often it was seen before, and what it became."""
 
     index: int
@@ -111,8 +112,10 @@ def generate(
         An empty prompt, or a `max_new_tokens` that leaves no room for one.
     NonFiniteLogitsError
         The model produced NaN.
+    UnsupportedModelError
+        The model has no key-value cache.
     EngineError
-        The model has no key-value cache, or onnxruntime failed.
+        Onnxruntime failed.
 
     Notes
     -----
@@ -129,20 +132,12 @@ def generate(
             "max_new_tokens, or give a prompt."
         )
     _, inputs = decoder.session("generation")
-    if not inputs.cache:
-        raise EngineError(
-            f"the model in {decoder.folder} was exported without a key-value cache: export it with "
-            "task 'text-generation-with-past' to generate."
-        )
     multiple = _PROMPT_MULTIPLE if inputs.position_ids and not decoder.unpadded else 1
     size = 1 if decoder.unpadded else (decoder.batch_size or _ROWS)
     texts = [""] * len(prompts)
     ends = _end_ids(decoder)
     for batch in _batches([tuple(p[-room:]) for p in prompts], multiple, size):
-        try:
-            _Run(decoder, batch, sampling, ends).finish()
-        except RuntimeError as error:
-            raise run_error(error, decoder.folder) from error
+        _finish(decoder, batch, sampling, ends)
         finished = [(s.index, _text(decoder, s, sampling)) for s in batch]
         for index, text in finished:
             texts[index] = text
@@ -153,13 +148,13 @@ def generate(
 
 def _batches(
     prompts: Sequence[tuple[int, ...]], multiple: int, size: int
-) -> Iterator[list[_Sequence]]:
+) -> Iterator[list[_Running]]:
     """Batches of at most `size` prompts with the same padded length, longest first."""
     seen: Counter[tuple[int, ...]] = Counter()
-    groups: dict[int, list[_Sequence]] = {}
+    groups: dict[int, list[_Running]] = {}
     for index, prompt in enumerate(prompts):
         length = -(-len(prompt) // multiple) * multiple
-        groups.setdefault(length, []).append(_Sequence(index, prompt, length, seen[prompt]))
+        groups.setdefault(length, []).append(_Running(index, prompt, length, seen[prompt]))
         seen[prompt] += 1
     for length in sorted(groups, reverse=True):
         group = groups[length]
@@ -169,148 +164,57 @@ def _batches(
 
 def _end_ids(decoder: OnnxDecoder) -> frozenset[int]:
     """Ids that end a text: the tokenizer's, and those of the model's generation settings."""
-    stated = read_json(decoder.folder, "generation_config.json", needed=False).get("eos_token_id")
+    stated = decoder.generation_config.get("eos_token_id")
     listed = stated if isinstance(stated, list) else [stated]
     return frozenset({decoder.encoder.end_id, *(int(i) for i in listed if i is not None)})
 
 
-def _text(decoder: OnnxDecoder, sequence: _Sequence, sampling: Sampling) -> str:
+def _text(decoder: OnnxDecoder, sequence: _Running, sampling: Sampling) -> str:
     text = decoder.encoder.decode(sequence.generated)
     for stop in sampling.stop:
-        if stop:
-            text = text.split(stop)[0]
+        text = text.split(stop)[0]
     return text
 
 
-class _Run:
-    """One batch from the prompts to the last token."""
-
-    def __init__(
-        self,
-        decoder: OnnxDecoder,
-        batch: Sequence[_Sequence],
-        sampling: Sampling,
-        ends: frozenset[int],
-    ) -> None:
-        self._decoder, self._sampling, self._ends = decoder, sampling, ends
-        self._session, self._inputs = decoder.session("generation")
-        self._multiple = 1 if decoder.unpadded else _ROWS_MULTIPLE
-        # Rows of the batch; the last sequence is repeated to fill the tile.
-        self._rows = list(batch)
-        while len(self._rows) % self._multiple:
-            self._rows.append(batch[-1])
-        self._choose = _chooser(sampling, batch)
-        self._cache: list[Any] = []
-        self._mask = np.zeros((0, 0), np.int64)
-        # Only the tail of a text can contain a stop sequence that has just been completed. A
-        # character takes at most four byte-level tokens.
-        self._tail = max((4 * len(stop) for stop in sampling.stop), default=0) + 4
-
-    def finish(self) -> None:
-        """Generate until every sequence has stopped."""
-        self._take(self._prefill())
-        for _ in range(self._sampling.max_new_tokens - 1):
-            if all(s.done for s in self._rows):
-                return
-            self._drop_finished()
-            self._take(self._step())
-
-    def _prefill(self) -> NDArray[np.float32]:
-        from .decoder import right_padded
-
-        count, length = len(self._rows), self._rows[0].length
-        lengths = np.array([len(s.prompt) for s in self._rows])
-        ids, self._mask = right_padded([s.prompt for s in self._rows], length)
-        places = np.tile(np.arange(length, dtype=np.int64), (count, 1))
-        empty = [np.empty(c.empty_shape(count), c.dtype) for c in self._inputs.cache]
-        return self._forward(ids, places, np.arange(count) * length + lengths - 1, empty)
-
-    def _step(self) -> NDArray[np.float32]:
-        last = [s.generated[-1] for s in self._rows]
-        # The newest token's place counts the real tokens before it, not the gaps.
-        places = [len(s.prompt) + len(s.generated) - 1 for s in self._rows]
-        ones = np.ones((len(self._rows), 1), np.int64)
-        self._mask = np.concatenate([self._mask, ones], axis=1)
-        column = (len(self._rows), 1)
-        return self._forward(
-            np.array(last, np.int64).reshape(column),
-            np.array(places, np.int64).reshape(column),
-            np.arange(len(self._rows)),
-            self._cache,
-        )
-
-    def _forward(
-        self,
-        ids: NDArray[np.int64],
-        places: NDArray[np.int64],
-        rows: NDArray[np.int64],
-        cache: Sequence[Any],
-    ) -> NDArray[np.float32]:
-        """Run the model; keep its cache where it was computed, return the logits of `rows`."""
-        feeds = {"input_ids": ids, "attention_mask": self._mask, POSITIONS: rows.astype(np.int64)}
-        if self._inputs.position_ids:
-            feeds["position_ids"] = places
-        binding = self._session.io_binding()
-        # The binding reads the arrays where they are: `feeds` keeps them alive.
-        for name, array in feeds.items():
-            binding.bind_cpu_input(name, array)
-        for spec, value in zip(self._inputs.cache, cache, strict=True):
-            if isinstance(value, np.ndarray):
-                binding.bind_cpu_input(spec.name, value)
-            else:
-                binding.bind_ortvalue_input(spec.name, value)
-        binding.bind_output(ROW_LOGITS, "cpu")
-        for spec in self._inputs.cache:
-            binding.bind_output(spec.output, self._decoder.device_type)
-        self._session.run_with_iobinding(binding)
-        logits, *self._cache = binding.get_outputs()
-        values: NDArray[np.float32] = logits.numpy()
-        if not np.isfinite(values.max(axis=-1)).all():
-            raise NonFiniteLogitsError(
-                f"the model in {self._decoder.folder} gives NaN or infinite logits while "
-                "generating: its weights or activations overflow; nothing of this model is scored."
-            )
-        return values
-
-    def _take(self, logits: NDArray[np.float32]) -> None:
-        """Append the next token to every sequence that still runs."""
-        seen: set[int] = set()
-        for row, sequence in enumerate(self._rows):
-            if sequence.index in seen or sequence.done:
-                continue
-            seen.add(sequence.index)
-            token = self._choose(sequence, logits[row])
-            sequence.generated.append(token)
-            sequence.done = token in self._ends or self._stopped(sequence)
-
-    def _stopped(self, sequence: _Sequence) -> bool:
-        if not self._sampling.stop:
-            return False
-        tail = self._decoder.encoder.decode(sequence.generated[-self._tail :])
-        return any(stop and stop in tail for stop in self._sampling.stop)
-
-    def _drop_finished(self) -> None:
-        """Take finished sequences out of the batch once half of it is done."""
-        kept = list(dict.fromkeys(r for r, s in enumerate(self._rows) if not s.done))
-        while len(kept) % self._multiple:
-            kept.append(kept[-1])
-        if 2 * len(kept) > len(self._rows):
+def _finish(
+    decoder: OnnxDecoder, batch: Sequence[_Running], sampling: Sampling, ends: frozenset[int]
+) -> None:
+    """Generate for one batch until each of its prompts has stopped."""
+    multiple = 1 if decoder.unpadded else _ROWS_MULTIPLE
+    choose = _chooser(sampling, batch)
+    # Only the tail of a text can contain a stop sequence that has just been completed. A character
+    # takes at most four byte-level tokens.
+    tail = max((4 * len(stop) for stop in sampling.stop), default=0) + 4
+    stepper = Stepper(decoder)
+    rows = _filled(list(batch), multiple)
+    logits = stepper.prefill([row.prompt for row in rows], batch[0].length)
+    for made in range(1, sampling.max_new_tokens + 1):
+        # Repeated rows stand at the end, so the distinct ones pair with the first logits.
+        for running, scores in zip(dict.fromkeys(rows), logits, strict=False):
+            if not running.done:
+                token = choose(running, scores)
+                running.generated.append(token)
+                text = decoder.encoder.decode(running.generated[-tail:]) if sampling.stop else ""
+                running.done = token in ends or any(stop in text for stop in sampling.stop)
+        active = [running for running in batch if not running.done]
+        if not active or made == sampling.max_new_tokens:
             return
-        import onnxruntime
+        # Finished rows cost as much as others; once half are, the rest goes on without them.
+        remaining = _filled(active, multiple)
+        if 2 * len(remaining) <= len(rows):
+            stepper.keep([rows.index(running) for running in remaining])
+            rows = remaining
+        logits = stepper.step([running.generated[-1] for running in rows])
 
-        self._rows = [self._rows[r] for r in kept]
-        self._mask = self._mask[kept]
-        self._cache = [
-            onnxruntime.OrtValue.ortvalue_from_numpy(
-                np.take(value.numpy(), kept, axis=spec.batch_axis), self._decoder.device_type
-            )
-            for spec, value in zip(self._inputs.cache, self._cache, strict=True)
-        ]
+
+def _filled(rows: list[_Running], multiple: int) -> list[_Running]:
+    """Repeat the last row until the rows fill a tile."""
+    return rows + [rows[-1]] * (-len(rows) % multiple)
 
 
 def _chooser(
-    sampling: Sampling, batch: Sequence[_Sequence]
-) -> Callable[[_Sequence, NDArray[np.float32]], int]:
+    sampling: Sampling, batch: Sequence[_Running]
+) -> Callable[[_Running, NDArray[np.float32]], int]:
     """The function that picks a token from one row of logits."""
     if sampling.temperature == 0 and sampling.repetition_penalty == 1:
         return lambda _, logits: int(logits.argmax())
@@ -335,7 +239,7 @@ def _chooser(
             steps.append(TopPLogitsWarper(sampling.top_p))
     streams = {s.index: torch.Generator().manual_seed(_stream(sampling, s)) for s in batch}
 
-    def choose(sequence: _Sequence, logits: NDArray[np.float32]) -> int:
+    def choose(sequence: _Running, logits: NDArray[np.float32]) -> int:
         ids = torch.tensor([[*sequence.prompt, *sequence.generated]])
         scores = steps(ids, torch.from_numpy(logits.copy())[None])
         if sampling.temperature == 0:
@@ -346,7 +250,7 @@ def _chooser(
     return choose
 
 
-def _stream(sampling: Sampling, sequence: _Sequence) -> int:
+def _stream(sampling: Sampling, sequence: _Running) -> int:
     """Seed of one prompt's own random stream."""
     text = repr((sampling.seed, sequence.repeat, sequence.prompt))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")

@@ -8,9 +8,10 @@ same batches.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from typing import Any
 
 from ..errors import InputError
@@ -67,6 +68,8 @@ class Limits:
         Rows per batch; no limit by default.
     outputs : int
         Positions with log-probabilities per batch: each costs a vocabulary of floats.
+    overhead : int
+        What a batch costs whatever is in it, in positions.
     multiple : int
         Positions per batch are padded to a multiple of this.
     """
@@ -74,6 +77,7 @@ class Limits:
     tokens: int
     rows: int | None = None
     outputs: int = 1024
+    overhead: int = 24
     multiple: int = ROW_MULTIPLE
 
 
@@ -203,35 +207,55 @@ def _rows(
 
 
 def _pack(rows: Sequence[Row], limits: Limits) -> tuple[Batch, ...]:
-    """Group rows of similar length, longest first, within the limits."""
+    """Cut the rows, longest first, into the batches that cost least in all.
+
+    A batch costs its positions and a fixed overhead. Cutting in the middle of rows of one length
+    saves no padding, so batches end where the length drops or where they are full; among those
+    ends the cheapest are found from the last row backwards.
+    """
     order = sorted(range(len(rows)), key=lambda i: (-len(rows[i].tokens), rows[i].tokens))
+    lengths = [len(rows[i].tokens) for i in order]
+    outputs = [0, *accumulate(len(rows[i].wanted) for i in order)]
+    count = len(order)
+    # First row after each that is shorter.
+    drop = [count] * count
+    for i in range(count - 2, -1, -1):
+        drop[i] = drop[i + 1] if lengths[i] == lengths[i + 1] else i + 1
+    cost = [0] * (count + 1)
+    end = [count] * count
+    for i in range(count - 1, -1, -1):
+        full = i + _capacity(lengths[i], limits)
+        full = min(full, bisect_right(outputs, outputs[i] + limits.outputs) - 1)
+        full = min(max(full, i + 1), count)
+        stop = i
+        candidates = []
+        while stop < full:
+            stop = min(drop[stop], full)
+            positions = _padded(stop - i, lengths[i], limits.multiple) * (stop - i)
+            candidates.append((positions + limits.overhead + cost[stop], -stop))
+        cost[i], negative = min(candidates)
+        end[i] = -negative
     batches = []
     start = 0
-    while start < len(order):
-        length = len(rows[order[start]].tokens)
-        size = _fitting(rows, order, start, length, limits)
+    while start < count:
+        size = end[start] - start
         members = tuple(order[start : start + size])
-        while (size * length) % limits.multiple:
-            length += 1
-        batches.append(Batch(members, length))
+        batches.append(Batch(members, _padded(size, lengths[start], limits.multiple)))
         start += size
     return tuple(batches)
 
 
-def _fitting(
-    rows: Sequence[Row], order: Sequence[int], start: int, length: int, limits: Limits
-) -> int:
-    """How many rows from `start` on fit in one batch of rows of `length`."""
+def _capacity(length: int, limits: Limits) -> int:
+    """Most rows of this length in one batch."""
     most = max(1, limits.tokens // length)
     if limits.rows is not None:
         most = min(most, limits.rows)
     # A whole number of tiles needs no padding at the end of the batch.
-    if most > limits.multiple:
-        most -= most % limits.multiple
-    outputs = size = 0
-    for index in order[start : start + most]:
-        outputs += len(rows[index].wanted)
-        if size and outputs > limits.outputs:
-            break
-        size += 1
-    return size
+    return most - most % limits.multiple if most > limits.multiple else most
+
+
+def _padded(size: int, length: int, multiple: int) -> int:
+    """Length that makes `size` rows a whole number of tiles."""
+    while (size * length) % multiple:
+        length += 1
+    return length

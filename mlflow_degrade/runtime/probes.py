@@ -63,6 +63,10 @@ class BatchInvariance:
         """Whether scores may be computed in batches."""
         return self.max_abs_difference <= self.tolerance and not self.generation_changes
 
+    def fields(self) -> dict[str, Any]:
+        """What the class is made from."""
+        return asdict(self)
+
     def to_dict(self) -> dict[str, Any]:
         """All fields and the conclusion, for logging."""
         return {**asdict(self), "invariant": self.invariant}

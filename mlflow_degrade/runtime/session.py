@@ -182,6 +182,6 @@ def ran_out_of_memory(error: Exception) -> bool:
     return any(sign in text for sign in ("failed to allocate memory", "out of memory", "bad_alloc"))
 
 
-def run_error(error: Exception, folder: Path) -> EngineError:
-    """Wrap a failure inside onnxruntime."""
-    return EngineError(f"onnxruntime failed while running the model in {folder}: {error}")
+def run_error(error: Exception, folder: Path, hint: str = "") -> EngineError:
+    """Wrap a failure inside onnxruntime; `hint` says what may help."""
+    return EngineError(f"onnxruntime failed while running the model in {folder}: {error}.{hint}")

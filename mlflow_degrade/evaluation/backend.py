@@ -1,0 +1,278 @@
+"""The scoring engine as an lm-eval model: ``--model mlflow-degrade-onnx``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from ..errors import InputError
+from ..runtime.decoder import OnnxDecoder, Score
+from ..runtime.generation import Sampling
+from ..runtime.probes import ScoringPath
+
+NAME = "mlflow-degrade-onnx"
+"""Name of this backend in lm-eval's registry."""
+
+_MAX_NEW_TOKENS = 256  # lm-eval's default for tasks that do not say
+_SAMPLING: dict[str, Callable[[Any], Any]] = {
+    "top_k": int,
+    "top_p": float,
+    "repetition_penalty": float,
+}
+_HANDLED = {*_SAMPLING, "temperature", "until", "max_gen_toks", "do_sample"}
+
+Advance = Callable[[int], None]
+
+
+@register_model(NAME)
+class OnnxLM(TemplateLM):  # type: ignore[misc]
+    """Decoder in ONNX Runtime behind lm-eval's interface.
+
+    Parameters
+    ----------
+    pretrained : str or OnnxDecoder
+        A model directory, or a decoder that is already open.
+    device : {"auto", "cpu", "cuda"}
+        Where to run.
+    batch_size : int or "auto"
+        Most sequences per batch; ``"auto"`` goes by a token budget.
+    path : {"batched", "one-by-one"}
+        See `mlflow_degrade.runtime.probes.choose_path`.
+    max_batch_size : int, optional
+        Accepted because lm-eval's command line passes it; batches are planned, not searched.
+    advance : callable, optional
+        Told how many requests each batch finished, for a progress bar.
+
+    Notes
+    -----
+    Tokenization, truncation, special tokens, stop sequences and default lengths follow lm-eval's
+    Hugging Face backend. Results go to lm-eval's cache batch by batch, so that with ``use_cache``
+    an evaluation that was killed continues where it stopped.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | OnnxDecoder,
+        device: str = "auto",
+        batch_size: int | str = "auto",
+        path: ScoringPath = "batched",
+        max_batch_size: int | None = None,  # noqa: ARG002 - part of lm-eval's interface
+        advance: Advance | None = None,
+    ) -> None:
+        super().__init__()
+        self.decoder = (
+            pretrained
+            if isinstance(pretrained, OnnxDecoder)
+            else OnnxDecoder(pretrained, device=device, batch_size=batch_size)
+        )
+        self.decoder.unpadded = path == "one-by-one"
+        self.tokenizer = self.decoder.encoder.tokenizer
+        self.plans: list[dict[str, Any]] = []
+        self._advance = advance
+
+    # -- what lm-eval asks about the model ------------------------------------------------
+
+    @property
+    def eot_token_id(self) -> int:
+        """Id of the end-of-text token."""
+        return self.decoder.encoder.end_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        """Id of the token that stands for an empty context."""
+        return self.decoder.encoder.prefix_id
+
+    @property
+    def max_length(self) -> int:
+        """The model's context length in tokens."""
+        return self.decoder.context_length
+
+    @property
+    def max_gen_toks(self) -> int:
+        """New tokens of tasks that do not say how many."""
+        return _MAX_NEW_TOKENS
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Names the tokenizer in lm-eval's cache of built prompts."""
+        return str(self.tokenizer.name_or_path).replace("/", "__")
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **_: Any
+    ) -> list[int]:
+        """Token ids of one text."""
+        return self.decoder.encoder.encode([string], add_special_tokens=add_special_tokens)[0]
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """The prompt text of a conversation, by the tokenizer's chat template.
+
+        Raises
+        ------
+        InputError
+            The tokenizer has none, or it refuses the conversation even without a system message.
+        """
+        import jinja2
+
+        def render(messages: list[dict[str, str]]) -> str:
+            text: str = self.tokenizer.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
+            return text
+
+        if not self.tokenizer.chat_template:
+            raise InputError(
+                f"the tokenizer in {self.decoder.folder} has no chat template: evaluate without "
+                "one, or use an instruction-tuned model."
+            )
+        try:
+            return render(chat_history)
+        except jinja2.exceptions.TemplateError:
+            # Some templates know no system role; lm-eval drops it then, and so do we.
+            rest = [message for message in chat_history if message["role"] != "system"]
+            try:
+                return render(rest)
+            except jinja2.exceptions.TemplateError as error:
+                raise InputError(
+                    f"the chat template in {self.decoder.folder} refuses the conversation: {error}."
+                ) from error
+
+    # -- requests -------------------------------------------------------------------------
+
+    def loglikelihood(
+        self,
+        requests: list[Instance],
+        disable_tqdm: bool = False,  # noqa: ARG002 - part of lm-eval's interface
+    ) -> list[tuple[float, bool]]:
+        """Log-likelihood of each (context, continuation), and whether greedy decoding finds it."""
+        pairs = [request.args for request in requests]
+        encoded = self.decoder.encoder.encode_pairs(pairs)
+        return self._score(encoded, lambda i, s: self._keep("loglikelihood", pairs[i], tuple(s)))
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
+    ) -> list[tuple[float, bool]]:
+        """The same for requests that are token ids already."""
+
+        def keep(index: int, score: Score) -> None:
+            if requests[index][0] is not None:
+                self._keep("loglikelihood", requests[index][0], tuple(score))
+
+        return self._score([(context, rest) for _, context, rest in requests], keep)
+
+    def loglikelihood_rolling(
+        self,
+        requests: list[Instance],
+        disable_tqdm: bool = False,  # noqa: ARG002 - part of lm-eval's interface
+    ) -> list[float]:
+        """Log-likelihood of whole texts, in windows of the context length where they are longer."""
+        texts = [request.args[0] for request in requests]
+        windows: list[tuple[list[int], list[int]]] = []
+        owners: list[int] = []
+        for index, tokens in enumerate(self.decoder.encoder.encode(texts)):
+            parts = get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, 1)
+            disjoint = [make_disjoint_window(part) for part in parts]
+            windows += disjoint
+            owners += [index] * len(disjoint)
+        totals = [0.0] * len(texts)
+        missing = Counter(owners)
+
+        def keep(window: int, score: Score) -> None:
+            owner = owners[window]
+            totals[owner] += score.logprob
+            missing[owner] -= 1
+            if missing[owner] == 0:
+                self._keep("loglikelihood_rolling", (texts[owner],), totals[owner])
+
+        self._score(windows, keep)
+        return totals
+
+    def generate_until(
+        self,
+        requests: list[Instance],
+        disable_tqdm: bool = False,  # noqa: ARG002 - part of lm-eval's interface
+    ) -> list[str]:
+        """Continue each context until a stop sequence, greedily or sampled.
+
+        Raises
+        ------
+        InputError
+            A task asks for a way of decoding that is not implemented, such as beam search.
+        """
+        texts = [""] * len(requests)
+        for sampling, members in self._by_sampling(requests).items():
+            prompts = self.decoder.encoder.encode([requests[i].args[0] for i in members])
+
+            def keep(finished: list[tuple[int, str]], members: Sequence[int] = members) -> None:
+                for place, text in finished:
+                    index = members[place]
+                    texts[index] = text
+                    self._keep("generate_until", requests[index].args, text)
+                self._report(len(finished))
+
+            self.decoder.generate(prompts, sampling, keep)
+        return texts
+
+    # -- helpers --------------------------------------------------------------------------
+
+    def _score(
+        self,
+        pairs: Sequence[tuple[list[int], list[int]]],
+        keep: Callable[[int, Score], None],
+    ) -> list[tuple[float, bool]]:
+        def finished(scores: list[tuple[int, Score]]) -> None:
+            for index, score in scores:
+                keep(index, score)
+            self._report(len(scores))
+
+        scores = self.decoder.score(pairs, finished)
+        if self.decoder.last_plan is not None:
+            self.plans.append(self.decoder.last_plan.summary())
+        return [(score.logprob, score.is_greedy) for score in scores]
+
+    def _by_sampling(self, requests: Sequence[Instance]) -> dict[Sampling, list[int]]:
+        """Indices of the requests that are decoded alike."""
+        groups: dict[Sampling, list[int]] = {}
+        for index, request in enumerate(requests):
+            groups.setdefault(self._sampling(request.args[1]), []).append(index)
+        return groups
+
+    def _sampling(self, stated: dict[str, Any]) -> Sampling:
+        options = dict(normalize_gen_kwargs(stated, self.max_gen_toks))
+        unknown = sorted(set(options) - _HANDLED)
+        if unknown:
+            raise InputError(
+                f"the task asks for generation with {unknown}, which is not implemented; known are "
+                f"{sorted(_HANDLED)}: change its generation_kwargs."
+            )
+        end = self.tokenizer.decode([self.eot_token_id])
+        stop = dict.fromkeys([*options["until"], end])
+        # Where the task says nothing, the model's own settings hold, as in transformers.
+        usual = self.decoder.generation_config
+        chosen = {
+            name: kind(value)
+            for name, kind in _SAMPLING.items()
+            if (value := options.get(name, usual.get(name))) is not None
+        }
+        chosen["temperature"] = float(options["temperature"]) if options["do_sample"] else 0.0
+        return Sampling(
+            max_new_tokens=options["max_gen_toks"], stop=tuple(s for s in stop if s), **chosen
+        )
+
+    def _keep(self, kind: str, request: tuple[Any, ...], result: Any) -> None:
+        self.cache_hook.add_partial(kind, request, result)
+
+    def _report(self, count: int) -> None:
+        if self._advance is not None:
+            self._advance(count)

@@ -1,0 +1,106 @@
+"""From lm-eval's samples to rows of the sample table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ..cache import digest_json
+from ..readers._lm_eval_metrics import NOT_PER_SAMPLE, assumed_direction, sample_score
+
+# What people read of a prompt: its end, because a long one begins with few-shot examples.
+_SHOWN = 2000
+
+
+def sample_records(
+    task: str,
+    output_type: str,
+    samples: Sequence[Mapping[str, Any]],
+    directions: Mapping[str, bool],
+    prompt_tokens: Sequence[int],
+) -> Iterator[dict[str, Any]]:
+    """Rows of one task: one per document, metric and filter.
+
+    Parameters
+    ----------
+    task : str
+        Its name.
+    output_type : str
+        lm-eval's, e.g. ``"multiple_choice"``.
+    samples : sequence of mapping
+        lm-eval's logged samples, in memory (the files of its command line hold strings).
+    directions : mapping of str to bool
+        Metric → whether higher is better.
+    prompt_tokens : sequence of int
+        Length of each sample's prompt in tokens.
+
+    Yields
+    ------
+    dict
+        Columns of `mlflow_degrade.scores.SampleScores`. Metrics that exist only for a whole task
+        (F1 over a task, Matthews correlation) have no row.
+
+    Notes
+    -----
+    lm-eval's ``prompt_hash`` covers the first request's context. Here it covers everything the
+    model was asked about a document: all contexts, all choices, stop sequences.
+    """
+    for sample, tokens in zip(samples, prompt_tokens, strict=True):
+        common = {
+            "task": task,
+            "doc_id": str(sample["doc_id"]),
+            "doc_hash": sample["doc_hash"],
+            "prompt_hash": digest_json([output_type, *map(_arguments, sample["arguments"])]),
+            "target_hash": sample["target_hash"],
+            "filter": sample["filter"],
+            "prompt": str(sample["arguments"][-1][0])[-_SHOWN:],
+            "target": _target(sample),
+            "response": _response(output_type, sample),
+            "feature.prompt_tokens": float(tokens),
+        }
+        category = sample["doc"].get("category") if isinstance(sample["doc"], dict) else None
+        if category is not None:
+            common["feature.category"] = str(category)
+        for metric in sample["metrics"]:
+            score = sample_score(metric, sample[metric])
+            if score is not NOT_PER_SAMPLE:
+                higher = directions.get(metric, assumed_direction(metric))
+                yield {**common, "metric": metric, "score": score, "higher_is_better": higher}
+
+
+def _arguments(arguments: Sequence[Any]) -> list[Any]:
+    return [a if isinstance(a, (str, dict, int, float)) else str(a) for a in arguments]
+
+
+def _choices(sample: Mapping[str, Any]) -> list[str]:
+    """The texts a multiple-choice question chooses between."""
+    pairs = [(str(a[0]), str(a[1])) for a in sample["arguments"]]
+    if "acc_mutual_info" in sample["metrics"]:
+        # The second half asks for the choices without the question.
+        pairs = pairs[: len(pairs) // 2]
+    endings = {ending for _, ending in pairs}
+    # Some tasks (winogrande) put the choice into the context and ask for one common ending.
+    return [(end if len(endings) > 1 else context).strip() for context, end in pairs]
+
+
+def _target(sample: Mapping[str, Any]) -> str:
+    target = sample["target"]
+    if isinstance(target, int) and not isinstance(target, bool):
+        choices = _choices(sample)
+        if 0 <= target < len(choices) > 1:
+            return choices[target]
+    return str(target).strip()
+
+
+def _response(output_type: str, sample: Mapping[str, Any]) -> str | None:
+    answers = sample["filtered_resps"]
+    if output_type == "multiple_choice":
+        choices = _choices(sample)
+        likelihoods = [float(answer[0]) for answer in answers[: len(choices)]]
+        return choices[likelihoods.index(max(likelihoods))]
+    if output_type == "generate_until":
+        return str(answers[0])
+    if output_type == "loglikelihood":
+        # The model was not asked for a text; what it would have said is known only if it agrees.
+        return str(sample["arguments"][0][1]).strip() if answers[0][1] else None
+    return None

@@ -1,0 +1,215 @@
+"""A suite: the tasks of one evaluation, with the documents that were drawn from each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..cache import digest_json
+from ..errors import InputError
+from .quiet import quiet_libraries
+from .tasks import load_tasks
+
+# Where a task's data come from differs between machines; the documents themselves are hashed.
+_ORIGIN = ("dataset_path", "dataset_name", "dataset_kwargs", "custom_dataset", "metadata")
+
+
+@dataclass(frozen=True)
+class SuiteTask:
+    """One lm-eval task and the documents it is evaluated on.
+
+    Attributes
+    ----------
+    name : str
+    task : lm_eval.api.task.Task
+        Ready to build requests.
+    available : int
+        Documents the task has.
+    indices : tuple of int
+        Those that were drawn, ascending.
+    """
+
+    name: str
+    task: Any
+    available: int
+    indices: tuple[int, ...]
+
+    @property
+    def version(self) -> str:
+        """Version of the task's definition."""
+        return str(self.task.VERSION)
+
+    @property
+    def output_type(self) -> str:
+        """``"multiple_choice"``, ``"generate_until"``, ``"loglikelihood"`` …"""
+        return str(self.task.OUTPUT_TYPE)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the definition and of the drawn documents (and those for few-shot prompts).
+
+        Two suites with the same digest ask the same questions in the same words.
+        """
+        config = {k: v for k, v in self.task.dump_config().items() if k not in _ORIGIN}
+        documents = hashlib.sha256()
+        for document in self.documents():
+            documents.update(_canonical(document))
+        if self.task.get_config("num_fewshot"):
+            for document in self.task.fewshot_docs() or ():
+                documents.update(_canonical(document))
+        text = _canonical([self.name, self.version, config])
+        return "sha256:" + hashlib.sha256(text + documents.digest()).hexdigest()
+
+    def documents(self) -> list[dict[str, Any]]:
+        """The drawn documents, in order of their index."""
+        docs = self.task.eval_docs
+        return [docs[i] for i in self.indices]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """The tasks of one evaluation.
+
+    Attributes
+    ----------
+    names : tuple of str
+        As the caller named them.
+    tasks : tuple of SuiteTask
+    limit : int or None
+        Most documents per task.
+    seed : int
+        Of the drawing and of few-shot examples.
+    num_fewshot : int or None
+        Few-shot examples per prompt, where the caller said so.
+    """
+
+    names: tuple[str, ...]
+    tasks: tuple[SuiteTask, ...]
+    limit: int | None
+    seed: int
+    num_fewshot: int | None
+
+    @property
+    def documents(self) -> int:
+        """Documents over all tasks."""
+        return sum(len(task.indices) for task in self.tasks)
+
+    @property
+    def generates(self) -> bool:
+        """Whether any task lets the model generate text."""
+        return any(task.output_type == "generate_until" for task in self.tasks)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the tasks' digests."""
+        return digest_json({task.name: task.digest for task in self.tasks})
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """Version of each task's definition."""
+        return {task.name: task.version for task in self.tasks}
+
+
+def load_suite(
+    names: Sequence[str],
+    *,
+    include_path: str | Path | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    num_fewshot: int | None = None,
+) -> Suite:
+    """Load tasks and draw their documents.
+
+    Parameters
+    ----------
+    names : sequence of str
+        lm-eval tasks, groups or tags; ``starter`` is the packaged suite.
+    include_path : path, optional
+        Directory with task files of one's own.
+    limit : int, optional
+        Most documents per task, drawn at random; all by default. A smaller limit draws a subset
+        of what a larger one draws with the same seed.
+    seed : int
+        Of the drawing, and of the choice of few-shot examples.
+    num_fewshot : int, optional
+        Few-shot examples per prompt. As in lm-eval, a task that fixes zero keeps it.
+
+    Returns
+    -------
+    Suite
+
+    Raises
+    ------
+    UnknownNameError
+        No such task; the nearest names are suggested.
+    InputError
+        A task that cannot be loaded or has no samples, or a bad limit.
+    MissingExtraError
+        lm-eval is not installed.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"limit is {limit}, it must be at least 1: leave it out to take all.")
+    built = load_tasks(names, include_path=include_path)
+    tasks = []
+    with quiet_libraries():
+        for name, task in built.items():
+            _configure(task, seed, num_fewshot)
+            available = _count(name, task)
+            tasks.append(SuiteTask(name, task, available, draw(name, available, limit, seed)))
+    return Suite(tuple(names), tuple(tasks), limit, seed, num_fewshot)
+
+
+def draw(task: str, available: int, limit: int | None, seed: int) -> tuple[int, ...]:
+    """Indices of the documents to evaluate, ascending.
+
+    Each index is ranked by a hash of seed, task and index, and the first `limit` are taken: the
+    same on every machine and in every version, and nested in the limit.
+
+    Examples
+    --------
+    >>> few, more = draw("qa", 1000, 10, seed=0), draw("qa", 1000, 20, seed=0)
+    >>> len(few), set(few) <= set(more)
+    (10, True)
+    """
+    if limit is None or limit >= available:
+        return tuple(range(available))
+
+    def rank(index: int) -> bytes:
+        return hashlib.sha256(f"{seed}:{task}:{index}".encode()).digest()
+
+    return tuple(sorted(sorted(range(available), key=rank)[:limit]))
+
+
+def _configure(task: Any, seed: int, num_fewshot: int | None) -> None:
+    """Set the number of few-shot examples and their seed, by lm-eval's rules."""
+    own = task.get_config("num_fewshot")
+    if num_fewshot is not None and own != 0:
+        task.set_config(key="num_fewshot", value=num_fewshot)
+    elif own is None:
+        task.set_config(key="num_fewshot", value=0)
+    task.set_fewshot_seed(seed=seed)
+
+
+def _count(name: str, task: Any) -> int:
+    try:
+        available = len(task.eval_docs)
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"task {name!r} has neither a test nor a validation split ({error}): there is nothing "
+            "to evaluate; set test_split in its file."
+        ) from error
+    if not available:
+        raise InputError(
+            f"task {name!r} has no samples: its test split is empty; check its test_split, "
+            "data_files and process_docs."
+        )
+    return available
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str).encode()

@@ -1,0 +1,116 @@
+"""Find lm-eval tasks by name: the starter suite, task files of one's own, and lm-eval's own.
+
+Lm-eval's index of its own 14,000 task files takes a quarter of a minute to build. It is avoided
+where it can be: a plain task needs only its own file, and a name that no file mentions is refused
+after one quick look at all of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError, MissingExtraError, UnknownNameError
+from .quiet import quiet_libraries
+from .starter import include_path as starter_path
+
+_NAMED = re.compile(r"^(task|group|tag):[ \t]*[\"']?([^\s\"'#\[]+)", re.MULTILINE)
+
+
+def load_tasks(names: Sequence[str], *, include_path: str | Path | None = None) -> dict[str, Any]:
+    """Build the lm-eval tasks behind some names.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Tasks, groups or tags. ``starter`` is the packaged suite.
+    include_path : path, optional
+        Directory with task files of one's own; they win over lm-eval's.
+
+    Returns
+    -------
+    dict of str to lm_eval.api.task.Task
+        Leaf tasks by name, in order of first mention.
+
+    Raises
+    ------
+    UnknownNameError
+        No such task; the nearest names are suggested.
+    InputError
+        A task cannot be built, e.g. because its data set is not reachable.
+    MissingExtraError
+        lm-eval is not installed.
+    """
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise MissingExtraError("lm_eval", "cpu") from error
+
+    if not names:
+        raise InputError("no task was named: give at least one, e.g. 'starter'.")
+    if include_path is not None and not Path(include_path).is_dir():
+        raise InputError(f"include_path {include_path} is not a directory with lm-eval task files.")
+    own = [str(starter_path()), *([str(include_path)] if include_path is not None else [])]
+    tasks: dict[str, Any] = {}
+    with quiet_libraries():
+        local = TaskManager(include_path=own, include_defaults=False)
+        elsewhere = [name for name in names if name not in local.all_tasks]
+        files = _task_files(elsewhere, local.all_tasks) if elsewhere else {}
+        everything = local
+        if any(files[name] is None for name in elsewhere):
+            everything = TaskManager(include_path=own)
+        for name in names:
+            manager, spec = local, name
+            if name in files:
+                manager, spec = everything, str(files[name] or name)
+            tasks.update(_build(manager, spec, name))
+    return tasks
+
+
+def _task_files(names: Iterable[str], local: Iterable[str]) -> dict[str, Path | None]:
+    """The file of each name that is a plain task of lm-eval, None for groups and tags.
+
+    Raises
+    ------
+    UnknownNameError
+        No file defines the name.
+    """
+    import lm_eval.tasks
+
+    found: dict[str, list[tuple[str, Path]]] = {}
+    for path in sorted(Path(lm_eval.tasks.__file__).parent.rglob("*.yaml")):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        for kind, name in _NAMED.findall(text):
+            found.setdefault(name, []).append((kind, path))
+    files: dict[str, Path | None] = {}
+    for name in names:
+        if name not in found:
+            raise UnknownNameError(
+                "task",
+                name,
+                [*local, *found],
+                "Task files of your own are found with include_path.",
+            )
+        definitions = found[name]
+        plain = len(definitions) == 1 and definitions[0][0] == "task"
+        files[name] = definitions[0][1] if plain else None
+    return files
+
+
+def _build(manager: Any, spec: str, name: str) -> dict[str, Any]:
+    try:
+        tasks: dict[str, Any] = manager.load([spec])["tasks"]
+    except (StopIteration, IndexError) as error:
+        raise InputError(
+            f"task {name!r} has no samples: its data set is empty; check its test_split and "
+            "data_files."
+        ) from error
+    except Exception as error:
+        raise InputError(
+            f"task {name!r} cannot be loaded ({type(error).__name__}: {error}). If its data set is "
+            "on the Hugging Face hub, check the network and that you have access to it, or use a "
+            "task with local data (include_path), such as 'starter'."
+        ) from error
+    return tasks

@@ -1,0 +1,133 @@
+"""The decoder advancing by one token per call, with its cache kept where it is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import NonFiniteLogitsError, UnsupportedModelError
+from .plan import Tokens
+from .scoring_graph import POSITIONS, ROW_LOGITS
+from .session import ran_out_of_memory, run_error
+
+if TYPE_CHECKING:
+    from .decoder import OnnxDecoder
+
+
+def right_padded(
+    sequences: Sequence[Tokens], length: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Token ids and attention mask of shape ``[sequences, length]``, zeros after each sequence."""
+    ids = np.zeros((len(sequences), length), np.int64)
+    mask = np.zeros_like(ids)
+    for row, tokens in enumerate(sequences):
+        ids[row, : len(tokens)] = tokens
+        mask[row, : len(tokens)] = 1
+    return ids, mask
+
+
+class Stepper:
+    """One batch of prompts and its key-value cache.
+
+    Parameters
+    ----------
+    decoder : OnnxDecoder
+        Its session for generation is used.
+
+    Raises
+    ------
+    UnsupportedModelError
+        The model was exported without a key-value cache.
+    """
+
+    def __init__(self, decoder: OnnxDecoder) -> None:
+        self._session, self._inputs = decoder.session("generation")
+        self._device, self._folder = decoder.device_type, decoder.folder
+        if not self._inputs.cache:
+            raise UnsupportedModelError(
+                f"the model in {self._folder} was exported without a key-value cache: export it "
+                "with task 'text-generation-with-past' to generate."
+            )
+        self._cache: list[Any] = []
+        self._mask = np.zeros((0, 0), np.int64)
+        self._places = np.zeros(0, np.int64)
+
+    def prefill(self, prompts: Sequence[Tokens], length: int) -> NDArray[np.float32]:
+        """Read the prompts, right-padded to `length`.
+
+        Returns
+        -------
+        ndarray of float32, shape (prompts, vocabulary)
+            Logits of the token after each prompt.
+        """
+        count = len(prompts)
+        ids, self._mask = right_padded(prompts, length)
+        self._places = self._mask.sum(axis=1)
+        last = np.arange(count, dtype=np.int64) * length + self._places - 1
+        everywhere = np.tile(np.arange(length, dtype=np.int64), (count, 1))
+        empty = [np.empty(c.empty_shape(count), c.dtype) for c in self._inputs.cache]
+        return self._forward(ids, everywhere, last, empty)
+
+    def step(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Append one token to each row; returns the logits of the next, as `prefill` does."""
+        count = len(tokens)
+        self._mask = np.pad(self._mask, ((0, 0), (0, 1)), constant_values=1)
+        # A token's place counts the real tokens before it, not the gap after a padded prompt.
+        places = self._places.reshape(count, 1)
+        self._places = self._places + 1
+        ids = np.array(tokens, np.int64).reshape(count, 1)
+        return self._forward(ids, places, np.arange(count, dtype=np.int64), self._cache)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with some rows only, in the order given."""
+        import onnxruntime
+
+        kept = list(rows)
+        self._mask, self._places = self._mask[kept], self._places[kept]
+        self._cache = [
+            onnxruntime.OrtValue.ortvalue_from_numpy(
+                np.take(value.numpy(), kept, axis=spec.batch_axis), self._device
+            )
+            for spec, value in zip(self._inputs.cache, self._cache, strict=True)
+        ]
+
+    def _forward(
+        self,
+        ids: NDArray[np.int64],
+        places: NDArray[np.int64],
+        rows: NDArray[np.int64],
+        cache: Sequence[Any],
+    ) -> NDArray[np.float32]:
+        feeds = {"input_ids": ids, "attention_mask": self._mask, POSITIONS: rows}
+        if self._inputs.position_ids:
+            feeds["position_ids"] = places
+        binding = self._session.io_binding()
+        # The binding reads the arrays where they are: `feeds` keeps them alive.
+        for name, array in feeds.items():
+            binding.bind_cpu_input(name, array)
+        for spec, value in zip(self._inputs.cache, cache, strict=True):
+            if isinstance(value, np.ndarray):
+                binding.bind_cpu_input(spec.name, value)
+            else:
+                binding.bind_ortvalue_input(spec.name, value)
+        binding.bind_output(ROW_LOGITS, "cpu")
+        for spec in self._inputs.cache:
+            binding.bind_output(spec.output, self._device)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:
+            hint = ""
+            if ran_out_of_memory(error):
+                hint = f" Use a smaller batch_size than {len(ids)}, or shorter prompts."
+            raise run_error(error, self._folder, hint) from error
+        logits, *self._cache = binding.get_outputs()
+        values: NDArray[np.float32] = logits.numpy()
+        if not np.isfinite(values.max(axis=-1)).all():
+            raise NonFiniteLogitsError(
+                f"the model in {self._folder} gives NaN or infinite logits while generating: its "
+                "weights or activations overflow; nothing of this model is scored."
+            )
+        return values
