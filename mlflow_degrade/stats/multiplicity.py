@@ -19,7 +19,17 @@ from mlflow_degrade.stats._validation import FloatArray, check_p_values
 
 @dataclass(frozen=True, slots=True)
 class CombinedP:
-    """A combined p-value with its statistic."""
+    """A combined p-value with its statistic.
+
+    Parameters
+    ----------
+    statistic : float
+        −2Σ ln p, or the weighted normal score.
+    p_value : float
+        Its upper tail.
+    method : str
+        Which combination.
+    """
 
     statistic: float
     p_value: float

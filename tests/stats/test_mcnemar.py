@@ -106,6 +106,17 @@ def test_critical_regressions_are_the_fewest(m: int, p: float) -> None:
         assert mcnemar(critical - 1, m - critical + 1).p_worse > p
 
 
+@pytest.mark.parametrize("p", [0.5, 0.3, 0.05, 0.01, 1e-3, 1e-6, 1e-12, 1e-40, 1e-120, 1e-270])
+def test_critical_regressions_for_all_numbers_of_flips(p: float) -> None:
+    m = np.arange(0, 3_000, 1 if p > 1e-3 else 7)
+    critical = critical_regressions(m, p)
+    there = critical <= m
+    assert (mcnemar_p_worse(critical[there], (m - critical)[there]) <= p).all()
+    below = critical[critical > 0] - 1
+    assert (mcnemar_p_worse(below, m[critical > 0] - below) > p).all()
+    assert (critical_regressions(m.reshape(-1, 1), p).ravel() == critical).all()
+
+
 def test_effect_sizes() -> None:
     result = mcnemar(31, 12, 1319)
     assert result.m == 43

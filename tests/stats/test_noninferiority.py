@@ -12,6 +12,7 @@ from scipy.stats import multinomial, ttest_1samp
 
 from mlflow_degrade.errors import StatisticsInputError
 from mlflow_degrade.stats import mcnemar, noninferiority, noninferiority_graded
+from mlflow_degrade.stats.unconditional import _fewest_improvements, _tail_probability
 
 
 @st.composite
@@ -102,6 +103,16 @@ def test_unconditional_threshold_search_against_plain_enumeration() -> None:
     bound = result.lower_bound(0.05)
     at_bound = noninferiority(b, c, n, -bound, method="unconditional").p_value
     assert at_bound == pytest.approx(0.05, abs=2e-3)
+
+
+def test_the_worst_case_is_found_between_grid_points() -> None:
+    b, c, n, margin = 8, 10, 50, 0.05
+    p = noninferiority(b, c, n, margin, method="unconditional").p_value
+    fewest = _fewest_improvements(b, c, n, margin)
+    # Where the grid of the search has its maximum, a thousand times finer.
+    fine = np.linspace(0.5005, 0.5155, 20_001)
+    best = max(_tail_probability(fewest, n, float(p_b), margin) for p_b in fine)
+    assert p == pytest.approx(best, rel=1e-9)
 
 
 def test_tiny_p_values_stay_valid_and_finite() -> None:
