@@ -33,9 +33,11 @@ def quantize_dynamically(model: Any, *, keep_contracting: float) -> dict[str, An
 
     Notes
     -----
-    The layers that contract (an MLP's ``down_proj``, ``fc2``, ``c_proj``) read the activations with
-    the largest outliers [1]_. One scale for such a tensor leaves most values a few of the 256
-    steps: on the starter model quantizing them too raises the KL from .08 to .68.
+    Two kinds of layer contract. An MLP's second layer (``down_proj``, ``fc2``) reads the
+    activations with the largest outliers [1]_: one scale for such a tensor leaves most values a few
+    of its 256 steps. The key and value projections of grouped-query attention are small, and every
+    query shares their errors. Mean KL on the starter model when nothing stays in float .59, without
+    the first kind .081, without either .047, the last two at the same speed.
 
     References
     ----------

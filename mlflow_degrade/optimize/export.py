@@ -63,7 +63,6 @@ def export_onnx(source: SourceModel, *, progress: bool = True) -> Path:
         return cached_directory(
             "export", ["adopt", _VERSION, source.digest], lambda to: _adopt(source, to, progress)
         )
-    _require_supported(source)
     versions = {name: v for name, v in library_versions().items() if name != "mlflow-degrade"}
     key = ["export", _VERSION, source.digest, versions]
     return cached_directory("export", key, lambda to: _export(source, to, progress))
@@ -105,6 +104,7 @@ def _is_float32(directory: Path) -> bool:
 
 def _export(source: SourceModel, target: Path, progress: bool) -> None:
     """Fill `target` with the export of `source`."""
+    _require_supported(source)
     import torch
 
     weights = [p for p in source.path.iterdir() if p.suffix in (".safetensors", ".bin")]
@@ -159,14 +159,20 @@ def _main_export(source: SourceModel, output: str) -> None:
             do_validation=False,
             no_post_process=True,
         )
+    except OSError as error:
+        if error.errno is not None:
+            raise  # a full disk, not a broken model
+        raise ModelError(f"{source.name} cannot be loaded: {error}") from error
     except (ValueError, KeyError, NotImplementedError, RuntimeError, TypeError) as error:
         raise UnsupportedModelError(
             f"Optimum could not export {source.name}: {type(error).__name__}: {error}"
         ) from error
-    except (OSError, AttributeError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # a full disk, not a broken model
-        raise ModelError(f"{source.name} cannot be loaded: {error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged weights raise types of the file format's own
+        raise ModelError(
+            f"{source.name} cannot be loaded or exported: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _adopt(source: SourceModel, target: Path, progress: bool) -> None:

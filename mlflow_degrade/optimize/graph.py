@@ -42,7 +42,8 @@ def optimize_graph(model: str | Path, level: str = "basic", *, progress: bool = 
     Parameters
     ----------
     model : path
-        A float model directory, from `mlflow_degrade.optimize.export.export_onnx`.
+        From `mlflow_degrade.optimize.export.export_onnx`. One that was optimized or quantized
+        before is returned as it is.
     level : str
         One of `LEVELS`.
     progress : bool
@@ -64,7 +65,8 @@ def optimize_graph(model: str | Path, level: str = "basic", *, progress: bool = 
     if level not in LEVELS:
         raise UnknownNameError("graph optimization level", level, LEVELS)
     base = ModelDirectory.load(model)
-    if level == "none":
+    done = any(step["pass"] == "graph" for step in base.recipe)
+    if level == "none" or done or not base.is_float:
         return base.path
     key = [level, _VERSION, base.digest, library_versions()["onnxruntime"]]
     return cached_directory("graph", key, lambda to: _optimize(base, to, level, progress))

@@ -79,8 +79,13 @@ class ModelDirectory:
 
     @property
     def scheme(self) -> str:
-        """Name of the scheme, ``"fp32"`` for an export as it is."""
+        """Scheme applied to it; ``"fp32"`` is an export, ``"given"`` an ONNX model brought in."""
         return str(self.manifest["scheme"])
+
+    @property
+    def is_float(self) -> bool:
+        """Whether no scheme was applied to it yet."""
+        return self.scheme in ("fp32", "given")
 
     @property
     def digest(self) -> str:

@@ -196,7 +196,7 @@ def apply_scheme(
     base = ModelDirectory.load(model)
     if chosen.rewrite is None:
         return base.path
-    if base.scheme not in ("fp32", "given"):
+    if not base.is_float:
         raise QuantizationError(
             f"{base.path} is already {base.scheme!r}: apply {scheme!r} to the export it came from."
         )

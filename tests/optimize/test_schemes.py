@@ -1,0 +1,195 @@
+"""Every scheme on a tiny model: what it changes, what it keeps, and where it is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_models import SENTENCES
+
+from mlflow_degrade.cache import cache_root
+from mlflow_degrade.errors import InputError, ParityError, QuantizationError, UnknownNameError
+from mlflow_degrade.optimize.dynamic import contracting_layers
+from mlflow_degrade.optimize.embeddings import head_node, untie_head
+from mlflow_degrade.optimize.export import export_onnx
+from mlflow_degrade.optimize.forward import OnnxForward
+from mlflow_degrade.optimize.model_directory import ModelDirectory
+from mlflow_degrade.optimize.onnx_files import (
+    WEIGHTS_FILE,
+    _structure_digest,
+    _weight_digests,
+    check_written,
+    load_graph,
+    save_graph,
+)
+from mlflow_degrade.optimize.parity import parity
+from mlflow_degrade.optimize.schemes import SCHEMES, apply_scheme, find_scheme
+from mlflow_degrade.optimize.source import resolve_model
+from mlflow_degrade.runtime.providers import CPU, CUDA
+
+REDUCED = [name for name, scheme in SCHEMES.items() if scheme.rewrite is not None]
+
+# Mean KL in nats on the tiny model, and float bytes over scheme bytes of its weight file. The KLs
+# were measured (fp16 1.4e-5, int8 .0066, int4 .53, dynamic .0048) and have room for other CPUs.
+KL_BELOW = {
+    "fp16": 1e-4,
+    "int8-weight-only": 0.03,
+    "int4-weight-only": 1.5,
+    "int8-dynamic": 0.03,
+}
+SMALLER_BY = {
+    "fp16": 1.95,
+    "int8-weight-only": 2.0,
+    "int4-weight-only": 2.5,
+    "int8-dynamic": 1.3,
+}
+
+
+@pytest.fixture(params=REDUCED)
+def made(request: pytest.FixtureRequest, tiny_base: Path) -> ModelDirectory:
+    return ModelDirectory.load(apply_scheme(tiny_base, request.param, progress=False))
+
+
+def test_the_saved_model_is_smaller_close_and_complete(
+    made: ModelDirectory, tiny_base: Path
+) -> None:
+    made.verify()
+    base = ModelDirectory.load(tiny_base)
+    found = parity(tiny_base, made.path, SENTENCES)
+    assert 0 < found.mean_kl < KL_BELOW[made.scheme]
+    weights = (made.path / WEIGHTS_FILE).stat().st_size
+    assert (tiny_base / WEIGHTS_FILE).stat().st_size / weights > SMALLER_BY[made.scheme]
+    assert [step["pass"] for step in made.recipe] == ["export", "graph", made.scheme]
+    assert made.source == base.source
+    assert made.manifest["parity"]["mean_kl"] < KL_BELOW[made.scheme]
+    assert made.manifest["versions"]["onnxruntime"] != "none"
+
+
+def test_optimum_loads_it_and_generates_what_our_forward_predicts(made: ModelDirectory) -> None:
+    from optimum.onnxruntime import ORTModelForCausalLM
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(made.path)
+    batch = tokenizer(SENTENCES[0], return_tensors="pt")
+    model = ORTModelForCausalLM.from_pretrained(made.path)
+    first = model(**batch).logits[0].float().numpy()
+    ours = OnnxForward(made.path).logits(batch["input_ids"][0].numpy())
+    np.testing.assert_allclose(first, ours, atol=1e-5)
+    generated = model.generate(**batch, max_new_tokens=4, do_sample=False, eos_token_id=None)
+    assert generated.shape[1] == batch["input_ids"].shape[1] + 4
+    assert int(generated[0, batch["input_ids"].shape[1]]) == int(ours[-1].argmax())
+
+
+def test_no_two_schemes_give_the_same_model(tiny_base: Path) -> None:
+    digests = {
+        name: ModelDirectory.load(apply_scheme(tiny_base, name, progress=False)).digest
+        for name in SCHEMES
+    }
+    assert len(set(digests.values())) == len(SCHEMES)
+
+
+def test_fp32_is_the_model_itself(tiny_base: Path) -> None:
+    assert apply_scheme(tiny_base, "fp32", progress=False) == tiny_base
+
+
+def test_a_second_call_does_no_work(tiny_base: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_base, copy)
+    first = apply_scheme(copy, "int8-weight-only", progress=False)
+    (copy / WEIGHTS_FILE).write_bytes(b"")  # whatever read the weights again would fail
+    assert apply_scheme(copy, "int8-weight-only", progress=False) == first
+
+
+@pytest.mark.parametrize("name", ["int8-weight-only", "int4-weight-only"])
+def test_every_product_with_a_constant_matrix_is_quantized(name: str, tiny_base: Path) -> None:
+    made = apply_scheme(tiny_base, name, progress=False)
+    graph = load_graph(made, weights=False)
+    quantized = [n for n in graph.graph.node if n.op_type == "MatMulNBits"]
+    assert len(quantized) == 2 * 7 + 1  # seven matrices in each of two layers, and the head
+    assert head_node(graph).op_type == "MatMulNBits"
+    attributes = {a.name: a.i for a in quantized[0].attribute}
+    options = SCHEMES[name].options
+    assert attributes["bits"] == options["bits"]
+    assert attributes["block_size"] == options["block_size"]
+    assert attributes["accuracy_level"] == 4
+    stored = {t.name for t in graph.graph.initializer}
+    assert not [n for n in graph.graph.node if n.op_type == "MatMul" and n.input[1] in stored]
+
+
+def test_dynamic_keeps_what_contracts_in_float(tiny_base: Path) -> None:
+    graph = load_graph(tiny_base)
+    untie_head(graph)
+    kept = contracting_layers(graph, 1.5)
+    parts = ("down_proj", "k_proj", "v_proj")
+    assert sorted(kept) == sorted(
+        n.name
+        for n in graph.graph.node
+        if n.op_type == "MatMul" and any(part in n.name for part in parts)
+    )
+    made = ModelDirectory.load(apply_scheme(tiny_base, "int8-dynamic", progress=False))
+    assert made.recipe[-1]["kept_in_float"] == kept
+    assert made.recipe[-1]["nodes"] == {"MatMulInteger": 15 - len(kept)}
+
+
+def test_biased_layers_are_quantized_too(tmp_path: Path) -> None:
+    import torch
+    from tiny_models import make_tiny_tokenizer
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    directory = tmp_path / "gpt2"
+    directory.mkdir()
+    size = make_tiny_tokenizer(directory)
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=size, n_embd=64, n_layer=2, n_head=4, initializer_range=0.25)
+    GPT2LMHeadModel(config).save_pretrained(directory)
+    exported = export_onnx(resolve_model(str(directory)), progress=False)
+    assert ModelDirectory.load(exported).manifest["parity"]["max_abs_logit_difference"] < 1e-3
+    made = ModelDirectory.load(apply_scheme(exported, "int8-weight-only", progress=False))
+    assert made.recipe[-1]["nodes"] == {"MatMulNBits": 2 * 4 + 1}
+
+
+def test_unknown_schemes_suggest_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'int8-weight-only'"):
+        find_scheme("int8-weight")
+
+
+def test_dynamic_int8_is_refused_on_cuda_unless_forced() -> None:
+    with pytest.raises(InputError, match=r"int8-dynamic.*CUDA.*'int8-weight-only'"):
+        find_scheme("int8-dynamic", (CUDA, CPU))
+    assert find_scheme("int8-dynamic", (CUDA, CPU), force=True).name == "int8-dynamic"
+    assert find_scheme("int8-dynamic", (CPU,)).notes[CPU]
+
+
+def test_a_quantized_model_is_not_quantized_again(tiny_base: Path) -> None:
+    made = apply_scheme(tiny_base, "int8-weight-only", progress=False)
+    with pytest.raises(QuantizationError, match="already 'int8-weight-only'"):
+        apply_scheme(made, "int4-weight-only", progress=False)
+
+
+def test_a_pass_that_finds_nothing_to_do_is_an_error_and_leaves_nothing(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    # A quantized graph from elsewhere: nothing says so but its operators.
+    given = tmp_path / "given"
+    shutil.copytree(apply_scheme(tiny_base, "int8-weight-only", progress=False), given)
+    manifest = json.loads((given / "degrade.json").read_text())
+    (given / "degrade.json").write_text(json.dumps({**manifest, "scheme": "given"}))
+    before = set((cache_root() / "scheme").iterdir())
+    with pytest.raises(QuantizationError, match="quantized nothing"):
+        apply_scheme(given, "int4-weight-only", progress=False)
+    assert set((cache_root() / "scheme").iterdir()) == before
+
+
+def test_a_file_that_does_not_read_back_is_an_error(tiny_base: Path, tmp_path: Path) -> None:
+    graph = load_graph(tiny_base)
+    weights, structure = _weight_digests(graph), _structure_digest(graph)
+    save_graph(graph, tmp_path)
+    check_written(tmp_path, weights, structure)
+    data = bytearray((tmp_path / WEIGHTS_FILE).read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / WEIGHTS_FILE).write_bytes(data)
+    with pytest.raises(ParityError, match="does not read back"):
+        check_written(tmp_path, weights, structure)
