@@ -182,8 +182,6 @@ class FlipLaw:
             return math.log1p(-math.exp(self.log_tail(total - at_least + 1)))
         if self.sizes.size == 1:
             return _log_binomial_tail(at_least, self.units)
-        if at_least > total - int(self.sizes[0]):
-            return -self.units * _LN2
         theta = self._tilt(float(at_least))
         pmf, start = self._tilted_pmf(theta)
         upper = pmf[at_least - start :]
