@@ -2,7 +2,7 @@
 
 Prints Markdown tables, or writes them between the markers of a document:
 
-    python scripts/operating_characteristics.py --jobs 2 --write docs/statistics.md
+    python scripts/operating_characteristics.py --replications 5000 --jobs 2 --write docs/statistics.md
 
 Every table is seeded; two runs with the same number of replications agree to the last digit.
 """
@@ -109,7 +109,7 @@ def subgroup_table(cells: list[Cell], replications: int) -> str:
         for dimensions, damage, v in sorted(cells, key=lambda cell: (float(cell[1]), cell[0]))
     ]
     header = ["damage on a tenth", "dimensions of the feature", "pooled McNemar", "KCM"]
-    note = f"2,600 items, 5% flips, mean change 0, {replications:,} replications, alpha = .05."
+    note = f"2,700 items, 5% flips, mean change 0, {replications:,} replications, alpha = .05."
     return markdown(header, rows, note)
 
 

@@ -15,13 +15,13 @@ from mlflow_degrade.stats import (
     aggregate_counts,
     attempt_alpha,
     clustered_difference,
+    kcm_test,
+    prediction_powered_difference,
     sample_size,
     sequential_degradation,
     sequential_noninferiority,
     signflip,
 )
-from mlflow_degrade.stats.ppi import prediction_powered_difference
-from mlflow_degrade.stats.subgroup import kcm_test
 
 ALPHA = 0.05
 #: Six benchmarks of very unequal size.
@@ -144,7 +144,7 @@ def noninferiority_cell(margin: str, drop: str, replications: int) -> Cell:
 def subgroup_cell(dimensions: str, damage: str, replications: int) -> Cell:
     """KCM and the pooled test on damage in a tenth of a feature, made up for elsewhere."""
     rng = np.random.default_rng([4, int(dimensions), int(1e4 * float(damage))])
-    n, rate, share = 2600, 0.05, 0.1
+    n, rate, share = 2700, 0.05, 0.1
     found = pooled = 0
     for index in range(replications):
         x = rng.random((n, int(dimensions)))
@@ -211,7 +211,7 @@ def judge_cell(bias: str, _: str, replications: int) -> Cell:
     gain = []
     for _repetition in range(replications):
         truth = draw_differences(rng, total, 0.3)
-        judged = np.where(rng.random(total) < 0.1, rng.permutation(truth), truth)
+        judged = np.where(rng.random(total) < 0.1, draw_differences(rng, total, 0.3), truth)
         # A drop of one class with this probability moves the judge's mean by about `bias`.
         harsh = (rng.random(total) < float(bias) / 0.85) & (judged > -1)
         judged = np.where(harsh, judged - 1, judged)

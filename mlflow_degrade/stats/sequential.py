@@ -116,8 +116,8 @@ def sequential_degradation(
         Label per item, for `combine` other than pooled.
     combine : {"pooled", "product", "average"}
         One process for all items; or one per benchmark, multiplied (disjoint items) or averaged
-        (also valid when benchmarks share items). Pooled finds a drop that is everywhere soonest,
-        average one that is confined to a benchmark.
+        (also valid when benchmarks share items). Pooled is best for a small even drop; the product
+        is close behind and finds the damage of a single benchmark, as does the average.
 
     Returns
     -------
@@ -134,7 +134,7 @@ def sequential_degradation(
     Valid when, given the past, a flip is a regression with probability at most ½ (graded:
     E[d | past] >= 0); that holds for items in random order from any population and for the
     sign-flip null of fixed items. On 27k items with 2–10% flips a drop of 3 pp is found after 2–4%
-    of the items and one of 1 pp after 7–27% (medians; `scripts/operating_characteristics.py`).
+    of the items and one of 1 pp after 8–27% (medians; `scripts/operating_characteristics.py`).
 
     Examples
     --------

@@ -119,7 +119,8 @@ def test_a_biased_judge() -> None:
     for _ in range(reps):
         truth = rng.choice([-1.0, 0, 1], p=[0.15, 0.7, 0.15], size=total)
         judged = np.where(rng.random(total) < 0.02, np.maximum(truth - 1, -1), truth)
-        judged = np.where(rng.random(total) < 0.1, rng.permutation(judged), judged)
+        noise = rng.choice([-1.0, 0, 1], p=[0.15, 0.7, 0.15], size=total)
+        judged = np.where(rng.random(total) < 0.1, noise, judged)
         result = prediction_powered_difference(truth[:n], judged[:n], judged[n:])
         z = judged.mean() / (judged.std() / math.sqrt(total))
         alone += z <= -1.645

@@ -227,11 +227,11 @@ def test_seeded_and_reproducible() -> None:
 
 @pytest.mark.slow
 def test_hidden_damage_is_found() -> None:
-    """8 pp on a tenth of a feature, compensated: pooled test .05, KCM .77 (n = 2,600, 5% flips)."""
+    """8 pp on a tenth of a feature, compensated: pooled test .05, KCM .77 (n = 2,700, 5% flips)."""
     rng = np.random.default_rng(11)
     reps, found, pooled = 300, 0, 0
     for i in range(reps):
-        x, d = hidden_damage(rng, 2600, 0.05)
+        x, d = hidden_damage(rng, 2700, 0.05)
         found += kcm_test(d, {"x": x}, resamples=399, seed=i).p_value <= 0.05
         b, c = int((d < 0).sum()), int((d > 0).sum())
         pooled += stats.binom.sf(b - 1, b + c, 0.5) <= 0.05
