@@ -145,8 +145,6 @@ def _from_hub(name: str) -> SourceModel:
         ) from error
     except errors.RevisionNotFoundError as error:
         raise ModelError(f"the model {repo!r} has no revision {revision!r}.") from error
-    except (errors.HFValidationError, ValueError) as error:
-        raise ModelError(f"{name!r} is not a model id: {error}") from error
     except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
         # requests' errors are OSErrors; so is a full disk, which must not look like the network.
         if isinstance(error, OSError) and not isinstance(
@@ -158,6 +156,8 @@ def _from_hub(name: str) -> SourceModel:
             f"cannot be reached ({type(error).__name__}). Connect and try again, give a local "
             "directory, or use 'starter'."
         ) from error
+    except (errors.HFValidationError, ValueError) as error:
+        raise ModelError(f"{name!r} is not a model id: {error}") from error
     return _source(name, "hub", path, revision=path.name)
 
 
