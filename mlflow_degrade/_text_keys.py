@@ -58,7 +58,7 @@ def order_keys(column: pa.ChunkedArray) -> KeyArray:
     keys = []
     for chunk in column.chunks:
         starts, lengths, data = text_buffers(chunk)
-        key = _chunk_keys(starts, lengths, data) | (np.uint64(1) << np.uint64(63))
+        key = np.empty(len(chunk), np.uint64)
         for length in range(8):
             rows = np.flatnonzero(lengths == length)
             if rows.size:
@@ -66,6 +66,10 @@ def order_keys(column: pa.ChunkedArray) -> KeyArray:
                 words[:, 0] = length
                 words[:, 8 - length :] = data[starts[rows, None] + np.arange(length)]
                 key[rows] = words.view(">u8")[:, 0]
+        long = np.flatnonzero(lengths > 7)
+        if long.size:
+            hashed = _chunk_keys(starts[long], lengths[long], data)
+            key[long] = hashed | (np.uint64(1) << np.uint64(63))
         keys.append(key)
     return np.concatenate(keys) if keys else np.empty(0, np.uint64)
 
@@ -87,9 +91,9 @@ def _chunk_keys(starts: IntArray, lengths: IntArray, data: npt.NDArray[np.uint8]
     keys = np.empty(len(starts), np.uint64)
     for length in np.flatnonzero(np.bincount(lengths)).tolist() if len(lengths) else []:
         rows = np.flatnonzero(lengths == length)
-        if rows.size == len(starts):
+        first = int(starts[0])
+        if rows.size == len(starts) and starts[-1] - first == length * (rows.size - 1):
             # Digests all have one length: their bytes already are a matrix.
-            first = int(starts[0])
             text = data[first : first + rows.size * length].reshape(rows.size, length)
         else:
             text = data[starts[rows, None] + np.arange(length)]

@@ -7,7 +7,7 @@ offending samples and the option that allows it where allowing makes sense.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,7 @@ from ._comparability import (
 )
 from ._matching import Side, Sides, match
 from ._sample_schema import FEATURE_PREFIX
+from ._text_keys import text_keys
 from .errors import EmptySamplesError, UnknownNameError
 from .scores import SampleScores
 
@@ -128,6 +129,30 @@ class PairedScores:
     def n(self) -> int:
         """Number of paired items in all tasks."""
         return sum(task.n for task in self.tasks)
+
+    def shared_documents(self, tasks: Sequence[PairedTask] | None = None) -> list[IntArray] | None:
+        """Which items of different tasks are the same document.
+
+        Parameters
+        ----------
+        tasks : sequence of PairedTask, optional
+            All by default.
+
+        Returns
+        -------
+        list of ndarray of int64, or None
+            Per task a code per item, equal where the document hash is; None where no document
+            occurs twice, which is found out without looking at the texts.
+        """
+        chosen = self.tasks if tasks is None else tasks
+        column = self.baseline.table["doc_hash"]
+        rows = np.concatenate([task.baseline_row for task in chosen])
+        # Distinct keys prove distinct texts; equal ones leave it to the texts.
+        if np.unique(text_keys(column)[rows]).size == rows.size:
+            return None
+        texts = column.take(pa.array(rows)).combine_chunks().dictionary_encode()
+        codes = texts.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+        return np.split(codes, np.cumsum([task.n for task in chosen])[:-1])
 
     def items(self, task: str, where: npt.NDArray[Any] | None = None) -> pd.DataFrame:
         """Items of one task with prompts, targets, both answers and features.

@@ -320,7 +320,8 @@ class SampleScores:
         changes it, a reordered file does not.
         """
         table = self.table.select(list(_DIGESTED))
-        return table_digest(table, _DIGEST_ORDER, {"model_digest": self.model_digest})
+        header = {"model_digest": self.model_digest}
+        return table_digest(table, _DIGEST_ORDER, ("task", "filter", "metric"), header)
 
 
 def _metadata(table: pa.Table) -> dict[str, Any]:

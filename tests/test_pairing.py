@@ -339,6 +339,33 @@ class TestItems:
         assert items["doc_id"].tolist() == ["1"]
 
 
+class TestSharedDocuments:
+    def build(self, hashes: dict[str, list[str]]) -> Any:
+        def side(model: str) -> SampleScores:
+            parts = [
+                table([1] * len(h), model, task=task, doc_hash=h) for task, h in hashes.items()
+            ]
+            return SampleScores.concat(parts)
+
+        return pair(side("a"), side("b"))
+
+    def test_none_where_every_document_occurs_once(self) -> None:
+        assert self.build({"a": ["x", "y"], "b": ["z"]}).shared_documents() is None
+
+    def test_codes_where_tasks_share_some(self) -> None:
+        paired = self.build({"a": ["x", "y"], "b": ["y", "z"]})
+        first, second = paired.shared_documents() or []
+        assert first[1] == second[0]
+        assert len({*first.tolist(), *second.tolist()}) == 3
+        assert paired.shared_documents(paired.tasks[:1]) is None
+
+    def test_documents_without_hash_are_not_shared(self) -> None:
+        sides = [
+            SampleScores.concat([table([1, 0], m, task=t) for t in ("a", "b")]) for m in ("m", "n")
+        ]
+        assert pair(*sides).shared_documents() is None
+
+
 # Samples with few ids and hashes, so that all kinds of coincidences happen.
 SAMPLES = st.lists(
     st.tuples(
