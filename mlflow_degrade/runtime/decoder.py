@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import EngineError, InputError, NonFiniteLogitsError
+from ..errors import DegradeError, EngineError, InputError, NonFiniteLogitsError
 from .generation import Sampling, generate
 from .plan import UNPADDED, Batch, Limits, Plan, Row, Tokens, make_plan
 from .providers import CPU, resolve_device
@@ -239,6 +239,8 @@ class OnnxDecoder:
         """Run one batch; halve it as long as memory does not suffice."""
         try:
             answers = self._forward([rows[i] for i in batch.rows], batch.length)
+        except DegradeError:
+            raise
         except Exception as error:
             if not ran_out_of_memory(error):
                 raise run_error(error, self.folder) from error

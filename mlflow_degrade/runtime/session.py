@@ -184,4 +184,5 @@ def ran_out_of_memory(error: Exception) -> bool:
 
 def run_error(error: Exception, folder: Path, hint: str = "") -> EngineError:
     """Wrap a failure inside onnxruntime; `hint` says what may help."""
-    return EngineError(f"onnxruntime failed while running the model in {folder}: {error}.{hint}")
+    reason = str(error).rstrip(".")
+    return EngineError(f"onnxruntime failed while running the model in {folder}: {reason}.{hint}")

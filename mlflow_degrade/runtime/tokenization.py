@@ -34,7 +34,7 @@ class TextEncoder:
 
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(str(folder))
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # transformers raises whatever its converters raise
             raise ModelError(
                 f"{folder} has no tokenizer that transformers can load ({error}): copy the source "
                 "model's tokenizer files into it, or export the model again."
