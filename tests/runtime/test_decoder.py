@@ -21,7 +21,7 @@ Pairs = list[tuple[list[int], list[int]]]
 def _pairs(decoder: OnnxDecoder) -> Pairs:
     """Contexts of many lengths, each with one-token, longer and shared choices."""
     words = [sentence.split(" ") for sentence in SENTENCES]
-    texts = [(" ".join(w[:n]), f" {w[n]} {w[n + 1]}") for w in words for n in (1, 2, 4, 6)]
+    texts = [(" ".join(w[:n]), f" {w[n]} {w[n + 1]}") for w in words for n in (1, 2, 3, 4)]
     texts += [(" ".join(w[:3]), " " + v[0][: n + 1]) for w in words for n, v in enumerate(words)]
     return decoder.encoder.encode_pairs(texts)
 
