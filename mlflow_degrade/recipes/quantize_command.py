@@ -82,3 +82,7 @@ def _policy(given: dict[str, str]) -> GatePolicy:
         },
         source="parameters",
     )
+
+
+if __name__ == "__main__":
+    main()

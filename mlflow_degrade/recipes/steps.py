@@ -125,8 +125,9 @@ def evaluate_arms(
     settings = EvaluationSettings(device=device, batch_size=batch_size, resume=not fresh)
     tasks = ", ".join(task.name for task in suite.tasks)
     with step(f"Evaluate both models on {suite.documents} samples: {tasks}"):
-        path, probes = scoring_path((models.baseline, models.candidate), suite, settings)
-        for side, probe in zip(SIDES, probes, strict=True):
+        directories = {side: models.directory(side) for side in SIDES}
+        path, probes = scoring_path(directories, suite, settings)
+        for side, probe in probes.items():
             say(
                 f"{side}: a batch changes log-probabilities by up to {probe.max_abs_difference:.2g}"
                 f" nats (limit {probe.tolerance:g})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -47,17 +48,21 @@ def log_model(
     """
     import mlflow
 
-    return mlflow.pyfunc.log_model(
-        name="model",
-        # Models from code: MLflow runs this file where the model is loaded; nothing is pickled.
-        python_model=str(_PACKAGE / "tracking" / "pyfunc_model.py"),
-        artifacts={"model_dir": str(model_dir)},
-        code_paths=[str(_PACKAGE)],
-        pip_requirements=[f"{name}=={version(name)}" for name in _serving_packages()],
-        model_config={"one_by_one": one_by_one},
-        signature=_signature(),
-        metadata=dict(metadata or {}),
-    )
+    with warnings.catch_warnings():
+        # An input example would make MLflow load and run the model once more, only to find the
+        # signature that is given here.
+        warnings.filterwarnings("ignore", message=".*input example was not provided.*")
+        return mlflow.pyfunc.log_model(
+            name="model",
+            # Models from code: MLflow runs this file where the model is loaded, nothing is pickled.
+            python_model=str(_PACKAGE / "tracking" / "pyfunc_model.py"),
+            artifacts={"model_dir": str(model_dir)},
+            code_paths=[str(_PACKAGE)],
+            pip_requirements=[f"{name}=={version(name)}" for name in _serving_packages()],
+            model_config={"one_by_one": one_by_one},
+            signature=_signature(),
+            metadata=dict(metadata or {}),
+        )
 
 
 def register(

@@ -1,0 +1,183 @@
+"""The recipe's command line: bad input is one clear message, and `mlflow run` works as written."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from conftest import make_items, write_task
+from mlflow.tracking import MlflowClient
+
+from mlflow_degrade.recipes.quantize_command import main
+
+_RECIPE = Path(__file__).parents[2] / "recipes" / "quantize"
+
+
+def _arguments(workshop: Path, **changes: str) -> list[str]:
+    values = {
+        "model": str(workshop / "model"),
+        "tasks": "tiny_boats,tiny_trains",
+        "include-path": str(workshop / "tasks"),
+        "limit": "0",
+        "margin-pp": "5",
+        "device": "cpu",
+    }
+    return [part for k, v in (values | changes).items() for part in (f"--{k}", v)]
+
+
+def _run(workshop: Path, **changes: str) -> Result:
+    return CliRunner().invoke(main, _arguments(workshop, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scheme": "int8-weight"}, "did you mean 'int8-weight-only'"),
+        ({"tasks": "tiny_boat"}, "did you mean 'tiny_boats'"),
+        ({"tasks": "tiny_empty"}, "tiny_empty"),
+        ({"tasks": " , "}, "tasks"),
+        ({"model": "no/such-model-anywhere"}, "no/such-model-anywhere"),
+        ({"alpha": "0.7"}, "alpha = 0.7"),
+        ({"alpha": "five"}, "'five' is not a number"),
+        ({"margin-pp": "0"}, "margin_pp = 0"),
+        ({"margin-pp": "nan"}, "margin_pp"),
+        ({"limit": "-1"}, "limit = -1"),
+        ({"limit": "many"}, "not a whole number"),
+        ({"device": "tpu"}, "device"),
+        ({"device": "cuda"}, "mlflow-degrade[gpu]"),
+        ({"aggregation": "mean"}, "aggregation = 'mean'"),
+        ({"fresh": "maybe"}, "fresh"),
+        ({"policy": "nowhere.yaml"}, "nowhere.yaml"),
+        ({"batch-size": "0"}, "batch"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_bad_input(
+    store: MlflowClient, workshop: Path, changes: dict[str, str], message: str
+) -> None:
+    if changes == {"device": "cuda"} and _has_cuda():
+        pytest.skip("this machine has the CUDA execution provider")
+    result = _run(workshop, **changes)
+    assert result.exit_code == 3, result.output
+    assert message in result.output
+    assert "Traceback" not in result.output
+    assert list(store.search_registered_models()) == []
+    assert {run.info.status for run in store.search_runs(["0"])} <= {"FAILED"}
+
+
+def _has_cuda() -> bool:
+    import onnxruntime
+
+    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+
+
+@pytest.mark.usefixtures("store")
+def test_dead_tracking_server_is_found_out_at_once(workshop: Path) -> None:
+    import mlflow
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    previous = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"http://127.0.0.1:{port}")
+    try:
+        start = time.monotonic()
+        result = _run(workshop)
+        assert result.exit_code == 3
+        assert "no MLflow server answers" in result.output
+        assert time.monotonic() - start < 10
+    finally:
+        mlflow.set_tracking_uri(previous)
+
+
+def _mlflow_run(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "mlflow", "run", str(_RECIPE), *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        # The recipe says "python", as on any activated environment.
+        env={
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        },
+        check=False,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("manager", [[], ["--env-manager", "local"]], ids=["plain", "local"])
+def test_mlflow_run(store: MlflowClient, workshop: Path, manager: list[str]) -> None:
+    parameters = []
+    for name, value in {
+        # Relative to where the user stands, not to the project.
+        "model": "my models/tiny",
+        "include_path": str(workshop / "tasks"),
+        "tasks": "tiny_boats",
+        "limit": "0",
+        "margin_pp": "5",
+    }.items():
+        parameters += ["-P", f"{name}={value}"]
+    Path("my models").mkdir()
+    Path("my models/tiny").symlink_to(workshop / "model")
+    done = _mlflow_run(Path.cwd(), *manager, *parameters)
+    assert done.returncode == 0, done.stderr
+    assert "PASS" in done.stdout
+    runs = store.search_runs(["0"])
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert len(runs) == 3
+    (version,) = store.search_model_versions()
+    assert version.name == "tiny-onnx"
+    # Nothing is written next to the recipe.
+    assert sorted(p.name for p in _RECIPE.iterdir() if p.name != "__pycache__") == [
+        "MLproject",
+        "main.py",
+    ]
+    wrong = _mlflow_run(Path.cwd(), *manager, *parameters, "-P", "scheme=int9")
+    assert wrong.returncode != 0
+    assert "unknown scheme 'int9'" in wrong.stderr
+    strict = _mlflow_run(Path.cwd(), *manager, *parameters, "-P", "limit=3", "-P", "strict=true")
+    assert strict.returncode != 0
+    assert "INCONCLUSIVE" in strict.stdout
+    assert len(list(store.search_model_versions())) == 1
+
+
+@pytest.mark.slow
+def test_killed_evaluation_resumes(store: MlflowClient, workshop: Path, tmp_path: Path) -> None:
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    for name in ("tiny_first", "tiny_second"):
+        write_task(tasks, name, make_items(6000, seed=hash(name) % 1000))
+    changes = {"tasks": "tiny_first,tiny_second", "include-path": str(tasks)}
+    command = [
+        sys.executable, "-m", "mlflow_degrade.recipes.quantize_command",
+        *_arguments(workshop, **changes),
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    cache = Path(os.environ["MLFLOW_DEGRADE_CACHE"])
+    end = time.monotonic() + 240
+    while not any(p.stat().st_size > 20_000 for p in cache.rglob("*journal*")):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    statuses = {run.info.status for run in store.search_runs(["0"])}
+    assert statuses == {"KILLED"}
+    assert list(store.search_registered_models()) == []
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    finished = [run for run in store.search_runs(["0"]) if run.info.status == "FINISHED"]
+    baseline = next(r for r in finished if r.data.tags.get("degrade.side") == "baseline")
+    import mlflow
+
+    facts = mlflow.artifacts.load_dict(f"runs:/{baseline.info.run_id}/evaluation.json")
+    assert sum(run["resumed"] for run in facts["tasks"].values()) > 100
