@@ -1,6 +1,6 @@
 """The quantize recipe from Python: the same steps, one call, and the numbers at hand.
 
-    python examples/quantize_from_python.py --scheme int4-weight-only --limit 50
+python examples/quantize_from_python.py --scheme int4-weight-only --limit 50
 """
 
 import click
@@ -11,16 +11,15 @@ from mlflow_degrade import GatePolicy, QuantizeOptions, quantize_and_gate
 @click.command()
 @click.option("--model", default="starter", show_default=True)
 @click.option("--scheme", default="int8-weight-only", show_default=True)
-@click.option("--tasks", default="starter", show_default=True, help="Comma-separated.")
-@click.option("--limit", default=200, show_default=True, help="Samples per task.")
+@click.option("--limit", default=220, show_default=True, help="Samples per task.")
 @click.option("--register-as", default=None, help="Registry name on PASS.")
-def main(model: str, scheme: str, tasks: str, limit: int, register_as: str | None) -> None:
+def main(model: str, scheme: str, limit: int, register_as: str | None) -> None:
     """Quantize MODEL and say whether it is worse."""
     outcome = quantize_and_gate(
         QuantizeOptions(
             model=model,
             scheme=scheme,
-            tasks=tuple(tasks.split(",")),
+            tasks=("starter",),
             limit=limit,
             register_as=register_as,
             policy=GatePolicy(margin_pp=2.0, alpha=0.05),
