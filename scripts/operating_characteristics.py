@@ -2,7 +2,8 @@
 
 Prints Markdown tables, or writes them between the markers of a document:
 
-    python scripts/operating_characteristics.py --replications 5000 --jobs 2 --write docs/statistics.md
+    python scripts/operating_characteristics.py --jobs 2 --replications 5000 \\
+        --write docs/statistics.md
 
 Every table is seeded; two runs with the same number of replications agree to the last digit.
 """
