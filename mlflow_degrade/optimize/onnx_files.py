@@ -9,6 +9,7 @@ before anything trusts it.
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -183,7 +184,11 @@ def without_weights(model: Any) -> Any:
 
 def _is_large(tensor: Any) -> bool:
     """Whether a tensor's data lie, or would be written, outside the graph."""
-    return bool(tensor.external_data) or tensor.ByteSize() > _INLINE_BYTES
+    if tensor.external_data or len(tensor.raw_data) > _INLINE_BYTES:
+        return True
+    # Some exporters fill typed fields instead of bytes; no element is smaller than half a byte.
+    count = math.prod(tensor.dims)
+    return not tensor.raw_data and count > 2 * _INLINE_BYTES
 
 
 def infer_types(model: Any) -> None:
