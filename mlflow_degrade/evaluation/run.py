@@ -211,13 +211,40 @@ def evaluate_pair(
     """Evaluate two models on the same documents by the same path.
 
     Both are probed first; if the scores of either depend on its batch, both run one sequence at a
-    time and unpadded. Parameters, errors and notes are those of `evaluate_model`.
+    time and unpadded. Other parameters, errors and notes are those of `evaluate_model`.
     """
+    models = {"baseline": Path(baseline), "candidate": Path(candidate)}
     used = settings or EvaluationSettings()
-    arms = [_Arm(Path(model), suite, used) for model in (baseline, candidate)]
-    path = choose_path(*(arm.probe for arm in arms))
-    first, second = (arm.evaluate(path) for arm in arms)
+    path, _ = scoring_path(models, suite, used)
+    first, second = (
+        evaluate_model(folder, suite, settings=used, path=path, label=label)
+        for label, folder in models.items()
+    )
     return first, second
+
+
+def scoring_path(
+    models: Mapping[str, Path], suite: Suite, settings: EvaluationSettings
+) -> tuple[ScoringPath, dict[str, BatchInvariance]]:
+    """Probe models that are to be compared.
+
+    Parameters
+    ----------
+    models : mapping of str to Path
+        Label → model directory.
+    suite : Suite
+        Its prompts are what is probed on.
+    settings : EvaluationSettings
+
+    Returns
+    -------
+    path : {"batched", "one-by-one"}
+        The path every one of them may take.
+    probes : dict of str to BatchInvariance
+        Per label.
+    """
+    probes = {label: _Arm(path, suite, settings, label).probe for label, path in models.items()}
+    return choose_path(*probes.values()), probes
 
 
 def evaluation_key(

@@ -290,10 +290,11 @@ def test_progress_is_one_bar_and_libraries_keep_quiet(
         ["tiny_choice"],
         include_path=task_folder,
         settings=EvaluationSettings(device="cpu"),
+        label="the candidate",
     )
     out, err = capfd.readouterr()
     assert out == ""
     lines = [line for line in err.splitlines() if line.strip()]
-    assert any("tiny_choice" in line for line in lines), err
+    assert any("tiny_choice (the candidate)" in line for line in lines), err
     assert not any("it/s" in line or "WARNING" in line for line in lines), err
     assert len(lines) <= 3, err
