@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from scipy.special import ndtri
 
 from mlflow_degrade.errors import StatisticsInputError
-from mlflow_degrade.stats import Benchmark, aggregate, aggregate_counts, mcnemar, melded, signflip
+from mlflow_degrade.stats import (
+    Benchmark,
+    aggregate,
+    aggregate_counts,
+    mcnemar,
+    mean_interval,
+    melded,
+    signflip,
+)
 
 RULES = ("pooled", "macro", "max_drop", "min_p", "fisher", "stouffer")
 METHODS = (*RULES, "combined")
@@ -326,6 +334,27 @@ def test_intervals_over_benchmarks() -> None:
         assert (t.low, t.high) == pytest.approx((other.low, other.high), abs=0.006)
     with pytest.raises(StatisticsInputError, match="n is missing"):
         aggregate_counts([1], [2]).interval()
+
+
+def test_macro_interval_from_its_definition() -> None:
+    alone = melded(31, 12, 400)
+    same = [Benchmark(str(k), b=31, c=12, n=400) for k in range(4)]
+    macro = aggregate(same).interval(weighting="macro")
+    delta = -19 / 400
+    # Four independent benchmarks alike: half the distance to either limit.
+    assert macro.low == pytest.approx(delta - (delta - alone.low) / 2)
+    assert macro.high == pytest.approx(delta + (alone.high - delta) / 2)
+    rng = np.random.default_rng(9)
+    d, labels = rng.normal(-0.4, 0.2, 300), np.repeat(np.arange(60), 5)
+    e = rng.normal(0.3, 0.2, 50)
+    one = aggregate([Benchmark("d", differences=d, clusters=labels)]).interval()
+    own = mean_interval(d, clusters=labels)
+    assert (one.low, one.high) == pytest.approx((own.low, own.high), rel=1e-9)
+    both = aggregate([Benchmark("d", differences=d), Benchmark("e", differences=e)], "macro")
+    found = both.interval(weighting="macro")
+    assert (found.low + found.high) / 2 == pytest.approx((d.mean() + e.mean()) / 2)
+    error = math.sqrt(d.var() / 300 + e.var() / 50) / 2
+    assert found.width / 2 == pytest.approx(1.967 * error, rel=0.01)
 
 
 def test_shared_items_count_once_in_the_interval() -> None:

@@ -90,6 +90,17 @@ def test_bounds_are_tight_for_incommensurable_weights() -> None:
         assert abs(share - upper) < 5 * math.sqrt(share / 400_000) + 0.005 * upper
 
 
+def test_copies_of_a_law_are_independent_variables() -> None:
+    big, small = binomial_law(900, 0.37), binomial_law(1_100, 0.41)
+    grouped = [AtomLaw(big.values, big.log_probabilities, 4), small]
+    mean = 4 * 0.5 * 900 * 0.37 + 0.5 * 1_100 * 0.41
+    for threshold in (mean - 5.0, mean + 20.0, mean + 200.0):
+        together, apart = sum_tail(grouped, threshold), sum_tail([big] * 4 + [small], threshold)
+        assert not together.exact
+        assert together.log_upper == pytest.approx(apart.log_upper, rel=1e-9)
+        assert together.log_lower == pytest.approx(apart.log_lower, rel=1e-9)
+
+
 def test_edges() -> None:
     coin = law_of([0.0, 1.0], [1, 1])
     assert sum_tail([], 0.0).log_upper == 0.0
