@@ -16,7 +16,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_DEGRADE_CACHE", str(tmp_path / "cache"))
 
 
-def test_made_once(tmp_path: Path) -> None:
+def test_made_once() -> None:
     calls = []
 
     def make(where: Path) -> None:
@@ -42,7 +42,7 @@ def test_interrupted_work_leaves_nothing(tmp_path: Path, error: BaseException) -
 
 
 def test_full_disk_is_explained(tmp_path: Path) -> None:
-    def make(where: Path) -> None:
+    def make(_where: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(StorageError, match="MLFLOW_DEGRADE_CACHE"):
