@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, get_args
 
 import click
@@ -14,6 +12,7 @@ from ..pairing import ALLOWABLE, PairedScores, pair
 from ..policy import AGGREGATIONS, GatePolicy, Rule
 from ..results import Decision
 from ..scores import SampleScores
+from .output import write_text
 from .references import read_sides, reader_options
 
 RULES = get_args(Rule)
@@ -116,12 +115,12 @@ def compare(
     if features:
         out.print(subgroup_view(_subgroups(paired, decision, features), asked.alpha))
     if report is not None:
-        _write(Path(report), _render(report, decision, paired))
+        write_text(report, _render(report, decision, paired))
         click.echo(f"report: {report}", err=True)
     if json_ == "-":
         click.echo(decision.to_json(), nl=False)
     elif json_ is not None:
-        _write(Path(json_), decision.to_json())
+        write_text(json_, decision.to_json())
     click.get_current_context().exit(decision.exit_code)
 
 
@@ -190,16 +189,3 @@ def _render(path: str, decision: Decision, paired: PairedScores) -> str:
     from ..report import html
 
     return html.report(decision, paired)
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_text(text, encoding="utf-8")
-        os.replace(scratch, path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}.") from error
-    finally:
-        scratch.unlink(missing_ok=True)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import click
 
 from ..errors import InputError
+from .output import whole_file
 from .references import read_sides, reader_options
 
 _DROPS_PP = (0.3, 0.5, 1.0, 2.0, 3.0)
@@ -95,7 +94,7 @@ def plan(
     if counts:
         out.print(plan_view.detectable_view(counts, rates, **rule))
     if plot is not None:
-        _draw(Path(plot), rates, counts, [d for d in drops if drops_pp], rule)
+        _draw(plot, rates, counts, [d for d in drops if drops_pp], rule)
         click.echo(f"plot: {plot}", err=True)
 
 
@@ -115,17 +114,10 @@ def _measure(
 
 
 def _draw(
-    path: Path, rates: list[float], samples: list[int], drops: list[float], rule: dict[str, Any]
+    path: str, rates: list[float], samples: list[int], drops: list[float], rule: dict[str, Any]
 ) -> None:
     from ..report.planning_plot import detectable_drops
 
     figure = detectable_drops(rates, samples=samples, drops=drops, **rule)
-    scratch = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as scratch:
         figure.savefig(scratch, dpi=150)
-        os.replace(scratch, path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}.") from error
-    finally:
-        scratch.unlink(missing_ok=True)

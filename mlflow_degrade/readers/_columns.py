@@ -18,7 +18,15 @@ FIELDS = (
 
 # "id_column" reads better than "doc_id_column".
 _OPTION = {f"{'id' if name == 'doc_id' else name}_column": name for name in FIELDS}
-COLUMN_OPTIONS = (*_OPTION, "task", "metric", "higher_is_better", "features", "model")
+COLUMN_OPTIONS = {
+    **{option: f"Name of the column with the {name}." for option, name in _OPTION.items()},
+    "id_column": "Name of the column that identifies the sample.",
+    "task": "Name of the task, where there is no such column.",
+    "metric": "Name of the metric, where there is no such column.",
+    "higher_is_better": "Direction of the scores, where there is no such column.",
+    "features": "Columns to keep as features, separated by commas.",
+    "model": "Name of the model.",
+}
 
 _ID_NAMES = ("prompt_id", "doc_id", "id")
 # What pandas calls an index that was written along by accident.

@@ -7,9 +7,9 @@ import hashlib
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -38,15 +38,15 @@ class Reader:
         Whether an existing file or directory is of this format.
     read : callable
         From the path and the options to the scores.
-    options : tuple of str
-        Names of the options it takes.
+    options : mapping of str to str
+        The options it takes, each with a sentence on what it does.
     """
 
     name: str
     what: str
     recognizes: Callable[[Path], bool]
     read: Callable[..., SampleScores]
-    options: tuple[str, ...] = ()
+    options: Mapping[str, str] = field(default_factory=dict)
 
     def check_options(self, given: dict[str, Any]) -> None:
         """Refuse options that this format does not have.

@@ -144,5 +144,5 @@ READER = Reader(
     what="inspect_ai logs: .eval or .json (needs inspect_ai)",
     recognizes=lambda path: bool(_logs(path)),
     read=_read,
-    options=("features",),
+    options={"features": "Fields of the samples' metadata to keep, separated by commas."},
 )

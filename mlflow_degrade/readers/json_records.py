@@ -101,5 +101,5 @@ READER = Reader(
     what="JSON lines with the keys [task,]prompt_id,score, or others by options such as id_column",
     recognizes=lambda path: bool(_files(path)),
     read=_read,
-    options=COLUMN_OPTIONS,
+    options={k: v.replace("column with", "key with") for k, v in COLUMN_OPTIONS.items()},
 )

@@ -259,5 +259,9 @@ READER = Reader(
     what="lm-evaluation-harness output with --log_samples: samples_<task>_<date>.jsonl",
     recognizes=lambda path: bool(_sample_files(path)),
     read=_read,
-    options=("date", "repeats", "features"),
+    options={
+        "date": "Date of the run to read, or its beginning; the latest by default.",
+        "repeats": "true reads the runs of all dates as repeated runs of one model.",
+        "features": "Fields of the documents to keep as features, separated by commas.",
+    },
 )

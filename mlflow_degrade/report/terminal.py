@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -119,14 +119,16 @@ class _TaskTable:
             (tables.task_row(decision, task), content.is_proportion(task), task)
             for task in content.ordered_tasks(decision)
         ]
-        self._names = [f"{r.name} ({r.standing})" if r.standing else r.name for r, _, _ in rows]
+        self._names = [
+            (_one_line(r.name), f" ({r.standing})" * bool(r.standing)) for r, _, _ in rows
+        ]
         self._cells = [_cells(row, proportion) for row, proportion, _ in rows]
         self._styles = [
             "red" if task.guilty else "dim" if task.tier == "advisory" else ""
             for _, _, task in rows
         ]
         shares = content.total_is_proportion(decision)
-        self._names.append(f"{content.total_name(decision)} ({decision.aggregate.aggregation})")
+        self._names.append((content.total_name(decision), f" ({decision.aggregate.aggregation})"))
         self._cells.append(_cells(tables.total_row(decision), shares))
         self._titles = {
             "n": "n", "baseline": "baseline", "candidate": "candidate", "change": "change",
@@ -139,24 +141,33 @@ class _TaskTable:
             name: max(len(title), *(len(cells[name]) for cells in self._cells))
             for name, title in self._titles.items()
         }
-        names = min(_LONGEST_NAME, max(map(len, self._names)))
+        longest = max(len(name) + len(mark) for name, mark in self._names)
         for dispensable in _DISPENSABLE:
-            # Two blanks on either side of a column.
-            if names + sum(width + 3 for width in widths.values()) <= options.max_width:
+            if min(_LONGEST_NAME, longest) + _taken(widths) <= options.max_width:
                 break
             for name in dispensable:
                 del widths[name]
         shown = table("task", *((self._titles[name], "right") for name in widths))
-        shown.columns[0].no_wrap, shown.columns[0].overflow = True, "ellipsis"
-        for column, width in zip(shown.columns[1:], widths.values(), strict=True):
-            column.min_width = width
-        *tasks, total = zip(self._names, self._cells, [*self._styles, "bold"], strict=True)
+        # The name gives way to the numbers, and to what is said of the task.
+        room = max(1, min(longest, options.max_width - _taken(widths)))
+        names = [_fit(name, room - len(mark)) + mark for name, mark in self._names]
+        shown.columns[0].no_wrap, shown.columns[0].width = True, room
+        *tasks, total = zip(names, self._cells, [*self._styles, "bold"], strict=True)
         for name, cells, style in tasks:
-            shown.add_row(Text(name), *(cells[column] for column in widths), style=style)
+            shown.add_row(Text(name), *(cells[c] for c in widths), style=style)
         shown.add_section()
         name, cells, style = total
         shown.add_row(Text(name), *(cells[column] for column in widths), style=style)
         yield shown
+
+
+def _fit(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: max(0, length - 1)] + "…"
+
+
+def _taken(widths: Mapping[str, int]) -> int:
+    """What columns take, with the blanks and the line between them."""
+    return sum(width + 3 for width in widths.values())
 
 
 def _cells(row: tables.TaskRow, proportion: bool) -> dict[str, str]:
@@ -177,7 +188,7 @@ def _sample(flip: FlippedSample) -> RenderableType:
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
     turn = f"{flip.baseline_score} → {flip.candidate_score}"
-    grid.add_row(Text(flip.task), Text(f"{flip.doc_id}: {turn}"))
+    grid.add_row(Text(_one_line(flip.task)), Text(f"{_one_line(flip.doc_id)}: {turn}"))
     texts = (
         ("prompt", flip.prompt),
         ("expected", flip.target),
@@ -191,7 +202,9 @@ def _sample(flip: FlippedSample) -> RenderableType:
 
 
 def _one_line(text: str) -> str:
-    return shorten(" ".join(text.split()), _TEXT_LENGTH)
+    # What a model wrote must not move the cursor or recolour the terminal.
+    plain = "".join(c if c.isprintable() else " " for c in text)
+    return shorten(" ".join(plain.split()), _TEXT_LENGTH)
 
 
 def table(*columns: str | tuple[str, str]) -> Table:
