@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
@@ -14,6 +13,7 @@ from ..cache import digest_directory
 from ..errors import ModelError
 from ..optimize.model_directory import MANIFEST_FILE, library_versions
 from ..runtime.decoder import OnnxDecoder
+from ..runtime.machine import processor_name
 from ..runtime.probes import (
     TOLERANCE,
     BatchInvariance,
@@ -25,6 +25,7 @@ from ..runtime.providers import resolve_device
 from ..runtime.session import read_json
 from ..scores import SampleScores
 from .journal import Journal
+from .progress import progress_bar
 from .store import Entry
 from .suite import Suite, SuiteTask, load_suite
 
@@ -187,14 +188,22 @@ def evaluate_model(
 def scoring_path(
     models: Mapping[str, str | Path], suite: Suite, settings: EvaluationSettings
 ) -> tuple[ScoringPath, dict[str, BatchInvariance]]:
-    """The path on which some models can be compared, and the probe of each that says so.
+    """Probe models that are to be compared.
 
     Parameters
     ----------
     models : mapping of str to path
         Model directories by what progress bars call them.
     suite : Suite
+        Its prompts are what is probed on.
     settings : EvaluationSettings
+
+    Returns
+    -------
+    path : {"batched", "one-by-one"}
+        The path every one of them may take.
+    probes : dict of str to BatchInvariance
+        Per label.
     """
     probes = {
         label: _Arm(Path(model), suite, settings, label).probe for label, model in models.items()
@@ -221,30 +230,6 @@ def evaluate_pair(
         for label, folder in models.items()
     )
     return first, second
-
-
-def scoring_path(
-    models: Mapping[str, Path], suite: Suite, settings: EvaluationSettings
-) -> tuple[ScoringPath, dict[str, BatchInvariance]]:
-    """Probe models that are to be compared.
-
-    Parameters
-    ----------
-    models : mapping of str to Path
-        Label → model directory.
-    suite : Suite
-        Its prompts are what is probed on.
-    settings : EvaluationSettings
-
-    Returns
-    -------
-    path : {"batched", "one-by-one"}
-        The path every one of them may take.
-    probes : dict of str to BatchInvariance
-        Per label.
-    """
-    probes = {label: _Arm(path, suite, settings, label).probe for label, path in models.items()}
-    return choose_path(*probes.values()), probes
 
 
 def evaluation_key(
@@ -275,15 +260,17 @@ class _Arm:
     ) -> None:
         self._folder, self._suite, self._settings = folder, suite, settings
         self._label = label or folder.name
-        self._advance: Callable[[int], None] = _ignore
+        self._advance: Callable[[int], None] | None = None
 
     @cached_property
     def _common(self) -> dict[str, Any]:
         versions = library_versions()
+        provider = resolve_device(self._settings.device)[0]
         return {
             "model": model_digest(self._folder),
             "backend": f"mlflow-degrade-onnx/{_ENGINE}",
-            "provider": resolve_device(self._settings.device)[0],
+            "provider": provider,
+            "processor": processor_name(provider),
             "seed": self._suite.seed,
             "apply_chat_template": self._settings.apply_chat_template,
             "versions": {
@@ -313,20 +300,25 @@ class _Arm:
         decoder = OnnxDecoder(
             self._folder, device=self._settings.device, batch_size=self._settings.batch_size
         )
-        return OnnxLM(decoder, advance=lambda count: self._advance(count))
+
+        def advance(count: int) -> None:
+            if self._advance is not None:
+                self._advance(count)
+
+        return OnnxLM(decoder, advance=advance)
 
     @cached_property
     def probe(self) -> BatchInvariance:
         """Whether this model's scores depend on the batch, measured on the suite's own prompts."""
         key = {**self._common, "suite": self._suite.digest, "tolerance": TOLERANCE}
         entry = Entry("probe", key)
-        known = entry.facts() if self._settings.resume else None
+        known = entry.facts()
         if known is not None:
             return BatchInvariance(**known["probe"])
         suite = self._suite
         share = -(-_PROBE_PROMPTS // len(suite.tasks))
         prompts = [prompt for task in suite.tasks for prompt in self._prompts(task, share)]
-        with _bar(f"Probing {self._label}", self._settings.progress) as bar:
+        with progress_bar(f"Probing {self._label}", self._settings.progress) as bar:
             bar(1, 0)
             probe = probe_batch_invariance(
                 self._model.decoder, prompts[:_PROBE_PROMPTS], generation=suite.generates
@@ -369,7 +361,7 @@ class _Arm:
 
         self._model.decoder.unpadded = path == "one-by-one"
         title = f"{task.name} ({self._label})"
-        with _bar(title, self._settings.progress) as bar, Journal(entry.journal) as journal:
+        with progress_bar(title, self._settings.progress) as bar, Journal(entry.journal) as journal:
             self._advance = lambda count: bar(0, count)
             outcome = run_task(
                 self._model,
@@ -388,39 +380,3 @@ class _Arm:
         facts = {"results": outcome.results, "run": outcome.facts}
         entry.finish(facts, samples)
         return facts
-
-
-def _ignore(_count: int) -> None:
-    """What is told of progress while no bar is shown."""
-
-
-@contextmanager
-def _bar(title: str, visible: bool) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar; the function adds to its total and to what is done."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), disable=not visible) as progress:
-        bar = progress.add_task(title, total=None)
-        total = 0
-
-        def change(more: int, done: int) -> None:
-            nonlocal total
-            total += more
-            progress.update(bar, total=total or None, advance=done)
-
-        yield change
