@@ -19,7 +19,7 @@ def processor_name(provider: str) -> str:
     Returns
     -------
     str
-        E.g. ``"x86_64 AMD EPYC 9R14"``, or the name of the GPU.
+        E.g. ``"x86_64 AMD EPYC 9R14 avx2 avx512_vnni avx512f"``, or the name of the GPU.
 
     Notes
     -----
@@ -30,14 +30,28 @@ def processor_name(provider: str) -> str:
         import torch
 
         return str(torch.cuda.get_device_name(0)) if torch.cuda.is_available() else provider
-    return f"{platform.machine()} {_cpu_model()}".strip()
+    return " ".join([platform.machine(), *_cpu()])
 
 
-def _cpu_model() -> str:
-    """What the system calls the CPU; Python's own answer is empty or coarse on Linux."""
+# Instruction sets for which matrix kernels of their own exist.
+_KERNELS = frozenset(
+    (
+        "avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16",
+        "amx_int8", "asimddp", "i8mm", "bf16", "sve", "sme",
+    )
+)  # fmt: skip
+
+
+def _cpu() -> list[str]:
+    """The CPU's model and instruction sets; Python's own answer is empty or coarse on Linux."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
-        return platform.processor()
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(models, platform.processor())
+        return [platform.processor()]
+    facts: dict[str, str] = {}
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        facts.setdefault(name.strip(), value.strip())
+    # x86 calls them flags, Arm features.
+    flags = set(f"{facts.get('flags', '')} {facts.get('Features', '')}".split())
+    return [facts.get("model name", platform.processor()), *sorted(flags & _KERNELS)]
