@@ -1,8 +1,8 @@
 """From a PyTorch model to ONNX with a key-value cache, by Optimum's exporter.
 
 Optimum validates an export on random token ids, with a warning where it differs. That step and its
-rewriting of tied weights take a third of the time and are left out: `check_parity` compares the file
-with its PyTorch source on real texts, with and without a cache, and refuses a difference.
+rewriting of tied weights take a third of the time and are left out: `check_parity` compares the
+file with its PyTorch source on real texts, with and without a cache, and refuses a difference.
 """
 
 from __future__ import annotations
