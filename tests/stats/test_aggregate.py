@@ -139,7 +139,7 @@ def test_counts_and_graded_scores_mix() -> None:
 
 
 def test_equal_laws_are_computed_once() -> None:
-    b, c, n = [4, 2, 4, 0, 3], [1, 3, 1, 0, 2], [20] * 5
+    b, c, n = [2, 1, 3, 0, 3], [2, 3, 1, 0, 2], [20] * 5
     values = [np.array([-1.0] * x + [1.0] * y) for x, y in zip(b[:3], c[:3], strict=True)]
     expected = enumerate_joint(disjoint(values), n[:3])
     for method in ("fisher", "stouffer"):

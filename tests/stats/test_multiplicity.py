@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import combine_pvalues
 from statsmodels.stats.multitest import multipletests
@@ -23,6 +23,7 @@ from mlflow_degrade.stats import (
 p_values = st.lists(st.floats(1e-12, 1.0), min_size=1, max_size=20)
 
 
+@settings(max_examples=30, deadline=None)
 @given(p_values)
 def test_libraries_agree(p: list[float]) -> None:
     assert holm(p) == pytest.approx(multipletests(p, method="holm")[1], rel=1e-9)
@@ -32,6 +33,7 @@ def test_libraries_agree(p: list[float]) -> None:
     assert (ours.statistic, ours.p_value) == pytest.approx(tuple(fisher), rel=1e-9, abs=1e-300)
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.floats(1e-12, 1 - 1e-9), min_size=1, max_size=20), st.randoms())
 def test_weighted_scores(p: list[float], random: object) -> None:
     weights = [random.uniform(0.1, 3) for _ in p]  # type: ignore[attr-defined]
