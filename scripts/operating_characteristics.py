@@ -170,7 +170,7 @@ SECTIONS: dict[str, Section] = {
         aggregation_cell,
         [(effect, rates) for effect in EFFECTS for rates in FLIP_RATES],
         aggregation_table,
-        1.0,
+        4.0,  # sizes are compared to the third digit
     ),
     "planning": (
         planning_cell,

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_degrade.errors import StatisticsInputError
@@ -19,6 +19,7 @@ def log_wealth(values: np.ndarray, change: float) -> float:
     return float(combine_log_e(bets, independent=False))
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.sampled_from([-1.0, -0.25, 0.0, 0.5, 1.0]), min_size=1, max_size=80))
 def test_limits_are_where_a_bettor_reaches_the_threshold(differences: list[float]) -> None:
     d = np.array(differences)

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, special, stats
 
@@ -53,6 +53,7 @@ def test_only_regressions_for_a_million_items() -> None:
     assert beta_mixture_log_e(m, 0, 1.0) == pytest.approx(expected, rel=1e-12)
 
 
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 40), st.integers(0, 40), st.sampled_from([0.5, 1.0, 3.0, 10.0, 50.0]))
 def test_it_is_the_integral_over_the_mixture(b: int, c: int, a: float) -> None:
     def ratio(theta: float) -> float:
@@ -77,6 +78,7 @@ def test_expectation_under_the_null(theta: float, m: int) -> None:
         assert mean < 1.0
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 500), st.integers(0, 500))
 def test_monotone_in_regressions_and_improvements(b: int, c: int) -> None:
     here = degradation_log_e(b, c)
@@ -118,6 +120,7 @@ def test_betting_is_fair_at_the_margin(fraction: float) -> None:
     assert total == pytest.approx(1.0, rel=1e-10)
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.floats(0.001, 0.9), st.floats(0.001, 1.0))
 def test_no_bet_can_be_ruined(margin: float, flip_rate: float) -> None:
     for stake in noninferiority_bets(margin, flip_rate):

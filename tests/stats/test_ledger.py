@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special
 
@@ -20,6 +20,7 @@ def test_levels_by_hand() -> None:
     assert attempt_alpha(0.05, 4) == pytest.approx(attempt_alpha(0.05, 1) / 16, rel=1e-15)
 
 
+@settings(max_examples=100, deadline=None)
 @given(st.floats(1e-6, 0.5), st.integers(0, 300))
 def test_spent_is_the_sum_of_the_levels(alpha: float, attempts: int) -> None:
     partial = float(sum(Fraction(1, j * j) for j in range(1, attempts + 1)))
@@ -28,6 +29,7 @@ def test_spent_is_the_sum_of_the_levels(alpha: float, attempts: int) -> None:
     )
 
 
+@settings(max_examples=100, deadline=None)
 @given(st.floats(1e-6, 0.5), st.integers(1, 10**9))
 def test_never_above_the_budget(alpha: float, attempts: int) -> None:
     assert spent(alpha, attempts) <= alpha
@@ -48,6 +50,7 @@ def test_ledger_records_attempts() -> None:
     assert ledger.attempts == 0  # frozen: recording makes a new one
 
 
+@settings(max_examples=100, deadline=None)
 @given(st.integers(1, 40), st.sampled_from([0.8, 0.9]))
 def test_inflation_keeps_the_power_of_a_z_test(attempt: int, power: float) -> None:
     single = float(special.ndtri(power) - special.ndtri(0.05))  # √n·effect at the unspent level

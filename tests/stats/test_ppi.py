@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -51,6 +51,7 @@ def test_tuning_formula() -> None:
     assert prediction_powered_difference(gold, judged, others).lam == pytest.approx(lam, rel=1e-12)
 
 
+@settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.tuples(DIFFERENCE, DIFFERENCE), min_size=4, max_size=30),
     st.lists(DIFFERENCE, min_size=4, max_size=30),

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -25,7 +25,7 @@ from mlflow_degrade.stats.sequential import (
 )
 
 N = 27_324  # the six benchmarks of the operating characteristics together
-BINARY = st.lists(st.sampled_from([-1.0, 0.0, 1.0]), min_size=1, max_size=60)
+BINARY = st.lists(st.sampled_from([-1.0, 0.0, 1.0]), min_size=1, max_size=40)
 
 
 def flips(rng: np.random.Generator, n: int, rate: float, drop: float = 0.0) -> np.ndarray:
@@ -34,6 +34,7 @@ def flips(rng: np.random.Generator, n: int, rate: float, drop: float = 0.0) -> n
     return np.where(u < rate / 2 + drop, -1.0, np.where(u < rate + drop, 1.0, 0.0))
 
 
+@settings(max_examples=40, deadline=None)
 @given(BINARY)
 def test_the_path_is_the_e_value_at_every_item(differences: list[float]) -> None:
     result = sequential_degradation(differences)
@@ -45,6 +46,7 @@ def test_the_path_is_the_e_value_at_every_item(differences: list[float]) -> None
     assert result.max_log_e == max(0.0, result.path.max())
 
 
+@settings(max_examples=40, deadline=None)
 @given(BINARY, st.integers(0, 60))
 def test_a_monitor_sees_what_the_batch_sees(differences: list[float], split: int) -> None:
     values = np.array(differences)
@@ -65,6 +67,7 @@ def test_a_monitor_sees_what_the_batch_sees(differences: list[float], split: int
     )
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.floats(-1, 1), min_size=2, max_size=40), st.floats(0.005, 0.3))
 def test_noninferiority_monitor_and_batch(differences: list[float], margin: float) -> None:
     monitor = NonInferiorityMonitor(margin, flip_rate=0.1)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import statsmodels.api as sm
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -27,6 +27,7 @@ def test_repeats_by_hand() -> None:
     assert result.var_item == pytest.approx(0.25 - (0.5 / 3 + 0.5 / 3) / 2)
 
 
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.lists(SCORES, min_size=6, max_size=6), min_size=2, max_size=12))
 def test_repeats_agree_with_the_formula(rows: list[list[float]]) -> None:
     data = np.array(rows)
@@ -88,6 +89,7 @@ def test_t_interval_of_single_runs_is_the_paired_t_test() -> None:
     assert interval.high == pytest.approx(reference.high, rel=1e-12)
 
 
+@settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.tuples(SCORES, st.integers(0, 5)), min_size=3, max_size=40).filter(
         lambda rows: len({g for _, g in rows}) > 1
