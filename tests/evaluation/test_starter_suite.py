@@ -118,7 +118,9 @@ def test_articles_follow_the_sound(items):
         for rows in items.values()
         for item in rows
     ]
-    assert not [t for t in texts if re.search(r"\b[Aa]n (one\b|uni[^n]|use|eu|[bcdfgjkpqtvwxyz])", t)]
+    assert not [
+        t for t in texts if re.search(r"\b[Aa]n (one\b|uni[^n]|use|eu|[bcdfgjkpqtvwxyz])", t)
+    ]
     assert not [t for t in texts if re.search(r"\b[Aa] [aio](?!ne\b|nce\b|uija)", t)]
 
 
