@@ -66,7 +66,8 @@ def caller_path(text: str) -> str:
         return text
     for folder in _caller_directories():
         if (folder / text).exists():
-            return str((folder / text).resolve())
+            # Not resolved: the name of a link is what the user calls the model.
+            return os.path.abspath(folder / text)
     return text
 
 
