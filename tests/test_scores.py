@@ -307,5 +307,5 @@ class TestDigest:
         # Written into registries: a change of this value breaks every verdict bound to it.
         rows = records(5, score=[1, 0, None, 0.5, 1], cluster=["a", None, "b", "a", None])
         assert SampleScores.from_records(rows).digest() == (
-            "sha256:afca89b224ee9f71a6a62494448243947a1d5788f14d11c3c86d281fffddf51c"
+            "sha256:5d546988ae0a381ce0bcc00a323f6be0a5ef5ecb3d7b659eea48746f60c8b137"
         )
