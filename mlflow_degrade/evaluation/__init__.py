@@ -1,0 +1,1 @@
+"""Evaluating models: the lm-eval backend, task suites, resumable runs, the starter suite."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
@@ -15,11 +15,17 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from ..errors import InputError
 from ..runtime.decoder import OnnxDecoder, Score
 from ..runtime.generation import Sampling
-from ..runtime.probes import ScoringPath
+from ..runtime.probes import (
+    BatchInvariance,
+    ScoringPath,
+    choose_path,
+    probe_batch_invariance,
+)
 
 NAME = "mlflow-degrade-onnx"
 """Name of this backend in lm-eval's registry."""
 
+_PROBE_PROMPTS = 16
 _MAX_NEW_TOKENS = 256  # lm-eval's default for tasks that do not say
 _SAMPLING: dict[str, Callable[[Any], Any]] = {
     "top_k": int,
@@ -43,12 +49,23 @@ class OnnxLM(TemplateLM):  # type: ignore[misc]
         Where to run.
     batch_size : int or "auto"
         Most sequences per batch; ``"auto"`` goes by a token budget.
-    path : {"batched", "one-by-one"}
-        See `mlflow_degrade.runtime.probes.choose_path`.
+    path : {"auto", "batched", "one-by-one"}
+        See `mlflow_degrade.runtime.probes.choose_path`. By default the model is probed on the first
+        requests it gets. That settles it for this model alone: models that are compared must be
+        told one path.
     max_batch_size : int, optional
         Accepted because lm-eval's command line passes it; batches are planned, not searched.
     advance : callable, optional
         Told how many requests each batch finished, for a progress bar.
+
+    Attributes
+    ----------
+    decoder : OnnxDecoder
+        The model.
+    plans : list of dict
+        What was run; see `mlflow_degrade.runtime.plan.Plan.summary`.
+    probes : dict of str to BatchInvariance
+        With ``path="auto"``: what was found for ``"scoring"`` and ``"generation"``.
 
     Notes
     -----
@@ -62,7 +79,7 @@ class OnnxLM(TemplateLM):  # type: ignore[misc]
         pretrained: str | OnnxDecoder,
         device: str = "auto",
         batch_size: int | str = "auto",
-        path: ScoringPath = "batched",
+        path: ScoringPath | Literal["auto"] = "auto",
         max_batch_size: int | None = None,  # noqa: ARG002 - part of lm-eval's interface
         advance: Advance | None = None,
     ) -> None:
@@ -75,6 +92,8 @@ class OnnxLM(TemplateLM):  # type: ignore[misc]
         self.decoder.unpadded = path == "one-by-one"
         self.tokenizer = self.decoder.encoder.tokenizer
         self.plans: list[dict[str, Any]] = []
+        self.probes: dict[str, BatchInvariance] = {}
+        self._probing = path == "auto"
         self._advance = advance
 
     # -- what lm-eval asks about the model ------------------------------------------------
@@ -214,6 +233,8 @@ class OnnxLM(TemplateLM):  # type: ignore[misc]
         for sampling, members in self._by_sampling(requests).items():
             prompts = self.decoder.encoder.encode([requests[i].args[0] for i in members])
 
+            self._settle("generation", prompts)
+
             def keep(finished: list[tuple[int, str]], members: Sequence[int] = members) -> None:
                 for place, text in finished:
                     index = members[place]
@@ -236,10 +257,21 @@ class OnnxLM(TemplateLM):  # type: ignore[misc]
                 keep(index, score)
             self._report(len(scores))
 
+        self._settle("scoring", [[*context, *rest] for context, rest in pairs])
         scores = self.decoder.score(pairs, finished)
         if self.decoder.last_plan is not None:
             self.plans.append(self.decoder.last_plan.summary())
         return [(score.logprob, score.is_greedy) for score in scores]
+
+    def _settle(self, use: str, prompts: Sequence[list[int]]) -> None:
+        """Leave batches for good when this model's answers depend on them."""
+        usable = [prompt for prompt in prompts if len(prompt) > 1]
+        if not self._probing or use in self.probes or self.decoder.unpadded or not usable:
+            return
+        some = usable[:: -(-len(usable) // _PROBE_PROMPTS)]
+        probe = probe_batch_invariance(self.decoder, some, generation=use == "generation")
+        self.probes[use] = probe
+        self.decoder.unpadded = choose_path(probe) == "one-by-one"
 
     def _by_sampling(self, requests: Sequence[Instance]) -> dict[Sampling, list[int]]:
         """Indices of the requests that are decoded alike."""

@@ -305,7 +305,8 @@ class _Arm:
             if self._advance is not None:
                 self._advance(count)
 
-        return OnnxLM(decoder, advance=advance)
+        # Which path is taken is decided here, for both models of a comparison.
+        return OnnxLM(decoder, path="batched", advance=advance)
 
     @cached_property
     def probe(self) -> BatchInvariance:

@@ -1,0 +1,1 @@
+"""Running ONNX models: providers, the scoring engine, generation, probes and cost."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,18 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DegradeError, EngineError, InputError, NonFiniteLogitsError
-from .generation import Sampling, generate
-from .plan import UNPADDED, Batch, Limits, Plan, Row, Tokens, make_plan
-from .providers import CPU, resolve_device
-from .scoring_graph import (
+from .engine_graph import (
     ARGMAX,
     POSITIONS,
     TARGET_LOGPROBS,
     TARGETS,
     DerivedGraph,
-    build_generation_graph,
-    build_scoring_graph,
+    build_engine_graph,
 )
+from .generation import Sampling, generate
+from .plan import UNPADDED, Batch, Limits, Plan, Row, Tokens, make_plan
+from .providers import CPU, resolve_device
 from .session import (
     DecoderInputs,
     decoder_inputs,
@@ -117,26 +117,27 @@ class OnnxDecoder:
         self.last_plan: Plan | None = None
         self.batch_size = None if batch_size == "auto" else _positive(batch_size)
         self._threads = threads
-        self._opened: tuple[str, Any, DecoderInputs] | None = None
-        self.gather = ""
 
-    # -- sessions -------------------------------------------------------------------------
+    # -- session --------------------------------------------------------------------------
 
-    def session(self, purpose: str) -> tuple[Any, DecoderInputs]:
-        """The session for ``"scoring"`` or ``"generation"`` and what it takes.
+    @cached_property
+    def session(self) -> Any:
+        """The onnxruntime session, opened when it is first needed."""
+        return open_derived(self._graph, self.providers, threads=self._threads)
 
-        Only one is kept, because each holds its own packed copy of the weights.
-        """
-        if self._opened is None or self._opened[0] != purpose:
-            self._opened = None
-            build: Callable[[Path], DerivedGraph] = (
-                build_scoring_graph if purpose == "scoring" else build_generation_graph
-            )
-            graph = build(self.folder / "model.onnx")
-            self.gather = graph.gather
-            session = open_derived(graph, self.providers, threads=self._threads)
-            self._opened = (purpose, session, decoder_inputs(session, self.folder))
-        return self._opened[1], self._opened[2]
+    @cached_property
+    def inputs(self) -> DecoderInputs:
+        """What the model takes."""
+        return decoder_inputs(self.session, self.folder)
+
+    @property
+    def gather(self) -> str:
+        """Where rows are gathered, e.g. ``"before MatMulNBits"``."""
+        return self._graph.gather
+
+    @cached_property
+    def _graph(self) -> DerivedGraph:
+        return build_engine_graph(self.folder / "model.onnx")
 
     @property
     def device_type(self) -> str:
@@ -145,7 +146,7 @@ class OnnxDecoder:
 
     def close(self) -> None:
         """Free the session's memory; the next call opens it again."""
-        self._opened = None
+        self.__dict__.pop("session", None)
 
     @property
     def limits(self) -> Limits:
@@ -256,7 +257,7 @@ class OnnxDecoder:
         yield from zip(batch.rows, answers, strict=True)
 
     def _forward(self, rows: Sequence[Row], length: int) -> list[_Answers]:
-        session, inputs = self.session("scoring")
+        session, inputs = self.session, self.inputs
         multiple = self.limits.multiple
         places = [(b * length + p, tokens) for b, r in enumerate(rows) for p, tokens in _sorted(r)]
         count = -(-len(places) // multiple) * multiple

@@ -131,8 +131,7 @@ def generate(
             f"context of {decoder.context_length}, and a prompt needs at least 1: lower "
             "max_new_tokens, or give a prompt."
         )
-    _, inputs = decoder.session("generation")
-    multiple = _PROMPT_MULTIPLE if inputs.position_ids and not decoder.unpadded else 1
+    multiple = _PROMPT_MULTIPLE if decoder.inputs.position_ids and not decoder.unpadded else 1
     size = 1 if decoder.unpadded else (decoder.batch_size or _ROWS)
     texts = [""] * len(prompts)
     ends = _end_ids(decoder)

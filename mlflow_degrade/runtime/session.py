@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import EngineError, ModelError, ProviderUnavailableError, UnsupportedModelError
+from .engine_graph import POSITIONS, TARGETS, DerivedGraph
 from .providers import session_options
-from .scoring_graph import POSITIONS, TARGETS, DerivedGraph
 
 _CACHE_PREFIX = "past_key_values"
 _NUMPY_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
@@ -72,7 +72,7 @@ def open_derived(
     Parameters
     ----------
     graph : DerivedGraph
-        From `mlflow_degrade.runtime.scoring_graph`.
+        From `mlflow_degrade.runtime.engine_graph`.
     providers : tuple of str
         From `mlflow_degrade.runtime.providers.resolve_device`.
     threads : int, optional

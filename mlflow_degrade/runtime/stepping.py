@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import NonFiniteLogitsError, UnsupportedModelError
+from .engine_graph import POSITIONS, ROW_LOGITS, TARGETS
 from .plan import Tokens
-from .scoring_graph import POSITIONS, ROW_LOGITS
 from .session import ran_out_of_memory, run_error
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Stepper:
     Parameters
     ----------
     decoder : OnnxDecoder
-        Its session for generation is used.
+        Its session is used.
 
     Raises
     ------
@@ -44,7 +44,7 @@ class Stepper:
     """
 
     def __init__(self, decoder: OnnxDecoder) -> None:
-        self._session, self._inputs = decoder.session("generation")
+        self._session, self._inputs = decoder.session, decoder.inputs
         self._device, self._folder = decoder.device_type, decoder.folder
         if not self._inputs.cache:
             raise UnsupportedModelError(
@@ -102,6 +102,8 @@ class Stepper:
         cache: Sequence[Any],
     ) -> NDArray[np.float32]:
         feeds = {"input_ids": ids, "attention_mask": self._mask, POSITIONS: rows}
+        # No log-probability is asked for, but the graph wants to be fed.
+        feeds[TARGETS] = np.zeros((len(rows), 1), np.int64)
         if self._inputs.position_ids:
             feeds["position_ids"] = places
         binding = self._session.io_binding()

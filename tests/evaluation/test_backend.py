@@ -68,6 +68,17 @@ def test_every_kind_of_request_is_answered_as_by_pytorch(
     )
 
 
+@pytest.mark.parametrize(("scheme", "alone"), [("fp32", False), ("int8-dynamic", True)])
+def test_a_model_that_depends_on_its_batch_is_found_out(
+    model_dir: ModelDir, task_folder: Path, scheme: str, alone: bool
+) -> None:
+    model = OnnxLM(str(model_dir(scheme)), device="cpu")
+    _evaluate(model, task_folder)
+    assert model.decoder.unpadded is alone
+    assert model.probes["scoring"].invariant is not alone
+    assert all((plan["limits"]["rows"] == 1) is alone for plan in model.plans)
+
+
 def test_lm_eval_cache_spares_the_model(
     model_dir: ModelDir, task_folder: Path, tmp_path: Path
 ) -> None:

@@ -1,4 +1,4 @@
-"""Derive from an exported decoder the small graphs that the engine runs.
+"""Derive from an exported decoder the graph that the engine runs.
 
 An exported decoder returns logits for every position, ``[batch, length, vocabulary]``. Scoring
 needs a handful of log-probabilities, and decoding needs the last row. Both are obtained by graph
@@ -13,7 +13,6 @@ after that node, in 8-bit form: the scale is still the one of the full forward p
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ ARGMAX = "degrade_argmax"
 """Output, int64 ``[rows]``: the most likely token, the lowest id among equals."""
 
 ROW_LOGITS = "degrade_row_logits"
-"""Output, float32 ``[rows, vocabulary]`` of the generation graph."""
+"""Output, float32 ``[rows, vocabulary]``: the gathered logits."""
 
 # Matrix products in which output row i depends on input row i alone; the data is their input 0.
 _ROWWISE_PRODUCTS = {
@@ -78,8 +77,8 @@ class DerivedGraph:
     gather: str
 
 
-def build_scoring_graph(model_file: str | Path) -> DerivedGraph:
-    """Graph that returns log-probabilities of chosen tokens at chosen positions.
+def build_engine_graph(model_file: str | Path) -> DerivedGraph:
+    """Graph that returns log-probabilities and logits of chosen positions, and the cache.
 
     Parameters
     ----------
@@ -89,9 +88,10 @@ def build_scoring_graph(model_file: str | Path) -> DerivedGraph:
     Returns
     -------
     DerivedGraph
-        Inputs of the source plus `POSITIONS` and `TARGETS`; outputs `TARGET_LOGPROBS` and
-        `ARGMAX`. The softmax is computed in float32 whatever the model's precision. The
-        ``present.*`` outputs are dropped.
+        Inputs of the source plus `POSITIONS` and `TARGETS`. Outputs are `TARGET_LOGPROBS`,
+        `ARGMAX`, `ROW_LOGITS`, and whatever the source returns besides its logits
+        (``present.*``); what is not fetched is neither copied nor allocated twice. The softmax is
+        computed in float32 whatever the model's precision.
 
     Raises
     ------
@@ -103,46 +103,33 @@ def build_scoring_graph(model_file: str | Path) -> DerivedGraph:
     from onnx import TensorProto, helper
 
     model = _load(model_file)
-    where, logits = _gather_rows(model.graph)
-    rows = _in_float32(model.graph, logits)
-    model.graph.input.append(
-        helper.make_tensor_value_info(TARGETS, TensorProto.INT64, ["rows", "targets"])
-    )
-    model.graph.node.extend(
+    graph = model.graph
+    where, logits = _gather_rows(graph)
+    kept = [output for output in graph.output if output.name != "logits"]
+    value = helper.make_tensor_value_info
+    graph.input.append(value(TARGETS, TensorProto.INT64, ["rows", "targets"]))
+    graph.node.extend(
         [
-            helper.make_node("LogSoftmax", [rows], ["degrade_logprobs"], axis=-1),
+            # [1, rows, vocabulary] or [rows, vocabulary] -> [rows, vocabulary]
+            helper.make_node("Flatten", [logits], ["degrade_2d"], axis=-1),
+            helper.make_node("Cast", ["degrade_2d"], [ROW_LOGITS], to=TensorProto.FLOAT),
+            helper.make_node("LogSoftmax", [ROW_LOGITS], ["degrade_logprobs"], axis=-1),
             helper.make_node(
                 "GatherElements", ["degrade_logprobs", TARGETS], [TARGET_LOGPROBS], axis=-1
             ),
-            helper.make_node("ArgMax", [rows], [ARGMAX], axis=-1, keepdims=0),
+            helper.make_node("ArgMax", [ROW_LOGITS], [ARGMAX], axis=-1, keepdims=0),
         ]
     )
-    _replace_outputs(
-        model.graph,
+    del graph.output[:]
+    graph.output.extend(
         [
-            helper.make_tensor_value_info(TARGET_LOGPROBS, TensorProto.FLOAT, ["rows", "targets"]),
-            helper.make_tensor_value_info(ARGMAX, TensorProto.INT64, ["rows"]),
-        ],
+            value(TARGET_LOGPROBS, TensorProto.FLOAT, ["rows", "targets"]),
+            value(ARGMAX, TensorProto.INT64, ["rows"]),
+            value(ROW_LOGITS, TensorProto.FLOAT, ["rows", "vocabulary"]),
+            *kept,
+        ]
     )
-    return _derived(model, model_file, where)
-
-
-def build_generation_graph(model_file: str | Path) -> DerivedGraph:
-    """Graph that returns the logits of chosen positions and the key-value cache.
-
-    Parameters, errors and the gathering are those of `build_scoring_graph`. Outputs are
-    `ROW_LOGITS` and whatever the source returns besides its logits (``present.*``).
-    """
-    from onnx import TensorProto, helper
-
-    model = _load(model_file)
-    where, logits = _gather_rows(model.graph)
-    rows = _in_float32(model.graph, logits)
-    model.graph.node.append(helper.make_node("Identity", [rows], [ROW_LOGITS]))
-    kept = [output for output in model.graph.output if output.name != "logits"]
-    output = helper.make_tensor_value_info(ROW_LOGITS, TensorProto.FLOAT, ["rows", "vocabulary"])
-    _replace_outputs(model.graph, [output, *kept])
-    return _derived(model, model_file, where)
+    return DerivedGraph(model.SerializeToString(), Path(model_file).resolve().parent, where)
 
 
 def _load(model_file: str | Path) -> Any:
@@ -267,22 +254,3 @@ def _forget_shapes(graph: Any, first: str) -> None:
     kept = [info for info in graph.value_info if info.name not in stale]
     del graph.value_info[:]
     graph.value_info.extend(kept)
-
-
-def _in_float32(graph: Any, logits: str) -> str:
-    """Append the conversion of gathered logits to float32 ``[rows, vocabulary]``."""
-    from onnx import TensorProto, helper
-
-    cast = helper.make_node("Cast", ["degrade_2d"], ["degrade_float"], to=TensorProto.FLOAT)
-    graph.node.extend([helper.make_node("Flatten", [logits], ["degrade_2d"], axis=-1), cast])
-    return "degrade_float"
-
-
-def _replace_outputs(graph: Any, outputs: Iterable[Any]) -> None:
-    kept = list(outputs)
-    del graph.output[:]
-    graph.output.extend(kept)
-
-
-def _derived(model: Any, model_file: str | Path, gather: str) -> DerivedGraph:
-    return DerivedGraph(model.SerializeToString(), Path(model_file).resolve().parent, gather)

@@ -14,17 +14,16 @@ from tiny_models import SENTENCES
 
 from mlflow_degrade.errors import ModelError, UnsupportedModelError
 from mlflow_degrade.optimize.forward import OnnxForward
-from mlflow_degrade.runtime.providers import CPU, open_session
-from mlflow_degrade.runtime.scoring_graph import (
+from mlflow_degrade.runtime.engine_graph import (
     ARGMAX,
     POSITIONS,
     ROW_LOGITS,
     TARGET_LOGPROBS,
     TARGETS,
     DerivedGraph,
-    build_generation_graph,
-    build_scoring_graph,
+    build_engine_graph,
 )
+from mlflow_degrade.runtime.providers import CPU, open_session
 from mlflow_degrade.runtime.session import decoder_inputs, open_derived
 from mlflow_degrade.runtime.tokenization import TextEncoder
 
@@ -65,7 +64,7 @@ def test_scores_are_those_of_one_full_forward_pass(model_dir: ModelDir, scheme: 
     rows = np.array([3, 5, ids.shape[1] - 1])
     targets = np.array([[1, 40], [7, 7], [300, 2]])
 
-    graph = build_scoring_graph(folder / "model.onnx")
+    graph = build_engine_graph(folder / "model.onnx")
     found = _run(graph, ids, **{POSITIONS: rows, TARGETS: targets})
 
     assert graph.gather == GATHERS[scheme]
@@ -74,6 +73,7 @@ def test_scores_are_those_of_one_full_forward_pass(model_dir: ModelDir, scheme: 
     tolerance = 2e-2 if scheme == "fp16" else 1e-4
     np.testing.assert_allclose(found[TARGET_LOGPROBS], expected, atol=tolerance)
     np.testing.assert_array_equal(found[ARGMAX], logits[rows].argmax(axis=-1))
+    np.testing.assert_allclose(found[ROW_LOGITS], logits[rows], atol=10 * tolerance)
 
 
 def test_few_rows_do_not_change_the_activation_scale_of_a_quantized_head(
@@ -82,7 +82,7 @@ def test_few_rows_do_not_change_the_activation_scale_of_a_quantized_head(
     """Gathering before the quantization would: its range would span the gathered rows only."""
     folder = model_dir("int8-dynamic")
     ids = np.array(TextEncoder(folder).encode([SENTENCES[0]]), np.int64)
-    graph = build_scoring_graph(folder / "model.onnx")
+    graph = build_engine_graph(folder / "model.onnx")
     everywhere = np.arange(ids.shape[1])
     targets = np.full((ids.shape[1], 1), 17)
     all_rows = _run(graph, ids, **{POSITIONS: everywhere, TARGETS: targets})[TARGET_LOGPROBS]
@@ -91,22 +91,18 @@ def test_few_rows_do_not_change_the_activation_scale_of_a_quantized_head(
         np.testing.assert_array_equal(one[TARGET_LOGPROBS], np.asarray(all_rows)[[row]])
 
 
-@pytest.mark.parametrize("scheme", ["fp32", "int8-weight-only"])
-def test_generation_graph_returns_chosen_logits_and_the_cache(
-    model_dir: ModelDir, scheme: str
-) -> None:
-    folder = model_dir(scheme)
+def test_the_cache_is_returned_as_well(model_dir: ModelDir) -> None:
+    folder = model_dir("fp32")
     ids = np.array(TextEncoder(folder).encode([SENTENCES[1]]), np.int64)
-    found = _run(build_generation_graph(folder / "model.onnx"), ids, **{POSITIONS: np.array([2])})
-    expected = OnnxForward(folder).logits(ids[0])[2:3]
-    np.testing.assert_allclose(found[ROW_LOGITS], expected, atol=1e-4)
+    rows = {POSITIONS: np.array([2]), TARGETS: np.array([[0]])}
+    found = _run(build_engine_graph(folder / "model.onnx"), ids, **rows)
     assert {f"present.{i}.{part}" for i in (0, 1) for part in ("key", "value")} < found.keys()
 
 
 def test_weights_are_neither_copied_nor_changed(model_dir: ModelDir) -> None:
     folder = model_dir("fp32")
     before = {file.name: file.stat().st_size for file in folder.iterdir()}
-    graph = build_scoring_graph(folder / "model.onnx")
+    graph = build_engine_graph(folder / "model.onnx")
     open_derived(graph, (CPU,))
     assert {file.name: file.stat().st_size for file in folder.iterdir()} == before
     assert len(graph.model) < before["model.onnx"] + 4096
@@ -166,7 +162,7 @@ def test_what_follows_the_head_decides_where_rows_are_gathered(
     (logits,) = open_session(path).run(["logits"], feeds)
     rows, targets = np.array([1, 3]), np.array([[0], [10]])
 
-    graph = build_scoring_graph(path)
+    graph = build_engine_graph(path)
     found = _run(graph, ids, **{POSITIONS: rows, TARGETS: targets})
 
     assert graph.gather == gather
@@ -178,15 +174,15 @@ def test_what_follows_the_head_decides_where_rows_are_gathered(
 def test_a_graph_without_logits_is_refused(tmp_path: Path) -> None:
     path = _hand_built(tmp_path, [helper.make_node("Identity", ["raw"], ["scores"])], "scores")
     with pytest.raises(UnsupportedModelError, match="no 'logits'"):
-        build_scoring_graph(path)
+        build_engine_graph(path)
 
 
 def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no ONNX file"):
-        build_scoring_graph(tmp_path / "model.onnx")
+        build_engine_graph(tmp_path / "model.onnx")
     (tmp_path / "model.onnx").write_bytes(b"not a model")
     with pytest.raises(ModelError, match="not a readable ONNX file"):
-        build_scoring_graph(tmp_path / "model.onnx")
+        build_engine_graph(tmp_path / "model.onnx")
 
 
 def test_an_unknown_input_is_refused(tmp_path: Path) -> None:
@@ -196,7 +192,7 @@ def test_an_unknown_input_is_refused(tmp_path: Path) -> None:
         helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, ["batch_size", 3])
     )
     onnx.save(model, path)
-    session = open_derived(build_scoring_graph(path), (CPU,))
+    session = open_derived(build_engine_graph(path), (CPU,))
     with pytest.raises(UnsupportedModelError, match="pixel_values"):
         decoder_inputs(session, tmp_path)
 
@@ -210,6 +206,6 @@ def test_an_unknown_cache_layout_is_refused(tmp_path: Path, shape: list[object])
     cache = helper.make_tensor_value_info("past_key_values.0.key", TensorProto.FLOAT, shape)
     model.graph.input.append(cache)
     onnx.save(model, path)
-    session = open_derived(build_scoring_graph(path), (CPU,))
+    session = open_derived(build_engine_graph(path), (CPU,))
     with pytest.raises(UnsupportedModelError, match=r"cache input past_key_values\.0\.key"):
         decoder_inputs(session, tmp_path)
