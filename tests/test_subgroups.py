@@ -68,6 +68,13 @@ def test_clusters_are_flipped_together() -> None:
     assert together.p_value > 3 * alone.p_value
 
 
+def test_clusters_of_different_tasks_are_different_even_with_one_label() -> None:
+    # Each sample is a cluster of its own within its task; a label shared by two tasks joins nothing.
+    labels = [f"c{i % 100}" for i in range(200)]
+    apart = find_subgroups(paired(cluster=labels), ["position"])
+    assert apart.p_value == find_subgroups(paired(), ["position"]).p_value
+
+
 def test_unknown_names() -> None:
     assert subgroup_features(paired()) == ("task", "position", "kind")
     with pytest.raises(UnknownNameError, match="unknown feature 'kinds': did you mean 'kind'"):

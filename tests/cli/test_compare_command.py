@@ -109,6 +109,12 @@ class TestPolicy:
             allow=("targets",), tasks=found.tasks,
         )  # fmt: skip
 
+    def test_allowances_of_file_and_options_add_up(self, there: Path, call: Call) -> None:
+        (there / "allowing.yaml").write_text("allow: [same-model]\n")
+        args = ["compare", "fp32.csv", "fp32.csv", "--policy", "allowing.yaml", "--json", "-"]
+        found = decision(call(*args, "--allow", "prompts")).policy
+        assert found.allow == ("prompts", "same-model")
+
     def test_metrics_of_all_tasks_and_of_one(self, tmp_path: Path, call: Call) -> None:
         rows = [
             {"task": task, "prompt_id": i, "metric": metric, "score": i % 2}
