@@ -11,6 +11,7 @@ import pytest
 from mlflow_degrade.errors import InputError, UnknownNameError
 from mlflow_degrade.pairing import PairedScores, pair
 from mlflow_degrade.scores import SampleScores
+from mlflow_degrade.stats import kcm_test
 from mlflow_degrade.subgroups import find_subgroups, subgroup_features
 
 
@@ -69,10 +70,21 @@ def test_clusters_are_flipped_together() -> None:
 
 
 def test_clusters_of_different_tasks_are_different_even_with_one_label() -> None:
-    # Each sample is alone in its cluster: a label that two tasks share joins nothing.
-    labels = [f"c{i % 100}" for i in range(200)]
-    apart = find_subgroups(paired(cluster=labels), ["kind"])
-    assert apart.p_value == find_subgroups(paired(), ["kind"]).p_value
+    random = np.random.default_rng(7)
+    frame = pd.DataFrame({"task": ["one"] * 30 + ["two"] * 30, "doc_id": range(60)})
+    frame["metric"], frame["score"] = "acc", 0.5
+    frame["feature.position"] = random.permutation(60)
+    # Within each task a sample is alone in its cluster: labels that both tasks use join nothing.
+    frame["cluster"] = [f"c{i % 30}" for i in range(60)]
+    change = random.choice([-0.5, 0.5], 60)
+    sides = [
+        SampleScores.from_pandas(frame.assign(score=0.5 + shift), model=name)
+        for name, shift in (("a", 0.0), ("b", change))
+    ]
+    found = find_subgroups(pair(*sides), ["position"]).p_value
+    features = {"position": frame["feature.position"]}
+    assert found == kcm_test(change, features).p_value
+    assert found != kcm_test(change, features, clusters=frame["cluster"]).p_value
 
 
 def test_unknown_names() -> None:
