@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from . import stats
 from .pairing import PairedScores, PairedTask
@@ -118,13 +116,9 @@ def benchmarks(paired: PairedScores, gating: Sequence[PairedTask]) -> list[stats
     Items that occur in several tasks (the same document hash) are not independent: they are marked
     so that their differences are flipped together.
     """
-    hashes = [paired.baseline.table["doc_hash"].take(pa.array(t.baseline_row)) for t in gating]
-    distinct = sum(pc.count_distinct(column).as_py() for column in hashes)
-    everything = pa.chunked_array([chunk for column in hashes for chunk in column.chunks])
-    if pc.count_distinct(everything).as_py() == distinct:
+    keys = paired.shared_documents(gating)
+    if keys is None:
         return [_alone(task) for task in gating]
-    codes = everything.combine_chunks().dictionary_encode().indices.to_numpy()
-    keys = np.split(codes, np.cumsum([task.n for task in gating])[:-1])
     return [
         stats.Benchmark(task.name, differences=task.difference, clusters=task.cluster, keys=key)
         for task, key in zip(gating, keys, strict=True)

@@ -292,15 +292,6 @@ class SampleScores:
         encoded = {_METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()}
         return SampleScores(self.table.replace_schema_metadata(encoded))
 
-    def named(self, model: str) -> SampleScores:
-        """The same scores under another name of the model."""
-        return SampleScores.from_table(
-            self.table,
-            model=model,
-            model_digest=self.model_digest,
-            task_versions=self.task_versions,
-        )
-
     def to_pandas(self) -> pd.DataFrame:
         """The table as a data frame."""
         frame: pd.DataFrame = self.table.to_pandas()

@@ -166,7 +166,7 @@ def _evaluate_arm(
                 models.directory(side), suite, settings=settings, path=path, label=side
             )
             name = f"{models.name} {scheme}"
-            samples, facts = found.samples.named(name), found.facts()
+            samples, facts = found.samples.with_model(name), found.facts()
             speed = {f"throughput/{k}": v for k, v in found.timing.items() if "per_second" in k}
         log_evaluation(samples, key, metrics=speed, facts=facts, reused_from=earlier)
     return samples
