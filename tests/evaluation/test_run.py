@@ -197,7 +197,9 @@ _KILLED = """
 """
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=lambda how: how.name
+)
 def test_a_killed_evaluation_goes_on_where_it_stopped(
     model_dir: ModelDir, task_folder: Path, how: signal.Signals
 ) -> None:

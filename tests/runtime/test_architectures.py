@@ -1,0 +1,90 @@
+"""Exported decoders of many families: scores and texts are PyTorch's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_models import SENTENCES, make_tiny_tokenizer
+
+from mlflow_degrade.runtime.decoder import OnnxDecoder
+from mlflow_degrade.runtime.generation import Sampling
+from mlflow_degrade.runtime.probes import probe_batch_invariance
+
+_LLAMA = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+_GPT = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}
+# Learned, rotary and ALiBi positions; graphs with and without position_ids; one and several
+# key-value heads; logits scaled by a constant (granite).
+FAMILIES: dict[str, dict[str, Any]] = {
+    "bloom": {"hidden_size": 64, "n_layer": 2, "n_head": 4},
+    "falcon": {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "alibi": False,
+    },
+    "gemma": {**_LLAMA, "head_dim": 16},
+    "gpt2": _GPT,
+    "gpt_bigcode": _GPT,
+    "granite": {**_LLAMA, "logits_scaling": 4.0},
+    "opt": {
+        "hidden_size": 64,
+        "ffn_dim": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 256,
+        "word_embed_proj_dim": 64,
+    },
+    "qwen2": _LLAMA,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch's tracer comments on every model
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_and_texts_are_those_of_pytorch(family: str, tmp_path: Path) -> None:
+    import torch
+    from optimum.exporters.onnx import main_export
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    source, exported = tmp_path / "source", tmp_path / "onnx"
+    source.mkdir()
+    size = make_tiny_tokenizer(source)
+    config = AutoConfig.for_model(
+        family, vocab_size=size, bos_token_id=0, eos_token_id=0, pad_token_id=0, **FAMILIES[family]
+    )
+    # Far above the usual 0.02: the distributions must be peaked for an error to show.
+    config.initializer_range = 0.2
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).eval()
+    model.save_pretrained(source)
+    main_export(str(source), str(exported), task="text-generation-with-past", do_validation=False)
+
+    decoder = OnnxDecoder(exported, device="cpu")
+    heads = [sentence[:25].rsplit(" ", 1)[0] for sentence in SENTENCES]
+    pairs = decoder.encoder.encode_pairs(
+        (head, sentence[len(head) :]) for head, sentence in zip(heads, SENTENCES, strict=True)
+    )
+    for (context, rest), score in zip(pairs, decoder.score(pairs), strict=True):
+        with torch.inference_mode():
+            logits = model(torch.tensor([[*context, *rest[:-1]]])).logits[0, -len(rest) :]
+        expected = torch.log_softmax(logits, dim=-1)[range(len(rest)), rest].sum()
+        assert score.logprob == pytest.approx(float(expected), abs=1e-3)
+
+    prompts = [context for context, _ in pairs]
+    texts = []
+    for prompt in prompts:
+        made = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)
+        texts.append(decoder.encoder.decode(made[0, len(prompt) :].tolist()))
+    assert decoder.generate(prompts, Sampling(max_new_tokens=12)) == texts
+    probe = probe_batch_invariance(decoder, [[*a, *b] for a, b in pairs], generation=True)
+    assert probe.invariant, probe
