@@ -43,6 +43,8 @@ def load_tasks(names: Sequence[str], *, include_path: str | Path | None = None) 
     MissingExtraError
         lm-eval is not installed.
     """
+    from rich.console import Console
+
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
@@ -54,7 +56,8 @@ def load_tasks(names: Sequence[str], *, include_path: str | Path | None = None) 
         raise InputError(f"include_path {include_path} is not a directory with lm-eval task files.")
     own = [str(starter_path()), *([str(include_path)] if include_path is not None else [])]
     tasks: dict[str, Any] = {}
-    with quiet_libraries():
+    # Lm-eval's index, or a hub that does not answer, takes a while; shown on terminals only.
+    with quiet_libraries(), Console(stderr=True).status(f"Loading {', '.join(names)}"):
         local = TaskManager(include_path=own, include_defaults=False)
         elsewhere = [name for name in names if name not in local.all_tasks]
         files = _task_files(elsewhere, local.all_tasks) if elsewhere else {}
