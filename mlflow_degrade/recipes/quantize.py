@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -61,7 +61,7 @@ class QuantizeOptions(BaseModel):
     register_as: str | None = "auto"
     baseline_model: str | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    batch_size: int | Literal["auto"] = "auto"
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     num_fewshot: int | None = Field(default=None, ge=0)
     seed: int = Field(default=0, ge=0)
     fresh: bool = False

@@ -27,7 +27,7 @@ _TEXT = (
 )
 _PROMPT_TOKENS = 128
 _NEW_TOKENS = 12
-_MIN_ROUNDS = 3
+_MIN_ROUNDS, _MAX_ROUNDS = 3, 60
 
 
 def measure_cost(
@@ -48,7 +48,8 @@ def measure_cost(
     threads : int, optional
         Threads per operator; all available cores by default.
     seconds : float
-        Time to spend on rounds, after loading and one warm-up each; at least three are made.
+        Time to spend on rounds, after loading and one warm-up each; at least 3 are made, and at
+        most 60.
 
     Returns
     -------
@@ -75,7 +76,7 @@ def measure_cost(
     order = list(benches.values())
     end = time.perf_counter() + seconds
     rounds = 0
-    while rounds < _MIN_ROUNDS or time.perf_counter() < end:
+    while rounds < _MIN_ROUNDS or (rounds < _MAX_ROUNDS and time.perf_counter() < end):
         for bench in order if rounds % 2 == 0 else reversed(order):
             bench.round()
         rounds += 1
