@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -24,6 +25,9 @@ IntArray = npt.NDArray[np.int64]
 # the plain one before the normalized one. The choice is recorded with the result.
 METRIC_PREFERENCE = ("exact_match", "acc", "pass@1", "acc_norm", "f1")
 FILTER_PREFERENCE = ("none", "strict-match")
+
+# Values of these can lie between 0 and 1 without being a share of anything.
+NOT_PROPORTIONS = re.compile(r"perplexity|ppl|bits_per_byte|likelihood|logprob|nll|loss|entropy")
 
 
 def refuse_same_model(a: SampleScores, b: SampleScores, allowed: tuple[str, ...]) -> None:

@@ -29,7 +29,7 @@ def task_result(task: PairedTask, policy: GatePolicy, adjusted: float | None) ->
         Its step-down adjusted p-value, None for an advisory task.
     """
     own = policy.task(task.name)
-    margin = (own.margin_pp or policy.margin_pp) / 100
+    margin = policy.margin_of(task.name, proportion=task.proportion)
     sample = _Sample([task], by_task=False)
     p, log10_p, name, notes = _worse(task)
     return TaskResult(
@@ -50,10 +50,11 @@ def task_result(task: PairedTask, policy: GatePolicy, adjusted: float | None) ->
         p_adjusted=adjusted,
         guilty=adjusted is not None and adjusted <= policy.alpha,
         mde=_finite(sample.guard_mde(policy.alpha, policy.power)),
-        noninferiority_p=sample.noninferiority(margin),
+        noninferiority_p=None if margin is None else sample.noninferiority(margin),
         margin=margin,
         test=name,
         binary=task.binary,
+        proportion=task.proportion,
         unscored=task.unscored,
         notes=tuple(notes),
     )
@@ -66,13 +67,17 @@ def adjust(tests: Sequence[stats.Benchmark]) -> dict[str, float]:
 
 
 def aggregate_tasks(
-    gating: Sequence[PairedTask], tests: Sequence[stats.Benchmark], policy: GatePolicy
+    gating: Sequence[PairedTask],
+    tests: Sequence[stats.Benchmark],
+    policy: GatePolicy,
+    margin: float,
 ) -> AggregateResult:
     """Test all gating tasks together by the policy's rule."""
     sample = _Sample(gating, by_task=policy.aggregation == "macro")
     result = stats.aggregate(tests, method=policy.aggregation)
     return AggregateResult(
         aggregation=policy.aggregation,
+        proportion=gating[0].proportion,
         method=result.route,
         shared_items=result.shared_keys,
         n=sample.n,
@@ -83,13 +88,12 @@ def aggregate_tasks(
         p_worse=result.p_value,
         log10_p_worse=result.log10_p,
         components=dict(result.components),
-        noninferiority_p=sample.noninferiority(policy.margin_pp / 100),
+        noninferiority_p=sample.noninferiority(margin),
     )
 
 
-def data_power(gating: Sequence[PairedTask], policy: GatePolicy) -> PowerResult:
+def data_power(gating: Sequence[PairedTask], policy: GatePolicy, margin: float) -> PowerResult:
     """What the gating tasks together could have shown under the policy's rule."""
-    margin = policy.margin_pp / 100
     flips = sum(task.regressions + task.improvements for task in gating)
     n = sum(task.n for task in gating)
     upper = stats.upper_proportion(flips, n, _GUARD_CONFIDENCE)

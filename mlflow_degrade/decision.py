@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from ._testing import adjust, aggregate_tasks, benchmarks, data_power, task_result
 from .errors import PolicyError
-from .pairing import PairedScores
+from .pairing import PairedScores, PairedTask
 from .policy import GatePolicy
 from .results import (
     AggregateResult,
@@ -42,7 +42,8 @@ def decide(paired: PairedScores, policy: GatePolicy, *, attempt: int | None = No
     Raises
     ------
     PolicyError
-        No paired task is gating, or the policy names a task that was not evaluated.
+        No paired task is gating, the policy names a task that was not evaluated, or the scores of
+        the gating tasks are in different units or in one that the margin is not in.
 
     Notes
     -----
@@ -73,12 +74,13 @@ def decide(paired: PairedScores, policy: GatePolicy, *, attempt: int | None = No
             f"none of the {len(paired.tasks)} paired tasks is gating: the aggregated test needs at "
             "least one task of tier 'gating'."
         )
+    margin = _common_margin(gating, policy)
     alpha_attempt = policy.alpha if attempt is None else attempt_alpha(policy.alpha, attempt)
     tests = benchmarks(paired, gating)
     adjusted = adjust(tests)
     tasks = tuple(task_result(t, policy, adjusted.get(t.name)) for t in paired.tasks)
-    aggregate = aggregate_tasks(gating, tests, policy)
-    power = data_power(gating, policy)
+    aggregate = aggregate_tasks(gating, tests, policy, margin)
+    power = data_power(gating, policy, margin)
     verdict, reasons = _judge(tasks, aggregate, power, policy, alpha_attempt)
     return Decision(
         verdict=verdict,
@@ -103,19 +105,21 @@ def _judge(
     policy: GatePolicy,
     alpha_attempt: float,
 ) -> tuple[Verdict, list[str]]:
-    own = [t for t in tasks if t.tier == "gating" and policy.task(t.task).margin_pp is not None]
+    own = [t for t in tasks if t.tier == "gating" and policy.task(t.task).has_margin]
+    share = aggregate.proportion
     degraded = list(_degradations(tasks, aggregate, policy, own))
     if policy.rule == "no_degradation":
-        missing = list(_weak_spots(power, policy, own))
+        missing = list(_weak_spots(power, share, own))
         shown = (
             f"no degradation found (p = {_p(aggregate.p_worse)} > alpha = {policy.alpha:g}), and a "
-            f"drop of {_pp(power.mde)} would have been found with probability {power.power:g}"
+            f"drop of {_amount(power.mde, share)} would have been found with probability "
+            f"{power.power:g}"
         )
         warn_only = policy.on_underpowered == "warn"
     else:
-        missing = list(_unproven(aggregate, policy, own, alpha_attempt))
+        missing = list(_unproven(aggregate, power.margin, own, alpha_attempt))
         shown = (
-            f"a drop of {policy.margin_pp:g} pp or more is ruled out "
+            f"a drop of {_amount(power.margin, share)} or more is ruled out "
             f"(p = {_p(aggregate.noninferiority_p)} ≤ {alpha_attempt:.3g})"
         )
         warn_only = False
@@ -139,47 +143,51 @@ def _degradations(
         guilty = [t.task for t in tasks if t.guilty]
         blame = f"; guilty: {', '.join(guilty)}" if guilty else ""
         yield (
-            f"the candidate is worse: {_pp(aggregate.delta)} on {aggregate.n} samples, "
-            f"p = {_p(aggregate.p_worse)} ≤ alpha = {policy.alpha:g} "
+            f"the candidate is worse: {_amount(aggregate.delta, aggregate.proportion)} on "
+            f"{aggregate.n} samples, p = {_p(aggregate.p_worse)} ≤ alpha = {policy.alpha:g} "
             f"({policy.aggregation}{blame})"
         )
     for task in own:
         if task.guilty:
             yield (
-                f"{task.task}, which has a margin of its own, is worse: {_pp(task.delta)}, "
+                f"{task.task}, which has a margin of its own, is worse: "
+                f"{_amount(task.delta, task.proportion)}, "
                 f"adjusted p = {_p(task.p_adjusted or 0.0)}"
             )
 
 
-def _weak_spots(power: PowerResult, policy: GatePolicy, own: list[TaskResult]) -> Iterable[str]:
+def _weak_spots(power: PowerResult, share: bool, own: list[TaskResult]) -> Iterable[str]:
     if not power.sufficient:
         more = f"; about {power.samples_needed} samples would do" if power.samples_needed else ""
         yield (
-            f"too little data: only a drop of {_pp(power.mde)} or more would have been found with "
-            f"probability {power.power:g}, the margin is {policy.margin_pp:g} pp{more}"
+            f"too little data: only a drop of {_amount(power.mde, share)} or more would have been "
+            f"found with probability {power.power:g}, the margin is "
+            f"{_amount(power.margin, share)}{more}"
         )
     for task in own:
-        if task.mde is None or task.mde > task.margin:
+        if task.mde is None or task.margin is None or task.mde > task.margin:
             yield (
-                f"too little data on {task.task}: detectable drop {_pp(task.mde)}, its own margin "
-                f"is {_pp(task.margin)}"
+                f"too little data on {task.task}: detectable drop "
+                f"{_amount(task.mde, task.proportion)}, its own margin is "
+                f"{_amount(task.margin, task.proportion)}"
             )
 
 
 def _unproven(
-    aggregate: AggregateResult, policy: GatePolicy, own: list[TaskResult], alpha: float
+    aggregate: AggregateResult, margin: float, own: list[TaskResult], alpha: float
 ) -> Iterable[str]:
+    share = aggregate.proportion
     if aggregate.noninferiority_p > alpha:
         yield (
-            f"a drop of {policy.margin_pp:g} pp is not ruled out: p = "
+            f"a drop of {_amount(margin, share)} is not ruled out: p = "
             f"{_p(aggregate.noninferiority_p)} > {alpha:.3g}, the interval of the change reaches "
-            f"down to {_pp(aggregate.interval.low)}"
+            f"down to {_amount(aggregate.interval.low, share)}"
         )
     for task in own:
-        if task.noninferiority_p > alpha:
+        if task.noninferiority_p is None or task.noninferiority_p > alpha:
             yield (
-                f"on {task.task} a drop of its own margin {_pp(task.margin)} is not ruled out: "
-                f"p = {_p(task.noninferiority_p)} > {alpha:.3g}"
+                f"on {task.task} a drop of its own margin {_amount(task.margin, task.proportion)} "
+                f"is not ruled out: p = {_p(task.noninferiority_p or 0.0)} > {alpha:.3g}"
             )
 
 
@@ -202,10 +210,10 @@ def _doubts(
             f"answered (the reverse: {only_baseline}): find out why before comparing the rest"
         )
     limit = policy.implausible_gain_pp
-    if limit is not None and 100 * aggregate.delta > limit:
+    if limit is not None and aggregate.proportion and 100 * aggregate.delta > limit:
         yield (
-            f"a gain of {_pp(aggregate.delta)} is more than the {limit:g} pp the policy believes: "
-            "look for a leak, a changed prompt or a wrong baseline"
+            f"a gain of {_amount(aggregate.delta, True)} is more than the {limit:g} pp the policy "
+            "believes: look for a leak, a changed prompt or a wrong baseline"
         )
 
 
@@ -217,6 +225,37 @@ def _check_names(paired: PairedScores, policy: GatePolicy) -> None:
             f"the policy speaks of tasks that were not evaluated: {unknown}; evaluated: {names}. "
             "Evaluate them, or take them out of the policy."
         )
+
+
+def _common_margin(gating: list[PairedTask], policy: GatePolicy) -> float:
+    """The margin of the aggregated test, in the unit that all gating tasks share."""
+    units = {"proportions" if t.proportion else t.metric: t.name for t in gating}
+    if len(units) > 1:
+        raise PolicyError(
+            "the gating tasks are scored in different units, which cannot be put together: "
+            f"{', '.join(f'{unit} (e.g. {task})' for unit, task in units.items())}. Choose "
+            "metrics of one unit, or give the other tasks 'tier: advisory'."
+        )
+    share = gating[0].proportion
+    for task in gating:
+        if not share and policy.task(task.name).margin_pp is not None:
+            raise PolicyError(
+                f"margin_pp of {task.name}: its {task.metric} is no proportion, so percentage "
+                "points mean nothing. Give 'margin' in the metric's own unit instead."
+            )
+    margin = policy.margin_of(proportion=share)
+    if margin is None:
+        raise PolicyError(
+            f"margin_pp = {policy.margin_pp:g}: {gating[0].metric} of {gating[0].name} is no "
+            "proportion, so percentage points mean nothing. Give 'margin' in the metric's own unit "
+            "in the policy, choose another metric, or give the task 'tier: advisory'."
+        )
+    if share and margin >= 1:
+        raise PolicyError(
+            f"margin = {margin:g}: scores lie between 0 and 1, so the margin must be below 1 "
+            f"(margin_pp = {margin:g} if percentage points are meant)."
+        )
+    return margin
 
 
 def _side(scores: SampleScores) -> dict[str, str | None]:
@@ -237,9 +276,11 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _pp(value: float | None) -> str:
+def _amount(value: float | None, proportion: bool) -> str:
     if value is None:
         return "(unbounded)"
+    if not proportion:
+        return f"{value:.4g}"
     return f"{100 * value:+.2f} pp" if value < 0 else f"{100 * value:.2f} pp"
 
 

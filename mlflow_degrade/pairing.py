@@ -19,6 +19,7 @@ import pyarrow as pa
 from ._comparability import (
     FILTER_PREFERENCE,
     METRIC_PREFERENCE,
+    NOT_PROPORTIONS,
     choose,
     common_tasks,
     direction,
@@ -91,6 +92,13 @@ class PairedTask:
             return False
         both = np.concatenate([self.baseline, self.candidate])
         return bool(np.isin(both, (0.0, 1.0)).all())
+
+    @property
+    def proportion(self) -> bool:
+        """Whether the scores are shares, so that percentage points mean something."""
+        if NOT_PROPORTIONS.search(self.metric.lower()):
+            return False
+        return all(s.min() >= 0 and s.max() <= 1 for s in (self.baseline, self.candidate))
 
     @property
     def regressions(self) -> int:

@@ -36,6 +36,8 @@ class TaskPolicy(BaseModel):
     margin_pp : float, optional
         A margin of the task's own, in percentage points: on top of the aggregated decision this
         task alone must meet the rule with it.
+    margin : float, optional
+        The same in the metric's own unit, for scores that are not proportions.
     min_samples : int, optional
         Fewer paired samples of this task make the verdict INCONCLUSIVE.
     """
@@ -46,7 +48,13 @@ class TaskPolicy(BaseModel):
     metric: str | None = None
     filter: str | None = None
     margin_pp: float | None = Field(default=None, gt=0, lt=100)
+    margin: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     min_samples: int | None = Field(default=None, ge=1)
+
+    @property
+    def has_margin(self) -> bool:
+        """Whether the task must meet the rule by itself."""
+        return self.margin_pp is not None or self.margin is not None
 
 
 class GatePolicy(BaseModel):
@@ -62,6 +70,9 @@ class GatePolicy(BaseModel):
         One-sided significance level, in (0, 0.5].
     margin_pp : float
         Non-inferiority margin, the largest drop that would be accepted, in percentage points.
+    margin : float, optional
+        The same in the metric's own unit, e.g. nats; needed where scores are not proportions, and
+        then in place of `margin_pp`.
     power : float
         Probability with which a drop of the margin must be detectable.
     aggregation : str
@@ -86,10 +97,10 @@ class GatePolicy(BaseModel):
     >>> policy = GatePolicy.from_mapping({"margin_pp": 1, "tasks": {"gsm8k": {"tier": "advisory"}}})
     >>> policy.margin_pp, policy.task("gsm8k").tier, policy.task("arc_easy").tier
     (1.0, 'advisory', 'gating')
-    >>> GatePolicy.from_mapping({"margin": 1})
+    >>> GatePolicy.from_mapping({"margn_pp": 1})
     Traceback (most recent call last):
     ...
-    mlflow_degrade.errors.PolicyError: policy: unknown key 'margin', did you mean 'margin_pp'?
+    mlflow_degrade.errors.PolicyError: policy: unknown key 'margn_pp', did you mean 'margin_pp'?
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -97,6 +108,7 @@ class GatePolicy(BaseModel):
     rule: Rule = "no_degradation"
     alpha: float = Field(default=0.05, gt=0, le=0.5)
     margin_pp: float = Field(default=2.0, gt=0, lt=100)
+    margin: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     power: float = Field(default=0.8, gt=0, lt=1)
     aggregation: Aggregation = "combined"
     metric: str | None = None
@@ -165,6 +177,27 @@ class GatePolicy(BaseModel):
                 "filter": override.filter or self.filter,
             }
         )
+
+    def margin_of(self, task: str | None = None, *, proportion: bool = True) -> float | None:
+        """The margin that holds for a task, or for all of them, in the unit of the scores.
+
+        Parameters
+        ----------
+        task : str, optional
+        proportion : bool
+            Whether the scores are proportions, so that percentage points apply.
+
+        Returns
+        -------
+        float or None
+            None where scores are no proportions and no margin in their unit is given.
+        """
+        for level in (self,) if task is None else (self.task(task), self):
+            if level.margin is not None:
+                return level.margin
+            if proportion and level.margin_pp is not None:
+                return level.margin_pp / 100
+        return None
 
     def choices(self, column: Literal["metric", "filter"], tasks: Iterable[str]) -> dict[str, str]:
         """Metric or filter per task, for `mlflow_degrade.pairing.pair`; unset ones are left out."""

@@ -69,14 +69,17 @@ class TaskResult(_Record):
         Whether the adjusted p-value is at or below alpha.
     mde : float or None
         Smallest drop of this task alone that could not have been missed (see `PowerResult`).
-    noninferiority_p : float
+    noninferiority_p : float or None
         p-value of "the drop is at least the margin"; small is good.
-    margin : float
-        The margin it refers to.
+    margin : float or None
+        The margin it refers to; None for an advisory task whose scores are no proportions and
+        for which the policy gives no margin in their unit.
     test : str
         Name of the test.
     binary : bool
         Whether every item is a single right-or-wrong outcome.
+    proportion : bool
+        Whether the scores are shares, so that percentage points mean something.
     unscored : tuple of int
         Items left out for lack of a score: (baseline only, candidate only, both).
     notes : tuple of str
@@ -99,10 +102,11 @@ class TaskResult(_Record):
     p_adjusted: float | None
     guilty: bool
     mde: float | None
-    noninferiority_p: float
-    margin: float
+    noninferiority_p: float | None
+    margin: float | None
     test: str
     binary: bool
+    proportion: bool
     unscored: tuple[int, int, int]
     notes: tuple[str, ...] = ()
 
@@ -114,6 +118,8 @@ class AggregateResult(_Record):
     ----------
     aggregation : str
         The rule, see `mlflow_degrade.policy.GatePolicy`.
+    proportion : bool
+        Whether the scores are shares, so that percentage points mean something.
     method : str
         How its null distribution was computed.
     shared_items : int
@@ -132,6 +138,7 @@ class AggregateResult(_Record):
     """
 
     aggregation: str
+    proportion: bool
     method: str
     shared_items: int
     n: int

@@ -21,7 +21,7 @@ def _scores(tasks: dict[str, Any], model: str, **columns: Any) -> SampleScores:
         frame = pd.DataFrame({"task": task, "score": np.asarray(values, dtype=float)})
         frame["doc_id"] = [f"{task}-{i}" for i in range(len(frame))]
         frames.append(frame)
-    frame = pd.concat(frames, ignore_index=True).assign(metric="acc", **columns)
+    frame = pd.concat(frames, ignore_index=True).assign(**{"metric": "acc", **columns})
     return SampleScores.from_pandas(frame, model=model, model_digest=model)
 
 
@@ -157,7 +157,7 @@ def test_graded_clustered_and_repeated_scores() -> None:
     decision = decide(paired, GatePolicy())
     assert decision.verdict is Verdict.PASS
     assert decision.tasks[0].test.startswith("sign-flip")
-    worse = pair(_scores({"f1": base}, "fp32"), _scores({"f1": cand - 0.02}, "int8"))
+    worse = pair(_scores({"f1": base}, "fp32"), _scores({"f1": np.clip(cand - 0.02, 0, 1)}, "int8"))
     assert _verdict(worse) is Verdict.FAIL
 
 
@@ -200,3 +200,66 @@ def test_one_more_regression_never_helps(b: int, c: int, n: int) -> None:
         here = _verdict(_counts(qa=(b, c, n)), rule=rule)
         more = _verdict(_counts(qa=(b + 1, c, n)), rule=rule)
         assert order[more.value] <= order[here.value]
+
+
+def _losses(shift: float, n: int = 400) -> tuple[dict[str, Any], dict[str, Any]]:
+    rng = np.random.default_rng(7)
+    base = rng.normal(3.0, 0.5, n)
+    return {"wiki": base}, {"wiki": base + rng.normal(shift, 0.02, n)}
+
+
+def _loss_pair(shift: float) -> PairedScores:
+    left, right = _losses(shift)
+    common: dict[str, Any] = {"higher_is_better": False, "metric": "loss"}
+    return pair(
+        _scores(left, "fp32", **common),
+        _scores(right, "int8", **common),
+    )
+
+
+def test_percentage_points_of_a_loss_are_refused() -> None:
+    with pytest.raises(PolicyError, match=r"margin_pp = 2: loss of wiki is no proportion"):
+        decide(_loss_pair(0.0), GatePolicy())
+    own = GatePolicy.from_mapping({"margin": 0.1, "tasks": {"wiki": {"margin_pp": 1}}})
+    with pytest.raises(PolicyError, match="margin_pp of wiki"):
+        decide(_loss_pair(0.0), own)
+
+
+def test_a_margin_in_the_metrics_unit() -> None:
+    good = decide(_loss_pair(0.0), GatePolicy(margin=0.05))
+    assert good.verdict is Verdict.PASS
+    assert good.power.margin == 0.05
+    assert not good.aggregate.proportion
+    assert " pp" not in " ".join(good.reasons)
+    shown = decide(_loss_pair(0.01), GatePolicy(margin=0.05, rule="non_inferiority"))
+    assert shown.verdict is Verdict.PASS  # worse, and by less than the margin
+    assert "a drop of 0.05 or more is ruled out" in shown.reasons[0]
+    far = decide(_loss_pair(0.06), GatePolicy(margin=0.05, rule="non_inferiority"))
+    assert far.verdict is Verdict.FAIL
+    assert far.aggregate.delta == pytest.approx(-0.06, abs=0.005)
+    strict = GatePolicy.from_mapping({"margin": 0.05, "tasks": {"wiki": {"margin": 1e-4}}})
+    assert decide(_loss_pair(0.0), strict).verdict is Verdict.INCONCLUSIVE
+
+
+def test_a_margin_as_large_as_the_scale_is_refused() -> None:
+    with pytest.raises(PolicyError, match=r"margin = 2: .* must be below 1"):
+        decide(_counts(qa=(1, 1, 50)), GatePolicy(margin=2))
+
+
+def test_units_are_not_mixed() -> None:
+    left, right = _losses(0.0)
+    answers = {"qa": np.ones(400)}
+    frames = []
+    for model, losses in (("fp32", left), ("int8", right)):
+        loss = _scores(losses, model, higher_is_better=False, metric="loss")
+        frames.append(SampleScores.concat([loss, _scores(answers, model)]))
+    paired = pair(*frames)
+    with pytest.raises(PolicyError, match="different units"):
+        decide(paired, GatePolicy(margin=0.1))
+    advisory = GatePolicy.from_mapping({"tasks": {"wiki": {"tier": "advisory"}}})
+    decision = decide(paired, advisory)
+    assert decision.verdict is Verdict.PASS
+    by_name = {task.task: task for task in decision.tasks}
+    assert (by_name["wiki"].margin, by_name["wiki"].noninferiority_p) == (None, None)
+    assert by_name["qa"].margin == 0.02
+    assert Decision.from_json(decision.to_json()) == decision

@@ -33,7 +33,7 @@ def test_default_metric_reaches_every_task() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("margin: 1", "unknown key 'margin', did you mean 'margin_pp'"),
+        ("margins: 1", "unknown key 'margins', did you mean 'margin'"),
         ("tasks: {qa: {teir: gating}}", "unknown key 'tasks.qa.teir', did you mean 'tier'"),
         ("alpha: 0", "alpha = 0"),
         ("alpha: 0.6", "less than or equal to 0.5"),

@@ -160,11 +160,10 @@ def _pair(baseline: SampleScores, candidate: SampleScores, policy: GatePolicy) -
 
 
 def _subgroups(paired: PairedScores, decision: Decision, features: Sequence[str]) -> Any:
-    from ..report.content import is_proportion
     from ..subgroups import find_subgroups
 
     tasks = [t for t in decision.tasks if t.tier == "gating"]
-    shares = [t.task for t in tasks if is_proportion(t)]
+    shares = [t.task for t in tasks if t.proportion]
     if not shares:
         raise InputError(
             f"--by {', '.join(features)}: no gating task has scores that are proportions, so their "

@@ -6,7 +6,6 @@ the same wherever it is met.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,25 +23,6 @@ SIGNS: Mapping[Verdict, str] = {
     Verdict.INCONCLUSIVE: "?",
 }
 
-# Means of these can lie between 0 and 1 without being a share of anything.
-_NOT_PROPORTIONS = re.compile(r"perplexity|ppl|bits_per_byte|likelihood|logprob|nll|loss|entropy")
-
-
-def is_proportion(task: TaskResult) -> bool:
-    """Whether a task's scores are shares, so that percentage points mean something.
-
-    Perplexities and likelihoods are told by name, other scores by their size.
-    """
-    if task.binary:
-        return True
-    within = all(0 <= mean <= 1 for mean in (task.baseline, task.candidate))
-    return within and not _NOT_PROPORTIONS.search(task.metric.lower())
-
-
-def total_is_proportion(decision: Decision) -> bool:
-    """Whether the aggregate may be printed in percentage points: all gating tasks are shares."""
-    return all(is_proportion(task) for task in decision.tasks if task.tier == "gating")
-
 
 def total_name(decision: Decision) -> str:
     """What the aggregated test covers."""
@@ -55,7 +35,7 @@ def ordered_tasks(decision: Decision) -> list[TaskResult]:
 
     def rank(task: TaskResult) -> tuple[bool, bool, bool, float, str]:
         # Differences in other units cannot be ranked among percentage points.
-        other = not is_proportion(task)
+        other = not task.proportion
         return not task.guilty, task.tier != "gating", other, task.delta, task.task
 
     return sorted(decision.tasks, key=rank)
@@ -72,8 +52,8 @@ def sides(decision: Decision) -> tuple[str, str]:
 def headline(decision: Decision) -> str:
     """The verdict in one plain sentence, without the word itself."""
     policy, total = decision.policy, decision.aggregate
-    margin = f"{policy.margin_pp:.2f} pp"
-    change = numbers.change(total.delta, proportion=total_is_proportion(decision))
+    margin = numbers.change(decision.power.margin, proportion=total.proportion, signed=False)
+    change = numbers.change(total.delta, proportion=decision.aggregate.proportion)
     if decision.verdict is Verdict.FAIL:
         if total.p_worse <= policy.alpha:
             return f"The candidate is worse than the baseline: {change}."
@@ -91,7 +71,7 @@ def headline(decision: Decision) -> str:
 def power_sentence(decision: Decision) -> str:
     """What these samples could have shown."""
     power, n = decision.power, numbers.count(decision.aggregate.n)
-    unit = total_is_proportion(decision)
+    unit = decision.aggregate.proportion
     flips = (
         f"{numbers.share(power.flip_rate)} of the answers changed "
         f"(upper bound {numbers.share(power.flip_rate_upper)})"

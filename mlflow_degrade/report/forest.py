@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from ..results import Decision, TaskResult
-from .content import is_proportion, ordered_tasks, total_is_proportion, total_name
+from .content import ordered_tasks, total_name
 
 # An axis may be this much longer than what matters most before long intervals are cut.
 _GENEROSITY = 2.5
@@ -25,8 +25,8 @@ class ForestRow:
     ----------
     name : str
     delta, low, high : float
-    margin : float
-        Largest drop accepted, positive.
+    margin : float or None
+        Largest drop accepted, positive; None where the policy names none in this unit.
     kind : str
         ``"total"``, ``"guilty"``, ``"gating"`` or ``"advisory"``.
     """
@@ -35,7 +35,7 @@ class ForestRow:
     delta: float
     low: float
     high: float
-    margin: float
+    margin: float | None
     kind: str
 
 
@@ -50,8 +50,8 @@ class ForestPanel:
     rows : tuple of ForestRow
     left, right : float
         Ends of the axis; intervals beyond them are cut and get an arrow.
-    margin : float
-        The policy's margin in this unit, for the line.
+    margin : float or None
+        The policy's margin in this unit, for the line; None where it names none.
     ticks : tuple of float
     """
 
@@ -59,7 +59,7 @@ class ForestPanel:
     rows: tuple[ForestRow, ...]
     left: float
     right: float
-    margin: float
+    margin: float | None
     ticks: tuple[float, ...]
 
     def place(self, value: float) -> float:
@@ -79,18 +79,22 @@ def forest_panels(decision: Decision) -> list[ForestPanel]:
     The total stands in the first row of the panel all gating tasks belong to, if there is one.
     """
     groups: dict[str, list[ForestRow]] = {}
-    if total_is_proportion(decision):
+    if decision.aggregate.proportion:
         groups["pp"] = []
     for task in ordered_tasks(decision):
-        unit = "pp" if is_proportion(task) else task.metric
+        unit = "pp" if task.proportion else task.metric
         groups.setdefault(unit, []).append(_row(task, 100.0 if unit == "pp" else 1.0))
-    units = {"pp" if is_proportion(t) else t.metric for t in decision.tasks if t.tier == "gating"}
+    units = {"pp" if t.proportion else t.metric for t in decision.tasks if t.tier == "gating"}
     if len(units) == 1:
         unit = units.pop()
         groups[unit].insert(0, _total(decision, 100.0 if unit == "pp" else 1.0))
-    margin = decision.policy.margin_pp / 100
     order = sorted(groups, key=lambda unit: (unit != "pp", unit))
-    return [_panel(u, groups[u], margin * 100 if u == "pp" else margin) for u in order]
+    return [_panel(unit, groups[unit], _margin(decision, unit)) for unit in order]
+
+
+def _margin(decision: Decision, unit: str) -> float | None:
+    margin = decision.policy.margin_of(proportion=unit == "pp")
+    return 100 * margin if unit == "pp" and margin is not None else margin
 
 
 def _row(task: TaskResult, factor: float) -> ForestRow:
@@ -101,7 +105,7 @@ def _row(task: TaskResult, factor: float) -> ForestRow:
         factor * task.delta,
         factor * interval.low,
         factor * interval.high,
-        factor * task.margin,
+        None if task.margin is None else factor * task.margin,
         kind,
     )
 
@@ -118,11 +122,13 @@ def _total(decision: Decision, factor: float) -> ForestRow:
     )
 
 
-def _panel(unit: str, rows: list[ForestRow], margin: float) -> ForestPanel:
+def _panel(unit: str, rows: list[ForestRow], margin: float | None) -> ForestPanel:
     # Changes and the margin must be seen whole; an interval of a small task may be cut rather
     # than squeeze all others into a line.
-    left = min(-1.25 * margin, *(1.15 * row.delta for row in rows))
-    right = max(0.6 * margin, *(1.15 * row.delta for row in rows))
+    scale = max(row.high - row.low for row in rows) / 2 if margin is None else margin
+    scale = scale or 1.0
+    left = min(-1.25 * scale, *(1.15 * row.delta for row in rows))
+    right = max(0.6 * scale, *(1.15 * row.delta for row in rows))
     reach = _GENEROSITY * max(-left, right)
     left = max(-reach, min(left, *(1.05 * row.low for row in rows)))
     right = min(reach, max(right, *(1.05 * row.high for row in rows)))

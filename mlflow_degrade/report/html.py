@@ -40,7 +40,7 @@ class _Forest:
 
     unit: str
     zero: float
-    margin: float
+    margin: float | None
     ticks: list[tuple[float, str]]
     marks: list[_Mark]
 
@@ -104,7 +104,7 @@ def report(
         remedies=remedies(decision, (provenance or {}).get("scheme")),
         registered=content.registration(provenance),
         total=total,
-        pp=" pp" if content.total_is_proportion(decision) else "",
+        pp=" pp" if decision.aggregate.proportion else "",
         confidence=f"{100 * decision.policy.confidence:g}%",
         forests=forests,
         legend=_legend(forests, total.margin),
@@ -128,7 +128,7 @@ def _forest(panel: ForestPanel, rows: dict[str, tables.TaskRow], total: tables.T
     return _Forest(
         unit=panel.unit,
         zero=place(0),
-        margin=place(-panel.margin),
+        margin=None if panel.margin is None else place(-panel.margin),
         ticks=[(place(tick), panel.label(tick)) for tick in panel.ticks],
         marks=[
             _Mark(
@@ -139,7 +139,7 @@ def _forest(panel: ForestPanel, rows: dict[str, tables.TaskRow], total: tables.T
                 high=place(row.high),
                 cut_low=row.low < panel.left,
                 cut_high=row.high > panel.right,
-                own_margin=None if row.margin == panel.margin else place(-row.margin),
+                own_margin=None if row.margin in (None, panel.margin) else place(-row.margin),
                 row=total if row.kind == "total" else rows[row.name],
             )
             for row in panel.rows

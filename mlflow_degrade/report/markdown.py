@@ -218,7 +218,7 @@ def _rows(decision: Decision) -> list[tables.TaskRow]:
 
 
 def _unit(decision: Decision) -> str:
-    return "pp" if all(map(content.is_proportion, decision.tasks)) else "(pp, or metric's unit)"
+    return "pp" if all(task.proportion for task in decision.tasks) else "(pp, or metric's unit)"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], align: str) -> str:

@@ -80,8 +80,9 @@ def save_plots(decision: Decision, folder: str | os.PathLike[str]) -> list[Path]
 
 
 def _draw(panel: ForestPanel, axis: Any, confidence: str) -> None:
-    axis.axvspan(panel.left, -panel.margin, color=_RED, alpha=0.07, linewidth=0)
-    axis.axvline(-panel.margin, color=_RED, linewidth=1, linestyle="--")
+    if panel.margin is not None:
+        axis.axvspan(panel.left, -panel.margin, color=_RED, alpha=0.07, linewidth=0)
+        axis.axvline(-panel.margin, color=_RED, linewidth=1, linestyle="--")
     axis.axvline(0, color=_SOFT, linewidth=1)
     for y, row in enumerate(panel.rows):
         _draw_row(panel, axis, y, row)
@@ -110,7 +111,7 @@ def _draw_row(panel: ForestPanel, axis: Any, y: int, row: ForestRow) -> None:
     for end, cut, marker in ((low, row.low < low, "<"), (high, row.high > high, ">")):
         if cut:
             axis.plot(end, y, marker=marker, color=colour, markersize=6, clip_on=False)
-    if row.margin != panel.margin:
+    if row.margin is not None and row.margin != panel.margin:
         axis.plot([-row.margin] * 2, [y - 0.3, y + 0.3], color=_RED, linewidth=2)
     axis.plot(
         row.delta,

@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from ..results import Decision, Verdict
 from ..stats import mcnemar
 from . import numbers
-from .content import total_is_proportion
 
 _GENTLER = (
     (re.compile("int[234]"), "int8-weight-only"),
@@ -36,6 +35,7 @@ def remedies(decision: Decision, scheme: str | None = None) -> list[str]:
 
 def _after_fail(decision: Decision, scheme: str | None) -> Iterable[str]:
     policy, total = decision.policy, decision.aggregate
+    margin = numbers.change(decision.power.margin, proportion=total.proportion, signed=False)
     if decision.guilty:
         yield (
             f"Look at the regressions in {', '.join(decision.guilty)}: the drop shows there even "
@@ -46,7 +46,7 @@ def _after_fail(decision: Decision, scheme: str | None) -> Iterable[str]:
     yield _try_gentler(scheme)
     if policy.rule == "no_degradation" and total.noninferiority_p <= decision.alpha_attempt:
         yield (
-            f"The drop is established but smaller than the margin of {policy.margin_pp:.2f} pp: if "
+            f"The drop is established but smaller than the margin of {margin}: if "
             "that is acceptable, say so beforehand with rule: non_inferiority."
         )
     else:
@@ -72,8 +72,8 @@ def _after_inconclusive(decision: Decision, scheme: str | None) -> Iterable[str]
         )
     for task in gating:
         # Tasks with a margin of their own must have the power for it alone.
-        if policy.task(task.task).margin_pp is not None:
-            if task.mde is None:
+        if policy.task(task.task).has_margin:
+            if task.mde is None or task.margin is None:
                 yield f"Evaluate more samples of {task.task}, which has a margin of its own."
             elif task.mde > task.margin:
                 needed = math.ceil(task.n * (task.mde / task.margin) ** 2)
@@ -88,7 +88,7 @@ def _after_inconclusive(decision: Decision, scheme: str | None) -> Iterable[str]
             "that the baseline answered."
         )
     believed = policy.implausible_gain_pp
-    if believed is not None and 100 * total.delta > believed:
+    if believed is not None and total.proportion and 100 * total.delta > believed:
         yield "Look for a leak, a changed prompt or a wrong baseline before believing the gain."
 
 
@@ -96,7 +96,7 @@ def _more_samples(decision: Decision) -> str:
     power, n = decision.power, numbers.count(decision.aggregate.n)
     if power.samples_needed is None:
         return f"Evaluate more samples than these {n}: how many cannot be told from so few."
-    margin = numbers.change(power.margin, proportion=total_is_proportion(decision), signed=False)
+    margin = numbers.change(power.margin, proportion=decision.aggregate.proportion, signed=False)
     return (
         f"Evaluate about {numbers.count(power.samples_needed)} samples instead of {n} to see a "
         f"drop of {margin}, or accept a larger margin before looking at the result."

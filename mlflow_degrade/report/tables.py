@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import yaml
 
 from ..results import Decision, TaskResult
 from . import numbers
-from .content import Provenance, is_proportion, total_is_proportion, total_name
+from .content import Provenance, total_name
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Outcomes:
 
 def task_row(decision: Decision, task: TaskResult) -> TaskRow:
     """One task as texts."""
-    unit, alpha = is_proportion(task), decision.policy.alpha
+    unit, alpha = task.proportion, decision.policy.alpha
     adjusted = task.p_adjusted
     standing = "guilty" if task.guilty else "advisory" if task.tier == "advisory" else ""
     return TaskRow(
@@ -77,17 +77,23 @@ def task_row(decision: Decision, task: TaskResult) -> TaskRow:
         improvements=numbers.count(task.improvements),
         flip_rate=numbers.share(task.flip_rate),
         p=numbers.p_value(task.p_worse, task.log10_p_worse, threshold=alpha),
-        p_adjusted="–" if adjusted is None else numbers.p_value(adjusted, threshold=alpha),
+        p_adjusted=_or_dash(adjusted, lambda p: numbers.p_value(p, threshold=alpha)),
         mde=_bounded(task.mde, unit),
-        margin=numbers.change(task.margin, proportion=unit, signed=False),
-        noninferiority_p=numbers.p_value(task.noninferiority_p, threshold=decision.alpha_attempt),
+        margin=_or_dash(task.margin, lambda m: numbers.change(m, proportion=unit, signed=False)),
+        noninferiority_p=_or_dash(
+            task.noninferiority_p, lambda p: numbers.p_value(p, threshold=decision.alpha_attempt)
+        ),
         standing=standing,
     )
 
 
+def _or_dash(value: float | None, text: Callable[[float], str]) -> str:
+    return "–" if value is None else text(value)
+
+
 def total_row(decision: Decision) -> TaskRow:
     """The aggregated test as texts; mean scores are left out, the rules weigh tasks differently."""
-    total, power, unit = decision.aggregate, decision.power, total_is_proportion(decision)
+    total, power, unit = decision.aggregate, decision.power, decision.aggregate.proportion
     alpha = decision.policy.alpha
     return TaskRow(
         name=total_name(decision),

@@ -116,7 +116,7 @@ class _TaskTable:
 
     def __init__(self, decision: Decision) -> None:
         rows = [
-            (tables.task_row(decision, task), content.is_proportion(task), task)
+            (tables.task_row(decision, task), task.proportion, task)
             for task in content.ordered_tasks(decision)
         ]
         self._names = [
@@ -127,7 +127,7 @@ class _TaskTable:
             "red" if task.guilty else "dim" if task.tier == "advisory" else ""
             for _, _, task in rows
         ]
-        shares = content.total_is_proportion(decision)
+        shares = decision.aggregate.proportion
         self._names.append((content.total_name(decision), f" ({decision.aggregate.aggregation})"))
         self._cells.append(_cells(tables.total_row(decision), shares))
         self._titles = {

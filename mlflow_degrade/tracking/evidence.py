@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..cache import digest_file, digest_json
 from ..pairing import PairedScores
-from ..results import Decision
+from ..results import AggregateResult, Decision, TaskResult
 from ..scores import SampleScores
 from .evaluations import log_finite_metrics
 from .runs import check_tag
@@ -89,28 +89,42 @@ def write_evidence(folder: Path, decision: Decision, paired: PairedScores) -> st
 
 
 def decision_metrics(decision: Decision) -> dict[str, float | None]:
-    """The numbers that MLflow's charts compare, in percentage points where named so."""
+    """The numbers that MLflow's charts compare.
+
+    Names that end in ``_pp`` are in percentage points; where scores are no proportions they lack
+    that ending and are in the metric's own unit.
+    """
     total, power = decision.aggregate, decision.power
     metrics: dict[str, float | None] = {
         "degrade/passed": float(decision.verdict.value == "PASS"),
         "degrade/n": total.n,
-        "degrade/delta_pp": 100 * total.delta,
-        "degrade/ci_low_pp": 100 * total.interval.low,
-        "degrade/ci_high_pp": 100 * total.interval.high,
         "degrade/p_value": total.p_worse,
         "degrade/noninferiority_p": total.noninferiority_p,
         "degrade/flip_rate": power.flip_rate,
-        "degrade/mde_pp": None if power.mde is None else 100 * power.mde,
-        "degrade/margin_pp": decision.policy.margin_pp,
+        **_changes("degrade", total, power.mde, power.margin),
     }
     for task in decision.tasks:
         prefix = f"degrade/{task.task}"
         metrics |= {
-            f"{prefix}/delta_pp": 100 * task.delta,
-            f"{prefix}/ci_low_pp": 100 * task.interval.low,
-            f"{prefix}/ci_high_pp": 100 * task.interval.high,
             f"{prefix}/p_value": task.p_worse,
             f"{prefix}/flip_rate": task.flip_rate,
-            f"{prefix}/mde_pp": None if task.mde is None else 100 * task.mde,
+            **_changes(prefix, task, task.mde, task.margin),
         }
     return metrics
+
+
+def _changes(
+    prefix: str, result: AggregateResult | TaskResult, mde: float | None, margin: float | None
+) -> dict[str, float | None]:
+    factor, ending = (100.0, "_pp") if result.proportion else (1.0, "")
+    values = {
+        "delta": result.delta,
+        "ci_low": result.interval.low,
+        "ci_high": result.interval.high,
+        "mde": mde,
+        "margin": margin,
+    }
+    return {
+        f"{prefix}/{name}{ending}": None if value is None else factor * value
+        for name, value in values.items()
+    }

@@ -125,9 +125,9 @@ def _perplexity() -> Any:
 
 
 def test_graded_metrics_get_no_percentage_points() -> None:
-    decision = decide(_perplexity(), GatePolicy())
+    decision = decide(_perplexity(), GatePolicy(margin=0.2))
     # Perplexities below 1 do not exist, but other losses do: the name decides, not the size.
-    assert not any(map(content.is_proportion, decision.tasks))
+    assert not any(task.proportion for task in decision.tasks)
     row = tables.task_row(decision, decision.tasks[1])
     assert "%" not in row.baseline
     assert "pp" not in row.margin + row.mde
@@ -136,13 +136,17 @@ def test_graded_metrics_get_no_percentage_points() -> None:
     assert [panel.unit for panel in forest_panels(decision)] == ["word_perplexity"]
 
 
-def test_mixed_units_have_a_panel_each_and_no_total() -> None:
+def test_units_have_a_panel_each_and_the_total_is_in_its_own() -> None:
     accuracy = decide(cases.paired_counts(cases.PASSING), GatePolicy())
-    graded = decide(_perplexity(), GatePolicy())
-    mixed = accuracy.model_copy(update={"tasks": (*accuracy.tasks, *graded.tasks)})
+    graded = decide(_perplexity(), GatePolicy(margin=0.2))
+    advisory = [task.model_copy(update={"tier": "advisory"}) for task in graded.tasks]
+    mixed = accuracy.model_copy(update={"tasks": (*accuracy.tasks, *advisory)})
     panels = forest_panels(mixed)
     assert [panel.unit for panel in panels] == ["pp", "word_perplexity"]
-    assert not any(row.kind == "total" for panel in panels for row in panel.rows)
+    assert panels[0].rows[0].kind == "total"
+    # The policy's margin is in percentage points and says nothing about perplexities.
+    assert (panels[0].margin, panels[1].margin) == (2.0, None)
+    assert not any(row.kind == "total" for row in panels[1].rows)
 
 
 def test_f1_is_a_proportion() -> None:
@@ -159,6 +163,7 @@ def test_axes_show_what_matters() -> None:
     decision = _decide({"big": (20, 20, 3000, 5000), "tiny": (1, 1, 3, 6)})
     (panel,) = forest_panels(decision)
     tiny = next(row for row in panel.rows if row.name == "tiny")
+    assert panel.margin is not None
     assert tiny.low < panel.left < -panel.margin < 0 < panel.right < tiny.high
     assert panel.place(tiny.low) == 0
     assert 0.0 in panel.ticks
@@ -188,7 +193,7 @@ def test_samples_of_guilty_tasks_first() -> None:
 
 def test_worst_graded_samples() -> None:
     paired = _perplexity()
-    decision = decide(paired, GatePolicy())
+    decision = decide(paired, GatePolicy(margin=0.2))
     shown = worst_flips(decision, paired, 20)
     assert shown
     for task in (task for task in paired.tasks if task.name in {s.task for s in shown}):
