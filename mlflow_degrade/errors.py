@@ -30,6 +30,8 @@
     └── TrackingError                   MLflow did not do what was asked
         ├── TrackingUnreachableError    the server did not answer
         └── RegistryError               the registry refused, or lacks what was named
+            ├── VerificationError       a version is not what its evidence says
+            └── PromotionRefusedError   the gate keeps a protected alias or stage from a version
 
 Messages state the value, the limit and the remedy, in that order.
 """
@@ -192,3 +194,35 @@ class TrackingUnreachableError(TrackingError):
 
 class RegistryError(TrackingError):
     """The model registry refused, or lacks what was named."""
+
+
+class VerificationError(RegistryError):
+    """A model version is not what its evidence says.
+
+    Parameters
+    ----------
+    message : str
+        All problems in one text.
+    problems : iterable of str
+        One sentence each.
+    """
+
+    def __init__(self, message: str, problems: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems)
+
+
+class PromotionRefusedError(RegistryError):
+    """The gate keeps a protected alias or stage from a version.
+
+    Parameters
+    ----------
+    message : str
+        What was refused and why.
+    problems : iterable of str
+        One sentence each.
+    """
+
+    def __init__(self, message: str, problems: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems)
