@@ -115,19 +115,21 @@ def _mlflow_run(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("manager", [[], ["--env-manager", "local"]], ids=["plain", "local"])
 def test_mlflow_run(store: MlflowClient, workshop: Path, manager: list[str]) -> None:
-    parameters = []
-    for name, value in {
+    values = {
         # Relative to where the user stands, not to the project.
         "model": "my models/tiny",
         "include_path": str(workshop / "tasks"),
         "tasks": "tiny_boats",
         "limit": "0",
         "margin_pp": "5",
-    }.items():
-        parameters += ["-P", f"{name}={value}"]
+    }
+
+    def parameters(**changes: str) -> list[str]:
+        return [part for k, v in (values | changes).items() for part in ("-P", f"{k}={v}")]
+
     Path("my models").mkdir()
     Path("my models/tiny").symlink_to(workshop / "model")
-    done = _mlflow_run(Path.cwd(), *manager, *parameters)
+    done = _mlflow_run(Path.cwd(), *manager, *parameters())
     assert done.returncode == 0, done.stderr
     assert "PASS" in done.stdout
     runs = store.search_runs(["0"])
@@ -140,10 +142,10 @@ def test_mlflow_run(store: MlflowClient, workshop: Path, manager: list[str]) -> 
         "MLproject",
         "main.py",
     ]
-    wrong = _mlflow_run(Path.cwd(), *manager, *parameters, "-P", "scheme=int9")
+    wrong = _mlflow_run(Path.cwd(), *manager, *parameters(scheme="int9"))
     assert wrong.returncode != 0
     assert "unknown scheme 'int9'" in wrong.stderr
-    strict = _mlflow_run(Path.cwd(), *manager, *parameters, "-P", "limit=3", "-P", "strict=true")
+    strict = _mlflow_run(Path.cwd(), *manager, *parameters(limit="3", strict="true"))
     assert strict.returncode != 0
     assert "INCONCLUSIVE" in strict.stdout
     assert len(list(store.search_model_versions())) == 1
