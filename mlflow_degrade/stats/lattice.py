@@ -66,13 +66,16 @@ def find_step(magnitudes: FloatArray) -> tuple[float, IntArray] | None:
 
 def _common_step(values: FloatArray, tolerance: float) -> float:
     """Euclid's algorithm on floats that are exact up to `tolerance`."""
-    step = 0.0
+    step = largest = 0.0
     for value in values.tolist():
         a, b = value, step
         while b > tolerance * 10.0:
             # The symmetric remainder keeps a value just below a multiple from looking like b.
             a, b = b, abs(math.remainder(a, b))
-        step = a
+        # Euclid multiplies the rounding of its inputs, from value to value anew: a step fitted on
+        # the largest value so far is as exact as that value.
+        largest = max(largest, value)
+        step = largest / max(round(largest / a), 1)
     return step
 
 
