@@ -31,8 +31,10 @@ class TaskPolicy(BaseModel):
     ----------
     tier : {"gating", "advisory"}
         Advisory tasks are tested and shown but do not enter the aggregated test.
-    metric, filter : str, optional
-        Which metric and answer filter count for this task.
+    metric : str, optional
+        Which metric counts for this task.
+    filter : str, optional
+        Which answer filter counts for this task.
     margin_pp : float, optional
         A margin of the task's own, in percentage points: on top of the aggregated decision this
         task alone must meet the rule with it.
@@ -67,28 +69,33 @@ class GatePolicy(BaseModel):
         when it does not and the data could have shown a drop of the margin; else INCONCLUSIVE.
         ``non_inferiority``: PASS only when a drop as large as the margin is rejected.
     alpha : float
-        One-sided significance level, in (0, 0.5].
+        One-sided significance level: the chance to refuse a candidate that is not worse or, under
+        ``non_inferiority``, to accept one that is worse by the margin.
     margin_pp : float
-        Non-inferiority margin, the largest drop that would be accepted, in percentage points.
+        The largest drop that would be accepted, in percentage points.
     margin : float, optional
         The same in the metric's own unit, e.g. nats; needed where scores are not proportions, and
         then in place of `margin_pp`.
     power : float
         Probability with which a drop of the margin must be detectable.
     aggregation : str
-        How the tasks become one decision, one of `AGGREGATIONS`.
-    metric, filter : str, optional
-        Default metric and answer filter of all tasks.
+        How the gating tasks become one decision.
+    metric : str, optional
+        Metric of all tasks; by default the most usual one that a task has, see
+        `mlflow_degrade.pairing.pair`.
+    filter : str, optional
+        Answer filter of all tasks, e.g. ``strict-match``; by default as for the metric.
     tasks : mapping from task name or pattern to TaskPolicy
         Overrides; an exact name wins over patterns, patterns are tried in order.
     min_samples : int
         Fewer paired samples in all gating tasks make the verdict INCONCLUSIVE.
     on_underpowered : {"inconclusive", "warn"}
-        What to do when the data could not have shown a drop of the margin.
+        Under ``no_degradation``, what to do when the data could not have shown a drop of the
+        margin: no PASS, or a PASS with a warning among its reasons.
     implausible_gain_pp : float, optional
         A gain larger than this is INCONCLUSIVE: look for a leak or a wrong baseline first.
     confidence : float
-        Confidence level of the intervals shown.
+        Confidence level of the intervals shown; the verdict does not depend on it.
     allow : tuple of str
         Refusals of the pairing to switch off, see `mlflow_degrade.pairing.pair`.
 

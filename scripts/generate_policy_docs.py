@@ -1,0 +1,101 @@
+"""Write the tables of keys in docs/policy.md from the policy models, so that they cannot drift.
+
+Run ``python scripts/generate_policy_docs.py``; with ``--check`` it only says whether the file is
+current, by its exit code. The rest of the page is written by hand.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from mlflow_degrade import GatePolicy, TaskPolicy
+from mlflow_degrade.pairing import ALLOWABLE
+
+TARGET = Path(__file__).parents[1] / "docs" / "policy.md"
+
+# JSON Schema's names of limits, as people write them.
+_LIMITS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
+_TYPES = {"number": "number", "integer": "whole number", "string": "text"}
+
+
+def render(page: str) -> str:
+    """The page with its tables made again."""
+    for model in (GatePolicy, TaskPolicy):
+        begin, end = (f"<!-- {word}: keys of {model.__name__} -->" for word in ("begin", "end"))
+        if page.count(begin) != 1 or page.count(end) != 1:
+            raise SystemExit(f"{TARGET} must hold {begin} and {end} once each")
+        head, rest = page.split(begin)
+        tail = rest.split(end)[1]
+        page = f"{head}{begin}\n{_table(model)}\n{end}{tail}"
+    return page
+
+
+def _table(model: type[BaseModel]) -> str:
+    meanings = _meanings(model)
+    properties = model.model_json_schema()["properties"]
+    if missing := sorted(set(properties) ^ set(meanings)):
+        raise SystemExit(f"{model.__name__}: keys and docstring differ in {missing}")
+    lines = ["| key | value | default | meaning |", "| --- | --- | --- | --- |"]
+    for name, schema in properties.items():
+        default = "none" if schema.get("default") in (None, []) else f"`{schema['default']}`"
+        lines.append(f"| `{name}` | {_value(name, schema)} | {default} | {meanings[name]} |")
+    return "\n".join(lines)
+
+
+def _value(name: str, schema: dict[str, Any]) -> str:
+    """Type and limits in words."""
+    if name == "tasks":
+        return "mapping from a task's name or a pattern to [its keys](#keys-of-a-task)"
+    if name == "allow":
+        names = ", ".join(f"`{allowed}`" for allowed in ALLOWABLE)
+        return f"list of [refusals](#refusals-that-can-be-allowed): {names}"
+    options = [option for option in schema.get("anyOf", [schema]) if option["type"] != "null"]
+    if len(options) != 1 or options[0]["type"] not in _TYPES:
+        raise SystemExit(f"say in {Path(__file__).name} what {name} is: {schema}")
+    option = options[0]
+    if "enum" in option:
+        return " or ".join(f"`{choice}`" for choice in option["enum"])
+    limits = [f"{sign} {option[key]:g}" for key, sign in _LIMITS.items() if key in option]
+    return ", ".join([_TYPES[option["type"]], *limits])
+
+
+def _meanings(model: type[BaseModel]) -> dict[str, str]:
+    """Key to description, from the numpydoc section ``Attributes`` of the model."""
+    text = inspect.getdoc(model) or ""
+    section = text.split("Attributes\n----------\n")[1]
+    section = re.split(r"\n\n\w+\n-+\n", section)[0]
+    found: dict[str, list[str]] = {}
+    names: list[str] = []
+    for line in section.splitlines():
+        if line.startswith("    "):
+            for name in names:
+                found[name].append(line.strip())
+        else:
+            head = re.split(r" : | from ", line)[0]
+            names = [name.strip() for name in head.split(",")]
+            found |= {name: [] for name in names}
+    meanings = {name: " ".join(lines).replace("``", "`") for name, lines in found.items()}
+    if bare := [name for name, meaning in meanings.items() if not meaning]:
+        raise SystemExit(f"{model.__name__}: no meaning is given for {bare}")
+    return meanings
+
+
+def main() -> None:
+    page = TARGET.read_text(encoding="utf-8")
+    made = render(page)
+    if "--check" in sys.argv[1:]:
+        if made != page:
+            raise SystemExit(f"{TARGET} is not current: run python {Path(__file__).name}")
+        return
+    TARGET.write_text(made, encoding="utf-8")
+    print(TARGET)
+
+
+if __name__ == "__main__":
+    main()
