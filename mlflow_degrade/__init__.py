@@ -17,12 +17,15 @@ if TYPE_CHECKING:
     from .recipes.quantize import QuantizeOptions, quantize_and_gate
     from .results import Decision, Verdict
     from .scores import SampleScores
+    from .tracking.verification import Verification, verify_version
+    from .tracking.verified_loading import load_verified_model
 
 _HOME = {
     "decide": "decision",
     "Decision": "results",
     "DegradeError": "errors",
     "GatePolicy": "policy",
+    "load_verified_model": "tracking.verified_loading",
     "pair": "pairing",
     "PairedScores": "pairing",
     "PairedTask": "pairing",
@@ -31,6 +34,8 @@ _HOME = {
     "SampleScores": "scores",
     "TaskPolicy": "policy",
     "Verdict": "results",
+    "Verification": "tracking.verification",
+    "verify_version": "tracking.verification",
 }
 
 __all__ = [
@@ -38,6 +43,7 @@ __all__ = [
     "Decision",
     "DegradeError",
     "GatePolicy",
+    "load_verified_model",
     "pair",
     "PairedScores",
     "PairedTask",
@@ -46,6 +52,8 @@ __all__ = [
     "SampleScores",
     "TaskPolicy",
     "Verdict",
+    "Verification",
+    "verify_version",
 ]
 
 

@@ -24,6 +24,10 @@ INVALID_INPUT, INTERNAL_ERROR, INTERRUPTED = 3, 4, 130
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "compare": ("mlflow_degrade.cli.compare:compare", "Decide whether a candidate is worse."),
     "plan": ("mlflow_degrade.cli.plan:plan", "How many samples, and what they can detect."),
+    "verify": (
+        "mlflow_degrade.cli.verify:verify",
+        "Compute a registered version's verdict again.",
+    ),
 }
 
 

@@ -1,0 +1,89 @@
+"""``mlflow-degrade verify``: does a registered version hold what its verdict says?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from ..tracking.verification import Verification
+
+_HELP = """Compute the verdict of a registered model version again, and compare.
+
+MODEL is models:/name@alias or models:/name/version. The decision is made again from the logged
+samples and policy, every digest is computed again, also that of the model's files, and each thing
+that does not agree is named. Nothing is taken from tags.
+
+\b
+Examples:
+  mlflow-degrade verify models:/chat@champion
+  mlflow-degrade verify models:/chat/7 --policy policy.yaml
+  mlflow-degrade verify models:/chat@champion --json
+
+Exit codes: 0 everything holds, 1 something does not, 3 invalid input.
+"""
+
+
+@click.command(help=_HELP)
+@click.argument("model")
+@click.option(
+    "--policy",
+    "policy_file",
+    metavar="FILE",
+    help="Policy that must be passed, whatever policy the verdict was made with.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def verify(model: str, policy_file: str | None, as_json: bool) -> int:
+    from ..policy import GatePolicy
+    from ..tracking.connection import require_tracking_server
+    from ..tracking.verification import verify_version
+    from ..tracking.verified_loading import resolve
+
+    policy = None if policy_file is None else GatePolicy.from_yaml(Path(policy_file))
+    require_tracking_server()
+    found = verify_version(*resolve(model), policy=policy)
+    click.echo(json.dumps(_record(found), indent=2) if as_json else _view(found))
+    return 0 if found.ok else 1
+
+
+def _record(found: Verification) -> dict[str, Any]:
+    return {
+        "model": found.name,
+        "version": found.version,
+        "ok": found.ok,
+        "verdict": found.verdict,
+        "problems": list(found.problems),
+        "notes": list(found.notes),
+        "digests": dict(found.digests),
+        "run_id": found.run_id,
+        "decision": None if found.decision is None else found.decision.model_dump(mode="json"),
+    }
+
+
+_MEANING = {
+    "model": "model files",
+    "artifact": "all files of the logged model",
+    "evidence": "evidence",
+    "policy": "policy of the evidence",
+    "candidate_model": "candidate of the evidence",
+    "baseline_model": "baseline of the evidence",
+}
+
+
+def _view(found: Verification) -> str:
+    head = "holds" if found.ok else "does NOT hold"
+    lines = [f"models:/{found.name}/{found.version}: the verdict {head}"]
+    lines.append(f"  verdict, computed again   {found.verdict or 'not computable'}")
+    if found.decision is not None:
+        lines += [f"    {reason}" for reason in found.decision.reasons]
+    for key, meaning in _MEANING.items():
+        if key in found.digests:
+            lines.append(f"  {meaning:25} {found.digests[key]}")
+    if found.run_id is not None:
+        lines.append(f"  {'evidence in run':25} {found.run_id}")
+    lines += [f"note: {note}" for note in found.notes]
+    lines += [f"problem: {problem}" for problem in found.problems]
+    return "\n".join(lines)
