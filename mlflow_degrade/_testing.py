@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,11 @@ from . import stats
 from .pairing import PairedScores, PairedTask
 from .policy import GatePolicy
 from .results import AggregateResult, IntervalRecord, PowerResult, TaskResult
+from .stats.benchmark import JointUnits, join_units
+from .stats.means import mean_interval_of_units
+from .stats.noninferiority_means import noninferiority_of_units
+from .stats.power_means import guard_mde_of_units
+from .stats.units import FlipUnits, flip_units
 
 # The upper bound of the flip rate that the power guard uses, see docs/statistics.md.
 _GUARD_CONFIDENCE = 0.95
@@ -73,7 +78,7 @@ def aggregate_tasks(
     margin: float,
 ) -> AggregateResult:
     """Test all gating tasks together by the policy's rule."""
-    sample = _Sample(gating, by_task=policy.aggregation == "macro")
+    sample = _Sample(gating, by_task=policy.aggregation == "macro", tests=tests)
     result = stats.aggregate(tests, method=policy.aggregation)
     return AggregateResult(
         aggregation=policy.aggregation,
@@ -92,12 +97,17 @@ def aggregate_tasks(
     )
 
 
-def data_power(gating: Sequence[PairedTask], policy: GatePolicy, margin: float) -> PowerResult:
+def data_power(
+    gating: Sequence[PairedTask],
+    tests: Sequence[stats.Benchmark],
+    policy: GatePolicy,
+    margin: float,
+) -> PowerResult:
     """What the gating tasks together could have shown under the policy's rule."""
     flips = sum(task.regressions + task.improvements for task in gating)
     n = sum(task.n for task in gating)
     upper = stats.upper_proportion(flips, n, _GUARD_CONFIDENCE)
-    alpha, mde = _detectable_drop(gating, policy)
+    alpha, mde = _detectable_drop(gating, tests, policy)
     sufficient = mde <= margin
     # The MDE shrinks with the square root of the samples as long as the flip rate stays.
     finite = math.isfinite(mde)
@@ -136,35 +146,46 @@ def _alone(task: PairedTask) -> stats.Benchmark:
 
 
 class _Sample:
-    """Differences of one or several tasks seen as one sample, binary or graded."""
+    """Differences of one or several tasks seen as one sample, binary or graded.
 
-    def __init__(self, tasks: Sequence[PairedTask], *, by_task: bool) -> None:
-        self._binary = all(task.binary for task in tasks) and not by_task
+    Parameters
+    ----------
+    tasks : sequence of PairedTask
+    by_task : bool
+        Whether every task has the same weight, else every item.
+    tests : sequence of Benchmark, optional
+        The same tasks with their keys: items of one document are then one observation, however
+        many tasks they occur in.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[PairedTask],
+        *,
+        by_task: bool,
+        tests: Sequence[stats.Benchmark] = (),
+    ) -> None:
+        self._tasks, self._by_task, self._joint = tasks, by_task, join_units(tests)
+        self._binary = all(task.binary for task in tasks) and not by_task and self._joint is None
         self._b = sum(task.regressions for task in tasks)
         self._c = sum(task.improvements for task in tasks)
         self.n = sum(task.n for task in tasks)
         self._differences = np.concatenate([task.difference for task in tasks])
         self._range = 1.0 if all(_within_unit(task) for task in tasks) else None
-        strata = np.repeat(np.arange(len(tasks)), [task.n for task in tasks])
-        clusters = None
-        if any(task.cluster is not None for task in tasks):
-            # Items of tasks without clusters stand for themselves; strata keep tasks apart.
-            clusters = np.concatenate(
-                [np.arange(t.n) if t.cluster is None else t.cluster for t in tasks]
-            )
-        self._labels: dict[str, Any] = {
-            "clusters": clusters,
-            "strata": strata,
-            "weighting": "strata" if by_task else "items",
-        }
         means = [float(task.difference.mean()) for task in tasks]
         self.delta = float(np.mean(means)) if by_task else float(self._differences.mean())
+
+    @cached_property
+    def _units(self) -> FlipUnits:
+        if self._joint is None:
+            return _units_of_rows(self._tasks, self._differences, by_task=self._by_task)
+        return _units_of_documents(self._joint, self._tasks, by_task=self._by_task)
 
     def interval(self, confidence: float) -> IntervalRecord:
         if self._binary:
             found = stats.melded(self._b, self._c, self.n, confidence)
         else:
-            found = stats.mean_interval(self._differences, confidence=confidence, **self._labels)
+            found = mean_interval_of_units(self._units, confidence=confidence)
         return IntervalRecord(
             low=found.low, high=found.high, confidence=confidence, method=found.method
         )
@@ -172,9 +193,7 @@ class _Sample:
     def noninferiority(self, margin: float) -> float:
         if self._binary:
             return float(stats.noninferiority(self._b, self._c, self.n, margin).p_value)
-        graded = stats.noninferiority_graded(
-            self._differences, margin, score_range=self._range, **self._labels
-        )
+        graded = noninferiority_of_units(self._units, margin, score_range=self._range)
         return float(graded.p_value)
 
     def guard_mde(self, alpha: float, power: float) -> float:
@@ -182,14 +201,39 @@ class _Sample:
             return stats.guard_mde(
                 self._b, self._c, self.n, alpha=alpha, power=power, confidence=_GUARD_CONFIDENCE
             )
-        return stats.guard_mde_graded(
-            self._differences,
+        return guard_mde_of_units(
+            self._units,
             alpha=alpha,
             power=power,
             confidence=_GUARD_CONFIDENCE,
             score_range=self._range,
-            **self._labels,
         )
+
+
+def _units_of_rows(
+    tasks: Sequence[PairedTask], differences: npt.NDArray[np.float64], *, by_task: bool
+) -> FlipUnits:
+    strata = np.repeat(np.arange(len(tasks)), [task.n for task in tasks])
+    clusters = None
+    if any(task.cluster is not None for task in tasks):
+        # Items of tasks without clusters stand for themselves; strata keep tasks apart.
+        clusters = np.concatenate(
+            [np.arange(t.n) if t.cluster is None else t.cluster for t in tasks]
+        )
+    weighting = "strata" if by_task else "items"
+    return flip_units(differences, clusters=clusters, strata=strata, weighting=weighting)
+
+
+def _units_of_documents(
+    joint: JointUnits, tasks: Sequence[PairedTask], *, by_task: bool
+) -> FlipUnits:
+    n = sum(task.n for task in tasks)
+    weights = [n / (len(tasks) * task.n) if by_task else 1.0 for task in tasks]
+    values, sizes = (
+        np.sum([weight * own for weight, own in zip(weights, parts, strict=True)], axis=0)
+        for parts in (joint.values, joint.sizes)
+    )
+    return FlipUnits(values, sizes, n)
 
 
 def _worse(task: PairedTask) -> tuple[float, float, str, list[str]]:
@@ -207,18 +251,23 @@ def _worse(task: PairedTask) -> tuple[float, float, str, list[str]]:
     return flips.p_worse, flips.log10_p_worse, f"sign-flip ({flips.method})", notes
 
 
-def _detectable_drop(gating: Sequence[PairedTask], policy: GatePolicy) -> tuple[float, float]:
+def _detectable_drop(
+    gating: Sequence[PairedTask], tests: Sequence[stats.Benchmark], policy: GatePolicy
+) -> tuple[float, float]:
     """Level and MDE of the policy's rule against the same drop on every task."""
     alpha, power, rule = policy.alpha, policy.power, policy.aggregation
     if rule in ("pooled", "stouffer", "combined", "macro"):
         # Combined rejects whenever its pooled half does at alpha/2: its power is at least that.
         level = alpha / 2 if rule == "combined" else alpha
-        sample = _Sample(gating, by_task=rule == "macro")
+        sample = _Sample(gating, by_task=rule == "macro", tests=tests)
         return level, sample.guard_mde(level, power)
     # The other rules look at the tasks one by one; Šidák's level is what each has for itself.
     # Fisher's rule has more power against a drop that is everywhere, so this errs on the safe side.
     level = 1 - (1 - alpha) ** (1 / len(gating))
     each = np.array([_Sample([t], by_task=False).guard_mde(level, power) for t in gating])
+    if join_units(tests) is not None:
+        # What one task misses the others with the same documents may miss as well.
+        return level, float(each.min())
     return level, _any_task_detects(each, level, power)
 
 

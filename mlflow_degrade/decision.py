@@ -80,7 +80,7 @@ def decide(paired: PairedScores, policy: GatePolicy, *, attempt: int | None = No
     adjusted = adjust(tests)
     tasks = tuple(task_result(t, policy, adjusted.get(t.name)) for t in paired.tasks)
     aggregate = aggregate_tasks(gating, tests, policy, margin)
-    power = data_power(gating, policy, margin)
+    power = data_power(gating, tests, policy, margin)
     verdict, reasons = _judge(tasks, aggregate, power, policy, alpha_attempt)
     return Decision(
         verdict=verdict,

@@ -135,10 +135,22 @@ def noninferiority_graded(
     >>> round(noninferiority_graded([0.0] * 12, margin=0.02).p_value, 4)
     0.7847
     """
-    check_choice("method", method, METHODS)
     units = flip_units(
         differences, items=items, clusters=clusters, strata=strata, weighting=weighting
     )
+    return noninferiority_of_units(units, margin, method=method, score_range=score_range, seed=seed)
+
+
+def noninferiority_of_units(
+    units: FlipUnits,
+    margin: float,
+    *,
+    method: str = "t",
+    score_range: float | None = 1.0,
+    seed: int = 0,
+) -> GradedNonInferiorityResult:
+    """`noninferiority_graded` for units that are already formed; parameters as there."""
+    check_choice("method", method, METHODS)
     if not (margin > 0.0 and math.isfinite(margin)) or (
         score_range is not None and margin >= score_range
     ):
