@@ -136,21 +136,30 @@ def aggregate(
 
     Notes
     -----
+    Formula, with d_k = b_k − c_k, m_k = b_k + c_k and p_k McNemar's p-value of benchmark k:
+
     - pooled: the sum of all differences; for binary scores McNemar on Σb, Σc.
-    - macro: Σ (b_k − c_k)/n_k, every benchmark with equal weight.
-    - max_drop: max_k (b_k − c_k)/√m_k against the product of the laws (Kübler et al. 2026).
+    - macro: Σ d_k/n_k, every benchmark with equal weight.
+    - max_drop: max_k d_k/√m_k against the product of the laws.
     - min_p: 1 − Π(1 − F_k(p_min)) with F_k the discrete law of the k-th p-value.
     - fisher: −2Σ ln p_k against its discrete law; against χ² it would be conservative.
     - stouffer: Σ √m_k·Φ⁻¹(1 − mid-p_k) against its discrete law.
     - combined: min(1, 2·min(p_pooled, p_min_p)): a drop spread over all benchmarks and a drop
       concentrated in one are both found.
 
-    Benchmarks without discordant pairs contribute nothing. All laws are exact, conditional on the
-    magnitudes, if benchmarks share no items; the sums with incommensurable weights (macro, fisher,
-    stouffer) are bounded from above on a grid when enumeration is too large. Items with the same
-    key are flipped jointly, which leaves pooled and macro exact; the other rules, and benchmarks of
-    continuous scores, then use Monte Carlo. Cauchy's and the harmonic-mean combination are not
-    offered: discrete p-values put an atom at 1, which destroys their power.
+    Valid when items (or the clusters given) are independent and graded differences are symmetric
+    about 0 under the null. All laws are then exact, conditional on the magnitudes, if benchmarks
+    share no items; the sums with incommensurable weights (macro, fisher, stouffer) are bounded from
+    above on a grid when enumeration is too large. Items with the same key are flipped jointly,
+    which leaves pooled and macro exact; the other rules, and benchmarks of continuous scores, then
+    use Monte Carlo. Benchmarks without discordant pairs contribute nothing. Cauchy's and the
+    harmonic-mean combination are not offered: discrete p-values put an atom at 1, which destroys
+    their power.
+
+    Sources: McNemar, Psychometrika 12 (1947) 153; Tippett, The Methods of Statistics (1931);
+    Fisher, Statistical Methods for Research Workers (1925); Stouffer et al., The American Soldier,
+    vol. 1 (1949) 45; max_drop and the comparison for language models: Kübler et al.,
+    arXiv 2602.10144 (2026).
 
     Examples
     --------
@@ -206,6 +215,14 @@ def aggregate_counts(b: Any, c: Any, n: Any = None, method: str = "combined") ->
     ------
     StatisticsInputError
         Arrays of different lengths, negative counts, b + c > n.
+
+    Notes
+    -----
+    Formula: that of the rule in `aggregate`, with benchmark k made of b[k], c[k] and n[k].
+
+    Valid when pairs are independent and no two benchmarks share items, which counts cannot show.
+
+    Source: as `aggregate`.
 
     Examples
     --------

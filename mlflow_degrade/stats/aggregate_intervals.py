@@ -43,9 +43,16 @@ def aggregate_interval(
 
     Notes
     -----
-    Adding limits in squares: Zou & Donner, Statist. Med. 27 (2008) 1693 (MOVER). The t interval
-    linearises the weighted mean, Σ_k w_k(S_k − δ_k·n_k), unit by unit, so that items shared between
-    benchmarks and clusters count once.
+    Formula: the change is Σ w_k·δ_k with w_k = n_k/Σn (pooled) or 1/K (macro). Macro limits of
+    counts are added in squares, Σ w_k·δ_k − √Σ w_k²(δ_k − low_k)². The t interval linearises the
+    weighted mean, Σ_k w_k(S_k − δ_k·n_k)/n_k, unit by unit, so that items shared between benchmarks
+    and clusters count once.
+
+    Valid when items (or the clusters given) are independent: pooled counts for every n, macro
+    counts closely, t from some 20 units on.
+
+    Sources: Fay & Lumbard, Statist. Med. 40 (2021) 1147; adding limits in squares: Zou & Donner,
+    Statist. Med. 27 (2008) 1693 (MOVER).
 
     Examples
     --------

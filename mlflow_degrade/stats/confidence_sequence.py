@@ -111,10 +111,13 @@ def confidence_sequence(
 
     Notes
     -----
-    Lower limit: the smallest δ0 for which the mean over `STAKES` of Π(1 + lambda·(d_t − δ0)) is
-    below 2/(1 − confidence); the upper limit mirrors it. Source: Waudby-Smith & Ramdas, J. R. Stat.
-    Soc. B 86 (2024) 1, hedged capital with fixed bets. Nearly twice as wide as an interval for one
-    fixed n: the price of watching.
+    Formula: the lower limit is the smallest δ0 for which the mean over `STAKES` of Π(1 + λ(d_t −
+    δ0)) is below 2/(1 − confidence); the upper limit mirrors it.
+
+    Valid when differences lie in [−1, 1] and items come in random order; then it holds at all times
+    at once. Nearly twice as wide as an interval for one fixed n: the price of watching.
+
+    Source: Waudby-Smith & Ramdas, J. R. Stat. Soc. B 86 (2024) 1, hedged capital with fixed bets.
 
     Examples
     --------

@@ -36,6 +36,16 @@ def discordant_counts(
         Arrays of different shapes, scores other than 0 and 1, or edges that do not ascend from 0
         to n.
 
+    Notes
+    -----
+    Formula: b = #(baseline = 1, candidate = 0) and c = #(baseline = 0, candidate = 1), per
+    benchmark.
+
+    Valid when row i is the same item on both sides and scores are 0 or 1; averages of several runs
+    are not counts, see `signflip`.
+
+    Source: the off-diagonal cells of McNemar, Psychometrika 12 (1947) 153.
+
     Examples
     --------
     >>> discordant_counts([1, 1, 0, 1], [1, 0, 1, 0], edges=[0, 3, 4])

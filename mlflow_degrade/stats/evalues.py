@@ -53,10 +53,14 @@ def beta_mixture_log_e(
 
     Notes
     -----
-    E = 2^m·B(a + b, a + c)/B(a, a), for one side times 2·P(Beta(a + b, a + c) > ½): the likelihood
-    ratio of the mixture against a fair coin. Every share below ½ makes it smaller still. Source:
-    Ville (1939); mixtures as in Robbins, Ann. Math. Statist. 41 (1970) 1397 and Howard et al., Ann.
-    Statist. 49 (2021) 1055, beta-binomial boundary.
+    Formula: E = 2^m·B(a + b, a + c)/B(a, a), for one side times 2·P(Beta(a + b, a + c) > ½): the
+    likelihood ratio of the mixture against a fair coin.
+
+    Valid when, given the past, a flip is a regression with probability at most ½; every share below
+    ½ makes E smaller still. The concentration is chosen before the data are seen.
+
+    Source: Ville (1939); mixtures as in Robbins, Ann. Math. Statist. 41 (1970) 1397 and Howard et
+    al., Ann. Statist. 49 (2021) 1055, beta-binomial boundary.
 
     Examples
     --------
@@ -97,6 +101,15 @@ def degradation_log_e(
     ndarray of float64
         ln of the mean E; a mean of e-processes is one.
 
+    Notes
+    -----
+    Formula: ln of the mean over a of the one-sided E in `beta_mixture_log_e`.
+
+    Valid when that is, at every number of flips at once: a mean of e-processes is one.
+
+    Source: Howard et al., Ann. Statist. 49 (2021) 1055; averaging: Vovk & Wang, Ann. Statist. 49
+    (2021) 1736.
+
     Examples
     --------
     >>> bool(degradation_log_e(40, 12) > np.log(20))
@@ -129,7 +142,12 @@ def betting_log_e(payoffs: npt.ArrayLike, fraction: float) -> FloatArray:
 
     Notes
     -----
-    Waudby-Smith & Ramdas, J. R. Stat. Soc. B 86 (2024) 1.
+    Formula: ln W_t = Σ_{s ≤ t} ln(1 + fraction·payoff_s).
+
+    Valid when every payoff has an expectation of at most 0 given the past under H0, and the stake
+    was chosen before; W is then a nonnegative supermartingale.
+
+    Source: Waudby-Smith & Ramdas, J. R. Stat. Soc. B 86 (2024) 1.
 
     Examples
     --------
@@ -161,6 +179,14 @@ def noninferiority_bets(margin: float, flip_rate: float) -> tuple[float, ...]:
         `BET_FACTORS` times margin/(flip_rate + margin²), which maximises the expected growth
         lambda·margin − lambda²(flip_rate + margin²)/2 for an equal candidate; capped below
         1/(1 − margin), where a single regression would cost everything.
+
+    Notes
+    -----
+    Formula: λ = f·margin/(flip_rate + margin²) for each f in `BET_FACTORS`.
+
+    Valid for every flip rate: a wrong plan costs items, never validity.
+
+    Source: Waudby-Smith & Ramdas, J. R. Stat. Soc. B 86 (2024) 1, the approximate Kelly bet.
 
     Examples
     --------
@@ -194,8 +220,13 @@ def combine_log_e(log_e: npt.ArrayLike, *, independent: bool) -> FloatArray:
 
     Notes
     -----
-    Vovk & Wang, Ann. Statist. 49 (2021) 1736: the mean is essentially the only symmetric way to
-    merge arbitrary e-values. The product pays for every benchmark that is undamaged.
+    Formula: Σ_k ln E_k, or ln(Σ_k E_k/K).
+
+    Valid when each is an e-value: the product if they are independent (or each valid given the
+    others' past), the mean always. The product pays for every benchmark that is undamaged.
+
+    Source: Vovk & Wang, Ann. Statist. 49 (2021) 1736: the mean is essentially the only symmetric
+    way to merge arbitrary e-values.
 
     Examples
     --------

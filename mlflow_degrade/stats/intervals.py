@@ -75,7 +75,13 @@ def clopper_pearson(k: int, n: int, confidence: float = 0.95) -> Interval:
 
     Notes
     -----
-    Clopper & Pearson, Biometrika 26 (1934) 404.
+    Formula: low = B(α/2; k, n − k + 1) and high = B(1 − α/2; k + 1, n − k), quantiles of the beta
+    distribution.
+
+    Valid when trials are independent with one probability; coverage is at least the level for every
+    n.
+
+    Source: Clopper & Pearson, Biometrika 26 (1934) 404.
 
     Examples
     --------
@@ -107,6 +113,15 @@ def upper_proportion(k: float, n: int, confidence: float = 0.95) -> float:
     -------
     float
         1 when k = n.
+
+    Notes
+    -----
+    Formula: B(confidence; k + 1, n − k), a quantile of the beta distribution; 1 − (1 −
+    confidence)^{1/n} for k = 0.
+
+    Valid when trials are independent with one probability; guaranteed for whole k.
+
+    Source: Clopper & Pearson, Biometrika 26 (1934) 404.
 
     Examples
     --------
@@ -173,7 +188,12 @@ def tango(b: int, c: int, n: int, confidence: float = 0.95) -> Interval:
 
     Notes
     -----
-    Tango, Statist. Med. 17 (1998) 891. The limits are where the score is ±z.
+    Formula: all δ with |c − b − nδ| <= z·√(n(2q + δ(1 − δ))), where q, the probability of a
+    regression, is at its maximum of likelihood given δ.
+
+    Valid when pairs are independent and n is about 250 or more: asymptotic.
+
+    Source: Tango, Statist. Med. 17 (1998) 891, eqs. 3–5.
 
     Examples
     --------
@@ -213,8 +233,14 @@ def melded(b: int, c: int, n: int, confidence: float = 0.95) -> Interval:
 
     Notes
     -----
-    Fay & Lumbard, Statist. Med. 40 (2021) 1147; see `mlflow_degrade.stats.melding`. Without
-    discordant pairs the limits are ±(1 − (α/2)^{1/n}).
+    Formula: the low end is the α/2 quantile of π·(2θ − 1) with θ ~ Beta(c, b + 1), the share of
+    improvements, and the flip rate π ~ Beta(m, n − m + 1) where 2θ > 1, else Beta(m + 1, n − m);
+    the high end mirrors it. Without discordant pairs ±(1 − (α/2)^{1/n}).
+
+    Valid when pairs are independent, for every n: coverage is at least the level. Agrees with
+    `mcnemar` about 0.
+
+    Source: Fay & Lumbard, Statist. Med. 40 (2021) 1147.
 
     Examples
     --------
@@ -257,8 +283,13 @@ def newcombe(b: int, c: int, n: int, both_right: int, confidence: float = 0.95) 
 
     Notes
     -----
-    Newcombe, Statist. Med. 17 (1998) 2635: Wilson limits of both accuracies, added in squares with
-    the phi coefficient, continuity-corrected when positive.
+    Formula: delta − √(x² − 2φxy + y²) and its mirror image, where x and y are the distances from
+    the two accuracies to their Wilson limits and φ is their correlation, continuity-corrected when
+    positive.
+
+    Valid when pairs are independent and n is some tens or more: asymptotic.
+
+    Source: Newcombe, Statist. Med. 17 (1998) 2635, method 10.
 
     Examples
     --------
@@ -311,6 +342,21 @@ def paired_interval(
     -------
     Interval
         In proportions.
+
+    Notes
+    -----
+    Formula: that of `melded`, `tango` or `newcombe`.
+
+    Valid when pairs are independent; melded for every n, the others asymptotically.
+
+    Source: see the three functions; a comparison: Fagerland, Lydersen & Laake, Statist. Med. 33
+    (2014) 2850.
+
+    Examples
+    --------
+    >>> interval = paired_interval(7, 1, 21, method="tango")
+    >>> round(interval.low, 3), round(interval.high, 3)
+    (-0.517, -0.026)
     """
     check_choice("method", method, ("melded", "tango", "newcombe"))
     if method == "melded":

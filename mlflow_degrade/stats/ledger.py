@@ -40,13 +40,16 @@ def attempt_alpha(alpha: float, attempt: int) -> float:
 
     Notes
     -----
-    Σ 1/j² = π²/6, so the levels of all attempts, however many there will be, add up to alpha; by
-    the union bound the chance that *any* model worse than the margin ever passes is at most alpha,
-    whatever the models have in common. The bound holds as long as the next candidate depends on the
-    earlier attempts through "did not pass" alone; who repairs a model by studying its flipped
-    samples has fitted it to them and needs new items (Blum & Hardt, arXiv 1502.04585, 2015).
-    Spending sequences: Foster & Stine, J. R. Stat. Soc. B 70 (2008) 429. Uncorrected, 20
+    Formula: alpha_j = 6·alpha/(π²·j²). As Σ 1/j² = π²/6, the levels of all attempts, however many
+    there will be, add up to alpha; by the union bound the chance that *any* model worse than the
+    margin ever passes is at most alpha, whatever the models have in common. Uncorrected, 20
     independent attempts with models exactly at the margin pass 64% of the time.
+
+    Valid when the next candidate depends on the earlier attempts through "did not pass" alone; who
+    repairs a model by studying its flipped samples has fitted it to them and needs new items (Blum
+    & Hardt, arXiv 1502.04585, 2015).
+
+    Source: spending sequences, Foster & Stine, J. R. Stat. Soc. B 70 (2008) 429.
 
     Examples
     --------
@@ -75,6 +78,14 @@ def spent(alpha: float, attempts: int) -> float:
     ------
     StatisticsInputError
         alpha outside (0, 0.5] or a negative number of attempts.
+
+    Notes
+    -----
+    Formula: Σ_{j ≤ attempts} 6·alpha/(π²·j²), which stays below alpha.
+
+    Valid when every attempt was tested at its `attempt_alpha`.
+
+    Source: as `attempt_alpha`.
 
     Examples
     --------
@@ -108,6 +119,15 @@ def sample_inflation(alpha: float, attempt: int, power: float = 0.8) -> float:
     ------
     StatisticsInputError
         A level, power or attempt outside its domain.
+
+    Notes
+    -----
+    Formula: ((z_{1−α_j} + z_power)/(z_{1−α} + z_power))² with α_j = `attempt_alpha`.
+
+    Valid when the test's statistic is nearly normal, so that n is proportional to the square of the
+    sum of quantiles (`sample_size_noninferiority`).
+
+    Source: Foster & Stine, J. R. Stat. Soc. B 70 (2008) 429, for the levels.
 
     Examples
     --------

@@ -150,11 +150,16 @@ def mcnemar(
 
     Notes
     -----
-    p = P(Bin(m, ½) >= b) = I_½(b, c + 1), the regularised incomplete beta function, and 1 for
-    b = 0. Exact for independent pairs with either the number of flips or the number of pairs fixed;
-    conservative when the items themselves are regarded as fixed. Source: McNemar, Psychometrika 12
-    (1947) 153; mid-p and power: Fagerland, Lydersen & Laake, BMC Med. Res. Methodol. 13 (2013) 91;
-    as a test for degraded language models: Kübler et al., arXiv 2602.10144 (2026).
+    Formula: with m = b + c, p = P(Bin(m, ½) >= b) = I_½(b, c + 1), the regularised incomplete beta
+    function, and 1 for b = 0; delta = (c − b)/n.
+
+    Valid when pairs are independent, with either the number of flips or the number of pairs fixed:
+    exact for every m. Conservative when the items themselves are regarded as fixed. Pairs that
+    share a passage or a template need `signflip` with clusters.
+
+    Source: McNemar, Psychometrika 12 (1947) 153; mid-p and power: Fagerland, Lydersen & Laake, BMC
+    Med. Res. Methodol. 13 (2013) 91; as a test for degraded language models: Kübler et al., arXiv
+    2602.10144 (2026).
 
     Examples
     --------
@@ -201,6 +206,15 @@ def mcnemar_p_worse(b: npt.ArrayLike, c: npt.ArrayLike) -> FloatArray:
     StatisticsInputError
         Negative or fractional counts.
 
+    Notes
+    -----
+    Formula: P(Bin(b + c, ½) >= b) = I_½(b, c + 1), element by element.
+
+    Valid when the pairs of a benchmark are independent; exact. Nothing is corrected for the number
+    of benchmarks, see `step_down`.
+
+    Source: as `mcnemar`.
+
     Examples
     --------
     >>> mcnemar_p_worse([0, 10, 7], [0, 0, 1])
@@ -225,9 +239,18 @@ def mcnemar_log10_p_worse(b: npt.ArrayLike, c: npt.ArrayLike) -> FloatArray:
 
     Notes
     -----
-    Where the incomplete beta function nears the smallest doubles, the tail is the probability of b
-    itself times 1 + c/(b+1) + c(c−1)/((b+1)(b+2)) + …, a series that falls faster than a geometric
-    one there because b is far above c.
+    Formula: log10 P(Bin(b + c, ½) >= b). Where the incomplete beta function nears the smallest
+    doubles, the tail is the probability of b itself times 1 + c/(b+1) + c(c−1)/((b+1)(b+2)) + …, a
+    series that falls faster than a geometric one there because b is far above c.
+
+    Valid when `mcnemar_p_worse` is; its relative error stays below 1e-9 of the logarithm.
+
+    Source: as `mcnemar`; the series is the ratio of successive binomial terms.
+
+    Examples
+    --------
+    >>> float(mcnemar_log10_p_worse(10_000, 0).round(4))
+    -3010.3
     """
     b_array, c_array = np.broadcast_arrays(_count_array("b", b), _count_array("c", c))
     p = binomial_tail(b_array, c_array)
@@ -258,7 +281,12 @@ def critical_regressions(flips: npt.ArrayLike, p: float) -> FloatArray:
 
     Notes
     -----
-    Starts from the Cornish–Fisher quantile, right up to a unit for ordinary levels, and steps.
+    Formula: min{b : P(Bin(m, ½) >= b) <= p}. The search starts from the Cornish–Fisher quantile,
+    right up to a unit for ordinary levels, and steps.
+
+    Valid for every m; it inverts the exact test of `mcnemar`.
+
+    Source: Cornish & Fisher, Rev. Inst. Int. Stat. 5 (1938) 307, for the start.
 
     Examples
     --------

@@ -122,10 +122,16 @@ def mean_interval(
 
     Notes
     -----
-    Neither needs symmetry, so they are shown beside a sign-flip test whose symmetry is in doubt.
-    Without any spread among the units both degenerate to a point: that is no evidence, see
-    `noninferiority_graded` and `guard_mde_graded`. Sources: Efron, J. Am. Statist. Assoc. 82 (1987)
-    171 for the bootstrap; clusters: Miller, arXiv 2411.00640 (2024).
+    Formula: d̄ ± t_{G−1}·√(G/(G − 1)·Σ_g (S_g − d̄·n_g)²)/n for G units with sums S_g of n_g items;
+    or the BCa percentiles of means of resampled units.
+
+    Valid when items (or the clusters given) are independent and there are some 20 or more units;
+    neither method needs symmetry, so they are shown beside a sign-flip test whose symmetry is in
+    doubt. Without any spread among the units both degenerate to a point: that is no evidence, see
+    `noninferiority_graded` and `guard_mde_graded`.
+
+    Sources: Efron, J. Am. Statist. Assoc. 82 (1987) 171 for the bootstrap; clusters: Miller, arXiv
+    2411.00640 (2024).
 
     Examples
     --------

@@ -105,9 +105,15 @@ def noninferiority(
 
     Notes
     -----
-    Melded: the probability under the lower melded law that the change is at most −margin (Fay &
-    Lumbard 2021), so p <= alpha exactly when the one-sided lower bound reaches −margin. Tango: the
-    score statistic at −margin (Tango, Statist. Med. 17 (1998) 891).
+    Formula: H0 is delta <= −margin. Melded: P(Δ_L <= −margin) under the lower melded law (see
+    `melded`), so that p <= alpha exactly when the one-sided lower bound reaches −margin. Tango: p =
+    Φ(−z) with the score z = (c − b + n·margin)/√(n(2q − margin(1 + margin))), q the probability of
+    a regression that is most likely under H0.
+
+    Valid when pairs are independent; melded and unconditional for every n, Tango from n of about
+    250.
+
+    Sources: Fay & Lumbard, Statist. Med. 40 (2021) 1147; Tango, Statist. Med. 17 (1998) 891.
 
     Examples
     --------

@@ -124,11 +124,17 @@ def noninferiority_graded(
 
     Notes
     -----
-    Approximate, valid without symmetry (a shifted sign-flip test would need symmetry about −margin,
-    which discrete scores never have, and is therefore not offered). When fewer than 15 of the units
-    changed, the spread is unknown: the p-value is then at least P(Bin(G, margin/range) <= changed),
-    because a loss of the margin needs that share of changed units. Twelve identical samples prove
-    little: p = (1 − margin)^12.
+    Formula: p = P(t_{G−1} >= (d̄ + margin)/se) on G items or clusters, or the level at which
+    −margin becomes the lower bootstrap limit. When fewer than 15 of the units changed, the spread
+    is unknown: p is then at least P(Bin(G, margin/range) <= changed), because a loss of the margin
+    needs that share of changed units. Twelve identical samples prove little: p = (1 − margin)^12.
+
+    Valid when items (or the clusters given) are independent, approximately and without symmetry (a
+    shifted sign-flip test would need symmetry about −margin, which discrete scores never have, and
+    is therefore not offered).
+
+    Sources: Student's t on clusters as in Miller, arXiv 2411.00640 (2024); bootstrap: Efron, J. Am.
+    Statist. Assoc. 82 (1987) 171.
 
     Examples
     --------

@@ -42,6 +42,14 @@ def mde_graded(sd: float, n: int, *, alpha: float = 0.05, power: float = 0.8) ->
     StatisticsInputError
         sd not positive: unchanged scores do not have infinite power, see `guard_mde_graded`.
 
+    Notes
+    -----
+    Formula: (z_α + z_β)·sd/√n.
+
+    Valid when units are independent and their mean is nearly normal, from some 30 that changed on.
+
+    Source: the power of a z test; for language-model evaluations Miller, arXiv 2411.00640 (2024).
+
     Examples
     --------
     >>> round(mde_graded(0.2, 1_000), 4)
@@ -99,10 +107,16 @@ def guard_mde_graded(
 
     Notes
     -----
-    The MDE uses an upper bound of the root mean square. From 15 changed units on it is asymptotic,
-    (q + z·√(Var(d²)/G))^{1/2}; below, the squares over range² are treated like hits in a
-    Clopper–Pearson bound, which for scores in {0, 1} is exactly the bound on the flip rate. As in
-    `guard_mde`, the upper bound of the changed share times the range caps the answer.
+    Formula: (z_α + z_β)·r⁺/√G with r⁺ an upper bound of the root mean square of G units. From 15
+    changed units on r⁺ = (q + z·√(Var(d²)/G))^{1/2}, q the mean of d²; below, the squares over
+    range² are treated like hits in a Clopper–Pearson bound, which for scores in {0, 1} is exactly
+    the bound on the flip rate. As in `guard_mde`, the upper bound of the changed share times the
+    range caps the answer.
+
+    Valid when items (or the clusters given) are independent; asymptotic with 15 and more changed
+    units, otherwise as good as `score_range` is true.
+
+    Sources: Miller, arXiv 2411.00640 (2024); Clopper & Pearson, Biometrika 26 (1934) 404.
 
     Examples
     --------

@@ -154,10 +154,9 @@ def prediction_powered_difference(
 
     Notes
     -----
-    θ = lambda·mean(J_u) + mean(Y − lambda·J), Var = lambda²·var(J_u)/N + var(Y − lambda·J)/n, and
-    lambda* = cov(Y, J)/((1 + n/N)·var J) with var J over all judged items. Source: Angelopoulos,
-    Duchi & Zrnic, arXiv 2311.01453 (2023). With drawing probabilities π the judge's mean is taken
-    over all items and the rectifier is weighted by 1/π: Zrnic & Candès, arXiv 2403.03208 (2024).
+    Formula: θ = λ·mean(J_u) + mean(Y − λ·J), Var = λ²·var(J_u)/N + var(Y − λ·J)/n, and by default λ
+    = cov(Y, J)/((1 + n/N)·var J) with var J over all judged items. With drawing probabilities π the
+    judge's mean is taken over all items and the rectifier is weighted by 1/π.
 
     Valid when the gold items are a random draw with known probabilities from the items to be judged
     (not the interesting ones, not the ones the judge was unsure of), the judge was fixed before it
@@ -165,6 +164,9 @@ def prediction_powered_difference(
     least ten that differ. The judge may be biased and noisy; it must only not have been tuned on
     these gold items. A judge biased by 2 pp reports an equal model as worse 96% of the time on its
     own, and 5% after this correction.
+
+    Source: Angelopoulos, Duchi & Zrnic, arXiv 2311.01453 (2023); drawing probabilities: Zrnic &
+    Candès, arXiv 2403.03208 (2024).
 
     Examples
     --------

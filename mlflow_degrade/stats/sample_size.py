@@ -79,9 +79,14 @@ def sample_size(
 
     Notes
     -----
-    Connor, Biometrics 43 (1987) 207: n = ((z_α√d + z_β√(d − drop²))/drop)². Miettinen, Biometrics
-    24 (1968) 339: n = (z_α·d + z_β√(d² − drop²(3 + d)/4))²/(d·drop²). Exact power climbs in small
-    saw-teeth; the exact n is where it first crosses the target in a bisection.
+    Formula: Connor n = ((z_α√d + z_β√(d − drop²))/drop)²; Miettinen n = (z_α·d + z_β√(d² − drop²(3
+    + d)/4))²/(d·drop²), with d the flip rate. Exact power climbs in small saw-teeth; the exact n is
+    where it first crosses the target in a bisection.
+
+    Valid when pairs are independent and the flip rate is guessed well: n is about proportional to
+    it. Clustered items need more, by the design effect of `clustered_difference`.
+
+    Sources: Connor, Biometrics 43 (1987) 207; Miettinen, Biometrics 24 (1968) 339.
 
     Examples
     --------
@@ -139,7 +144,12 @@ def sample_size_noninferiority(
 
     Notes
     -----
-    n = (z_α + z_β)²·(d − drop²)/(margin − drop)²; cf. Liu et al., Statist. Med. 21 (2002) 231.
+    Formula: n = (z_α + z_β)²·(d − drop²)/(margin − drop)² with d the flip rate.
+
+    Valid when pairs are independent and n·d is some tens or more: a normal approximation with the
+    unconstrained variance.
+
+    Source: cf. Liu et al., Statist. Med. 21 (2002) 231.
 
     Examples
     --------

@@ -131,10 +131,15 @@ def sequential_degradation(
 
     Notes
     -----
-    Valid when, given the past, a flip is a regression with probability at most ½ (graded:
-    E[d | past] >= 0); that holds for items in random order from any population and for the
-    sign-flip null of fixed items. On 27k items with 2–10% flips a drop of 3 pp is found after 2–4%
-    of the items and one of 1 pp after 8–27% (medians; `scripts/operating_characteristics.py`).
+    Formula: reject once E >= 1/alpha, E by `degradation_log_e` or, graded, by `betting_log_e` on
+    −d.
+
+    Valid when, given the past, a flip is a regression with probability at most ½ (graded: E[d |
+    past] >= 0); that holds for items in random order from any population and for the sign-flip null
+    of fixed items. On 27k items with 2–10% flips a drop of 3 pp is found after 2–4% of the items
+    and one of 1 pp after 8–27% (medians; `scripts/operating_characteristics.py`).
+
+    Source: Ville (1939); Howard et al., Ann. Statist. 49 (2021) 1055.
 
     Examples
     --------
@@ -190,9 +195,13 @@ def sequential_noninferiority(
 
     Notes
     -----
-    The mean over the stakes lambda of `noninferiority_bets` of Π(1 + lambda·(d_t + margin)); under
-    "mean d <= −margin" no stake has a positive expectation. For an equal candidate with 4% flips on
-    27k items, margin 1 pp is shown after 9% of the items, 2 pp after 2.5% (medians).
+    Formula: the mean over the stakes λ of `noninferiority_bets` of Π(1 + λ(d_t + margin)).
+
+    Valid when E[d | past] <= −margin under H0, as in random order: no stake then has a positive
+    expectation. For an equal candidate with 4% flips on 27k items, margin 1 pp is shown after 9% of
+    the items, 2 pp after 2.5% (medians).
+
+    Source: Waudby-Smith & Ramdas, J. R. Stat. Soc. B 86 (2024) 1.
 
     Examples
     --------
@@ -297,6 +306,12 @@ def random_order(keys: Iterable[str], seed: int) -> IntArray:
     ndarray of int64
         Indices in the order to process. It depends on the set of keys and the seed only, not on how
         the items are stored, and interleaves the benchmarks.
+
+    Notes
+    -----
+    Formula: ascending SHA-256 of "seed:key". Valid when seed and keys are fixed before the first
+    score is seen, and no two items share a key. Source: random order is what Waudby-Smith &
+    Ramdas, J. R. Stat. Soc. B 86 (2024) 1, ask for.
 
     Examples
     --------

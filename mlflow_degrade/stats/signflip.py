@@ -146,13 +146,16 @@ def signflip(
 
     Notes
     -----
-    p = P(Σ ±|d_i| <= Σ d_i), ties included; zeros drop out. Exact if each unit's difference is
-    symmetric about 0 under the null; for binary scores of a single run it is McNemar's test. On
-    skewed differences with mean 0 its size is wrong, too large when rare large gains make up for
-    many small losses: measured 0.142, 0.082 and 0.058 for 250, 1,319 and 14,000 strongly skewed
-    items at a nominal 0.05, whence the warning. Sources: Fisher, The
-    Design of Experiments (1935) §21; Monte Carlo: Phipson & Smyth, Stat. Appl. Genet. Mol. Biol. 9
-    (2010) 39.
+    Formula: p = P(Σ ±|d_i| <= Σ d_i) over fair independent signs, ties included; zeros drop out.
+    For binary scores of a single run it is McNemar's test.
+
+    Valid when each unit's difference is symmetric about 0 under the null; then exact. On skewed
+    differences with mean 0 its size is wrong, too large when rare large gains make up for many
+    small losses: measured 0.142, 0.082 and 0.058 for 250, 1,319 and 14,000 strongly skewed items at
+    a nominal 0.05, whence the warning.
+
+    Sources: Fisher, The Design of Experiments (1935) §21; Monte Carlo: Phipson & Smyth, Stat. Appl.
+    Genet. Mol. Biol. 9 (2010) 39.
 
     Examples
     --------

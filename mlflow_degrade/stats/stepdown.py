@@ -87,10 +87,15 @@ def step_down(
 
     Notes
     -----
-    With p_(1) <= … <= p_(K): adjusted p_(j) = max over i <= j of P(min over the benchmarks ranked i
-    and later of their p-values <= p_(i)), the probability taken under the product of the discrete
-    laws, or over joint flips if items are shared. Westfall & Young (1993), ch. 2; strong control
-    holds because each sign flip only concerns its own benchmark (subset pivotality).
+    Formula: with p_(1) <= … <= p_(K), adjusted p_(j) = max over i <= j of P(min over the benchmarks
+    ranked i and later of their p-values <= p_(i)), the probability taken under the product of the
+    discrete laws, or over joint flips if items are shared.
+
+    Valid when items (or the clusters given) are independent and graded differences are symmetric
+    under the null. The family-wise error is then controlled strongly, because each sign flip only
+    concerns its own benchmark (subset pivotality).
+
+    Source: Westfall & Young, Resampling-Based Multiple Testing (1993), ch. 2.
 
     Examples
     --------

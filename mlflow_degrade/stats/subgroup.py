@@ -214,14 +214,18 @@ def kcm_test(
 
     Notes
     -----
-    H0: E[d | X] = 0. Statistic: U = Σ_{i≠j} d_i d_j k(x_i, x_j)/(n(n−1)); per bandwidth divided by
-    its null standard deviation, then the largest. Under H0 the sign of a binary d ≠ 0 is a fair
+    Formula: U = Σ_{i≠j} d_i d_j k(x_i, x_j)/(n(n−1)), per bandwidth divided by its null standard
+    deviation, then the largest; H0 is E[d | X] = 0. Items with d = 0 drop out, and the cost is
+    linear in the others.
+
+    Valid when items (or clusters) are independent: under H0 the sign of a binary d ≠ 0 is a fair
     coin whatever X is, so flipping signs gives the exact null in finite samples; graded d need to
-    be symmetric given X. Items with d = 0 drop out, and the cost is linear in the others. The test
-    is two-sided, and an even drop is a departure too: it finds what the mean finds, only with less
-    power. Source: Muandet, Jitkrittum & Kübler, UAI 2020 (arXiv 2002.09225);
-    correction: Westfall & Young (1993). Reduce embeddings to two or three dimensions, or to
+    be symmetric given X. The test is two-sided, and an even drop is a departure too: it finds what
+    the mean finds, only with less power. Reduce embeddings to two or three dimensions, or to
     clusters, first: in eight dimensions little power is left.
+
+    Source: Muandet, Jitkrittum & Kübler, UAI 2020 (arXiv 2002.09225); correction: Westfall & Young
+    (1993).
 
     Examples
     --------

@@ -80,6 +80,17 @@ def flip_units(
     StatisticsInputError
         Non-finite differences, labels of another length, or an item in two clusters.
 
+    Notes
+    -----
+    Formula: the mean d̄_i of each item's rows; times the item's weight, 1 or n/(K·n_k) in stratum k
+    of K; summed over each cluster.
+
+    Valid when clusters (items, where none are given) are independent. Averaging comes first because
+    runs of one item are not independent samples.
+
+    Source: cluster sums as in Liang & Zeger, Biometrika 73 (1986) 13; repeats as in Miller, arXiv
+    2411.00640 (2024).
+
     Examples
     --------
     >>> units = flip_units([1, 0, -1, 1], items=["a", "a", "b", "c"], clusters=["p", "p", "p", "q"])

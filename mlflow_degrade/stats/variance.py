@@ -108,11 +108,14 @@ def repeated_difference(baseline: npt.ArrayLike, candidate: npt.ArrayLike) -> Re
 
     Notes
     -----
-    Var(d̄) = (Var_item + E[s²_c/K_c + s²_b/K_b])/n. The unbiased plug-in for Var_item is
+    Formula: Var(d̄) = (Var_item + E[s²_c/K_c + s²_b/K_b])/n. The unbiased plug-in for Var_item is
     s²(d̄_i) − E[s²_c/K_c + s²_b/K_b], so the sum is s²(d̄_i) itself: the standard error needs no
-    decomposition, only the projection to other K does. Source: Miller, arXiv 2411.00640 (2024),
-    on resampled answers and on paired differences. Where the two models share the random seed of a
-    run, var_item comes out too small; the standard error stays right.
+    decomposition, only the projection to other K does.
+
+    Valid when items and runs are independent. Where the two models share the random seed of a run,
+    var_item comes out too small; the standard error stays right.
+
+    Source: Miller, arXiv 2411.00640 (2024), on resampled answers and on paired differences.
 
     Examples
     --------
@@ -216,10 +219,14 @@ def clustered_difference(differences: npt.ArrayLike, clusters: Any) -> Clustered
 
     Notes
     -----
-    CR0 = √(Σ_g (Σ_{i∈g} (d_i − d̄))²)/n, CR1 = CR0·√(G/(G − 1)), which is what statsmodels'
-    ``OLS(d, 1).fit(cov_type="cluster")`` reports. Source: Liang & Zeger, Biometrika 73 (1986) 13;
-    for language-model evaluations Miller, arXiv 2411.00640 (2024). Needs some 20 clusters of
-    similar size; with fewer, flip cluster sums (`signflip` with clusters) instead.
+    Formula: CR0 = √(Σ_g (Σ_{i∈g} (d_i − d̄))²)/n, CR1 = CR0·√(G/(G − 1)), which is what
+    statsmodels' ``OLS(d, 1).fit(cov_type="cluster")`` reports.
+
+    Valid when clusters are independent and there are some 20 of similar size; with fewer, flip
+    cluster sums (`signflip` with clusters) instead.
+
+    Source: Liang & Zeger, Biometrika 73 (1986) 13; for language-model evaluations Miller, arXiv
+    2411.00640 (2024).
 
     Examples
     --------
@@ -312,9 +319,14 @@ def noise_floor(first_run: npt.ArrayLike, second_run: npt.ArrayLike) -> NoiseFlo
 
     Notes
     -----
-    A floor is a diagnostic, not a threshold: the tests already account for symmetric noise, which
-    makes as many improvements as regressions. Batching and kernels alone flip 2.7% of the items of
-    a lossless stack on an A100 (Kübler et al., arXiv 2602.10144, 2026).
+    Formula: flip rate = #(d ≠ 0)/n, variance of one run = mean(d²)/2, standard error for n items =
+    √(mean(d²)/n).
+
+    Valid when both runs are of the same model with independent noise. A diagnostic, not a
+    threshold: the tests already account for symmetric noise, which makes as many improvements as
+    regressions. Batching and kernels alone flip 2.7% of the items of a lossless stack on an A100.
+
+    Source: Kübler et al., arXiv 2602.10144 (2026), for the figure and for the rerun as a control.
 
     Examples
     --------
