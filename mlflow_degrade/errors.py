@@ -1,7 +1,5 @@
 """Every error the package raises on purpose, in one tree.
 
-::
-
     DegradeError                        (exit code 3)
     ├── InputError                      something the caller gave is wrong; also a ValueError
     │   ├── UnknownNameError            a task, metric, scheme, model … that does not exist
