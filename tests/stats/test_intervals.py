@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.special import ndtri
-from scipy.stats import multinomial
+from scipy.special import logsumexp, ndtri
+from scipy.stats import beta, multinomial
 from statsmodels.stats.proportion import proportion_confint
 
 from mlflow_degrade.errors import StatisticsInputError
@@ -18,6 +18,7 @@ from mlflow_degrade.stats import (
     mcnemar,
     melded,
     newcombe,
+    noninferiority,
     paired_interval,
     tango,
     upper_proportion,
@@ -200,3 +201,34 @@ def test_other_refusals() -> None:
         paired_interval(1, 2, 10, method="wald")
     with pytest.raises(StatisticsInputError, match="exceeds n"):
         clopper_pearson(5, 4)
+
+
+def test_newcombe_with_correlated_scores() -> None:
+    # Complete response before and after consolidation (Cavo et al. 2012), as evaluated in
+    # Fagerland, Lydersen & Laake, Statistical Analysis of Contingency Tables (2017), ch. 8.
+    found = newcombe(16, 6, 161, both_right=59)
+    assert (found.low, found.high) == pytest.approx((-0.1186, -0.0046), abs=5e-5)
+    # Where the normal approximation holds, two derivations of the variance agree.
+    for both_right in (3_000, 9_000):
+        other, one = tango(400, 330, 10_000), newcombe(400, 330, 10_000, both_right)
+        assert (one.low, one.high) == pytest.approx((other.low, other.high), abs=2e-4)
+
+
+def test_limits_belong_to_the_interval() -> None:
+    found = melded(7, 1, 21)
+    assert found.low in found
+    assert found.high in found
+    assert found.high + 1e-9 not in found
+
+
+@pytest.mark.parametrize(("b", "c", "n", "drop"), [(0, 10, 100_000, 0.003), (20, 30, 4_000, 0.15)])
+def test_the_lower_law_far_out_in_the_tail(b: int, c: int, n: int, drop: float) -> None:
+    # The other order of integration, over the share, by the trapezoidal rule in logarithms.
+    share = np.linspace(0.0, 0.5 * (1.0 - drop), 400_001)[1:-1]
+    log_density = beta.logpdf(share, c, b + 1) + beta.logsf(
+        drop / (1 - 2 * share), b + c + 1, n - b - c
+    )
+    expected = logsumexp(log_density) + math.log(share[1] - share[0])
+    assert expected < -100.0
+    found = noninferiority(b, c, n, drop)
+    assert found.log10_p * math.log(10) == pytest.approx(expected, rel=1e-5)

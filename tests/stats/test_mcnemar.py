@@ -149,3 +149,21 @@ def test_effects_need_n() -> None:
             mcnemar(0, 0, missing).interval()
     with pytest.raises(StatisticsInputError, match="whole number"):
         mcnemar_p_worse([1, -1], [2, 2])
+
+
+def test_both_right_is_a_part_of_the_concordant_pairs() -> None:
+    assert mcnemar(5, 4, 12, both_right=3).interval(method="newcombe").low < 0.0
+    with pytest.raises(StatisticsInputError, match="exceeds n"):
+        mcnemar(5, 4, 12, both_right=4)
+
+
+@given(st.integers(0, 60), st.integers(0, 60), st.integers(1, 500))
+def test_intervals_of_shares_are_those_of_the_library(b: int, c: int, both: int) -> None:
+    result = mcnemar(b, c, b + c + both)
+    flips = result.flip_rate_interval(0.9)
+    library = binomtest(b + c, b + c + both).proportion_ci(0.9)
+    assert (flips.low, flips.high) == pytest.approx((library.low, library.high), abs=1e-9)
+    if b + c:
+        share = result.regression_share_interval(0.9)
+        library = binomtest(b, b + c).proportion_ci(0.9)
+        assert (share.low, share.high) == pytest.approx((library.low, library.high), abs=1e-9)

@@ -104,3 +104,52 @@ def test_refusals() -> None:
     ):
         with pytest.raises(StatisticsInputError):
             mean_interval(**arguments)  # type: ignore[arg-type]
+
+
+def test_the_bootstrap_of_symmetric_discrete_scores_is_not_biased() -> None:
+    # A quarter of the resampled means tie with the observed one.
+    found = Bootstrap.of(flip_units([1.0, -1.0] * 5))
+    assert abs(found.bias) < 0.08
+    assert found.acceleration == 0.0
+
+
+def test_bootstrap_limits_are_order_statistics() -> None:
+    found = Bootstrap(np.arange(1.0, 100.0), bias=0.0, acceleration=0.0)
+    assert (found.limit(0.055), found.limit(0.945)) == (5.0, 94.0)
+
+
+def test_bootstrap_p_values_count_themselves_and_ties() -> None:
+    found = Bootstrap(np.repeat([1.0, 2.0, 3.0], [20, 49, 30]), bias=0.0, acceleration=0.0)
+    assert found.p_below(0.5) == pytest.approx(1 / 100)
+    assert found.p_below(2.0) == pytest.approx(70 / 100)
+    assert found.p_below(1.9) == pytest.approx(21 / 100)
+
+
+def test_bootstrap_of_clusters_resamples_their_sizes() -> None:
+    # Every item of every cluster has the same score: no resample can have another mean.
+    labels = np.repeat(np.arange(12), np.arange(1, 13))
+    constant = mean_interval(np.full(labels.size, 0.3), clusters=labels, method="bootstrap")
+    assert (constant.low, constant.high) == pytest.approx((0.3, 0.3))
+    # The acceleration is the jackknife's, up to O(1/n), also where clusters differ in size.
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(1, 40, 300)
+    labels = np.repeat(np.arange(300), sizes)
+    d = np.repeat(0.8 + rng.exponential(0.2, 300), sizes)
+    units = flip_units(d, clusters=labels)
+    left_out = np.array(
+        [
+            (units.values.sum() - v) / (units.sizes.sum() - s)
+            for v, s in zip(units.values, units.sizes, strict=True)
+        ]
+    )
+    pull = left_out.mean() - left_out
+    jackknife = (pull**3).sum() / 6 / (pull**2).sum() ** 1.5
+    assert Bootstrap.of(units).acceleration == pytest.approx(jackknife, rel=0.05)
+
+
+def test_blocks_of_many_clusters_keep_their_sizes() -> None:
+    sizes = np.random.default_rng(0).integers(1, 4, 10_500)
+    labels = np.repeat(np.arange(10_500), sizes)
+    d = np.random.default_rng(1).normal(0.5, 0.1, labels.size)
+    t, boot = (mean_interval(d, clusters=labels, method=method) for method in ("t", "bootstrap"))
+    assert (boot.low, boot.high) == pytest.approx((t.low, t.high), abs=0.1 * (t.high - t.low))

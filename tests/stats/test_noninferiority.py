@@ -192,3 +192,19 @@ def test_other_refusals() -> None:
         noninferiority_graded([0.1, -3.0], 0.1)
     with pytest.raises(StatisticsInputError, match="non-finite"):
         noninferiority_graded([0.1, math.nan], 0.1)
+
+
+def test_the_bound_reaches_the_margin_at_the_p_value() -> None:
+    for method in ("melded", "tango"):
+        result = noninferiority(12, 9, 400, 0.03, method=method)
+        assert 0.01 < result.p_value < 0.4
+        assert result.lower_bound(result.p_value) == pytest.approx(-0.03, abs=1e-9)
+        assert result.delta == pytest.approx(-3 / 400)
+        assert result.log10_p == pytest.approx(math.log10(result.p_value))
+
+
+def test_equal_scores_without_a_range_prove_nothing() -> None:
+    for method in ("t", "bootstrap"):
+        result = noninferiority_graded([0.0] * 50, 0.02, method=method, score_range=None)
+        assert result.p_value == 1.0
+        assert result.lower_bound() == -math.inf

@@ -281,3 +281,42 @@ def test_stopped_p_values_are_valid() -> None:
 def test_refusals(arguments: dict[str, object], part: str) -> None:
     with pytest.raises(StatisticsInputError, match=part):
         signflip(**arguments)  # type: ignore[arg-type]
+
+
+def test_monte_carlo_counts_ties_in_both_tails() -> None:
+    values = [-1.0] * 6 + [1.0] * 6 + [0.5, -0.5]
+    exact = signflip(values)
+    drawn = signflip(values, method="monte-carlo", resamples=20_000, exceedances=20_000)
+    assert exact.method == "exact-lattice"
+    assert drawn.p_worse == pytest.approx(exact.p_worse, abs=0.015)
+    assert drawn.p_better == pytest.approx(exact.p_better, abs=0.015)
+
+
+@pytest.mark.parametrize("exceedances", [1, 7, 400])
+def test_early_stop_is_at_the_flip_that_settles_it(exceedances: int) -> None:
+    magnitudes, limits = np.arange(1.0, 41.0), {"resamples": 5_000, "exceedances": exceedances}
+    certain = sequential_p(magnitudes, 0.0, rng=np.random.default_rng(0), **limits)
+    assert certain.p_upper == 1.0  # the h-th exceedance comes with the h-th flip
+    found = sequential_p(magnitudes, 430.0, rng=np.random.default_rng(0), **limits)
+    rng, sums = np.random.default_rng(0), SubsetSums(magnitudes)
+    stream = np.concatenate([sums.draw(rng, 1_000) for _ in range(5)])
+    hits = 0
+    for flips, value in enumerate(stream.tolist(), start=1):  # noqa: B007
+        hits += value >= 430.0
+        if hits == exceedances:
+            break
+    assert found.p_upper == exceedances / flips
+    p = found.p_upper
+    assert found.standard_error == pytest.approx(math.sqrt(p * (1 - p) / flips))
+
+
+def test_the_symmetry_warning_starts_at_half_a_point_of_size() -> None:
+    # Size is off by 0.11·(skewness/√n) to first order: 0.0045 for the first, 0.0055 for the second.
+    for third, expected in ((0.041, False), (0.050, True)):
+        n = 4_000
+        share = 0.5 * (1.0 - math.sqrt(1.0 - 4.0 / (third**2 * n + 4.0)))
+        rare = round(share * n)
+        values = np.append(np.full(rare, 1.0 - rare / n), np.full(n - rare, -rare / n))
+        result = signflip(values, method="saddlepoint")
+        assert result.skewness / math.sqrt(n) == pytest.approx(third, rel=0.05)
+        assert result.symmetry_warning is expected

@@ -114,3 +114,22 @@ def test_edges() -> None:
         binom.logsf(7_989, 8_000, 0.5), rel=1e-4
     )
     assert sum_tail(many, 8_000.0).log_upper == pytest.approx(-8_000 * math.log(2), rel=1e-9)
+
+
+def test_the_bounds_enclose_sums_of_many_laws() -> None:
+    # Each law is rounded up by half a step on average: only as many steps as laws make up for it.
+    rng = np.random.default_rng(2)
+    laws = [law_of(rng.normal(size=6).tolist(), rng.integers(1, 9, 6).tolist()) for _ in range(8)]
+    observed = [float(sum(rng.choice(law.values) for law in laws)) for _ in range(6)]
+    for threshold in observed:
+        exact = sum_tail(laws, threshold)
+        bounds = sums._on_grid(laws, threshold - 1e-10)
+        assert exact.exact
+        assert bounds.log_lower <= exact.log_upper <= bounds.log_upper
+        assert bounds.log_upper - bounds.log_lower < 1e-3
+
+
+def test_the_largest_sum_of_copies() -> None:
+    law = AtomLaw(np.linspace(0.0, math.pi, 3_000), np.full(3_000, -math.log(3_000)), copies=4)
+    found = sum_tail([law], 4 * math.pi)
+    assert found.log_upper == pytest.approx(-4 * math.log(3_000))
