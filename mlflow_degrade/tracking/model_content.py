@@ -26,6 +26,8 @@ _NOT_CONTENT = ("registered_model_meta",)
 _MANIFEST = "degrade.json"
 _BYTECODE = "__pycache__"
 _OURS = "model_dir"
+_LOADER = "mlflow.pyfunc.loaders.code_model"
+_CODE = "pyfunc_model.py"
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -173,19 +175,13 @@ def _declared(onnx: Path) -> str | None:
 
 def _differences(directory: Path, flavor: Mapping[str, Any]) -> list[str]:
     """How the code around the ONNX directory differs from the one installed here."""
-    expected = {
-        "loader_module": "mlflow.pyfunc.model",
-        "model_code_path": "pyfunc_model.py",
-        "code": "code",
-    }
-    found = [
-        f"MLmodel: {key} is {flavor.get(key)!r}"
-        for key, value in expected.items()
-        if flavor.get(key) != value
-    ]
+    code = os.path.basename(str(flavor.get("model_code_path")))
+    found = []
+    if flavor.get("loader_module") != _LOADER or flavor.get("code") != "code" or code != _CODE:
+        found.append("MLmodel: another loader")
     if set(flavor.get("artifacts", ())) != {_OURS}:
         found.append("MLmodel: further artifacts")
-    pairs = {"pyfunc_model.py": _PACKAGE / "tracking" / "pyfunc_model.py"}
+    pairs = {_CODE: _PACKAGE / "tracking" / _CODE}
     carried = {p.relative_to(directory).as_posix() for p in _source_files(directory / "code")}
     installed = {
         f"code/{_PACKAGE.name}/{p.relative_to(_PACKAGE).as_posix()}": p

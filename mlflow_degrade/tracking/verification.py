@@ -17,12 +17,12 @@ from ..errors import RegistryError, VerificationError
 from ..policy import GatePolicy
 from ..results import Decision
 from .artifact_access import fetch, inside_server, tracking_backend
+from .evaluations import MODEL_DIGEST_TAG
 from .evidence import EVIDENCE, EVIDENCE_TAG, POLICY_TAG, VERDICT_TAG
 from .evidence_review import EvidenceReview, review_evidence
 from .model_content import ARTIFACT_TAG, BINDING_FILE, ModelContent, read_content
 
 RUN_TAG = "degrade.run_id"
-MODEL_TAG = "degrade.model_digest"
 
 
 @dataclass(frozen=True)
@@ -269,8 +269,10 @@ def _wrong_model(
     """Whether the evidence is about these bytes."""
     candidate, baseline = digests.get("candidate_model"), digests.get("baseline_model")
     found: list[str] = []
-    if tags.get(MODEL_TAG, content.digest) != content.digest:
-        found.append(f"tag {MODEL_TAG} says {tags[MODEL_TAG]}, the files give {content.digest}")
+    if tags.get(MODEL_DIGEST_TAG, content.digest) != content.digest:
+        found.append(
+            f"tag {MODEL_DIGEST_TAG} says {tags[MODEL_DIGEST_TAG]}, the files give {content.digest}"
+        )
     if baseline is not None and baseline == candidate:
         found.append("the evidence compares a model with itself: that proves nothing")
     elif baseline == content.digest:
@@ -285,7 +287,7 @@ def _wrong_model(
         return found
     elif content.digest == candidate:
         found += _wrong_wrapper(content, tags, bound)
-    elif candidate in (content.declared, tags.get(MODEL_TAG)):
+    elif candidate in (content.declared, tags.get(MODEL_DIGEST_TAG)):
         found.append(
             f"the model files were changed after the verdict: judged was {candidate}, the files "
             f"give {content.digest}"

@@ -1,0 +1,187 @@
+"""Registered versions with real evidence, tiny: some bytes as a model, some hundred scores."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+from mlflow.tracking import MlflowClient
+
+from mlflow_degrade import GatePolicy, SampleScores, decide, pair
+from mlflow_degrade.cache import digest_directory
+from mlflow_degrade.tracking.evidence import log_decision
+from mlflow_degrade.tracking.registration import log_model
+
+LAX = GatePolicy(margin_pp=99)
+STRICT = GatePolicy()
+
+
+def model_directory(path: Path, content: bytes) -> Path:
+    """Bytes where an ONNX model would be; verifying never runs them."""
+    path.mkdir(parents=True)
+    (path / "model.onnx").write_bytes(b"graph")
+    (path / "model.onnx.data").write_bytes(content)
+    (path / "config.json").write_text("{}")
+    (path / "degrade.json").write_text(json.dumps({"digest": digest_directory(path)}))
+    return path
+
+
+def scores(digest: str | None, wrong: int, *, n: int = 600, seed: int = 0) -> SampleScores:
+    """Scores of one task with so many wrong answers, at random places."""
+    values = np.ones(n)
+    values[np.random.default_rng(seed).choice(n, wrong, replace=False)] = 0
+    columns = {"task": "qa", "doc_id": range(n), "metric": "acc", "score": values}
+    return SampleScores.from_pandas(
+        pd.DataFrame(columns), model=str(digest), model_digest=digest, task_versions={"qa": "1"}
+    )
+
+
+@dataclass(frozen=True)
+class Case:
+    """A registered version and what it was made from."""
+
+    name: str
+    version: str
+    run_id: str
+    digest: str
+    model_uri: str
+    tags: Mapping[str, str]
+
+    @property
+    def at(self) -> tuple[str, str]:
+        return self.name, self.version
+
+
+def log_evidence(
+    digest: str | None,
+    *,
+    baseline: str | None = "sha256:baseline",
+    wrong: int = 0,
+    policy: GatePolicy = STRICT,
+    n: int = 600,
+) -> tuple[str, str, str]:
+    """Evidence in the active run; returns run id, verdict and evidence digest."""
+    paired = pair(scores(baseline, 0, n=n), scores(digest, wrong, n=n), allow=policy.allow)
+    decision = decide(paired, policy, attempt=1)
+    run = mlflow.active_run()
+    assert run is not None
+    return run.info.run_id, decision.verdict.value, log_decision(decision, paired)
+
+
+def register_case(
+    folder: Path,
+    name: str = "chat",
+    *,
+    content: bytes = b"weights",
+    wrong: int = 0,
+    policy: GatePolicy = STRICT,
+    baseline: str | None = "sha256:baseline",
+    n: int = 600,
+    tags: Mapping[str, str] | None = None,
+) -> Case:
+    """Log a model with its evidence and register it, as a recipe does."""
+    directory = model_directory(folder / f"model-{time.monotonic_ns()}", content)
+    digest = digest_directory(directory, ignore=("degrade.json",))
+    with mlflow.start_run():
+        run_id, verdict, evidence = log_evidence(
+            digest, baseline=baseline, wrong=wrong, policy=policy, n=n
+        )
+        uri = log_model(directory).model_uri
+    given = {
+        "degrade.verdict": verdict,
+        "degrade.evidence_digest": evidence,
+        "degrade.policy_digest": policy.digest(),
+        "degrade.run_id": run_id,
+        "degrade.model_digest": digest,
+        **(tags or {}),
+    }
+    return register_again(name, uri, run_id, digest, given)
+
+
+def register_again(name: str, uri: str, run_id: str, digest: str, tags: Mapping[str, str]) -> Case:
+    """Make a version by hand."""
+    client = MlflowClient()
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name)
+    made = client.create_model_version(
+        name,
+        source=uri,
+        run_id=run_id,
+        tags=dict(tags),
+        model_id=uri.removeprefix("models:/") if uri.startswith("models:/m-") else None,
+    )
+    return Case(name, str(made.version), run_id, digest, uri, dict(tags))
+
+
+def snapshot(name: str) -> dict[str, Any]:
+    """All of a registered model that a promotion could change."""
+    client = MlflowClient()
+    model = client._get_registry_client().store.get_registered_model(name)
+    versions = client.search_model_versions(f"name = '{name}'")
+    return {
+        "aliases": dict(model.aliases),
+        "versions": {v.version: (v.current_stage, v.source, dict(v.tags)) for v in versions},
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@contextmanager
+def running_server(
+    folder: Path, registry: str, backend: str, *args: str, env: Mapping[str, str] | None = None
+) -> Iterator[str]:
+    """A real ``mlflow server`` over HTTP; yields its address."""
+    port = free_port()
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
+        "--workers", "1", "--backend-store-uri", backend, "--registry-store-uri", registry,
+        "--artifacts-destination", str(folder / "artifacts"), *args,
+    ]  # fmt: skip
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "_MLFLOW_"))}
+    clean |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **(env or {})}
+    log = folder / "server.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            command, cwd=folder, env=clean, stdout=out, stderr=out, start_new_session=True
+        )
+        try:
+            address = f"http://127.0.0.1:{port}"
+            _wait_until_up(process, address, log)
+            yield address
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def _wait_until_up(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
+    end = time.monotonic() + 90
+    while time.monotonic() < end:
+        assert process.poll() is None, log.read_text()
+        try:
+            with urllib.request.urlopen(f"{address}/health", timeout=2):
+                return
+        except OSError:
+            time.sleep(0.2)
+    raise AssertionError(f"no answer from {address}:\n{log.read_text()}")
