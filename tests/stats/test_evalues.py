@@ -165,3 +165,10 @@ def test_combination() -> None:
 def test_refusals(call: object, message: str) -> None:
     with pytest.raises(StatisticsInputError, match=message):
         call()  # type: ignore[operator]
+
+
+def test_the_boldest_bet_stays_just_short_of_ruin() -> None:
+    # A regression pays −(1 − margin) per unit stake.
+    for margin in (0.01, 0.5):
+        boldest = noninferiority_bets(margin, 1e-3 * margin)[-1]
+        assert 0.9 < boldest * (1 - margin) < 1.0

@@ -208,3 +208,34 @@ def test_equal_scores_without_a_range_prove_nothing() -> None:
         result = noninferiority_graded([0.0] * 50, 0.02, method=method, score_range=None)
         assert result.p_value == 1.0
         assert result.lower_bound() == -math.inf
+
+
+def test_few_changes_among_clusters_of_unequal_size() -> None:
+    # Nothing changed. A unit moves the mean by at most 9/45, so a drop of the margin needs that
+    # many changed units in expectation, and none of 12 was seen to change.
+    labels = np.repeat(np.arange(12), [9, 1, 1, 1, 4, 4, 4, 4, 4, 4, 4, 5])
+    result = noninferiority_graded(np.zeros(45), 0.15, clusters=labels)
+    share = 0.15 * 45 / 9 / 12
+    assert result.p_value == pytest.approx((1 - share) ** 12)
+    assert result.lower_bound(result.p_value) == pytest.approx(-0.15)
+    with pytest.raises(StatisticsInputError, match="score_range"):
+        noninferiority_graded([-1.5] + [0.0] * 30, 0.1)
+
+
+@pytest.mark.parametrize(("changed", "bounded"), [(14, True), (15, False)])
+def test_fewer_than_fifteen_changes_do_not_show_the_spread(changed: int, bounded: bool) -> None:
+    d = np.zeros(1_000)
+    d[:changed] = np.resize([-0.01, 0.01], changed)
+    result = noninferiority_graded(d, 0.015)
+    assert result.bounded is bounded
+    # Tiny changes: Student's law sees certainty, the share of changed units does not.
+    assert (result.p_value > 0.3) is bounded
+
+
+def test_the_graded_bound_reaches_the_margin_at_the_p_value() -> None:
+    d = np.random.default_rng(4).normal(-0.005, 0.2, 400)
+    labels = np.arange(400) // 4
+    for clusters in (None, labels):
+        result = noninferiority_graded(d, 0.02, clusters=clusters, score_range=None)
+        assert 0.001 < result.p_value < 0.4
+        assert result.lower_bound(result.p_value) == pytest.approx(-0.02, abs=1e-9)

@@ -17,6 +17,7 @@ from mlflow_degrade.stats.evalues import (
     noninferiority_bets,
 )
 from mlflow_degrade.stats.sequential import (
+    GRADED_BETS,
     DegradationMonitor,
     NonInferiorityMonitor,
     random_order,
@@ -226,3 +227,45 @@ def test_equality_is_shown_soon() -> None:
 def test_refusals(call: object, message: str) -> None:
     with pytest.raises(StatisticsInputError, match=message):
         call()  # type: ignore[operator]
+
+
+def test_a_monitor_remembers_when_the_claim_was_first_established() -> None:
+    worse, monitor = DegradationMonitor(), NonInferiorityMonitor(margin=0.02)
+    states = [worse.update(-1.0) for _ in range(30)]
+    assert [state.stopped_at for state in states[7:]] == [None] + [9] * 22
+    assert [state.n for state in states] == list(range(1, 31))
+    shown = [monitor.update([0.0] * 67).stopped_at for _ in range(6)]
+    assert shown == [None, None, None, 268, 268, 268]
+    assert sequential_noninferiority([0.0] * 402, margin=0.02).stopped_at == 268
+
+
+def test_graded_bets_are_on_a_drop() -> None:
+    path = sequential_degradation([-0.5, 0.25], scores="graded").path
+    by_hand = [
+        np.mean([1 + 0.5 * stake for stake in GRADED_BETS]),
+        np.mean([(1 + 0.5 * stake) * (1 - 0.25 * stake) for stake in GRADED_BETS]),
+    ]
+    assert np.exp(path) == pytest.approx(by_hand, rel=1e-12)
+    assert sequential_degradation([-0.3] * 60, scores="graded").rejected
+    assert not sequential_degradation([0.3] * 60, scores="graded").rejected
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from([-1, 0, 1]), st.sampled_from("abc")), min_size=1))
+def test_every_benchmark_is_held_where_it_stands(items: list[tuple[int, str]]) -> None:
+    values, labels = np.array([d for d, _ in items], float), np.array([k for _, k in items])
+    names = np.unique(labels)
+    alone = np.array(
+        [
+            [
+                degradation_log_e((seen < 0).sum(), (seen > 0).sum())
+                for t in range(1, values.size + 1)
+                for seen in [values[:t][labels[:t] == name]]
+            ]
+            for name in names
+        ]
+    )
+    product = sequential_degradation(values, benchmarks=labels, combine="product")
+    average = sequential_degradation(values, benchmarks=labels, combine="average")
+    assert product.path == pytest.approx(alone.sum(axis=0), abs=1e-9)
+    assert np.exp(average.path) == pytest.approx(np.exp(alone).mean(axis=0), rel=1e-9)
