@@ -31,6 +31,7 @@ def decide(paired: PairedScores, policy: GatePolicy, *, attempt: int | None = No
     paired : PairedScores
         From `mlflow_degrade.pair`, with the policy's metrics and filters.
     policy : GatePolicy
+        What must be shown for a PASS.
     attempt : int, optional
         Number of this attempt on the same evaluation set, from 1; the non-inferiority claim is
         then tested at 6α/(π²·attempt²), so that trying again does not make passing easier.
@@ -38,6 +39,7 @@ def decide(paired: PairedScores, policy: GatePolicy, *, attempt: int | None = No
     Returns
     -------
     Decision
+        Verdict, reasons, and every number behind them.
 
     Raises
     ------

@@ -46,7 +46,9 @@ class PairedTask:
     Attributes
     ----------
     name, metric, filter : str
+        What was scored, and how.
     higher_is_better : bool
+        Direction of the scores; `difference` is oriented already.
     baseline, candidate : ndarray of float64, shape (n,)
         Score of each item, averaged over its repeats.
     difference : ndarray of float64, shape (n,)
@@ -249,10 +251,12 @@ def pair(
     Returns
     -------
     PairedScores
+        The common tasks with their paired items, and notes on what differed.
 
     Raises
     ------
     SameModelError, TaskVersionError, UnpairedSamplesError, DuplicateSampleError
+        With both names, versions, or the first offending samples.
     MetricMismatchError, PromptMismatchError, EmptySamplesError
         Each with the first offending samples.
 

@@ -49,6 +49,7 @@ class TaskResult(_Record):
     Attributes
     ----------
     task, metric, filter, tier : str
+        What was tested, and whether it decides (``gating``) or is only shown (``advisory``).
     n : int
         Paired items; repeats are averaged, so they do not add to it.
     regressions, improvements : int
@@ -186,9 +187,11 @@ class Decision(_Record):
     Attributes
     ----------
     verdict : Verdict
+        PASS, FAIL or INCONCLUSIVE.
     reasons : tuple of str
         Plain sentences, the decisive one first.
     policy : GatePolicy
+        The policy that was applied.
     attempt : int or None
         Number of this attempt on one evaluation set, where a ledger counts them.
     alpha_attempt : float
@@ -196,7 +199,9 @@ class Decision(_Record):
     tasks : tuple of TaskResult
         Sorted by name.
     aggregate : AggregateResult
+        All gating tasks together.
     power : PowerResult
+        What the data could have shown.
     baseline, candidate : dict
         Name, model digest and samples digest of either side.
     versions : dict

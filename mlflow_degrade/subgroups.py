@@ -30,6 +30,7 @@ def find_subgroups(
     Parameters
     ----------
     paired : PairedScores
+        From `mlflow_degrade.pair`.
     features : iterable of str
         ``task``, or features of the baseline's table.
     tasks : iterable of str, optional

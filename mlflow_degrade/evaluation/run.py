@@ -157,6 +157,7 @@ def evaluate_model(
     Returns
     -------
     Evaluation
+        Scores and facts; finished tasks are taken from the cache.
 
     Raises
     ------

@@ -127,6 +127,7 @@ def find_scheme(name: str, providers: tuple[str, ...] = (CPU,), *, force: bool =
     Returns
     -------
     Scheme
+        Its entry in the table.
 
     Raises
     ------

@@ -79,6 +79,7 @@ def resolve_model(model: str, *, progress: bool = True) -> SourceModel:
     Returns
     -------
     SourceModel
+        Its name, its files and what they are.
 
     Raises
     ------

@@ -46,6 +46,7 @@ def read_samples(
     Returns
     -------
     SampleScores
+        One row per scored answer.
 
     Raises
     ------

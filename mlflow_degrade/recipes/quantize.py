@@ -40,6 +40,7 @@ class QuantizeOptions(BaseModel):
     baseline_model : str, optional
         Another baseline than the unquantized export.
     device : {"auto", "cpu", "cuda"}
+        Where both models run; auto takes the GPU where there is one.
     batch_size : int or "auto"
         Sequences per batch.
     num_fewshot : int, optional
@@ -74,6 +75,7 @@ class Outcome:
     Attributes
     ----------
     decision : Decision
+        The verdict, and every number behind it.
     run_id : str
         The parent run in MLflow.
     model_dir : Path
@@ -94,10 +96,12 @@ def quantize_and_gate(options: QuantizeOptions | None = None) -> Outcome:
     Parameters
     ----------
     options : QuantizeOptions, optional
+        By default the starter model in 8 bits on the starter suite.
 
     Returns
     -------
     Outcome
+        The decision, the run and the candidate.
 
     Raises
     ------

@@ -66,6 +66,7 @@ def report(
     Parameters
     ----------
     decision : Decision
+        From `mlflow_degrade.decide`.
     paired : PairedScores
         What it was made from; prompts and answers of flipped samples are taken from it.
     cost : mapping, optional

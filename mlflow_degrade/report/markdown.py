@@ -50,6 +50,7 @@ def summary_note(
     Parameters
     ----------
     decision : Decision
+        From `mlflow_degrade.decide`.
     cost : mapping, optional
         Per side, "baseline" and "candidate": metric name to (value, unit).
     provenance : mapping, optional
@@ -92,6 +93,7 @@ def report(
     Parameters
     ----------
     decision : Decision
+        From `mlflow_degrade.decide`.
     paired : PairedScores
         What it was made from; prompts and answers of flipped samples are taken from it.
     cost, provenance : mapping, optional

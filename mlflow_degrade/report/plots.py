@@ -23,6 +23,7 @@ def forest(decision: Decision) -> Any:
     Parameters
     ----------
     decision : Decision
+        From `mlflow_degrade.decide`.
 
     Returns
     -------
@@ -54,6 +55,7 @@ def save_plots(decision: Decision, folder: str | os.PathLike[str]) -> list[Path]
     Parameters
     ----------
     decision : Decision
+        From `mlflow_degrade.decide`.
     folder : path
         Created if it does not exist.
 

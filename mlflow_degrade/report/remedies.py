@@ -23,6 +23,7 @@ def remedies(decision: Decision, scheme: str | None = None) -> list[str]:
     Parameters
     ----------
     decision : Decision
+        Of any verdict.
     scheme : str, optional
         The optimization scheme of the candidate, to suggest a gentler one.
     """

@@ -43,6 +43,7 @@ def decision_view(
     Parameters
     ----------
     decision : Decision
+        From `mlflow_degrade.decide`.
     paired : PairedScores, optional
         What it was made from; without it no flipped samples are shown.
     samples : int

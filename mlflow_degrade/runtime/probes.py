@@ -95,6 +95,7 @@ def probe_batch_invariance(
     Returns
     -------
     BatchInvariance
+        The differences found.
 
     Raises
     ------

@@ -200,7 +200,7 @@ def aggregate_counts(b: Any, c: Any, n: Any = None, method: str = "combined") ->
     Parameters
     ----------
     b, c : array_like of int, shape (K,)
-        Regressions and improvements.
+        Regressions (b) and improvements (c).
     n : array_like of int, shape (K,), optional
         All pairs; needed by macro and by intervals.
     method : str

@@ -35,7 +35,7 @@ def beta_mixture_log_e(
     Parameters
     ----------
     b, c : array_like of int
-        Regressions and improvements so far; broadcast against each other.
+        Regressions (b) and improvements (c) so far; broadcast against each other.
     prior_a : float
         Concentration a > 0 of the Beta(a, a) mixture over the regression share.
     one_sided : bool
@@ -92,7 +92,7 @@ def degradation_log_e(
     Parameters
     ----------
     b, c : array_like of int
-        Regressions and improvements so far.
+        Regressions (b) and improvements (c) so far.
     concentrations : iterable of float
         The a of the one-sided Beta(a, a) mixtures, chosen before the data are seen.
 

@@ -59,7 +59,7 @@ def clopper_pearson(k: int, n: int, confidence: float = 0.95) -> Interval:
     Parameters
     ----------
     k, n : int
-        Hits and trials; n = 0 gives [0, 1].
+        Hits (k) and trials (n); n = 0 gives [0, 1].
     confidence : float
         Two-sided level.
 
@@ -139,7 +139,7 @@ def tango_score(b: int, c: int, n: int, delta0: float) -> float:
     Parameters
     ----------
     b, c, n : int
-        Regressions, improvements, all pairs.
+        Regressions (b), improvements (c) and all pairs (n).
     delta0 : float
         Hypothetical change in [−1, 1].
 
@@ -177,7 +177,7 @@ def tango(b: int, c: int, n: int, confidence: float = 0.95) -> Interval:
     Parameters
     ----------
     b, c, n : int
-        Regressions, improvements, all pairs.
+        Regressions (b), improvements (c) and all pairs (n).
     confidence : float
         Two-sided level.
 
@@ -222,7 +222,7 @@ def melded(b: int, c: int, n: int, confidence: float = 0.95) -> Interval:
     Parameters
     ----------
     b, c, n : int
-        Regressions, improvements, all pairs.
+        Regressions (b), improvements (c) and all pairs (n).
     confidence : float
         Two-sided level.
 
@@ -270,7 +270,7 @@ def newcombe(b: int, c: int, n: int, both_right: int, confidence: float = 0.95) 
     Parameters
     ----------
     b, c, n : int
-        Regressions, improvements, all pairs.
+        Regressions (b), improvements (c) and all pairs (n).
     both_right : int
         Pairs on which both models are right; this method uses the correlation of the two.
     confidence : float
@@ -330,7 +330,7 @@ def paired_interval(
     Parameters
     ----------
     b, c, n : int
-        Regressions, improvements, all pairs.
+        Regressions (b), improvements (c) and all pairs (n).
     confidence : float
         Two-sided level.
     method : {"melded", "tango", "newcombe"}

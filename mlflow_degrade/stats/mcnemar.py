@@ -194,7 +194,7 @@ def mcnemar_p_worse(b: npt.ArrayLike, c: npt.ArrayLike) -> FloatArray:
     Parameters
     ----------
     b, c : array_like of int
-        Regressions and improvements; broadcast against each other.
+        Regressions (b) and improvements (c); broadcast against each other.
 
     Returns
     -------
@@ -230,7 +230,7 @@ def mcnemar_log10_p_worse(b: npt.ArrayLike, c: npt.ArrayLike) -> FloatArray:
     Parameters
     ----------
     b, c : array_like of int
-        Regressions and improvements.
+        Regressions (b) and improvements (c).
 
     Returns
     -------

@@ -29,7 +29,7 @@ class NonInferiorityResult:
     Parameters
     ----------
     b, c, n : int
-        Regressions, improvements, all pairs.
+        Regressions (b), improvements (c) and all pairs (n).
     margin : float
         Largest acceptable loss, a proportion.
     p_value : float
@@ -86,7 +86,7 @@ def noninferiority(
     Parameters
     ----------
     b, c, n : int
-        Regressions, improvements, all pairs.
+        Regressions (b), improvements (c) and all pairs (n).
     margin : float
         Largest acceptable loss, a proportion in (0, 1).
     method : {"melded", "tango", "unconditional"}

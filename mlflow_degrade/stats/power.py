@@ -143,7 +143,7 @@ def mde(
     flip_rate : float
         Share of pairs that change.
     alpha, power : float
-        Level of the one-sided test and power.
+        Level of the one-sided test, and probability with which it is to reject.
     method : {"approximate", "exact"}
         Connor's formula solved for the drop, or bisection on `power_mcnemar`.
 
@@ -205,9 +205,9 @@ def guard_mde(
     Parameters
     ----------
     b, c, n : int
-        Regressions, improvements, all pairs.
+        Regressions (b), improvements (c) and all pairs (n).
     alpha, power : float
-        Level of the one-sided test and power.
+        Level of the one-sided test, and probability with which it is to reject.
     confidence : float
         Level of the one-sided upper Clopper–Pearson bound for the flip rate.
     method : {"approximate", "exact"}

@@ -30,7 +30,7 @@ def mde_graded(sd: float, n: int, *, alpha: float = 0.05, power: float = 0.8) ->
     n : int
         Independent items (or clusters, with the standard deviation of their means).
     alpha, power : float
-        Level of the one-sided test and power.
+        Level of the one-sided test, and probability with which it is to reject.
 
     Returns
     -------
@@ -89,7 +89,7 @@ def guard_mde_graded(
     weighting : {"items", "strata"}
         Equal weight per item or per stratum.
     alpha, power : float
-        Level of the one-sided test and power.
+        Level of the one-sided test, and probability with which it is to reject.
     confidence : float
         Level of the upper bounds on the spread and on the share of changed units.
     score_range : float or None

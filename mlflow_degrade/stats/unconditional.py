@@ -78,7 +78,7 @@ def unconditional_lower_bound(b: int, c: int, n: int, alpha: float) -> float:
     Parameters
     ----------
     b, c, n : int
-        Regressions, improvements, all pairs.
+        Regressions (b), improvements (c) and all pairs (n).
     alpha : float
         Level.
 

@@ -31,6 +31,7 @@ def log_decision(decision: Decision, paired: PairedScores) -> str:
     Parameters
     ----------
     decision : Decision
+        From `mlflow_degrade.decide`.
     paired : PairedScores
         What it was made from.
 
