@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import doctest
 import importlib
 import re
 import subprocess
@@ -20,6 +22,13 @@ from mlflow_degrade import GatePolicy, stats
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
+
+# The examples of the statistics have a test of their own, in tests/stats.
+WITH_EXAMPLES = sorted(
+    path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__")
+    for path in (ROOT / "mlflow_degrade").rglob("*.py")
+    if path.parent.name != "stats" and ">>>" in path.read_text(encoding="utf-8")
+)
 
 _DIRECTIVE = re.compile(r"^::: ([\w.]+)$", re.MULTILINE)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -127,3 +136,19 @@ def test_the_policy_that_is_shown_is_valid() -> None:
     assert policy.task("mmlu_anatomy").metric == "acc"
     assert policy.task("ifeval").tier == "advisory"
     assert policy.task("gsm8k").has_margin
+
+
+@pytest.mark.parametrize("name", WITH_EXAMPLES)
+def test_examples_in_docstrings(name: str) -> None:
+    failed, _ = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
+    assert failed == 0
+
+
+def test_names_imported_on_the_pages_exist() -> None:
+    for page in [ROOT / "README.md", *PAGES]:
+        text = page.read_text(encoding="utf-8")
+        for block in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+            for node in ast.walk(ast.parse(block)):
+                if isinstance(node, ast.ImportFrom) and node.module:
+                    for alias in node.names:
+                        assert _resolve(f"{node.module}.{alias.name}") is not None, page
