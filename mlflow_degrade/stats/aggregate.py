@@ -39,9 +39,9 @@ class AggregateResult:
         Of the rule, larger is worse; for min_p and combined the smallest p.
     route : str
         How the null law was had: ``"exact"``; ``"exact-upper"``, an upper bound from a fine grid
-        with `p_lower` below it; ``"saddlepoint"``; ``"monte-carlo"``.
+        with `p_lower` below it; ``"saddlepoint"``; ``"monte-carlo"``; two of them joined by ``+``.
     p_lower : float
-        Guaranteed lower bound of the exact p; equals p_value unless route is ``"exact-upper"``.
+        Guaranteed lower bound of the exact p; equals p_value without an ``"exact-upper"`` route.
     components : tuple of (str, float)
         p-values the rule is made of, for combined.
     names : tuple of str
@@ -313,7 +313,7 @@ def _result(
         log10_p=outcome.log_p / _LN10,
         statistic=outcome.statistic,
         route=outcome.route,
-        p_lower=outcome.p if outcome.route != "exact-upper" else math.exp(outcome.log_p_lower),
+        p_lower=math.exp(outcome.log_p_lower) if "exact-upper" in outcome.route else outcome.p,
         components=outcome.components,
         names=names,
         p_each=p_each,

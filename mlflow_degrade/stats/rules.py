@@ -122,7 +122,7 @@ def combined(first: RuleOutcome, second: RuleOutcome) -> RuleOutcome:
         log_p=min(best.log_p + twice, 0.0),
         statistic=best.p,
         route=best.route if first.route == second.route else f"{first.route}+{second.route}",
-        log_p_lower=min(best.log_p_lower + twice, 0.0),
+        log_p_lower=min(first.log_p_lower + twice, second.log_p_lower + twice, 0.0),
         p=min(1.0, 2.0 * best.p),
         components=(("pooled", first.p), ("min_p", second.p)),
         resamples=max(first.resamples, second.resamples),

@@ -392,3 +392,52 @@ def test_shared_items_count_once_in_the_interval() -> None:
 def test_refusals(call: object, part: str) -> None:
     with pytest.raises(StatisticsInputError, match=part):
         call()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(("b", "c"), [(4, 18), (7, 21), (14, 46), (31, 62), (60, 12)])
+def test_the_observed_drop_ties_with_itself(b: int, c: int) -> None:
+    # Here (b − c)/√m times √m is not b − c in doubles.
+    p = aggregate_counts([b], [c], method="max_drop").p_value
+    assert p == pytest.approx(mcnemar(b, c).p_worse, rel=1e-12)
+
+
+def test_the_normal_score_of_stouffer() -> None:
+    alone = aggregate_counts([7], [2], method="stouffer").statistic
+    assert alone == pytest.approx(-ndtri(mcnemar(7, 2).p_mid_worse))
+    scores = [-ndtri(mcnemar(b, c).p_mid_worse) for b, c in ((7, 2), (3, 13))]
+    both = aggregate_counts([7, 3], [2, 13], method="stouffer").statistic
+    assert both == pytest.approx((3 * scores[0] + 4 * scores[1]) / 5)
+
+
+def test_the_lower_bound_of_combined_is_that_of_its_parts() -> None:
+    rng = np.random.default_rng(0)
+    scales = [1.0, math.pi, math.e]
+    suite = [
+        Benchmark(str(k), differences=scale * rng.integers(-60, 50, 300))
+        for k, scale in enumerate(scales)
+    ]
+    pooled, found = aggregate(suite, "pooled"), aggregate(suite)
+    assert pooled.route == "exact-upper"
+    assert pooled.p_lower < pooled.p_value
+    assert found.p_value == 2 * pooled.p_value
+    assert found.p_lower == pytest.approx(2 * pooled.p_lower, rel=1e-12)
+
+
+def test_the_monte_carlo_error_is_that_of_repeated_runs() -> None:
+    rng = np.random.default_rng(1)
+    suite = [Benchmark(name, differences=rng.normal(-0.15, 1, 50)) for name in "ab"]
+    for method in ("pooled", "min_p", "combined"):
+        runs = [aggregate(suite, method, resamples=400, seed=seed) for seed in range(40)]
+        assert {run.route for run in runs} == {"monte-carlo"}
+        spread = np.std([run.p_value for run in runs])
+        reported = np.mean([run.standard_error for run in runs])
+        assert reported == pytest.approx(spread, rel=0.35), method
+
+
+def test_a_drop_has_a_positive_statistic_by_every_route() -> None:
+    d = [-1.0] * 5 + [1.0, 0.0]
+    counted = [Benchmark("a", b=5, c=1, n=7), Benchmark("b", b=5, c=1, n=7)]
+    keyed = [Benchmark(name, differences=d, keys=list(range(7))) for name in "ab"]
+    halves = [Benchmark(name, differences=np.array(d) / 2) for name in "ab"]
+    found = [aggregate(suite, "pooled").statistic for suite in (counted, keyed, halves)]
+    assert found == pytest.approx([8.0, 8.0, 4.0])

@@ -1,0 +1,88 @@
+"""Each condition of a verdict on either side of its limit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mlflow_degrade import Decision, GatePolicy, SampleScores, Verdict, decide, pair
+
+
+def _decide(*, attempt: int | None = None, **given: Any) -> Decision:
+    """Decide on binary tasks given as (b, c, n); everything else is the policy."""
+    counts = {name: value for name, value in given.items() if isinstance(value, tuple)}
+    policy = {name: value for name, value in given.items() if name not in counts}
+    sides = []
+    for model in ("fp32", "int8"):
+        frames = []
+        for task, (b, c, n) in counts.items():
+            score = np.ones(n)
+            score[slice(b, b + c) if model == "fp32" else slice(0, b)] = 0
+            frame = pd.DataFrame({"task": task, "score": score, "metric": "acc"})
+            frame["doc_id"] = [f"{task} {i}" for i in range(n)]
+            frames.append(frame)
+        table = pd.concat(frames, ignore_index=True)
+        sides.append(SampleScores.from_pandas(table, model=model, model_digest=model))
+    return decide(pair(*sides), GatePolicy.from_mapping(policy), attempt=attempt)
+
+
+def _verdict(**given: Any) -> Verdict:
+    return _decide(**given).verdict
+
+
+def test_the_level_of_degradation_is_alpha() -> None:
+    # Exact p: 0.0461 and 0.0730.
+    assert _verdict(qa=(10, 3, 1000), aggregation="pooled") is Verdict.FAIL
+    assert _verdict(qa=(9, 3, 1000), aggregation="pooled") is Verdict.PASS
+    assert _verdict(qa=(9, 3, 1000), aggregation="pooled", alpha=0.08) is Verdict.FAIL
+
+
+def test_what_makes_data_unfit_to_pass_does_not_stop_a_failure() -> None:
+    assert _verdict(qa=(40, 2, 200), min_samples=1000) is Verdict.FAIL
+
+
+def test_a_warning_about_power_warns_about_power_only() -> None:
+    few = {"qa": (1, 1, 50), "on_underpowered": "warn"}
+    assert _verdict(**few) is Verdict.PASS
+    assert _verdict(**few, min_samples=51) is Verdict.INCONCLUSIVE
+    assert _verdict(**few, min_samples=50) is Verdict.PASS
+    assert _verdict(**few, rule="non_inferiority") is Verdict.INCONCLUSIVE
+
+
+def test_the_level_of_non_inferiority_is_alpha() -> None:
+    near: dict[str, Any] = {"rule": "non_inferiority", "margin_pp": 1}
+    found = _decide(qa=(10, 10, 800), **near)
+    assert 0.05 < found.aggregate.noninferiority_p < 0.1
+    assert found.verdict is Verdict.INCONCLUSIVE
+    assert _verdict(qa=(10, 10, 800), alpha=0.1, **near) is Verdict.PASS
+
+
+def test_a_margin_of_its_own_holds_for_the_task_alone() -> None:
+    suite: dict[str, Any] = {"big": (20, 20, 5000), "rule": "non_inferiority", "margin_pp": 1}
+    for n, verdict in ((800, Verdict.INCONCLUSIVE), (1000, Verdict.PASS)):
+        found = _decide(small=(10, 10, n), tasks={"small": {"margin_pp": 1}}, **suite)
+        small = next(task for task in found.tasks if task.task == "small")
+        assert small.noninferiority_p is not None
+        assert (0.05 < small.noninferiority_p < 0.1) is (n == 800)
+        assert found.verdict is verdict
+    # Without a margin of its own a small task asks for nothing.
+    assert _verdict(small=(10, 10, 800), **suite) is Verdict.PASS
+
+
+def test_a_task_that_cannot_bound_its_spread_is_too_little_data() -> None:
+    def losses(model: str, shift: float) -> SampleScores:
+        rng = np.random.default_rng(0)
+        frame = pd.DataFrame({"task": ["wiki"] * 500 + ["tiny"] * 4, "metric": "loss"})
+        frame["score"], frame["doc_id"] = rng.normal(3, 0.5, 504), range(504)
+        frame["score"] += shift * np.append(rng.choice([-1, 1], 500), np.zeros(4))
+        frame["higher_is_better"] = False
+        return SampleScores.from_pandas(frame, model=model, model_digest=model)
+
+    paired = pair(losses("fp32", 0.0), losses("int8", 0.01))
+    assert decide(paired, GatePolicy(margin=0.1)).verdict is Verdict.PASS
+    own = GatePolicy.from_mapping({"margin": 0.1, "tasks": {"tiny": {"margin": 0.1}}})
+    decision = decide(paired, own)
+    assert {task.task: task.mde for task in decision.tasks}["tiny"] is None
+    assert decision.verdict is Verdict.INCONCLUSIVE
