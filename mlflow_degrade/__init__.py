@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .recipes.quantize import QuantizeOptions, quantize_and_gate
     from .results import Decision, Verdict
     from .scores import SampleScores
+    from .tracking.promotion import Promotion, promote
     from .tracking.verification import Verification, verify_version
     from .tracking.verified_loading import load_verified_model
 
@@ -29,6 +30,8 @@ _HOME = {
     "pair": "pairing",
     "PairedScores": "pairing",
     "PairedTask": "pairing",
+    "promote": "tracking.promotion",
+    "Promotion": "tracking.promotion",
     "quantize_and_gate": "recipes.quantize",
     "QuantizeOptions": "recipes.quantize",
     "SampleScores": "scores",
@@ -47,6 +50,8 @@ __all__ = [
     "pair",
     "PairedScores",
     "PairedTask",
+    "promote",
+    "Promotion",
     "quantize_and_gate",
     "QuantizeOptions",
     "SampleScores",

@@ -146,7 +146,7 @@ class GatePolicy(BaseModel):
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
-            raise PolicyError("\n".join(_explain(error, source))) from error
+            raise PolicyError("\n".join(explain(error, source, cls, TaskPolicy))) from error
 
     @classmethod
     def from_yaml(cls, path: str | os.PathLike[str]) -> GatePolicy:
@@ -216,15 +216,26 @@ class GatePolicy(BaseModel):
         return digest_json(self.model_dump(mode="json"))
 
 
-def _explain(error: ValidationError, source: str) -> Iterable[str]:
+def explain(error: ValidationError, source: str, *levels: type[BaseModel]) -> Iterable[str]:
+    """One line per mistake in a strict configuration: key, value, limit, nearest known key.
+
+    Parameters
+    ----------
+    error : pydantic.ValidationError
+    source : str
+        Name of the file or argument.
+    *levels : type of BaseModel
+        The configuration's class, and that of the entries nested in it, if any.
+    """
     for item in error.errors():
         path = [str(part) for part in item["loc"]]
         name = ".".join(path)
         if item["type"] == "extra_forbidden":
-            model = TaskPolicy if len(path) > 2 else GatePolicy
-            near = difflib.get_close_matches(path[-1], model.model_fields, n=1, cutoff=0.4)
-            guess = f"did you mean {near[0]!r}?" if near else f"known: {list(model.model_fields)}."
+            known = levels[-1 if len(path) > 2 else 0].model_fields
+            near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.4)
+            guess = f"did you mean {near[0]!r}?" if near else f"known: {list(known)}."
             yield f"{source}: unknown key {name!r}, {guess}"
         else:
             message = item["msg"].removeprefix("Value error, ")
-            yield f"{source}: {name} = {item['input']!r}: {message}."
+            where = f"{source}: {name} = {item['input']!r}" if name else source
+            yield f"{where}: {message}."

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+
+# MLflow draws a bar for every small file it reads, which buries the report of a failing test.
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

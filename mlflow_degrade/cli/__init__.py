@@ -23,6 +23,7 @@ INVALID_INPUT, INTERNAL_ERROR, INTERRUPTED = 3, 4, 130
 #: Command -> module and function, and what it is for. One line adds a command.
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "compare": ("mlflow_degrade.cli.compare:compare", "Decide whether a candidate is worse."),
+    "gate": ("mlflow_degrade.cli.gate:gate", "Promote a model in MLflow when it passes."),
     "plan": ("mlflow_degrade.cli.plan:plan", "How many samples, and what they can detect."),
     "verify": (
         "mlflow_degrade.cli.verify:verify",
@@ -104,6 +105,8 @@ def run(args: Sequence[str] | None = None) -> int:
 
 def main() -> None:
     """Entry point of the command."""
+    # MLflow draws a bar for every small file it reads.
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     sys.exit(run())
 
 

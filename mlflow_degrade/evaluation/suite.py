@@ -86,6 +86,8 @@ class Suite:
         Of the drawing and of few-shot examples.
     num_fewshot : int or None
         Few-shot examples per prompt, where the caller said so.
+    include_path : str or None
+        Directory the task files were looked for in.
     """
 
     names: tuple[str, ...]
@@ -93,6 +95,18 @@ class Suite:
     limit: int | None
     seed: int
     num_fewshot: int | None
+    include_path: str | None = None
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The arguments of `load_suite` that make this suite again, JSON-serializable."""
+        return {
+            "tasks": list(self.names),
+            "include_path": self.include_path,
+            "limit": self.limit,
+            "seed": self.seed,
+            "num_fewshot": self.num_fewshot,
+        }
 
     @property
     def documents(self) -> int:
@@ -161,7 +175,8 @@ def load_suite(
             _configure(task, seed, num_fewshot)
             available = _count(name, task)
             tasks.append(SuiteTask(name, task, available, draw(name, available, limit, seed)))
-    return Suite(tuple(names), tuple(tasks), limit, seed, num_fewshot)
+    where = None if include_path is None else str(Path(include_path).absolute())
+    return Suite(tuple(names), tuple(tasks), limit, seed, num_fewshot, where)
 
 
 def draw(task: str, available: int, limit: int | None, seed: int) -> tuple[int, ...]:

@@ -166,7 +166,8 @@ def _evaluate_arm(
                 models.directory(side), suite, settings=settings, path=path, label=side
             )
             name = f"{models.name} {scheme}"
-            samples, facts = found.samples.with_model(name), found.facts()
+            samples = found.samples.with_model(name)
+            facts = {**found.facts(), "asked": suite.asked}
             speed = {f"throughput/{k}": v for k, v in found.timing.items() if "per_second" in k}
         log_evaluation(samples, key, metrics=speed, facts=facts, reused_from=earlier)
     return samples
@@ -196,6 +197,7 @@ def conclude(
     """Pair, test, decide, and log the evidence to the active run."""
     import mlflow
 
+    from ..tracking.attempts import count_attempt
     from ..tracking.evaluations import log_finite_metrics
     from ..tracking.evidence import log_decision
 
@@ -209,7 +211,7 @@ def conclude(
             filter=policy.choices("filter", tasks),
             allow=policy.allow,
         )
-        decision = decide(paired, policy)
+        decision = decide(paired, policy, attempt=count_attempt(paired, policy))
         digest = log_decision(decision, paired)
         log_finite_metrics({name: value for name, (value, _) in cost["candidate"].items()})
         mlflow.set_tag("degrade.candidate_model_digest", candidate.model_digest or "unknown")
@@ -227,8 +229,7 @@ def log_and_register(
         ``models:/name/version``.
     """
     from ..optimize.model_directory import ModelDirectory
-    from ..tracking.evidence import EVIDENCE_TAG, POLICY_TAG, VERDICT_TAG
-    from ..tracking.registration import log_model, register
+    from ..tracking.registration import log_model, register, verdict_tags
 
     decision = conclusion.decision
     if decision.verdict.value != "PASS":
@@ -244,13 +245,9 @@ def log_and_register(
         if name is None:
             return None
         tags = {
-            VERDICT_TAG: decision.verdict.value,
-            EVIDENCE_TAG: conclusion.evidence_digest,
-            POLICY_TAG: decision.policy.digest(),
-            "degrade.run_id": run_id,
+            **verdict_tags(decision, conclusion.evidence_digest, run_id),
             "degrade.scheme": models.scheme,
             "degrade.source": models.name,
-            "degrade.model_digest": directory.digest,
         }
         version = register(
             info.model_uri,
@@ -265,24 +262,12 @@ def log_and_register(
 
 def report(conclusion: Conclusion, models: Models, registered: str | None) -> None:
     """Log what people read to the active run, and print the verdict."""
-    import tempfile
-
-    import mlflow
-
-    from ..report import html, markdown, plots
     from ..report.terminal import console, decision_view
+    from ..tracking.reporting import log_report
 
-    decision, paired, cost = conclusion.decision, conclusion.paired, conclusion.cost
+    decision, paired = conclusion.decision, conclusion.paired
     provenance = {"model": models.name, "scheme": models.scheme, "registered": registered}
-    mlflow.set_tag(
-        "mlflow.note.content", markdown.summary_note(decision, cost=cost, provenance=provenance)
-    )
-    for kind, module in (("md", markdown), ("html", html)):
-        text = module.report(decision, paired, cost=cost, provenance=provenance)
-        mlflow.log_text(text, f"report.{kind}")
-    with tempfile.TemporaryDirectory(prefix="mlflow-degrade-") as scratch:
-        plots.save_plots(decision, scratch)
-        mlflow.log_artifacts(scratch, "plots")
+    log_report(decision, paired, cost=conclusion.cost, provenance=provenance)
     out = console()
     out.print(decision_view(decision, paired))
     if registered:

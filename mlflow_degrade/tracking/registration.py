@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RegistryError
+from ..results import Decision
+from .evaluations import MODEL_DIGEST_TAG
+from .evidence import EVIDENCE_TAG, POLICY_TAG, VERDICT_TAG
 
 _SERVING = (
     "mlflow",
@@ -122,6 +125,18 @@ def register(
         if isinstance(error, MlflowException):
             raise RegistryError(f"{name!r} could not be registered: {error}") from error
         raise
+
+
+def verdict_tags(decision: Decision, evidence_digest: str, run_id: str) -> dict[str, str]:
+    """Tags by which a version points to its verdict; proof is the evidence in the run."""
+    tags = {
+        VERDICT_TAG: decision.verdict.value,
+        EVIDENCE_TAG: evidence_digest,
+        POLICY_TAG: decision.policy.digest(),
+        "degrade.run_id": run_id,
+    }
+    digest = decision.candidate.get("model_digest")
+    return tags if digest is None else {**tags, MODEL_DIGEST_TAG: digest}
 
 
 def _create_registered_model(client: Any, name: str) -> bool:

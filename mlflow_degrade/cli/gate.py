@@ -1,0 +1,166 @@
+"""``mlflow-degrade gate``: decide between two models in MLflow, and promote what passes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import InputError
+from .output import write_text
+
+if TYPE_CHECKING:
+    from ..tracking.promotion import Promotion
+
+_HELP = """Compare a candidate with a baseline in MLflow, and promote it only when it passes.
+
+CANDIDATE and BASELINE are runs:/<run id> (an evaluation, or a recipe run, whose candidate is
+meant), models:/<name>@<alias>, models:/<name>/<version> or models:/<id of a logged model>. Their
+logged evaluations are used when both were asked the same questions; what is missing is evaluated
+now. On PASS the candidate becomes a version with its verdict, and the alias moves to it; on FAIL
+and INCONCLUSIVE the registry stays as it is. Running the same gate again changes nothing.
+
+\b
+Examples:
+  mlflow-degrade gate --candidate runs:/1f3c9ab2 --baseline models:/chat@champion --alias champion
+  mlflow-degrade gate --candidate models:/chat/7 --baseline models:/chat@champion \\
+      --policy policy.yaml --alias challenger
+  mlflow-degrade gate --candidate runs:/1f3c9ab2 --baseline runs:/77d0e4c1 --register-as none
+
+Exit codes: 0 PASS, 1 FAIL, 2 INCONCLUSIVE, 3 invalid input.
+"""
+
+
+@click.command(help=_HELP)
+@click.option("--candidate", required=True, metavar="REF", help="The model that wants in.")
+@click.option("--baseline", required=True, metavar="REF", help="The model it must not fall behind.")
+@click.option("--policy", metavar="FILE", help="Policy in YAML; the default policy without it.")
+@click.option(
+    "--register-as",
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    help="Registered model; auto takes the candidate's or the baseline's, none registers nothing.",
+)
+@click.option("--alias", metavar="NAME", help="Alias to point to a version that passes.")
+@click.option("--model-uri", metavar="URI", help="The candidate's logged model, if not told.")
+@click.option("--tasks", metavar="NAMES", help="lm-eval tasks to evaluate on, comma-separated.")
+@click.option("--include-path", metavar="DIR", help="Directory with task files of your own.")
+@click.option("--limit", type=int, help="Samples per task; 0 takes all.  [default: 220]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the random samples.")
+@click.option("--num-fewshot", type=int, help="Few-shot examples per prompt.")
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
+)
+@click.option("--fresh", is_flag=True, help="Evaluate both again, whatever is logged.")
+@click.option("--json", "json_", metavar="FILE|-", help="Write the outcome as JSON.")
+@click.option("--samples", default=3, show_default=True, help="Flipped samples to show.")
+def gate(
+    candidate: str,
+    baseline: str,
+    policy: str | None,
+    register_as: str,
+    alias: str | None,
+    model_uri: str | None,
+    device: str,
+    fresh: bool,
+    json_: str | None,
+    samples: int,
+    **asked: Any,
+) -> None:
+    from ..policy import GatePolicy
+    from ..report.terminal import console, decision_view
+    from ..tracking.promotion import promote
+
+    rules = GatePolicy() if policy is None else GatePolicy.from_yaml(policy)
+    done = promote(
+        candidate,
+        baseline,
+        rules,
+        register_as=None if register_as in ("", "none") else register_as,
+        alias=alias,
+        model_uri=model_uri,
+        questions=_questions(**asked),
+        device=device,
+        fresh=fresh,
+    )
+    out = console(stderr=json_ == "-")
+    out.print(decision_view(done.decision, done.paired, samples=samples))
+    for line in outcome_lines(done):
+        out.print(line, markup=False)
+    if json_ is not None:
+        text = json.dumps(_outcome(done), indent=2) + "\n"
+        if json_ == "-":
+            click.echo(text, nl=False)
+        else:
+            write_text(json_, text)
+    click.get_current_context().exit(done.decision.exit_code)
+
+
+def outcome_lines(done: Promotion) -> Sequence[str]:
+    """What the gate did, in plain sentences."""
+    where = f"run {done.run_id}"
+    lines = [
+        "",
+        f"These very scores were decided on before, in {where}."
+        if done.reused
+        else f"Evidence and report: {where}.",
+    ]
+    placed = done.placement
+    if placed is None:
+        lines.append(
+            "Nothing was registered: no registered model was named."
+            if done.decision.verdict.value == "PASS"
+            else f"Nothing was registered: the verdict is {done.decision.verdict.value}."
+        )
+        return lines
+    lines.append(f"{'Registered as' if placed.created else 'It is'} {placed.version}.")
+    if placed.alias is not None:
+        verb = "now points" if placed.moved else "points already"
+        lines.append(f"Alias {placed.alias!r} {verb} to it.")
+    return lines
+
+
+def _questions(
+    tasks: str | None,
+    include_path: str | None,
+    limit: int | None,
+    seed: int,
+    num_fewshot: int | None,
+) -> dict[str, Any] | None:
+    """What to ask where nothing is logged; None leaves it to the logged evaluations."""
+    if tasks is None:
+        if include_path is not None or limit is not None or num_fewshot is not None:
+            raise InputError(
+                "--include-path, --limit and --num-fewshot say how --tasks are asked: name the "
+                "tasks as well."
+            )
+        return None
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    if not names:
+        raise InputError(f"--tasks {tasks!r} names no task.")
+    if limit is not None and limit < 0:
+        raise InputError(f"--limit {limit}: give samples per task, or 0 for all of them.")
+    return {
+        "tasks": names,
+        "include_path": include_path,
+        "limit": 220 if limit is None else limit or None,
+        "seed": seed,
+        "num_fewshot": num_fewshot,
+    }
+
+
+def _outcome(done: Promotion) -> dict[str, Any]:
+    placed = done.placement
+    return {
+        "verdict": done.decision.verdict.value,
+        "reasons": list(done.decision.reasons),
+        "run_id": done.run_id,
+        "reused": done.reused,
+        "version": None if placed is None else placed.version,
+        "created": placed is not None and placed.created,
+        "alias": None if placed is None else placed.alias,
+        "decision": done.decision.model_dump(mode="json"),
+    }

@@ -1,0 +1,225 @@
+"""The MLflow evaluator ``degrade``: `mlflow.models.evaluate` ends in a paired verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from mlflow.models.evaluation.base import EvaluationResult, ModelEvaluator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from ..errors import InputError
+from ..pairing import PairedScores, pair
+from ..policy import GatePolicy, explain
+from ..scores import SampleScores
+from .evidence import decision_metrics
+from .frames import column, frame_to_samples
+from .references import content_digest
+
+MODEL_TYPE = "degrade"
+
+
+class EvaluatorConfig(BaseModel):
+    """What ``evaluator_config`` may hold.
+
+    Attributes
+    ----------
+    policy : GatePolicy, mapping or path, optional
+        The default policy by default.
+    baseline : str
+        Column with the baseline's scores, or with its answers where targets are given.
+    baseline_run_id, candidate_run_id : str, optional
+        Evaluation runs to compare instead of columns.
+    baseline_name, candidate_name : str
+        What reports call the models.
+    metric : str, optional
+        Name of the metric in a frame.
+    higher_is_better : bool
+    scorer : callable, optional
+        ``scorer(answer, target) -> float``, exact match by default.
+    register_as, alias : str, optional
+        Registered model, and its alias, for a candidate that passes.
+    model_uri : str, optional
+        The candidate's logged model; by default the model that is evaluated.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+    policy: Any = None
+    baseline: str = "baseline"
+    baseline_run_id: str | None = None
+    candidate_run_id: str | None = None
+    baseline_name: str = "baseline"
+    candidate_name: str = "candidate"
+    metric: str | None = None
+    higher_is_better: bool = True
+    scorer: Callable[[Any, Any], float] | None = None
+    register_as: str | None = None
+    alias: str | None = None
+    model_uri: str | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> EvaluatorConfig:
+        if (self.baseline_run_id is None) != (self.candidate_run_id is None):
+            raise ValueError("baseline_run_id and candidate_run_id are needed together")
+        if self.alias is not None and self.register_as is None:
+            raise ValueError("an alias needs register_as, the registered model it belongs to")
+        return self
+
+    def gate_policy(self) -> GatePolicy:
+        """The policy, however it was given."""
+        if self.policy is None:
+            return GatePolicy()
+        if isinstance(self.policy, GatePolicy):
+            return self.policy
+        if isinstance(self.policy, (str, Path)):
+            return GatePolicy.from_yaml(self.policy)
+        return GatePolicy.from_mapping(self.policy, "evaluator_config: policy")
+
+
+class DegradeEvaluator(ModelEvaluator):
+    """Compares a candidate with a baseline on the same samples.
+
+    Notes
+    -----
+    It runs when it is asked for: ``model_type="degrade"``, or ``evaluators="degrade"`` with a
+    configuration of its own. Three inputs work: a frame with the scores (or answers) of both
+    models; a model with the baseline's answers in a column; two run ids in the configuration.
+    Metrics, tables, report and evidence are logged to the run; with ``register_as`` a model that
+    passes is registered.
+
+    Examples
+    --------
+    See ``examples/evaluate_in_a_notebook.py``.
+    """
+
+    name = "degrade"
+
+    @classmethod
+    def can_evaluate(cls, *, model_type: str, evaluator_config: Any, **_: Any) -> bool:
+        """Only when asked for: MLflow asks every evaluator it knows."""
+        own = set(evaluator_config or ()) & {"baseline_run_id", "baseline", "policy"}
+        return model_type == MODEL_TYPE or bool(own)
+
+    def evaluate(
+        self,
+        *,
+        model_type: str,  # noqa: ARG002 - part of MLflow's interface
+        dataset: Any,
+        run_id: str,
+        evaluator_config: dict[str, Any] | None,
+        model: Any = None,
+        predictions: str | None = None,
+        model_id: str | None = None,
+        **_: Any,
+    ) -> EvaluationResult:
+        """Decide, log, and register when told to; see the class."""
+        from ..results import Verdict
+        from .gating import log_conclusion, place, require_tested_bytes
+
+        config = _config(evaluator_config)
+        policy = config.gate_policy()
+        uri = config.model_uri or _uri(model, model_id)
+        paired = _paired(config, policy, dataset, model, predictions, uri)
+        if config.register_as is not None:
+            if uri is None:
+                raise InputError(
+                    f"register_as = {config.register_as!r}: no logged model is known to register. "
+                    "Evaluate a logged model, or name it with model_uri."
+                )
+            require_tested_bytes(uri, paired.candidate)
+        decision = log_conclusion(paired, policy, provenance={"evaluator": self.name})
+        metrics = {k: v for k, v in decision_metrics(decision).items() if v is not None}
+        if config.register_as is not None and uri and decision.verdict is Verdict.PASS:
+            place(decision, run_id, config.register_as, uri, alias=config.alias)
+        return EvaluationResult(metrics=metrics, artifacts={}, run_id=run_id)  # type: ignore[no-untyped-call]
+
+
+def _config(given: dict[str, Any] | None) -> EvaluatorConfig:
+    try:
+        return EvaluatorConfig.model_validate(given or {})
+    except ValidationError as error:
+        raise InputError("\n".join(explain(error, "evaluator_config", EvaluatorConfig))) from error
+
+
+def _paired(
+    config: EvaluatorConfig,
+    policy: GatePolicy,
+    dataset: Any,
+    model: Any,
+    predictions: str | None,
+    uri: str | None,
+) -> PairedScores:
+    if config.baseline_run_id is not None and config.candidate_run_id is not None:
+        from .evaluations import load_samples
+
+        left, right = map(load_samples, (config.baseline_run_id, config.candidate_run_id))
+    else:
+        # The verdict is about the bytes of the candidate, where it is a logged model.
+        digest = None if uri is None else content_digest(uri)
+        left, right = _sides(config, dataset, model, predictions, digest)
+    tasks = sorted({*left.tasks, *right.tasks})
+    return pair(
+        left,
+        right,
+        metric=policy.choices("metric", tasks),
+        filter=policy.choices("filter", tasks),
+        allow=policy.allow,
+    )
+
+
+def _sides(
+    config: EvaluatorConfig,
+    dataset: Any,
+    model: Any,
+    predictions: str | None,
+    digest: str | None,
+) -> tuple[SampleScores, SampleScores]:
+    """Samples of both sides from the frame, and from the model where there is one."""
+    features = dataset.features_data
+    baseline = column(features, config.baseline)
+    features = features.drop(columns=[config.baseline])
+    if model is not None:
+        answers = _answers(model.predict(features), predictions)
+    elif dataset.predictions_data is not None:
+        answers = dataset.predictions_data
+    else:
+        raise InputError(
+            "there is no candidate: give a model, or name the column with the candidate's scores "
+            "or answers with predictions=."
+        )
+    sides = frame_to_samples(
+        features,
+        {"baseline": baseline, "candidate": answers},
+        targets=dataset.labels_data if dataset.has_targets else None,
+        metric=config.metric,
+        higher_is_better=config.higher_is_better,
+        scorer=config.scorer,
+        names={"baseline": config.baseline_name, "candidate": config.candidate_name},
+        digests={"candidate": digest},
+    )
+    return sides["baseline"], sides["candidate"]
+
+
+def _answers(predicted: Any, name: str | None) -> Any:
+    """One answer per row of what a model returned."""
+    if not isinstance(predicted, pd.DataFrame):
+        return predicted
+    if name is not None:
+        return column(predicted, name)
+    if "text" in predicted:  # what this package's own models answer
+        return predicted["text"]
+    if predicted.shape[1] == 1:
+        return predicted.iloc[:, 0]
+    raise InputError(
+        f"the model returned the columns {list(predicted.columns)}: say with predictions= which "
+        "one is the answer."
+    )
+
+
+def _uri(model: Any, model_id: str | None) -> str | None:
+    """Where the evaluated model is logged, as far as MLflow tells."""
+    found = model_id or getattr(model, "model_id", None)
+    return None if found is None else f"models:/{found}"

@@ -1,0 +1,168 @@
+"""The end of every gate: decide and log on the active run, then register what passed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..decision import decide
+from ..errors import RegistryError
+from ..pairing import PairedScores
+from ..policy import GatePolicy
+from ..results import Decision
+from ..scores import SampleScores
+from .references import content_digest
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a passing model stands in the registry.
+
+    Attributes
+    ----------
+    version : str
+        ``models:/name/version``, which carries the verdict.
+    created : bool
+        Whether the version is new, rather than found.
+    alias : str or None
+        Alias that points to it.
+    moved : bool
+        Whether the alias was set, rather than found where it belongs.
+    """
+
+    version: str
+    created: bool
+    alias: str | None
+    moved: bool
+
+
+def log_conclusion(
+    paired: PairedScores,
+    policy: GatePolicy,
+    *,
+    cost: Mapping[str, Mapping[str, tuple[float, str]]] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> Decision:
+    """Decide, and log ledger entry, evidence, metrics and report to the active run.
+
+    Parameters
+    ----------
+    paired : PairedScores
+    policy : GatePolicy
+    cost, provenance : mapping, optional
+        See `mlflow_degrade.tracking.reporting.log_report`.
+    """
+    from .attempts import count_attempt
+    from .evidence import log_decision
+    from .reporting import log_report
+
+    decision = decide(paired, policy, attempt=count_attempt(paired, policy))
+    log_decision(decision, paired)
+    log_report(decision, paired, cost=cost, provenance=provenance)
+    return decision
+
+
+def require_tested_bytes(uri: str, samples: SampleScores) -> None:
+    """Refuse to register a model other than the one that was evaluated."""
+    found = content_digest(uri)
+    if samples.model_digest is not None and found != samples.model_digest:
+        raise RegistryError(
+            f"{uri} is not the model that was evaluated: its bytes have digest {found}, the "
+            f"samples are of {samples.model_digest}. Evaluate this model, or name the other one."
+        )
+
+
+def place(
+    decision: Decision,
+    run_id: str,
+    name: str,
+    model_uri: str,
+    *,
+    version: str | None = None,
+    alias: str | None = None,
+) -> Placement:
+    """Register a passing model, or find it registered, and point an alias to it.
+
+    Parameters
+    ----------
+    decision : Decision
+        Its verdict is PASS.
+    run_id : str
+        Run with the evidence.
+    name : str
+        Registered model.
+    model_uri : str
+        The candidate's logged model.
+    version : str, optional
+        The version the candidate is already.
+    alias : str, optional
+
+    Returns
+    -------
+    Placement
+
+    Raises
+    ------
+    RegistryError
+        The registry refused; a version that was made here is taken back.
+    """
+    found, created = _version(decision, run_id, name, model_uri, version)
+    moved = alias is not None and _point(name, alias, found, created)
+    return Placement(f"models:/{name}/{found}", created, alias, moved)
+
+
+def _version(
+    decision: Decision, run_id: str, name: str, model_uri: str, version: str | None
+) -> tuple[str, bool]:
+    """The version that carries the verdict: the candidate's own, an earlier one, or a new one."""
+    from mlflow import MlflowClient
+
+    from .evidence import EVIDENCE_TAG
+    from .registration import register, verdict_tags
+
+    client = MlflowClient()
+    evidence = client.get_run(run_id).data.tags[EVIDENCE_TAG]
+    tags = verdict_tags(decision, evidence, run_id)
+    if version is not None:
+        have = client.get_model_version(name, version).tags
+        for key, value in tags.items():
+            if have.get(key) != value:
+                client.set_model_version_tag(name, version, key, value)
+        return version, False
+    for found in client.search_model_versions(f"name = '{name}'"):
+        if found.tags.get(EVIDENCE_TAG) == evidence:
+            return str(found.version), False
+    new = register(
+        model_uri,
+        name,
+        run_id=run_id,
+        tags=tags,
+        description=decision.reasons[0],
+        model_id=model_uri.removeprefix("models:/") if model_uri.startswith("models:/m-") else None,
+    )
+    return str(new.version), True
+
+
+def _point(name: str, alias: str, version: str, created: bool) -> bool:
+    """Set an alias unless it is there already; a version made for it does not outlive a refusal."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    client = MlflowClient()
+    try:
+        if str(client.get_model_version_by_alias(name, alias).version) == version:
+            return False
+    except MlflowException:
+        pass  # no such alias yet
+    try:
+        client.set_registered_model_alias(name, alias, version)
+    except BaseException as error:
+        if created:
+            client.delete_model_version(name, version)
+        if isinstance(error, MlflowException):
+            raise RegistryError(
+                f"the registry refused to point {name}@{alias} to version {version}: {error}"
+            ) from error
+        raise
+    return True

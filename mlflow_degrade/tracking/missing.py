@@ -1,0 +1,111 @@
+"""Evaluate the models of a gate that have not been evaluated on the same questions yet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError, ModelError
+from .references import Subject
+
+if TYPE_CHECKING:
+    from ..evaluation.suite import Suite
+
+_ASKED = ("limit", "seed", "num_fewshot")
+
+
+def evaluate_both(
+    baseline: Subject,
+    candidate: Subject,
+    questions: Mapping[str, Any] | None,
+    *,
+    device: str,
+    fresh: bool,
+) -> tuple[str, str]:
+    """Evaluate both models on one suite by one path, or find the evaluations in MLflow.
+
+    Parameters
+    ----------
+    baseline, candidate : Subject
+    questions : mapping, optional
+        Arguments of `mlflow_degrade.evaluation.suite.load_suite`, and of an evaluation that is to
+        be repeated the suite's digest and whether it took the chat template; the starter suite by
+        default.
+    device : str
+    fresh : bool
+        Evaluate even what is logged.
+
+    Returns
+    -------
+    tuple of str
+        Run ids of both evaluations.
+
+    Raises
+    ------
+    InputError
+        The tasks are no longer those of the earlier evaluation.
+    ModelError
+        A side is no model this package can run.
+    """
+    from ..evaluation.run import (
+        EvaluationSettings,
+        evaluate_model,
+        evaluation_key,
+        scoring_path,
+    )
+    from .evaluations import find_evaluation, log_evaluation
+    from .runs import terminate_gracefully, tracked_run
+
+    suite = _suite(questions)
+    folders = {side.reference: _directory(side) for side in (baseline, candidate)}
+    template = bool((questions or {}).get("apply_chat_template", False))
+    settings = EvaluationSettings(device=device, apply_chat_template=template, resume=not fresh)
+    path, _ = scoring_path(folders, suite, settings)
+    runs = []
+    for side, (reference, folder) in zip(("baseline", "candidate"), folders.items(), strict=True):
+        key = evaluation_key(folder, suite, path, settings)
+        earlier = None if fresh else find_evaluation(key)
+        if earlier is None:
+            with terminate_gracefully(), tracked_run(f"evaluate {reference}", nested=True) as run:
+                found = evaluate_model(folder, suite, settings=settings, path=path, label=side)
+                samples = found.samples.with_model(reference)
+                log_evaluation(samples, key, facts={**found.facts(), "asked": suite.asked})
+                earlier = str(run.info.run_id)
+        runs.append(earlier)
+    return runs[0], runs[1]
+
+
+def _suite(questions: Mapping[str, Any] | None) -> Suite:
+    from ..evaluation.suite import load_suite
+
+    asked = dict(questions or {"tasks": ["starter"], "limit": 220})
+    if "tasks" not in asked:
+        raise InputError(
+            "the earlier evaluation was not made by mlflow-degrade, which cannot ask its questions "
+            "again: name the tasks, or evaluate the other model in the same way and log it."
+        )
+    suite = load_suite(
+        asked["tasks"],
+        include_path=asked.get("include_path"),
+        **{name: asked[name] for name in _ASKED if asked.get(name) is not None},
+    )
+    if "suite" in asked and suite.digest != asked["suite"]:
+        raise InputError(
+            f"the tasks {', '.join(asked['tasks'])} are no longer what the earlier evaluation "
+            "asked (another lm-eval, other data or another definition): evaluate both models "
+            "again, with fresh."
+        )
+    return suite
+
+
+def _directory(side: Subject) -> Path:
+    from ..optimize.export import export_onnx
+    from ..optimize.source import resolve_model
+
+    if side.model_uri is None:
+        raise ModelError(
+            f"{side.reference} has no logged model, so it cannot be evaluated: name a model "
+            "instead of a run, or an evaluation of the same questions."
+        )
+    return export_onnx(resolve_model(side.model_uri))

@@ -1,0 +1,222 @@
+"""From what a user calls a model to its evaluation in MLflow.
+
+A gate compares evaluations, a user names models: the candidate of a recipe run, a logged model, a
+version or an alias in the registry. What counts is the content: an evaluation belongs to a model
+when it was made of the same bytes.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import RegistryError, TrackingError, UnknownNameError
+from .evaluations import KEY_TAG, KIND_TAG, MODEL_DIGEST_TAG, load_facts
+
+_RUN = re.compile(r"runs:/+(?P<run>[^/]+)(?:/(?P<path>.+?))?/*")
+_MODEL = re.compile(r"models:/+(?P<name>[^/@]+)(?:@(?P<alias>[^/]+)|/(?P<version>\d+))?")
+_SIDE = "degrade.side"
+_PARENT = "mlflow.parentRunId"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One side of a gate.
+
+    Attributes
+    ----------
+    reference : str
+        As the user gave it.
+    run_id : str or None
+        Evaluation run, where the reference names one.
+    model_uri : str or None
+        Logged model or version, where there is one.
+    registered : tuple of str or None
+        Name and version in the registry, where the reference names them.
+    """
+
+    reference: str
+    run_id: str | None
+    model_uri: str | None
+    registered: tuple[str, str] | None = None
+
+
+def find_subject(reference: str) -> Subject:
+    """Look up what a reference names.
+
+    Parameters
+    ----------
+    reference : str
+        ``runs:/<id>`` of an evaluation run or of a recipe run (then its candidate is meant),
+        ``runs:/<id>/<path of a model>``, ``models:/<name>@<alias>``, ``models:/<name>/<version>``,
+        or ``models:/<id of a logged model>``.
+
+    Raises
+    ------
+    TrackingError
+        No such run.
+    RegistryError
+        No such model, version or alias.
+    """
+    from mlflow.exceptions import MlflowException
+
+    if (match := _RUN.fullmatch(reference)) is not None:
+        try:
+            return _of_run(reference, match["run"], match["path"])
+        except MlflowException as error:
+            raise TrackingError(f"{reference} cannot be read: {error}") from error
+    if (match := _MODEL.fullmatch(reference)) is not None:
+        if match["alias"] is None and match["version"] is None:
+            return Subject(reference, None, f"models:/{match['name']}")
+        try:
+            return _of_version(reference, match["name"], match["alias"], match["version"])
+        except MlflowException as error:
+            raise RegistryError(f"{reference} cannot be read: {error}") from error
+    raise TrackingError(
+        f"{reference!r} names no run and no model: write runs:/<run id>, models:/<name>@<alias> or "
+        "models:/<name>/<version>."
+    )
+
+
+def content_digest(model_uri: str) -> str:
+    """Digest of a logged model's bytes, as evaluations of it carry it.
+
+    Raises
+    ------
+    RegistryError
+        The artifacts cannot be read, or are no logged model.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    from .model_content import read_content
+
+    with tempfile.TemporaryDirectory(prefix="mlflow-degrade-") as scratch:
+        try:
+            where = mlflow.artifacts.download_artifacts(artifact_uri=model_uri, dst_path=scratch)
+        except (MlflowException, OSError) as error:
+            raise RegistryError(f"{model_uri} cannot be read: {error}") from error
+        return read_content(Path(where)).digest
+
+
+def evaluations_of(digest: str) -> list[Any]:
+    """Finished evaluation runs of a model's bytes, newest first, in all experiments."""
+    from .attempts import search_runs
+
+    return search_runs(
+        f"tags.`{MODEL_DIGEST_TAG}` = '{digest}' and tags.`{KIND_TAG}` = 'evaluation' "
+        "and attributes.status = 'FINISHED'"
+    )
+
+
+def question_key(run_id: str) -> dict[str, Any]:
+    """What an evaluation asked and how, without the model: equal for runs that can be paired."""
+    key = load_facts(run_id).get("key", {})
+    return {name: value for name, value in key.items() if name != "model"}
+
+
+def asked_of(run_id: str) -> dict[str, Any]:
+    """How to put the questions of an evaluation to another model, see `missing.evaluate_both`."""
+    facts = load_facts(run_id)
+    key = facts.get("key", {})
+    known = {name: key[name] for name in ("suite", "apply_chat_template") if name in key}
+    return {**facts.get("asked", {}), **known}
+
+
+def match_evaluations(baseline: list[Any], candidate: list[Any]) -> tuple[str, str] | None:
+    """The newest evaluations of two models that asked the same in the same way.
+
+    Parameters
+    ----------
+    baseline, candidate : list of mlflow.entities.Run
+        Newest first.
+
+    Returns
+    -------
+    tuple of str, or None
+        Run ids of both.
+    """
+    known: dict[str, Mapping[str, Any]] = {}
+
+    def questions(run: Any) -> Mapping[str, Any]:
+        run_id = run.info.run_id
+        if run_id not in known:
+            known[run_id] = question_key(run_id)
+        return known[run_id]
+
+    for right in candidate:
+        for left in baseline:
+            if questions(left) == questions(right):
+                return left.info.run_id, right.info.run_id
+    return None
+
+
+def _of_run(reference: str, run_id: str, path: str | None) -> Subject:
+    from mlflow import MlflowClient
+
+    client = MlflowClient()
+    run = client.get_run(run_id)
+    if path is not None:
+        return Subject(reference, _evaluation(client, run, needed=False), reference)
+    return Subject(reference, _evaluation(client, run), _model_of(client, run))
+
+
+def _evaluation(client: Any, run: Any, needed: bool = True) -> str | None:
+    """The run itself when it is an evaluation, else its child that evaluated the candidate."""
+    run_id = str(run.info.run_id)
+    if KEY_TAG in run.data.tags or client.list_artifacts(run_id, "samples"):
+        return run_id
+    children = client.search_runs(
+        [run.info.experiment_id], f"tags.`{_PARENT}` = '{run_id}'", max_results=100
+    )
+    for child in children:
+        if child.data.tags.get(_SIDE) == "candidate":
+            return str(child.info.run_id)
+    if not needed:
+        return None
+    raise TrackingError(
+        f"run {run_id} has no samples/<task>.parquet and no child run that evaluated a candidate: "
+        "name an evaluation run, or log one with mlflow-degrade log-lm-eval."
+    )
+
+
+def _model_of(client: Any, run: Any) -> str | None:
+    """The model a run logged; of a recipe's candidate evaluation, the model its parent logged."""
+    parent = run.data.tags.get(_PARENT)
+    runs = [run]
+    if parent is not None and run.data.tags.get(_SIDE) == "candidate":
+        runs.append(client.get_run(parent))
+    for logged in runs:
+        outputs = getattr(getattr(logged, "outputs", None), "model_outputs", None) or []
+        if outputs:
+            return f"models:/{outputs[-1].model_id}"
+    return None
+
+
+def _of_version(reference: str, name: str, alias: str | None, version: str | None) -> Subject:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    client = MlflowClient()
+    try:
+        model = client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        known = [found.name for found in client.search_registered_models(max_results=1_000)]
+        raise UnknownNameError("registered model", name, known) from error
+    if alias is not None:
+        # A default store folds no case; a gated one does. Ask it rather than the list.
+        try:
+            found = client.get_model_version_by_alias(name, alias)
+        except MlflowException as error:
+            raise UnknownNameError(
+                f"alias of {name}", alias, model.aliases, "Set it once, by hand, for a first model."
+            ) from error
+    else:
+        found = client.get_model_version(name, str(version))
+    return Subject(reference, None, f"models:/{name}/{found.version}", (name, str(found.version)))

@@ -1,0 +1,48 @@
+"""What people read about a decision: note, report and plots, on the active run."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+from ..pairing import PairedScores
+from ..results import Decision
+
+
+def log_report(
+    decision: Decision,
+    paired: PairedScores,
+    *,
+    cost: Mapping[str, Mapping[str, tuple[float, str]]] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> None:
+    """Log the report of a decision to the active run.
+
+    Parameters
+    ----------
+    decision : Decision
+    paired : PairedScores
+        What it was made from.
+    cost : mapping, optional
+        Per side, metric name to (value, unit); see `mlflow_degrade.runtime.cost.measure_cost`.
+    provenance : mapping, optional
+        Facts to show, see `mlflow_degrade.report.content.Provenance`.
+
+    Notes
+    -----
+    ``report.html`` and ``report.md`` lie at the root of the artifacts, because MLflow's page that
+    compares runs lists the root only; ``plots/`` holds the figures, the run's note the summary.
+    """
+    import mlflow
+
+    from ..report import html, markdown, plots
+
+    note = markdown.summary_note(decision, cost=cost, provenance=provenance)
+    mlflow.set_tag("mlflow.note.content", note)
+    for kind, module in (("md", markdown), ("html", html)):
+        text = module.report(decision, paired, cost=cost, provenance=provenance)
+        mlflow.log_text(text, f"report.{kind}")
+    with tempfile.TemporaryDirectory(prefix="mlflow-degrade-") as scratch:
+        plots.save_plots(decision, scratch)
+        mlflow.log_artifacts(scratch, "plots")

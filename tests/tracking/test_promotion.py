@@ -1,0 +1,185 @@
+"""The promotion gate on real tracking and registry stores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlflow
+import pytest
+from gate_cases import log_evaluated, make_samples, register_champion, registry_state
+from mlflow import MlflowClient
+
+from mlflow_degrade import GatePolicy, Verdict, promote
+from mlflow_degrade.errors import (
+    InputError,
+    RegistryError,
+    TrackingError,
+    UnknownNameError,
+)
+from mlflow_degrade.tracking.attempts import ATTEMPT_TAG
+from mlflow_degrade.tracking.evaluations import log_evaluation
+
+pytestmark = pytest.mark.usefixtures("store")
+
+
+def test_a_passing_run_becomes_the_champion(tmp_path: Path) -> None:
+    client = MlflowClient()
+    register_champion(tmp_path)
+    run_id, _ = log_evaluated(tmp_path, "fast", 12)
+    done = promote(f"runs:/{run_id}", "models:/chat@champion", alias="champion")
+    assert done.decision.verdict is Verdict.PASS
+    assert done.placement is not None
+    assert (done.placement.version, done.placement.created) == ("models:/chat/2", True)
+    found = client.get_model_version_by_alias("chat", "champion")
+    assert found.version == 2 or found.version == "2"
+    assert found.tags["degrade.verdict"] == "PASS"
+    gate = client.get_run(done.run_id)
+    assert gate.info.status == "FINISHED"
+    assert found.tags["degrade.evidence_digest"] == gate.data.tags["degrade.evidence_digest"]
+    assert found.run_id == done.run_id
+    names = {item.path for item in client.list_artifacts(done.run_id)}
+    assert {"report.html", "report.md", "evidence", "plots", "flips.json"} <= names
+    assert mlflow.pyfunc.load_model("models:/chat@champion").predict(["x"]) == ["fast"]
+
+
+def test_the_same_gate_twice_changes_nothing(tmp_path: Path) -> None:
+    client = MlflowClient()
+    register_champion(tmp_path)
+    run_id, _ = log_evaluated(tmp_path, "fast", 12)
+    # The challenger is compared with the champion, and does not take its place.
+    first = promote(f"runs:/{run_id}", "models:/chat@champion", alias="challenger")
+    state, runs = registry_state(client), len(client.search_runs(["0"]))
+    again = promote(f"runs:/{run_id}", "models:/chat@champion", alias="challenger")
+    assert again.reused
+    assert again.placement is not None
+    assert not again.placement.created
+    assert not again.placement.moved
+    assert again.run_id == first.run_id
+    assert again.decision == first.decision
+    assert registry_state(client) == state
+    assert len(client.search_runs(["0"])) == runs
+    # As a version it is the same candidate.
+    by_version = promote("models:/chat/2", "models:/chat@champion", alias="challenger")
+    assert by_version.run_id == first.run_id
+    assert registry_state(client) == state
+
+
+@pytest.mark.parametrize(("wrong", "n", "verdict"), [(90, 1500, "FAIL"), (10, 40, "INCONCLUSIVE")])
+def test_nothing_else_reaches_the_registry(
+    tmp_path: Path, wrong: int, n: int, verdict: str
+) -> None:
+    client = MlflowClient()
+    champion, uri = log_evaluated(tmp_path, "champion", 10, n=n)
+    version = mlflow.register_model(uri, "chat")
+    client.set_registered_model_alias("chat", "champion", version.version)
+    run_id, _ = log_evaluated(tmp_path, "fast", wrong, n=n)
+    state = registry_state(client)
+    done = promote(f"runs:/{run_id}", "models:/chat@champion", alias="champion")
+    assert done.decision.verdict.value == verdict
+    assert done.placement is None
+    assert registry_state(client) == state
+    assert client.get_run(done.run_id).data.tags["degrade.verdict"] == verdict
+    assert promote(f"runs:/{run_id}", f"runs:/{champion}").reused
+
+
+def test_a_tampered_decision_is_computed_again(tmp_path: Path) -> None:
+    register_champion(tmp_path)
+    run_id, _ = log_evaluated(tmp_path, "slow", 90)
+    failed = promote(f"runs:/{run_id}", "models:/chat@champion")
+    text = mlflow.artifacts.load_text(f"runs:/{failed.run_id}/evidence/decision.json")
+    with mlflow.start_run(run_id=failed.run_id):
+        mlflow.log_text(text.replace('"FAIL"', '"PASS"'), "evidence/decision.json")
+    again = promote(f"runs:/{run_id}", "models:/chat@champion", alias="champion")
+    assert again.decision.verdict is Verdict.FAIL
+    assert not again.reused
+    assert MlflowClient().get_model_version_by_alias("chat", "champion").version in (1, "1")
+
+
+def test_attempts_on_the_same_samples_are_counted(tmp_path: Path) -> None:
+    champion, _ = log_evaluated(tmp_path, "champion", 10)
+    policy = GatePolicy(rule="non_inferiority", margin_pp=2)
+    attempts, levels = [], []
+    for number, wrong in enumerate((12, 13, 11)):
+        run_id, _ = log_evaluated(tmp_path, f"fast{number}", wrong)
+        done = promote(f"runs:/{run_id}", f"runs:/{champion}", policy)
+        attempts.append(done.decision.attempt)
+        levels.append(done.decision.alpha_attempt)
+        tags = MlflowClient().get_run(done.run_id).data.tags
+        assert tags[ATTEMPT_TAG] == str(number + 1)
+    assert attempts == [1, 2, 3]
+    assert levels == pytest.approx([0.0304, 0.0076, 0.00338], rel=1e-2)
+    # Deleting the runs of failed attempts, or another experiment, does not give them back.
+    for run in MlflowClient().search_runs(["0"], "tags.`degrade.kind` = 'gate'"):
+        MlflowClient().delete_run(run.info.run_id)
+    mlflow.set_experiment("another")
+    run_id, _ = log_evaluated(tmp_path, "fast3", 14)
+    assert promote(f"runs:/{run_id}", f"runs:/{champion}", policy).decision.attempt == 4
+    # Other documents are another ledger.
+    other, _ = log_evaluated(tmp_path, "champion2", 10, n=1400)
+    run_id, _ = log_evaluated(tmp_path, "fast4", 12, n=1400)
+    assert promote(f"runs:/{run_id}", f"runs:/{other}", policy).decision.attempt == 1
+
+
+def test_evaluations_that_asked_other_questions_are_not_taken(tmp_path: Path) -> None:
+    register_champion(tmp_path)
+    log_evaluated(tmp_path, "fast", 12, asked="another suite")
+    _, uri = log_evaluated(tmp_path, "quick", 12)
+    version = mlflow.register_model(uri, "chat")
+    done = promote(f"models:/chat/{version.version}", "models:/chat@champion")
+    assert done.decision.verdict is Verdict.PASS
+    # A model without an evaluation, and that this package cannot run.
+    with mlflow.start_run():
+        from gate_cases import log_constant
+
+        bare = log_constant(tmp_path, "bare")
+    with pytest.raises(InputError, match="not made by mlflow-degrade"):
+        promote(bare, "models:/chat@champion")
+
+
+def test_a_model_that_was_not_evaluated_is_not_registered(tmp_path: Path) -> None:
+    client = MlflowClient()
+    register_champion(tmp_path)
+    run_id, _ = log_evaluated(tmp_path, "fast", 12)
+    _, other = log_evaluated(tmp_path, "other", 40)
+    state = registry_state(client)
+    with pytest.raises(RegistryError, match="is not the model that was evaluated"):
+        promote(f"runs:/{run_id}", "models:/chat@champion", model_uri=other, alias="champion")
+    assert registry_state(client) == state
+
+
+def test_references_that_lead_nowhere(tmp_path: Path) -> None:
+    client = MlflowClient()
+    register_champion(tmp_path)
+    run_id, _ = log_evaluated(tmp_path, "fast", 12)
+    with mlflow.start_run() as empty:
+        pass
+    with mlflow.start_run() as bare:
+        log_evaluation(make_samples(3), {"suite": "suite"})
+    candidate, state = f"runs:/{run_id}", registry_state(client)
+    cases = [
+        (candidate, "models:/chat@champoin", UnknownNameError, "did you mean 'champion'"),
+        (candidate, "models:/cht@champion", UnknownNameError, "did you mean 'chat'"),
+        (candidate, "models:/chat/17", RegistryError, "17"),
+        ("runs:/nowhere", "models:/chat@champion", TrackingError, "nowhere"),
+        (f"runs:/{empty.info.run_id}", "models:/chat@champion", TrackingError, "no samples"),
+        (f"runs:/{bare.info.run_id}", "models:/chat@champion", TrackingError, "no logged model"),
+        ("chat", "models:/chat@champion", TrackingError, "names no run and no model"),
+    ]
+    for left, right, error, message in cases:
+        with pytest.raises(error, match=message):
+            promote(left, right, alias="champion")
+    with pytest.raises(RegistryError, match="needs a registered model"):
+        promote(candidate, candidate, alias="champion")
+    assert registry_state(client) == state
+    assert {run.info.status for run in client.search_runs(["0"])} == {"FINISHED"}
+
+
+def test_a_registry_that_refuses_leaves_no_version(tmp_path: Path) -> None:
+    client = MlflowClient()
+    register_champion(tmp_path)
+    run_id, _ = log_evaluated(tmp_path, "fast", 12)
+    state = registry_state(client)
+    with pytest.raises(RegistryError, match="refused to point"):
+        # MLflow keeps this name for itself.
+        promote(f"runs:/{run_id}", "models:/chat@champion", alias="v7")
+    assert registry_state(client) == state
