@@ -24,6 +24,7 @@ from mlflow.tracking import MlflowClient
 from mlflow_degrade import GatePolicy, SampleScores, decide, pair
 from mlflow_degrade.cache import digest_directory
 from mlflow_degrade.tracking.evidence import log_decision
+from mlflow_degrade.tracking.model_content import ARTIFACT_TAG, bind_artifact
 from mlflow_degrade.tracking.registration import log_model
 
 LAX = GatePolicy(margin_pp=99)
@@ -91,7 +92,7 @@ def register_case(
     policy: GatePolicy = STRICT,
     baseline: str | None = "sha256:baseline",
     n: int = 600,
-    tags: Mapping[str, str] | None = None,
+    bind: bool = True,
 ) -> Case:
     """Log a model with its evidence and register it, as a recipe does."""
     directory = model_directory(folder / f"model-{time.monotonic_ns()}", content)
@@ -101,15 +102,16 @@ def register_case(
             digest, baseline=baseline, wrong=wrong, policy=policy, n=n
         )
         uri = log_model(directory).model_uri
-    given = {
+        bound = {ARTIFACT_TAG: bind_artifact(uri)} if bind else {}
+    tags = {
         "degrade.verdict": verdict,
         "degrade.evidence_digest": evidence,
         "degrade.policy_digest": policy.digest(),
         "degrade.run_id": run_id,
         "degrade.model_digest": digest,
-        **(tags or {}),
+        **bound,
     }
-    return register_again(name, uri, run_id, digest, given)
+    return register_again(name, uri, run_id, digest, tags)
 
 
 def register_again(name: str, uri: str, run_id: str, digest: str, tags: Mapping[str, str]) -> Case:

@@ -1,0 +1,325 @@
+"""The gate in a client: protected aliases and stages, and every way around them."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import enforcement_cases as cases
+import mlflow
+import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.store.model_registry.abstract_store import AbstractStore
+from mlflow.tracking import MlflowClient
+
+from mlflow_degrade import GatePolicy
+from mlflow_degrade.errors import PolicyError, PromotionRefusedError
+from mlflow_degrade.tracking.gate_config import VARIABLE, GateConfig
+
+_PROMPT = "mlflow.prompt.is_prompt"
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A database behind the gate, an audit log, and one honest and one unproven model."""
+    folder = tmp_path_factory.mktemp("gated")
+    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("MLFLOW_REGISTRY_URI", raising=False)
+        (folder / "gate.yaml").write_text(f"audit_log: {folder}/audit.jsonl\n")
+        patch.setenv(VARIABLE, str(folder / "gate.yaml"))
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        patch.setenv("MLFLOW_REGISTRY_URI", f"gated+sqlite:///{folder}/mlflow.db")
+        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+        mlflow.set_registry_uri(f"gated+sqlite:///{folder}/mlflow.db")
+        mlflow.set_experiment("Default")
+        yield folder
+    mlflow.set_tracking_uri(before[0])
+    mlflow.set_registry_uri(before[1])
+
+
+@pytest.fixture(scope="module")
+def honest(workplace: Path) -> cases.Case:
+    return cases.register_case(workplace, "honest")
+
+
+@pytest.fixture(scope="module")
+def unproven(workplace: Path) -> cases.Case:
+    return cases.register_case(workplace, "unproven", content=b"bad", wrong=60)
+
+
+@pytest.fixture
+def copy_of_unproven(unproven: cases.Case) -> cases.Case:
+    """A version under a name of its own, for tests that change it."""
+    name = f"unproven-{uuid.uuid4().hex[:8]}"
+    return cases.register_again(
+        name, unproven.model_uri, unproven.run_id, unproven.digest, unproven.tags
+    )
+
+
+def _audit(folder: Path) -> list[dict[str, object]]:
+    path = folder / "audit.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _other_gate(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, text: str, *, uri: str | None = None
+) -> MlflowClient:
+    """A client of the same database behind a gate with another configuration."""
+    config = folder / f"gate-{uuid.uuid4().hex[:8]}.yaml"
+    config.write_text(text)
+    monkeypatch.setenv(VARIABLE, str(config))
+    # MLflow keeps a store per URI; another number of slashes is another URI of the same file.
+    database = f"{'/' * (4 + int(uuid.uuid4().hex[:2], 16))}{str(folder).lstrip('/')}/mlflow.db"
+    return MlflowClient(registry_uri=uri or f"gated+sqlite:{'//' + database[1:]}")
+
+
+def test_a_proven_version_is_promoted(workplace: Path, honest: cases.Case) -> None:
+    client = MlflowClient()
+    client.set_registered_model_alias("honest", "champion", honest.version)
+    assert str(client.get_model_version_by_alias("honest", "champion").version) == honest.version
+    with pytest.warns(FutureWarning):
+        moved = client.transition_model_version_stage("honest", honest.version, "Production")
+    assert moved.current_stage == "Production"
+    assert _audit(workplace)[-1]["event"] == "promoted"
+
+
+@pytest.mark.parametrize(
+    "alias", ["champion", "Champion", "CHAMPION", "production", "chámpion", "ｃｈａｍｐｉｏｎ"]
+)
+def test_protected_aliases_in_any_spelling(
+    workplace: Path, unproven: cases.Case, alias: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = cases.snapshot("unproven")
+    with (
+        caplog.at_level(logging.WARNING, "mlflow_degrade.gate"),
+        pytest.raises(PromotionRefusedError, match="the verdict is FAIL") as refused,
+    ):
+        MlflowClient().set_registered_model_alias("unproven", alias, unproven.version)
+    assert isinstance(refused.value, MlflowException)
+    assert refused.value.error_code == "PERMISSION_DENIED"
+    assert any("verdict is FAIL" in problem for problem in refused.value.problems)
+    assert cases.snapshot("unproven") == before
+    assert "refused" in caplog.text
+    last = _audit(workplace)[-1]
+    assert (last["event"], last["target"]) == ("refused", f"alias {alias!r}")
+    assert last["user"]
+
+
+def test_other_aliases_are_free(copy_of_unproven: cases.Case) -> None:
+    client = MlflowClient()
+    client.set_registered_model_alias(copy_of_unproven.name, "challenger", copy_of_unproven.version)
+    assert cases.snapshot(copy_of_unproven.name)["aliases"] == {"challenger": 1}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("stage", ["Production", "production"])
+def test_stages(unproven: cases.Case, stage: str) -> None:
+    before = cases.snapshot("unproven")
+    with pytest.raises(PromotionRefusedError, match="is protected"):
+        MlflowClient().transition_model_version_stage("unproven", unproven.version, stage)
+    assert cases.snapshot("unproven") == before
+
+
+def test_prompt_tags_open_nothing(copy_of_unproven: cases.Case) -> None:
+    name, version = copy_of_unproven.at
+    client = MlflowClient()
+    store = client._get_registry_client().store
+    client.set_model_version_tag(name, version, _PROMPT, "true")
+    client.set_registered_model_tag(name, _PROMPT, "true")
+    for promote in (
+        lambda: store.set_registered_model_alias(name, "champion", version),
+        lambda: store.set_prompt_alias(name, "champion", version),
+        lambda: store.transition_model_version_stage(name, version, "Production", False),
+    ):
+        with pytest.raises(PromotionRefusedError):
+            promote()
+    assert store.get_registered_model(name).aliases == {}
+
+
+@pytest.mark.usefixtures("workplace")
+def test_prompts_are_none_of_the_gates_business() -> None:
+    mlflow.genai.register_prompt(name="greeting", template="Hello {{name}}")
+    mlflow.genai.set_prompt_alias("greeting", alias="production", version=1)
+    assert mlflow.genai.load_prompt("prompts:/greeting@production").version == 1
+
+
+def test_renaming_into_a_protected_name(
+    workplace: Path, copy_of_unproven: cases.Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gate for release-* only: the alias is free elsewhere, and must not come along."""
+    client = _other_gate(workplace, monkeypatch, "models: ['release-*']\n")
+    name, version = copy_of_unproven.at
+    client.set_registered_model_alias(name, "champion", version)
+    before = cases.snapshot(name)
+    with pytest.raises(PromotionRefusedError, match="alias 'champion'"):
+        client.rename_registered_model(name, f"Release-{name}")
+    assert cases.snapshot(name) == before
+    store = client._get_registry_client().store
+    client.delete_registered_model_alias(name, "champion")
+    store.transition_model_version_stage(name, version, "Production", False)
+    client.set_model_version_tag(name, version, _PROMPT, "true")
+    with pytest.raises(PromotionRefusedError, match="stage 'Production'"):
+        client.rename_registered_model(name, f"release-{name}")
+    store.transition_model_version_stage(name, version, "None", False)
+    client.rename_registered_model(name, f"release-{name}")
+
+
+def test_deleting_takes_the_alias_along(workplace: Path, honest: cases.Case) -> None:
+    """Neither a new model nor a new version of an old name finds an alias waiting for it."""
+    client = MlflowClient()
+    first = cases.register_again(
+        "reborn", honest.model_uri, honest.run_id, honest.digest, honest.tags
+    )
+    client.set_registered_model_alias("reborn", "champion", first.version)
+    client.delete_model_version("reborn", first.version)
+    second = cases.register_case(workplace, "reborn", content=b"x", wrong=60)
+    assert second.version != first.version
+    assert cases.snapshot("reborn")["aliases"] == {}
+    client.delete_registered_model("reborn")
+    cases.register_again("reborn", second.model_uri, second.run_id, second.digest, second.tags)
+    assert cases.snapshot("reborn")["aliases"] == {}
+
+
+def test_copies_are_judged_by_their_bytes(honest: cases.Case, unproven: cases.Case) -> None:
+    client = MlflowClient()
+    good = client.copy_model_version(f"models:/honest/{honest.version}", "copies")
+    bad = client.copy_model_version(f"models:/unproven/{unproven.version}", "copies")
+    with pytest.raises(PromotionRefusedError):
+        client.set_registered_model_alias("copies", "champion", bad.version)
+    client.set_registered_model_alias("copies", "champion", good.version)
+
+
+def test_a_required_policy(
+    workplace: Path, honest: cases.Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lax = GatePolicy(rule="non_inferiority", margin_pp=99)
+    case = cases.register_case(workplace, "lax", content=b"lax", wrong=30, policy=lax)
+    MlflowClient().set_registered_model_alias("lax", "champion", case.version)
+    client = _other_gate(workplace, monkeypatch, "policy: {margin_pp: 2}\n")
+    with pytest.raises(
+        PromotionRefusedError, match="under the required policy the verdict is FAIL"
+    ):
+        client.set_registered_model_alias("lax", "production", case.version)
+    client.set_registered_model_alias("honest", "production", honest.version)
+
+
+def test_overrides_are_explicit_and_recorded(
+    workplace: Path, copy_of_unproven: cases.Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, version = copy_of_unproven.at
+    tag = "degrade.override.champion"
+    plain = MlflowClient()
+    plain.set_model_version_tag(name, version, tag, "hotfix 4711, agreed with the on-call lead")
+    with pytest.raises(PromotionRefusedError, match="this gate allows no overrides"):
+        plain.set_registered_model_alias(name, "champion", version)
+    config = f"allow_override: true\naudit_log: {workplace}/audit.jsonl\n"
+    client = _other_gate(workplace, monkeypatch, config)
+    with pytest.raises(PromotionRefusedError):
+        client.set_registered_model_alias(name, "production", version)
+    client.set_registered_model_alias(name, "Champion", version)
+    tags = client.get_model_version(name, version).tags
+    assert tag not in tags, "an override is used up"
+    record = json.loads(tags["degrade.overridden.champion"])
+    assert record["reason"].startswith("hotfix 4711")
+    assert record["user"]
+    assert _audit(workplace)[-1]["event"] == "override"
+    with pytest.raises(PromotionRefusedError):
+        client.set_registered_model_alias(name, "champion", version)
+    for change in (
+        lambda: client.delete_model_version_tag(name, version, "degrade.overridden.champion"),
+        lambda: client.set_model_version_tag(name, version, "degrade.overridden.x", "{}"),
+    ):
+        with pytest.raises(PromotionRefusedError, match="written by the registry alone"):
+            change()
+    assert client.get_model_version(name, version).tags == tags
+    client.set_model_version_tag(name, version, tag, "for one version only")
+    copied = client.copy_model_version(f"models:/{name}/{version}", f"{name}-copy")
+    assert not [key for key in copied.tags if "overrid" in key]
+
+
+def test_overrides_need_a_reason_a_right_and_a_record(
+    workplace: Path, copy_of_unproven: cases.Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, version = copy_of_unproven.at
+    before = cases.snapshot(name)["aliases"]
+    tag = "degrade.override.champion"
+    client = _other_gate(workplace, monkeypatch, "allow_override: true\n")
+    client.set_model_version_tag(name, version, tag, "because")
+    with pytest.raises(PromotionRefusedError, match="has 7 characters"):
+        client.set_registered_model_alias(name, "champion", version)
+    client.set_model_version_tag(name, version, tag, "a long enough reason")
+    others = _other_gate(
+        workplace, monkeypatch, "allow_override: true\noverride_users: [release-manager]\n"
+    )
+    with pytest.raises(PromotionRefusedError, match="may not override"):
+        others.set_registered_model_alias(name, "champion", version)
+    unwritable = _other_gate(
+        workplace, monkeypatch, f"allow_override: true\naudit_log: {workplace}/no/where.jsonl\n"
+    )
+    with pytest.raises(PromotionRefusedError, match="not recorded does not happen"):
+        unwritable.set_registered_model_alias(name, "champion", version)
+    assert cases.snapshot(name)["aliases"] == before
+
+
+def test_mlflow_has_no_new_doors() -> None:
+    """Whatever MLflow's registry can do is known here to be guarded or harmless."""
+    guarded = {
+        "set_registered_model_alias",
+        "transition_model_version_stage",
+        "rename_registered_model",
+        "create_model_version",
+        "set_model_version_tag",
+        "delete_model_version_tag",
+    }
+    through_guarded = {
+        "copy_model_version", "create_prompt_version", "set_prompt_alias",
+        "set_prompt_version_tag", "delete_prompt_version_tag",
+    }  # fmt: skip
+    harmless = {
+        "create_prompt", "create_registered_model", "create_webhook", "delete_model_version",
+        "delete_prompt", "delete_prompt_alias", "delete_prompt_tag", "delete_prompt_version",
+        "delete_registered_model", "delete_registered_model_alias", "delete_registered_model_tag",
+        "delete_webhook", "link_prompt_version_to_model", "link_prompt_version_to_run",
+        "link_prompts_to_trace", "set_prompt_tag", "set_registered_model_tag", "test_webhook",
+        "update_model_version", "update_registered_model", "update_webhook", "supports_workspaces",
+    }  # fmt: skip
+    reading = ("get_", "search_", "list_")
+    methods = {
+        name
+        for name, _ in inspect.getmembers(AbstractStore)
+        if not name.startswith("_") and not name.startswith(reading)
+    }
+    assert methods == guarded | through_guarded | harmless
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("protected_alias: [x]", "did you mean 'protected_aliases'"),
+        ("policy: {margn_pp: 1}", "did you mean 'margin_pp'"),
+        ("protected_stages: [Prod]", "are no stages"),
+        ("allow_override: perhaps", "allow_override = 'perhaps'"),
+        ("", "no mapping"),
+        ("a: [", "not valid YAML"),
+    ],
+)
+def test_a_wrong_configuration_opens_nothing(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str
+) -> None:
+    client = _other_gate(workplace, monkeypatch, text)
+    with pytest.raises(PolicyError, match=message):
+        client.search_registered_models()
+
+
+def test_configuration_file_must_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "/no/such/gate.yaml")
+    with pytest.raises(PolicyError, match="cannot be read"):
+        GateConfig.load()
+    monkeypatch.delenv(VARIABLE)
+    assert GateConfig.load() == GateConfig()
