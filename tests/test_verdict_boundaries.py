@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from mlflow_degrade import Decision, GatePolicy, SampleScores, Verdict, decide, pair
 
@@ -86,3 +87,67 @@ def test_a_task_that_cannot_bound_its_spread_is_too_little_data() -> None:
     decision = decide(paired, own)
     assert {task.task: task.mde for task in decision.tasks}["tiny"] is None
     assert decision.verdict is Verdict.INCONCLUSIVE
+
+
+@pytest.mark.parametrize(
+    ("missing", "verdict"),
+    # One-sided exact p of 5 against 0 is 0.031, of 4 against 0 and of 5 against 1 above 0.05.
+    [((0, 5), "INCONCLUSIVE"), ((0, 4), "PASS"), ((1, 5), "PASS"), ((5, 0), "PASS")],
+)
+def test_scores_that_only_the_candidate_lacks(missing: tuple[int, int], verdict: str) -> None:
+    def table(model: str, lacking: slice) -> SampleScores:
+        frame = pd.DataFrame({"task": "qa", "doc_id": range(1000), "metric": "acc", "score": 1.0})
+        frame["score"] = frame["score"].astype("Float64")
+        frame.loc[frame.index[lacking], "score"] = pd.NA
+        other = pd.DataFrame({"task": "odd", "doc_id": range(50), "metric": "acc", "score": 1.0})
+        other["score"] = other["score"].astype("Float64")
+        if model == "int8":
+            other.loc[:9, "score"] = pd.NA
+        return SampleScores.from_pandas(pd.concat([frame, other]), model=model)
+
+    only_baseline, only_candidate = missing
+    paired = pair(
+        table("fp32", slice(0, only_baseline)),
+        table("int8", slice(only_baseline, only_baseline + only_candidate)),
+    )
+    # What an advisory task lacks does not count, nor does its size.
+    advisory = {"tasks": {"odd": {"tier": "advisory", "min_samples": 5000}}}
+    assert decide(paired, GatePolicy.from_mapping(advisory)).verdict == verdict
+
+
+def test_a_drop_is_no_implausible_gain() -> None:
+    policy: dict[str, Any] = {"rule": "non_inferiority", "margin_pp": 5, "implausible_gain_pp": 1}
+    assert _verdict(qa=(60, 10, 2000), **policy) is Verdict.PASS
+    assert _verdict(qa=(10, 60, 2000), **policy) is Verdict.INCONCLUSIVE
+    assert _verdict(qa=(10, 29, 2000), **policy) is Verdict.PASS
+
+
+def test_an_advisory_task_with_a_margin_decides_nothing() -> None:
+    odd = {"tier": "advisory", "margin_pp": 0.1}
+    for rule in ("no_degradation", "non_inferiority"):
+        found = _decide(qa=(5, 5, 3000), odd=(9, 0, 50), rule=rule, tasks={"odd": odd})
+        assert found.verdict is Verdict.PASS
+
+
+def test_a_margin_of_its_own_does_not_excuse_from_multiplicity() -> None:
+    others = {f"t{i}": (4, 4, 2000) for i in range(5)}
+    found = _decide(small=(5, 0, 2000), tasks={"small": {"margin_pp": 5}}, **others)
+    small = next(task for task in found.tasks if task.task == "small")
+    assert small.p_worse < 0.05 < (small.p_adjusted or 0.0)
+    assert found.guilty == ()
+    assert found.verdict is Verdict.PASS
+
+
+def test_a_guilty_task_with_a_margin_of_its_own_fails_alone() -> None:
+    suite: dict[str, Any] = {"big": (10, 40, 5000), "small": (15, 0, 500), "aggregation": "pooled"}
+    assert _verdict(**suite) is Verdict.PASS
+    found = _decide(tasks={"small": {"margin_pp": 9}}, **suite)
+    assert found.aggregate.p_worse > 0.5
+    assert found.guilty == ("small",)
+    assert found.verdict is Verdict.FAIL
+
+
+def test_the_attempt_is_on_record() -> None:
+    found = _decide(qa=(5, 5, 1000), rule="non_inferiority", attempt=3)
+    assert found.attempt == 3
+    assert found.alpha_attempt == pytest.approx(0.05 * 6 / np.pi**2 / 9)

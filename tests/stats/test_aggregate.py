@@ -441,3 +441,21 @@ def test_a_drop_has_a_positive_statistic_by_every_route() -> None:
     halves = [Benchmark(name, differences=np.array(d) / 2) for name in "ab"]
     found = [aggregate(suite, "pooled").statistic for suite in (counted, keyed, halves)]
     assert found == pytest.approx([8.0, 8.0, 4.0])
+
+
+def test_benchmarks_with_steps_of_their_own_are_pooled_on_one_scale() -> None:
+    halves, wholes = [-0.5] * 6 + [0.5], [1.0] * 3 + [-1.0]
+    suite = [Benchmark("a", differences=halves), Benchmark("b", differences=wholes)]
+    assert aggregate(suite, "pooled").p_value == pytest.approx(signflip(halves + wholes).p_worse)
+
+
+def test_two_chances_count_twice_however_small() -> None:
+    found = aggregate_counts([2500, 2500], [0, 0], method="min_p").log10_p
+    assert found == pytest.approx(-2499 * math.log10(2), abs=1e-6)
+
+
+def test_the_observed_flips_count_among_the_resamples() -> None:
+    d, keys = -np.ones(40), list(range(40))
+    twice = [Benchmark(name, differences=d, keys=keys) for name in "ab"]
+    for method in ("min_p", "max_drop", "fisher", "stouffer"):
+        assert aggregate(twice, method, resamples=99).p_value == pytest.approx(1 / 100)
