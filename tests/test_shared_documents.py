@@ -11,7 +11,7 @@ import pytest
 
 from mlflow_degrade import Decision, GatePolicy, SampleScores, Verdict, decide, pair
 from mlflow_degrade.policy import AGGREGATIONS
-from mlflow_degrade.stats import guard_mde_graded, mean_interval, noninferiority_graded
+from mlflow_degrade.stats import guard_mde_graded, mean_interval, noninferiority_graded, signflip
 
 Scores = npt.NDArray[np.float64]
 
@@ -92,3 +92,17 @@ def test_equal_weight_of_tasks_with_shared_documents() -> None:
     error = np.sqrt(np.sum(influence**2) * 1000 / 999)
     half = 0.5 * (found.aggregate.interval.high - found.aggregate.interval.low)
     assert half / error == pytest.approx(1.9623, rel=1e-3)  # t quantile, 999 degrees of freedom
+
+
+def test_clusters_and_shared_documents_are_joined() -> None:
+    def table(model: str, scores: Sequence[float]) -> SampleScores:
+        frame = pd.DataFrame({"task": ["a"] * 4 + ["b"] * 4, "score": scores, "metric": "acc"})
+        frame["doc_id"] = ["p", "q", "r", "s", "q", "t", "u", "v"]
+        frame["cluster"] = ["1", "1", "2", "3", "4", "4", "5", "6"]
+        return SampleScores.from_pandas(frame, model=model, model_digest=model)
+
+    after = [0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0]
+    paired = pair(table("fp32", [1.0] * 8), table("int8", after))
+    found = decide(paired, GatePolicy(aggregation="pooled")).aggregate
+    # {p, q} and {q, t} are one unit that loses four; s and u lose one each.
+    assert found.p_worse == pytest.approx(signflip([-4.0, -1.0, -1.0]).p_worse)

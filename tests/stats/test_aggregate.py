@@ -459,3 +459,15 @@ def test_the_observed_flips_count_among_the_resamples() -> None:
     twice = [Benchmark(name, differences=d, keys=keys) for name in "ab"]
     for method in ("min_p", "max_drop", "fisher", "stouffer"):
         assert aggregate(twice, method, resamples=99).p_value == pytest.approx(1 / 100)
+
+
+def test_ranks_of_a_few_continuous_scores_count_ties() -> None:
+    # Eight flips each: every resampled sum ties with one of eight, up to rounding.
+    rng = np.random.default_rng(5)
+    for _ in range(20):
+        values = rng.normal(size=(2, 3)) * 0.1
+        suite = [Benchmark(n, differences=v, keys=[0, 1, 2]) for n, v in zip("ab", values)]
+        found = aggregate(suite, "min_p", resamples=4_000)
+        for k, own in enumerate(values):
+            exact = float((flips(own) @ own <= own.sum() + 1e-12).mean())
+            assert found.p_each[k] == pytest.approx(exact, abs=0.03)
