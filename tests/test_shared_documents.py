@@ -97,7 +97,7 @@ def test_equal_weight_of_tasks_with_shared_documents() -> None:
 def test_clusters_and_shared_documents_are_joined() -> None:
     def table(model: str, scores: Sequence[float]) -> SampleScores:
         frame = pd.DataFrame({"task": ["a"] * 4 + ["b"] * 4, "score": scores, "metric": "acc"})
-        frame["doc_id"] = ["p", "q", "r", "s", "q", "t", "u", "v"]
+        frame["doc_id"] = frame["doc_hash"] = ["p", "q", "r", "s", "q", "t", "u", "v"]
         frame["cluster"] = ["1", "1", "2", "3", "4", "4", "5", "6"]
         return SampleScores.from_pandas(frame, model=model, model_digest=model)
 
