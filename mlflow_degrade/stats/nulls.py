@@ -165,9 +165,7 @@ class Nulls:
         """log P(standardised drop >= drop) of each benchmark; −inf where nothing is flipped."""
         needed = 0.5 * (self.totals() + drop * self.scales())
         mass = np.ceil(needed - 1e-9 * (1.0 + np.abs(needed))).astype(np.int64)
-        result = self._log_tails(np.maximum(mass, 0))
-        result[self.coins == 0] = 0.0 if drop <= 0.0 else -math.inf
-        return result
+        return self._log_tails(np.maximum(mass, 0))
 
     def log_pmf(self, index: int) -> FloatArray:
         """log P(R = 0 … total) of one benchmark."""
