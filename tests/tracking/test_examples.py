@@ -1,0 +1,40 @@
+"""The examples that need no language model run as they are written."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from mlflow_degrade.cli import COMMANDS
+
+_EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.mark.usefixtures("store")
+def test_notebook() -> None:
+    done = subprocess.run(
+        [sys.executable, str(_EXAMPLES / "evaluate_in_a_notebook.py")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    first, second = (float(x) for x in done.stdout.splitlines()[0].split()[1:])
+    assert (first, second) == (1, 1)
+    runs = {run.info.run_name: run for run in MlflowClient().search_runs(["0"])}
+    assert set(runs) == {"int8 against fp32", "answers"}
+    assert all(run.data.tags["degrade.verdict"] == "PASS" for run in runs.values())
+
+
+def test_workflow_names_commands_that_exist() -> None:
+    workflow = yaml.safe_load((_EXAMPLES / "gate_on_merge.yml").read_text(encoding="utf-8"))
+    scripts = [step["run"] for step in workflow["jobs"]["gate"]["steps"] if "run" in step]
+    called = [line.split()[1] for text in scripts for line in text.splitlines()
+              if line.startswith("mlflow-degrade ")]  # fmt: skip
+    assert called == ["gate", "verify"]
+    assert set(called) <= set(COMMANDS)
+    # Inputs reach the shell as environment variables only.
+    assert not any("${{" in text for text in scripts)
