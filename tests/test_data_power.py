@@ -10,8 +10,16 @@ import pandas as pd
 import pytest
 from scipy.special import ndtr, ndtri
 
-from mlflow_degrade import Decision, GatePolicy, SampleScores, decide, pair
-from mlflow_degrade.stats import guard_mde, guard_mde_graded, mean_interval, upper_proportion
+from mlflow_degrade import Decision, GatePolicy, PairedScores, SampleScores, decide, pair
+from mlflow_degrade.stats import (
+    guard_mde,
+    guard_mde_graded,
+    mean_interval,
+    melded,
+    noninferiority_graded,
+    signflip,
+    upper_proportion,
+)
 
 
 def _decide(tasks: dict[str, tuple[int, int, int]], **policy: Any) -> Decision:
@@ -91,3 +99,71 @@ def test_the_margin_itself_has_to_be_detectable(changed: int, sufficient: bool) 
     assert power.mde is not None
     assert (power.mde <= 0.02) is power.sufficient is sufficient
     assert 0.01 < power.mde < 0.04
+
+
+def test_the_interval_of_binary_scores_is_melded() -> None:
+    found = _decide({"qa": (20, 5, 1000)})
+    interval, expected = found.aggregate.interval, melded(20, 5, 1000)
+    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high))
+    assert found.tasks[0].interval == interval
+
+
+def _graded(clustered: bool) -> tuple[Decision, np.ndarray, np.ndarray]:
+    """One task whose clusters move together, and one without clusters; decision, d, labels."""
+    rng = np.random.default_rng(2)
+    shift = np.append(np.repeat(rng.normal(-0.02, 0.1, 30), 6), rng.normal(0, 0.1, 90))
+    sides = []
+    for model in ("fp32", "int8"):
+        frame = pd.DataFrame({"task": ["a"] * 180 + ["b"] * 90, "doc_id": range(270)})
+        frame["metric"], frame["score"] = "f1", 0.5 + shift * (model == "int8")
+        if clustered:
+            frame["cluster"] = [f"c{i // 6}" for i in range(180)] + [None] * 90
+        sides.append(SampleScores.from_pandas(frame, model=model, model_digest=model))
+    labels = np.append(np.arange(180) // 6, np.arange(1000, 1090))
+    return decide(pair(*sides), GatePolicy(aggregation="pooled")), shift, labels
+
+
+def test_clusters_in_one_task_and_none_in_the_other() -> None:
+    found, d, labels = _graded(clustered=True)
+    expected = mean_interval(d, clusters=labels)
+    assert found.aggregate.interval.low == pytest.approx(expected.low)
+    expected_p = noninferiority_graded(d, 0.02, clusters=labels).p_value
+    assert found.aggregate.noninferiority_p == pytest.approx(expected_p)
+    assert found.power.mde == pytest.approx(guard_mde_graded(d, clusters=labels))
+    task = found.tasks[0]
+    assert task.p_worse == pytest.approx(signflip(d[:180], clusters=labels[:180]).p_worse)
+    apart, _, _ = _graded(clustered=False)
+    assert task.p_worse > 1.5 * apart.tasks[0].p_worse
+
+
+def _constant(**scores: float) -> PairedScores:
+    """Tasks of twelve samples whose score is the same on both sides."""
+    frames = [
+        pd.DataFrame({"task": task, "doc_id": range(12), "metric": "f1", "score": score})
+        for task, score in scores.items()
+    ]
+    table = pd.concat(frames, ignore_index=True)
+    table["doc_hash"] = [
+        f"{task} {i}" for task, i in zip(table["task"], table["doc_id"], strict=True)
+    ]
+    sides = [SampleScores.from_pandas(table, model=m, model_digest=m) for m in ("fp32", "int8")]
+    return pair(*sides)
+
+
+def test_scores_between_zero_and_one_bound_what_was_not_seen() -> None:
+    found = decide(_constant(qa=0.5), GatePolicy())
+    assert found.power.mde == pytest.approx(1 - 0.05 ** (1 / 12))
+    assert found.aggregate.noninferiority_p == pytest.approx(0.98**12)
+
+
+def test_scores_without_known_limits_bound_nothing() -> None:
+    for score in (-0.5, 1.5):
+        found = decide(_constant(qa=score), GatePolicy(margin=0.1))
+        assert found.power.mde is None
+        assert found.aggregate.noninferiority_p == 1.0
+
+
+def test_one_graded_task_makes_the_whole_graded() -> None:
+    graded = decide(_constant(right=1.0, half=0.5), GatePolicy()).aggregate
+    assert graded.interval.method == "t"
+    assert decide(_constant(right=1.0), GatePolicy()).aggregate.interval.method == "melded"

@@ -64,3 +64,9 @@ def test_refusals(p: list[float]) -> None:
     for weights in ([1.0], [0.0, 0.0], [1.0, -1.0]):
         with pytest.raises(StatisticsInputError, match="weights"):
             combine_stouffer([0.1, 0.2], weights)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_p_value_of_zero_is_certainty() -> None:
+    found = combine_fisher([0.0, 0.7])
+    assert (found.statistic, found.p_value) == (np.inf, 0.0)

@@ -106,3 +106,25 @@ def test_family_wise_error() -> None:
         found += {"1", "4"} <= set(names)
     assert accused / 1_500 <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 1_500)
     assert found / 1_500 > 0.85
+
+
+def test_guilt_is_decided_by_the_adjusted_p_value() -> None:
+    result = step_down([Benchmark(name, b=5, c=0) for name in "abc"])
+    assert result.p_each == pytest.approx([1 / 32] * 3)
+    assert result.guilty(0.05) == ()
+    limit = float(result.p_adjusted.max())
+    assert limit > 0.05
+    assert set(result.guilty(limit)) == {"a", "b", "c"}
+
+
+def test_by_monte_carlo_equal_evidence_is_judged_alike() -> None:
+    # One common item makes the flips joint; the step from the first to the second must not favour.
+    d = [-1.0] * 6 + [1.0]
+    suite = [
+        Benchmark(name, differences=d, keys=[f"{name}{i}" for i in range(6)] + ["common"])
+        for name in "abc"
+    ]
+    result = step_down(suite)
+    assert result.route == "monte-carlo"
+    assert np.ptp(result.p_adjusted) == 0.0
+    assert result.p_adjusted[0] > 2 * result.p_each[0]
