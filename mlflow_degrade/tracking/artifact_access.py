@@ -51,7 +51,7 @@ def fetch(
     path : str
         Folder below it; empty for all of it.
     scratch : Path
-        Directory to put copies into.
+        Directory to put copies into; made if absent.
     tracking_uri : str, optional
         For locations that are relative to a tracking server.
     copy : bool
@@ -80,6 +80,7 @@ def fetch(
             if not copy:
                 return found
             return Path(shutil.copytree(found, scratch / "artifacts", symlinks=True))
+        scratch.mkdir(parents=True, exist_ok=True)
         return Path(repository.download_artifacts(path, dst_path=str(scratch)))
     except (MlflowException, OSError) as error:
         raise RegistryError(f"{location} cannot be read: {error}") from error

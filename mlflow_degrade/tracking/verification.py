@@ -204,9 +204,7 @@ def _find_evidence(
     for run_id in dict.fromkeys(filter(None, (tags.get(RUN_TAG), version.run_id))):
         try:
             run = backend.get_run(run_id)
-            target = scratch / f"evidence-{len(tried)}"
-            target.mkdir()
-            location = str(run.info.artifact_uri)
+            location, target = str(run.info.artifact_uri), scratch / f"evidence-{len(tried)}"
             folder = fetch(location, EVIDENCE, target, tracking_uri=tracking_uri)
         except (MlflowException, RegistryError) as error:
             tried.append(f"run {run_id} cannot be read ({error})")

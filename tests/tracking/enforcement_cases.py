@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,9 @@ def register_case(
     return register_again(name, uri, run_id, digest, tags)
 
 
-def register_again(name: str, uri: str, run_id: str, digest: str, tags: Mapping[str, str]) -> Case:
+def register_again(
+    name: str, uri: str, run_id: str | None, digest: str, tags: Mapping[str, str]
+) -> Case:
     """Make a version by hand."""
     client = MlflowClient()
     if not client.search_registered_models(f"name = '{name}'"):
@@ -126,7 +128,7 @@ def register_again(name: str, uri: str, run_id: str, digest: str, tags: Mapping[
         tags=dict(tags),
         model_id=uri.removeprefix("models:/") if uri.startswith("models:/m-") else None,
     )
-    return Case(name, str(made.version), run_id, digest, uri, dict(tags))
+    return Case(name, str(made.version), run_id or "", digest, uri, dict(tags))
 
 
 def snapshot(name: str) -> dict[str, Any]:
@@ -169,7 +171,8 @@ def running_server(
             _wait_until_up(process, address, log)
             yield address
         finally:
-            os.killpg(process.pid, signal.SIGTERM)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
             try:
                 process.wait(timeout=10)
             except subprocess.TimeoutExpired:
