@@ -167,3 +167,25 @@ def test_one_graded_task_makes_the_whole_graded() -> None:
     graded = decide(_constant(right=1.0, half=0.5), GatePolicy()).aggregate
     assert graded.interval.method == "t"
     assert decide(_constant(right=1.0), GatePolicy()).aggregate.interval.method == "melded"
+
+
+@pytest.mark.parametrize("aggregation", ["pooled", "min_p", "fisher"])
+def test_no_rule_finds_power_in_unbounded_scores_that_did_not_change(aggregation: str) -> None:
+    policy = GatePolicy.from_mapping({"margin": 0.1, "aggregation": aggregation})
+    assert decide(_constant(one=-0.5, two=1.5), policy).power.mde is None
+
+
+def test_a_task_without_power_adds_none() -> None:
+    def losses(model: str, shift: float) -> SampleScores:
+        frame = pd.DataFrame({"task": ["wiki"] * 300 + ["tiny"] * 4, "metric": "loss"})
+        frame["doc_id"] = range(304)
+        frame["score"] = 3 + shift * np.append(np.resize([-1.0, 1.0], 300), np.zeros(4))
+        frame["higher_is_better"] = False
+        return SampleScores.from_pandas(frame, model=model, model_digest=model)
+
+    paired = pair(losses("fp32", 0.0), losses("int8", 0.01))
+    found = decide(paired, GatePolicy(margin=0.1, aggregation="min_p")).power
+    wiki = np.resize([0.01, -0.01], 300)
+    alone = guard_mde_graded(wiki, alpha=found.alpha, score_range=None)
+    assert found.alpha == pytest.approx(1 - math.sqrt(0.95))
+    assert found.mde == pytest.approx(alone, abs=1e-8)

@@ -95,3 +95,24 @@ def test_unknown_names() -> None:
         find_subgroups(paired(), ["kind"], tasks=["three"])
     with pytest.raises(InputError, match="no features"):
         find_subgroups(paired(), [])
+
+
+def test_clusters_stay_with_their_samples_when_others_are_left_out() -> None:
+    rng = np.random.default_rng(1)
+    frame = pd.DataFrame({"task": ["one"] * 60 + ["two"] * 30, "doc_id": range(90)})
+    frame["metric"], frame["score"] = "acc", 0.5
+    position = rng.permutation(90).astype(float)
+    position[:10] = np.nan
+    frame["feature.position"] = position
+    # Only the first task has clusters, of three; every sample of the second stands alone.
+    frame["cluster"] = [f"c{i // 3}" for i in range(60)] + [None] * 30
+    change = np.append(np.repeat(rng.choice([-0.5, 0.5], 20), 3), rng.choice([-0.5, 0.5], 30))
+    sides = [
+        SampleScores.from_pandas(frame.assign(score=0.5 + shift), model=name)
+        for name, shift in (("a", 0.0), ("b", change))
+    ]
+    found = find_subgroups(pair(*sides), ["position"])
+    labels = np.append(np.arange(60) // 3, np.arange(100, 130))
+    expected = kcm_test(change[10:], {"position": position[10:]}, clusters=labels[10:])
+    assert found.p_value == expected.p_value
+    assert found.features[0].statistic == pytest.approx(expected.features[0].statistic)

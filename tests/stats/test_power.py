@@ -221,3 +221,40 @@ def test_noninferiority_sample_size_gives_its_power() -> None:
 def test_refusals(call: object) -> None:
     with pytest.raises(StatisticsInputError):
         call()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("margin", "flip_rate", "drop"), [(0.02, 0.05, 0.006), (0.02, 0.05, -0.01), (0.5, 0.3, 0.28)]
+)
+def test_noninferiority_is_shown_as_often_as_planned(
+    margin: float, flip_rate: float, drop: float
+) -> None:
+    n = sample_size_noninferiority(margin, flip_rate, drop=drop).n
+    p_b, p_c = (flip_rate + drop) / 2, (flip_rate - drop) / 2
+    rng = np.random.default_rng(0)
+    b, c, _ = rng.multinomial(n, [p_b, p_c, 1 - p_b - p_c], size=40_000).T
+    change = (c - b) / n
+    shown = change + margin > 1.6449 * np.sqrt(((b + c) / n - change**2) / n)
+    assert shown.mean() == pytest.approx(0.8, abs=0.02 if n > 200 else 0.06)
+
+
+def test_the_guard_of_graded_scores_in_its_special_cases() -> None:
+    assert mde_graded(1.0, 4) == pytest.approx((1.644854 + 0.841621) / 2, rel=1e-6)
+    # Nothing changed: a drop can only sit in the changed units that were not seen, and one of
+    # these twelve clusters holds 9 of the 45 items.
+    labels = np.repeat(np.arange(12), [9, 1, 1, 1, 4, 4, 4, 4, 4, 4, 4, 5])
+    unseen = 1 - 0.05 ** (1 / 12)
+    assert guard_mde_graded(np.zeros(45), clusters=labels) == pytest.approx(9 / 45 * 12 * unseen)
+    # Small changes are smaller noise than flips.
+    d = np.append(np.resize([1.0, -1.0], 6), np.zeros(194))
+    assert guard_mde_graded(0.1 * d) < 0.7 * guard_mde_graded(d)
+
+
+def test_few_unbounded_scores_are_covered_as_stated() -> None:
+    rng = np.random.default_rng(0)
+    z = 1.644854 + 0.841621
+    bounds = [
+        guard_mde_graded(rng.normal(size=5), score_range=None) * math.sqrt(5) / z
+        for _ in range(4_000)
+    ]
+    assert np.mean(np.array(bounds) >= 1.0) == pytest.approx(0.95, abs=0.012)
