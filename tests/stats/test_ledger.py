@@ -107,3 +107,12 @@ def test_spending_a_degradation_test_would_help_the_bad_model() -> None:
 def test_refusals(call: object, message: str) -> None:
     with pytest.raises(StatisticsInputError, match=message):
         call()  # type: ignore[operator]
+
+
+def test_attempts_left_at_the_power_asked_for() -> None:
+    for power in (0.8, 0.95):
+        factors = [sample_inflation(0.05, attempt, power) for attempt in range(1, 60)]
+        affordable = sum(factor <= 3.2 for factor in factors)
+        assert RetryLedger(attempts=0).attempts_left(3_200, 1_000, power) == affordable
+        assert RetryLedger(attempts=4).attempts_left(3_200, 1_000, power) == affordable - 4
+    assert affordable > RetryLedger().attempts_left(3_200, 1_000, 0.8)
