@@ -200,3 +200,10 @@ def test_run_variance_estimates_the_variance_of_one_run() -> None:
 def test_refusals(call: object, message: str) -> None:
     with pytest.raises(StatisticsInputError, match=message):
         call()  # type: ignore[operator]
+
+
+def test_full_copies_in_clusters_say_as_much_as_one_of_each() -> None:
+    d = np.random.default_rng(0).normal(size=200)
+    result = clustered_difference(np.repeat(d, 5), np.repeat(np.arange(200), 5))
+    assert result.effective_n == pytest.approx(200, rel=0.02)
+    assert result.design_effect == pytest.approx(5, rel=0.02)
