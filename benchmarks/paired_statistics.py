@@ -1,6 +1,6 @@
 """Speed of the statistics, as ratios measured side by side on the machine at hand.
 
-Run ``python benchmarks/statistics.py`` (``--quick`` leaves out the slow comparison with
+Run ``python benchmarks/paired_statistics.py`` (``--quick`` leaves out the slow comparison with
 scipy.stats.permutation_test). Nothing here is a test: timings vary, ratios vary less.
 """
 

@@ -1,0 +1,170 @@
+"""Gate one registered model from many processes at once, and check what the registry holds.
+
+    python benchmarks/concurrent_gates.py --processes 8 --rounds 50
+
+Every round, each process gates a candidate of its own, half of them worse than the champion, and
+points the same alias to it on PASS. Whatever the order, the alias may never point to a version
+without a passing verdict, and no version may be without evidence. Prints the counts and the time
+per gate; exits 1 when anything is wrong.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+_NAME, _ALIAS, _ITEMS = "shared", "champion", 1_500
+_CODE = """\
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel
+
+class Constant(PythonModel):
+    def predict(self, context, model_input: list[str]) -> list[str]:
+        return ["{answer}" for _ in model_input]
+
+set_model(Constant())
+"""
+
+
+def log_evaluated(folder: Path, answer: str, wrong: int) -> tuple[str, str]:
+    """Log a model and its evaluation, `wrong` questions of which it got wrong."""
+    import mlflow
+    import numpy as np
+    import pandas as pd
+
+    from mlflow_degrade import SampleScores
+    from mlflow_degrade.tracking.evaluations import log_evaluation
+    from mlflow_degrade.tracking.references import content_digest
+
+    code = folder / f"{answer}.py"
+    code.write_text(_CODE.format(answer=answer))
+    frame = pd.DataFrame({"task": "qa", "doc_id": np.arange(_ITEMS), "metric": "acc"})
+    frame["score"] = (np.arange(_ITEMS) >= wrong).astype(float)
+    with mlflow.start_run(run_name=answer) as run:
+        info = mlflow.pyfunc.log_model(name="model", python_model=str(code), pip_requirements=[])
+        uri = f"models:/{info.model_id}"
+        digest = content_digest(uri)
+        samples = SampleScores.from_pandas(frame, model=answer, model_digest=digest)
+        log_evaluation(samples, {"model": digest, "suite": "shared"})
+    return str(run.info.run_id), uri
+
+
+def work(uri: str, number: int, rounds: int, folder: str, barrier: Any, answers: Any) -> None:
+    """One process: a candidate per round, gated at the same moment as those of the others."""
+    import os
+
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+    import mlflow
+
+    from mlflow_degrade import GatePolicy, promote
+
+    mlflow.set_tracking_uri(uri)
+    baseline = f"models:/{_NAME}@baseline"
+    for turn in range(rounds):
+        worse = (number + turn) % 2 == 1
+        answer = f"c{number}_{turn}"
+        run_id, _ = log_evaluated(Path(folder), answer, 90 if worse else 12)
+        barrier.wait()
+        start = time.perf_counter()
+        try:
+            done = promote(f"runs:/{run_id}", baseline, GatePolicy(), alias=_ALIAS)
+        except Exception as error:  # noqa: BLE001  every failure is counted and shown
+            answers.put((answer, worse, "ERROR", f"{type(error).__name__}: {error}", 0.0))
+        else:
+            spent = time.perf_counter() - start
+            placed = done.placement.version if done.placement else ""
+            answers.put((answer, worse, done.decision.verdict.value, placed, spent))
+
+
+def run(uri: str, processes: int, rounds: int, folder: Path) -> list[str]:
+    """Gate concurrently against a store; returns what went wrong."""
+    import mlflow
+    from mlflow import MlflowClient
+
+    mlflow.set_tracking_uri(uri)
+    _, champion = log_evaluated(folder, "champion", 10)
+    client = MlflowClient()
+    first = mlflow.register_model(champion, _NAME)
+    client.set_registered_model_alias(_NAME, "baseline", first.version)
+    context = multiprocessing.get_context("spawn")
+    barrier, answers = context.Barrier(processes), context.Queue()
+    workers = [
+        context.Process(target=work, args=(uri, i, rounds, str(folder), barrier, answers))
+        for i in range(processes)
+    ]
+    start = time.perf_counter()
+    for worker in workers:
+        worker.start()
+    found = []
+    while len(found) < processes * rounds:
+        found.append(answers.get(timeout=600))
+        version = client.get_registered_model(_NAME).aliases.get(_ALIAS)
+        if version is not None:
+            tags = client.get_model_version(_NAME, version).tags
+            if tags.get("degrade.verdict") != "PASS":
+                found.append(("alias", False, "WRONG", f"version {version}", 0.0))
+    for worker in workers:
+        worker.join()
+    seconds = time.perf_counter() - start
+    return _check(client, found, processes * rounds, seconds)
+
+
+def _check(client: Any, found: list[Any], gates: int, seconds: float) -> list[str]:
+    wrong = [f"{a}: {verdict} {text}" for a, _, verdict, text, _ in found
+             if verdict in ("ERROR", "WRONG")]  # fmt: skip
+    for answer, worse, verdict, placed, _ in found:
+        if verdict in ("PASS", "FAIL") and (verdict == "FAIL") != worse:
+            wrong.append(f"{answer}: {verdict}, though it is {'worse' if worse else 'good'}")
+        if verdict == "FAIL" and placed:
+            wrong.append(f"{answer}: FAIL, and placed as {placed}")
+    passed = {placed for _, _, verdict, placed, _ in found if verdict == "PASS"}
+    versions = client.search_model_versions(f"name = '{_NAME}'")
+    for version in versions:
+        if str(version.version) == "1":
+            continue
+        run = client.get_run(version.run_id)
+        evidence = version.tags.get("degrade.evidence_digest")
+        if evidence is None or evidence != run.data.tags.get("degrade.evidence_digest"):
+            wrong.append(f"version {version.version} is without evidence")
+        if run.data.tags.get("degrade.verdict") != "PASS":
+            wrong.append(f"version {version.version} did not pass")
+        if f"models:/{_NAME}/{version.version}" not in passed:
+            wrong.append(f"version {version.version} belongs to no gate that passed")
+    unfinished = [r for r in client.search_runs(["0"], max_results=5_000)
+                  if r.info.status != "FINISHED"]  # fmt: skip
+    wrong += [f"run {r.info.run_id} is {r.info.status}" for r in unfinished]
+    times = sorted(spent for *_, spent in found if spent)
+    middle = times[len(times) // 2] if times else float("nan")
+    print(
+        f"{gates} gates in {seconds:.0f} s: {sum(v == 'PASS' for _, _, v, _, _ in found)} PASS, "
+        f"{sum(v == 'FAIL' for _, _, v, _, _ in found)} FAIL, {len(versions) - 1} versions, "
+        f"median {middle:.1f} s per gate, {len(wrong)} wrong"
+    )
+    return wrong
+
+
+@click.command()
+@click.option("--processes", default=8, show_default=True)
+@click.option("--rounds", default=50, show_default=True)
+@click.option("--tracking-uri", help="A SQLite file of its own by default.")
+def main(processes: int, rounds: int, tracking_uri: str | None) -> None:
+    """Gate one registered model from many processes at once."""
+    with tempfile.TemporaryDirectory() as scratch:
+        import os
+
+        os.chdir(scratch)
+        uri = tracking_uri or f"sqlite:///{scratch}/mlflow.db"
+        wrong = run(uri, processes, rounds, Path(scratch))
+    for line in wrong[:20]:
+        print(line)
+    sys.exit(bool(wrong))
+
+
+if __name__ == "__main__":
+    main()
