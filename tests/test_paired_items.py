@@ -42,3 +42,13 @@ def test_both_answers_are_found_in_tables_of_different_order() -> None:
     for side, model in (("baseline", "fp32"), ("candidate", "int8")):
         expected = [f"{model} {number}" for number in items["doc_id"]]
         assert items[f"{side}_response"].tolist() == expected
+
+
+def test_items_with_one_run_say_nothing_about_the_variance_of_runs() -> None:
+    sides = []
+    for model in ("fp32", "int8"):
+        frame = pd.DataFrame({"task": "qa", "doc_id": [0, 0, 1], "repeat": [0, 1, 0]})
+        frame["metric"], frame["score"] = "acc", [0.0, 1.0, 1.0]
+        sides.append(SampleScores.from_pandas(frame, model=model))
+    # Each side varies by ½ on the first item.
+    assert pair(*sides).tasks[0].run_variance == 1.0

@@ -168,7 +168,8 @@ class ClusteredDifference:
     se_cr1 : float
         `se_cr0`·√(G/(G − 1)); the one that intervals and p use.
     p_worse : float
-        One-sided p of the t test with G − 1 degrees of freedom for "the mean is below 0".
+        One-sided p of the t test with G − 1 degrees of freedom for "the mean is below 0"; 1 where
+        the clusters do not differ, as nothing then says how far the mean may be off.
     """
 
     n: int
@@ -253,7 +254,7 @@ def clustered_difference(differences: npt.ArrayLike, clusters: Any) -> Clustered
         se_independent=float(values.std(ddof=1)) / math.sqrt(values.size),
         se_cr0=se_cr0,
         se_cr1=se_cr1,
-        p_worse=float(special.stdtr(groups - 1, mean / se_cr1)) if se_cr1 else float(mean >= 0.0),
+        p_worse=float(special.stdtr(groups - 1, mean / se_cr1)) if se_cr1 else 1.0,
     )
 
 

@@ -207,3 +207,13 @@ def test_full_copies_in_clusters_say_as_much_as_one_of_each() -> None:
     result = clustered_difference(np.repeat(d, 5), np.repeat(np.arange(200), 5))
     assert result.effective_n == pytest.approx(200, rel=0.02)
     assert result.design_effect == pytest.approx(5, rel=0.02)
+
+
+def test_clusters_that_do_not_differ_are_no_certainty() -> None:
+    # By flipping the two clusters the smallest p is 1/4.
+    for change in (-0.5, 0.0, 0.5):
+        assert clustered_difference([change] * 4, [1, 1, 2, 2]).p_worse == 1.0
+
+
+def test_the_noise_floor_is_second_run_minus_first() -> None:
+    assert noise_floor([1, 0, 1, 1], [0, 0, 0, 1]).mean_difference == -0.5
