@@ -21,6 +21,9 @@ from .stats.units import FlipUnits, flip_units
 
 # The upper bound of the flip rate that the power guard uses, see docs/statistics.md.
 _GUARD_CONFIDENCE = 0.95
+# With fewer flips the approximate power flatters the exact test: by 4% of the MDE at 20 of them,
+# by less than 1% from here on, where the exact sum starts to take its time.
+_EXACT_FLIPS = 2_000
 
 
 def task_result(task: PairedTask, policy: GatePolicy, adjusted: float | None) -> TaskResult:
@@ -198,8 +201,15 @@ class _Sample:
 
     def guard_mde(self, alpha: float, power: float) -> float:
         if self._binary:
+            few = self._b + self._c <= _EXACT_FLIPS
             return stats.guard_mde(
-                self._b, self._c, self.n, alpha=alpha, power=power, confidence=_GUARD_CONFIDENCE
+                self._b,
+                self._c,
+                self.n,
+                alpha=alpha,
+                power=power,
+                confidence=_GUARD_CONFIDENCE,
+                method="exact" if few else "approximate",
             )
         return guard_mde_of_units(
             self._units,

@@ -40,7 +40,7 @@ def test_headlines() -> None:
 def test_power_in_words() -> None:
     passed, _ = cases.case("PASS")
     sentence = content.power_sentence(passed)
-    assert "1,100 samples could have seen a drop of 1.57 pp" in sentence
+    assert "1,100 samples could have seen a drop of 1.63 pp" in sentence
     assert "within the margin" in sentence
     assert "2.5% of the answers changed" in sentence
     assert "more than the margin" in content.power_sentence(cases.case("INCONCLUSIVE")[0])
@@ -93,7 +93,7 @@ def test_lost_answers_are_named() -> None:
 
 
 def test_close_to_the_margin_under_non_inferiority() -> None:
-    decision = _decide({"qa": (55, 38, 3900, 5000)}, rule="non_inferiority", margin_pp=0.6)
+    decision = _decide({"qa": (55, 38, 3900, 5000)}, rule="non_inferiority", margin_pp=0.62)
     assert decision.verdict.value == "INCONCLUSIVE"
     said = " ".join(remedies(decision, "int8-dynamic"))
     assert "close to the margin" in said
