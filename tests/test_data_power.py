@@ -53,7 +53,8 @@ def test_the_flip_rate_is_bounded_and_not_just_observed() -> None:
 def test_one_task_is_detected_at_the_level_of_its_rule(aggregation: str, level: float) -> None:
     power = _decide({"qa": (10, 12, 900)}, aggregation=aggregation).power
     assert power.alpha == pytest.approx(level)
-    assert power.mde == pytest.approx(guard_mde(10, 12, 900, alpha=level), abs=1e-8)
+    # Exact or approximate power: 4% apart. Half or twice the level is 12% away.
+    assert power.mde == pytest.approx(guard_mde(10, 12, 900, alpha=level), rel=0.06)
 
 
 @pytest.mark.parametrize("aggregation", ["min_p", "max_drop", "fisher"])
@@ -62,7 +63,8 @@ def test_any_of_several_equal_tasks_may_reveal_the_drop(aggregation: str) -> Non
     level = 1 - 0.95**0.25
     assert power.alpha == pytest.approx(level)
     # The drop at which each task alone is found so often that one of four is 80% of the time.
-    alone = guard_mde(6, 6, 500, alpha=level)
+    alone = _decide({"t0": (6, 6, 500)}, aggregation=aggregation, alpha=level).power.mde
+    assert alone == pytest.approx(guard_mde(6, 6, 500, alpha=level), rel=0.1)
     each = ndtr(power.mde / alone * (ndtri(0.8) - ndtri(level)) + ndtri(level))
     assert 1 - (1 - each) ** 4 == pytest.approx(0.8, abs=1e-6)
 

@@ -23,7 +23,7 @@ from mlflow_degrade.stats import (
 p_values = st.lists(st.floats(1e-12, 1.0), min_size=1, max_size=20)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(p_values)
 def test_libraries_agree(p: list[float]) -> None:
     assert holm(p) == pytest.approx(multipletests(p, method="holm")[1], rel=1e-9)
