@@ -16,14 +16,56 @@ from .stats import SubgroupResult, kcm_test
 #: The name of the task itself, which is a feature like any other.
 TASK = "task"
 
+# Correcting for more features than this leaves little power for any of them.
+_MOST_FEATURES = 8
+
 
 def subgroup_features(paired: PairedScores) -> tuple[str, ...]:
     """Names of the features that `find_subgroups` can look at."""
     return (TASK, *paired.baseline.features)
 
 
+def common_features(
+    paired: PairedScores, *, tasks: Iterable[str] | None = None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Features worth looking at without being asked, and those that are not.
+
+    Parameters
+    ----------
+    paired : PairedScores
+        From `mlflow_degrade.pair`.
+    tasks : iterable of str, optional
+        Tasks to look at; all by default.
+
+    Returns
+    -------
+    tuple of str, tuple of str
+        Names that every sample has, with more than one value and, for labels, with fewer values
+        than half the samples; and the names of the others. Of more than 8 the first 8 are taken.
+    """
+    chosen = _chosen(paired, tasks)
+    suitable = []
+    for name in subgroup_features(paired):
+        values = _feature(paired, chosen, name)
+        if _missing(values).any():
+            continue
+        different = np.unique(values.astype(np.str_) if values.dtype == object else values).size
+        # Labels that hardly repeat are names of single samples, not of groups.
+        if different > 1 and (values.dtype != object or 2 * different < values.size):
+            suitable.append(name)
+    taken = tuple(suitable[:_MOST_FEATURES])
+    # A single task is no feature, and nothing is left out with it.
+    others = (name for name in paired.baseline.features if name not in taken)
+    return taken, tuple(others)
+
+
 def find_subgroups(
-    paired: PairedScores, features: Iterable[str], *, tasks: Iterable[str] | None = None
+    paired: PairedScores,
+    features: Iterable[str],
+    *,
+    tasks: Iterable[str] | None = None,
+    most_changed: int | None = None,
+    seed: int = 0,
 ) -> SubgroupResult:
     """Test whether the change depends on features of the samples, and find the worst region.
 
@@ -35,6 +77,11 @@ def find_subgroups(
         ``task``, or features of the baseline's table.
     tasks : iterable of str, optional
         Tasks to look at; all by default. Their scores must have one unit.
+    most_changed : int, optional
+        Bound the work: of all samples, changed or not, so many are drawn at random that about this
+        many changed ones are among them.
+    seed : int
+        Of that draw and of the test's random signs.
 
     Returns
     -------
@@ -80,11 +127,30 @@ def find_subgroups(
     if not present.any():
         raise InputError(f"no sample has all of the features {names}.")
     difference = np.concatenate([task.difference for task in chosen])
+    kept = _drawn(present, difference, most_changed, seed)
     return kcm_test(
-        difference[present],
-        {name: value[present] for name, value in values.items()},
-        clusters=_clusters(chosen, present),
+        difference[kept],
+        {name: value[kept] for name, value in values.items()},
+        clusters=_clusters(chosen, kept),
+        seed=seed,
     )
+
+
+def _drawn(
+    present: npt.NDArray[np.bool_],
+    difference: npt.NDArray[np.float64],
+    most_changed: int | None,
+    seed: int,
+) -> npt.NDArray[np.bool_]:
+    """The samples to look at; changed and unchanged ones keep their proportion."""
+    changed = int(np.count_nonzero(difference[present]))
+    if most_changed is None or changed <= most_changed:
+        return present
+    rows = np.flatnonzero(present)
+    size = rows.size * most_changed // changed
+    kept = np.zeros_like(present)
+    kept[np.random.default_rng(seed).choice(rows, size, replace=False)] = True
+    return kept
 
 
 def _chosen(paired: PairedScores, tasks: Iterable[str] | None) -> list[PairedTask]:

@@ -22,6 +22,10 @@ INVALID_INPUT, INTERNAL_ERROR, INTERRUPTED = 3, 4, 130
 
 #: Command -> module and function, and what it is for. One line adds a command.
 COMMANDS: Mapping[str, tuple[str, str]] = {
+    "candidates": (
+        "mlflow_degrade.cli.candidates:candidates",
+        "List what was decided on the candidates of a baseline.",
+    ),
     "compare": ("mlflow_degrade.cli.compare:compare", "Decide whether a candidate is worse."),
     "gate": ("mlflow_degrade.cli.gate:gate", "Promote a model in MLflow when it passes."),
     "plan": ("mlflow_degrade.cli.plan:plan", "How many samples, and what they can detect."),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -14,6 +14,9 @@ from ..results import Decision
 from ..scores import SampleScores
 from .output import write_text
 from .references import read_sides, reader_options
+
+if TYPE_CHECKING:
+    from ..report.findings import SubgroupFindings
 
 RULES = get_args(Rule)
 _REPORTS = (".html", ".md")
@@ -29,8 +32,11 @@ Examples:
   mlflow-degrade compare results/fp32 results/int8
   mlflow-degrade compare fp32.csv int8.csv --rule non_inferiority --margin-pp 1
   mlflow-degrade compare fp32.csv int8.csv --policy policy.yaml --report report.html
-  mlflow-degrade compare fp32.csv int8.csv --by length --by topic
+  mlflow-degrade compare fp32.csv int8.csv --by length --by topic --subgroups-json where.json
   mlflow-degrade compare fp32.jsonl int8.jsonl -o id_column=example_id --json -
+
+What --by finds is a diagnostic: it does not enter the verdict, nor the JSON of the decision. A
+report shows it as well; without --by it looks at the features that all samples have.
 
 Exit codes: 0 PASS, 1 FAIL, 2 INCONCLUSIVE, 3 invalid input.
 """
@@ -78,6 +84,9 @@ Exit codes: 0 PASS, 1 FAIL, 2 INCONCLUSIVE, 3 invalid input.
 @click.option(
     "--json", "json_", metavar="FILE|-", help="Write the decision as JSON; - is standard output."
 )
+@click.option(
+    "--subgroups-json", metavar="FILE", help="Write what --by found as JSON, beside the decision."
+)
 @click.option("--report", metavar="FILE", help="Write a report, .html or .md.")
 @click.option("--samples", default=3, show_default=True, help="Flipped samples to show.")
 @reader_options
@@ -91,6 +100,7 @@ def compare(
     attempt: int | None,
     features: Sequence[str],
     json_: str | None,
+    subgroups_json: str | None,
     report: str | None,
     samples: int,
     format_: str | None,
@@ -98,11 +108,14 @@ def compare(
     **overrides: Any,
 ) -> None:
     from ..decision import decide
+    from ..report.findings import look_for_subgroups
     from ..report.terminal import console, decision_view, subgroup_view
 
     # Anything wrong with the options is said before anything large is read.
     if report is not None:
         _check_report(report)
+    if subgroups_json is not None and not features:
+        raise InputError("--subgroups-json writes what --by found: name at least one --by FEATURE.")
     asked = _policy(policy, overrides, metrics, filters, allow)
     sides = read_sides(
         (baseline, candidate), format_, options, allow_same="same-model" in asked.allow
@@ -112,10 +125,13 @@ def compare(
     # Standard output belongs to the JSON where that was asked for.
     out = console(stderr=json_ == "-")
     out.print(decision_view(decision, paired, samples=samples))
-    if features:
-        out.print(subgroup_view(_subgroups(paired, decision, features), asked.alpha))
+    found = look_for_subgroups(decision, paired, features) if features or report else None
+    if found is not None and features:
+        out.print(subgroup_view(found, decision))
+        if subgroups_json is not None:
+            write_text(subgroups_json, found.to_json())
     if report is not None:
-        write_text(report, _render(report, decision, paired))
+        write_text(report, _render(report, decision, paired, found))
         click.echo(f"report: {report}", err=True)
     if json_ == "-":
         click.echo(decision.to_json(), nl=False)
@@ -159,32 +175,18 @@ def _pair(baseline: SampleScores, candidate: SampleScores, policy: GatePolicy) -
     )
 
 
-def _subgroups(paired: PairedScores, decision: Decision, features: Sequence[str]) -> Any:
-    from ..subgroups import find_subgroups
-
-    tasks = [t for t in decision.tasks if t.tier == "gating"]
-    shares = [t.task for t in tasks if t.proportion]
-    if not shares:
-        raise InputError(
-            f"--by {', '.join(features)}: no gating task has scores that are proportions, so their "
-            "changes cannot be put together. Choose another metric."
-        )
-    left_out = [t.task for t in tasks if t.task not in shares]
-    if left_out:
-        click.echo(f"note: --by leaves out {left_out}, whose scores are no proportions", err=True)
-    return find_subgroups(paired, features, tasks=shares)
-
-
 def _check_report(path: str) -> None:
     if not path.lower().endswith(_REPORTS):
         raise InputError(f"report {path!r}: the name must end in {' or '.join(_REPORTS)}.")
 
 
-def _render(path: str, decision: Decision, paired: PairedScores) -> str:
+def _render(
+    path: str, decision: Decision, paired: PairedScores, found: SubgroupFindings | None
+) -> str:
     if path.lower().endswith(".md"):
         from ..report import markdown
 
-        return markdown.report(decision, paired)
+        return markdown.report(decision, paired, subgroups=found)
     from ..report import html
 
-    return html.report(decision, paired)
+    return html.report(decision, paired, subgroups=found)

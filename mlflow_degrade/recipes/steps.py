@@ -262,14 +262,16 @@ def log_and_register(
 
 def report(conclusion: Conclusion, models: Models, registered: str | None) -> None:
     """Log what people read to the active run, and print the verdict."""
-    from ..report.terminal import console, decision_view
+    from ..report.terminal import console, decision_view, subgroup_view
     from ..tracking.reporting import log_report
 
     decision, paired = conclusion.decision, conclusion.paired
     provenance = {"model": models.name, "scheme": models.scheme, "registered": registered}
-    log_report(decision, paired, cost=conclusion.cost, provenance=provenance)
+    found = log_report(decision, paired, cost=conclusion.cost, provenance=provenance)
     out = console()
     out.print(decision_view(decision, paired))
+    if found is not None and any(feature.found for feature in found.features):
+        out.print(subgroup_view(found, decision))
     if registered:
         out.print(f"\nRegistered as [bold]{registered}[/bold].")
     elif decision.verdict.value == "PASS":

@@ -69,6 +69,65 @@ def cost_rows(cost: CostFigures | None) -> list[CostRow]:
     return [_row(name, left.get(name), right.get(name)) for name in names]
 
 
+def relation(name: str, ratio: float) -> tuple[str, bool | None]:
+    """A ratio candidate/baseline in words, and whether it is better.
+
+    Examples
+    --------
+    >>> relation("size", 0.49), relation("throughput/prefill", 0.86)
+    (('2.04× smaller', True), ('1.16× slower', False))
+    """
+    if abs(ratio - 1) < _SAME:
+        return "about the same", None
+    if _group(name) not in _WORDS:
+        return numbers.times(ratio), None
+    lower, higher, higher_is_better = _WORDS[_group(name)]
+    factor = numbers.times(max(ratio, 1 / ratio))
+    return f"{factor} {higher if ratio > 1 else lower}", (ratio > 1) == higher_is_better
+
+
+def gain(name: str, ratio: float) -> float:
+    """A ratio candidate/baseline turned so that above 1 is better: times faster, times smaller."""
+    known = _WORDS.get(_group(name))
+    return ratio if known is None or known[2] else 1 / ratio
+
+
+def in_words(name: str) -> str:
+    """A name of `relative_cost` for people, e.g. ``decode throughput``."""
+    group, _, rest = name.removeprefix("relative/").partition("/")
+    return f"{rest.replace('_', ' ')} {group}".strip()
+
+
+def relative_cost(cost: CostFigures | None) -> dict[str, float]:
+    """The candidate's cost divided by the baseline's, for what was measured on both sides.
+
+    Returns
+    -------
+    dict of str to float
+        ``relative/<name>``, units left out: below 1 is better for size, latency, memory and
+        energy, above 1 for throughput.
+
+    Examples
+    --------
+    >>> relative_cost({"baseline": {"throughput/decode_tokens_per_second": (20.0, "tokens/s")},
+    ...                "candidate": {"throughput/decode_tokens_per_second": (46.0, "tokens/s")}})
+    {'relative/throughput/decode': 2.3}
+    """
+    if not cost:
+        return {}
+    left, right = cost.get("baseline", {}), cost.get("candidate", {})
+    found = {}
+    for name, (value, unit) in left.items():
+        other = right.get(name)
+        if other is None or other[1] != unit or not (0 < value < math.inf and other[0] > 0):
+            continue
+        group, _, rest = name.partition("/")
+        # A unit in the middle, as in first_token_ms_p50, says nothing of a ratio either.
+        rest = _UNIT_IN_NAME.sub("", rest).replace("_ms_", "_").strip("_")
+        found["relative/" + "/".join(part for part in (group, rest) if part)] = other[0] / value
+    return found
+
+
 def _row(
     name: str, baseline: tuple[float, str] | None, candidate: tuple[float, str] | None
 ) -> CostRow:
@@ -82,14 +141,7 @@ def _row(
 def _relate(name: str, baseline: float, candidate: float) -> tuple[str, bool | None]:
     if not (0 < baseline < math.inf and 0 < candidate < math.inf):
         return "", None
-    ratio = candidate / baseline
-    if abs(ratio - 1) < _SAME:
-        return "about the same", None
-    if _group(name) not in _WORDS:
-        return numbers.times(ratio), None
-    lower, higher, higher_is_better = _WORDS[_group(name)]
-    factor = numbers.times(max(ratio, 1 / ratio))
-    return f"{factor} {higher if ratio > 1 else lower}", (ratio > 1) == higher_is_better
+    return relation(name, candidate / baseline)
 
 
 def _shown(measured: tuple[float, str] | None) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from ..pairing import PairedScores
 from ..results import Decision, TaskResult
-from . import content, tables
+from . import content, findings, tables
 from .content import Provenance
 from .cost import CostFigures, cost_rows
+from .findings import SubgroupFindings
 from .forest import ForestPanel, forest_panels
 from .remedies import remedies
 from .samples import caption, worst_flips
@@ -60,6 +62,7 @@ def report(
     *,
     cost: CostFigures | None = None,
     provenance: Provenance | None = None,
+    subgroups: SubgroupFindings | None = None,
 ) -> str:
     """The report people read: verdict, forest plot, flips, power, cost, samples, provenance.
 
@@ -74,6 +77,8 @@ def report(
         ``{"baseline": {"size/bytes": (538e6, "bytes")}, "candidate": …}``.
     provenance : mapping, optional
         Facts about the run, see `mlflow_degrade.report.content.Provenance`.
+    subgroups : SubgroupFindings, optional
+        From `mlflow_degrade.report.findings.look_for_subgroups`.
 
     Returns
     -------
@@ -112,6 +117,7 @@ def report(
         outcomes=tables.outcomes(decision),
         flips=_flips(ordered, rows),
         power=content.power_sentence(decision),
+        subgroups=_subgroups(subgroups, decision),
         cost=cost_rows(cost),
         samples=samples,
         samples_caption=caption(decision, len(samples)),
@@ -146,6 +152,18 @@ def _forest(panel: ForestPanel, rows: dict[str, tables.TaskRow], total: tables.T
             for row in panel.rows
         ],
     )
+
+
+def _subgroups(found: SubgroupFindings | None, decision: Decision) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {
+        "summary": findings.summary(found, decision),
+        "hides": any(row.found for row in findings.finding_rows(found)),
+        "rows": findings.finding_rows(found),
+        "coverage": findings.coverage(found),
+        "caveat": findings.CAVEAT,
+    }
 
 
 def _legend(forests: list[_Forest], margin: str) -> str:

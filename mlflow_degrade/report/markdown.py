@@ -12,9 +12,10 @@ from collections.abc import Iterable, Sequence
 
 from ..pairing import PairedScores
 from ..results import Decision
-from . import content, tables
+from . import content, findings, tables
 from .content import Provenance
 from .cost import CostFigures, cost_rows
+from .findings import SubgroupFindings
 from .remedies import remedies
 from .samples import FlippedSample, caption, worst_flips
 
@@ -43,7 +44,11 @@ _NUMBERS_LEGEND = (
 
 
 def summary_note(
-    decision: Decision, *, cost: CostFigures | None = None, provenance: Provenance | None = None
+    decision: Decision,
+    *,
+    cost: CostFigures | None = None,
+    provenance: Provenance | None = None,
+    subgroups: SubgroupFindings | None = None,
 ) -> str:
     """The note on the run page: what was decided, why, and what would have to change.
 
@@ -55,6 +60,8 @@ def summary_note(
         Per side, "baseline" and "candidate": metric name to (value, unit).
     provenance : mapping, optional
         Facts about the run, see `mlflow_degrade.report.content.Provenance`.
+    subgroups : SubgroupFindings, optional
+        Mentioned where something was found.
 
     Returns
     -------
@@ -72,6 +79,9 @@ def summary_note(
     if priced:
         listed = "; ".join(f"{row.name} {row.candidate} ({row.relation})" for row in priced)
         after.append(_text(f"Cost: {listed}."))
+    if subgroups is not None and any(feature.found for feature in subgroups.features):
+        sentence = _cut(findings.summary(subgroups, decision), _BRIEF_LENGTH)
+        after.append(f"{_text(sentence)} (A diagnostic: it does not enter the verdict.)")
     registered = content.registration(provenance)
     if registered:
         after.append(_text(registered))
@@ -87,6 +97,7 @@ def report(
     *,
     cost: CostFigures | None = None,
     provenance: Provenance | None = None,
+    subgroups: SubgroupFindings | None = None,
 ) -> str:
     """The full report as one Markdown file without images.
 
@@ -98,6 +109,8 @@ def report(
         What it was made from; prompts and answers of flipped samples are taken from it.
     cost, provenance : mapping, optional
         As for `summary_note`.
+    subgroups : SubgroupFindings, optional
+        From `mlflow_degrade.report.findings.look_for_subgroups`.
     """
     baseline, candidate = content.sides(decision)
     parts = [
@@ -114,6 +127,8 @@ def report(
         parts.append(_text(registered))
     parts += ["## Tasks", _tasks_table(decision), _TASKS_LEGEND]
     parts += ["## Power", content.power_sentence(decision)]
+    if subgroups is not None:
+        parts += _subgroups(subgroups, decision)
     parts += ["## All numbers", _numbers_table(decision), _NUMBERS_LEGEND]
     priced = cost_rows(cost)
     if priced:
@@ -194,6 +209,19 @@ def _numbers_table(decision: Decision) -> str:
                      f"{row.noninferiority_p} ({row.margin})", "/".join(map(str, task.unscored)))
                     )  # fmt: skip
     return _table(head, rows, "llrrrr")
+
+
+def _subgroups(found: SubgroupFindings, decision: Decision) -> list[str]:
+    head = ("feature", "worst where", "samples", "worse/better", "change there, pp (elsewhere)",
+            "corrected p")  # fmt: skip
+    rows = [
+        (f"**{_text(row.feature)}**" if row.found else _text(row.feature), _text(row.where),
+         row.samples, row.flips, row.change, row.p)
+        for row in findings.finding_rows(found)
+    ]  # fmt: skip
+    return ["## Where the change sits", _text(findings.summary(found, decision)),
+            _table(head, rows, "llrrrr"), f"{findings.CAVEAT} {_text(findings.coverage(found))}",
+            ]  # fmt: skip
 
 
 def _samples(samples: Sequence[FlippedSample]) -> list[str]:

@@ -13,8 +13,8 @@ from rich.text import Text
 
 from ..pairing import PairedScores
 from ..results import Decision, Verdict
-from ..stats import SubgroupResult
-from . import content, numbers, tables
+from . import content, findings, tables
+from .findings import SubgroupFindings
 from .remedies import remedies
 from .samples import FlippedSample, caption, shorten, worst_flips
 
@@ -69,27 +69,30 @@ def decision_view(
     return Group(*parts)
 
 
-def subgroup_view(result: SubgroupResult, alpha: float) -> RenderableType:
+def subgroup_view(found: SubgroupFindings, decision: Decision) -> RenderableType:
     """Whether damage hides behind the mean, and in which region of which feature."""
-    shown = table("feature", ("p", "right"), ("adjusted p", "right"), "where it is worst")
-    for feature in result.features:
-        found = feature.p_adjusted <= alpha
-        where = feature.region.describe() if feature.region is not None else "nowhere worse"
+    shown = table(
+        "feature",
+        "worst where",
+        ("worse/better", "right"),
+        ("pp there (elsewhere)", "right"),
+        ("corrected p", "right"),
+    )
+    for row in findings.finding_rows(found):
         shown.add_row(
-            Text(feature.name),
-            numbers.p_value(feature.p_value, threshold=alpha),
-            numbers.p_value(feature.p_adjusted, threshold=alpha),
-            Text(where),
-            style="red" if found else "",
+            Text(_one_line(row.feature)),
+            Text(_one_line(row.where)),
+            row.flips.replace(" ", ""),
+            row.change,
+            row.p,
+            style="red" if row.found else "",
         )
-    along = [feature.name for feature in result.features if feature.p_adjusted <= alpha]
-    if along:
-        text = f"The candidate changed along {', '.join(along)}; an even drop shows here as well."
-    else:
-        text = "No change along these features beyond chance."
-    seen = f"{numbers.count(result.informative)} of {numbers.count(result.n)} samples changed"
     return Group(
-        heading("Where the change sits"), shown, Text(f"{text} ({seen}; {result.method}.)")
+        heading("Where the change sits"),
+        Text(findings.summary(found, decision)),
+        Text(),
+        shown,
+        Text(f"\n{findings.CAVEAT} {findings.coverage(found)}", style="dim"),
     )
 
 

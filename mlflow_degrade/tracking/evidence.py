@@ -49,13 +49,15 @@ def log_decision(decision: Decision, paired: PairedScores) -> str:
     """
     import mlflow
 
+    from ..report.flips import flips_table
+
     with tempfile.TemporaryDirectory(prefix="mlflow-degrade-") as scratch:
         folder = Path(scratch)
         digest = write_evidence(folder, decision, paired)
         mlflow.log_artifacts(scratch, EVIDENCE)
-    flips = paired.flips(_FLIPS_SHOWN)
+    flips = flips_table(paired, _FLIPS_SHOWN)
     if len(flips):
-        mlflow.log_table(flips.drop(columns=["doc_hash"]), "flips.json")
+        mlflow.log_table(flips, "flips.json")
     log_finite_metrics(decision_metrics(decision))
     reasons = " | ".join(decision.reasons)
     if len(reasons) > _REASONS_LENGTH:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..pairing import PairedScores
 from ..results import Decision
+from .evaluations import log_finite_metrics
+
+if TYPE_CHECKING:
+    from ..report.findings import SubgroupFindings
 
 
 def log_report(
@@ -16,7 +20,7 @@ def log_report(
     *,
     cost: Mapping[str, Mapping[str, tuple[float, str]]] | None = None,
     provenance: Mapping[str, Any] | None = None,
-) -> None:
+) -> SubgroupFindings | None:
     """Log the report of a decision to the active run.
 
     Parameters
@@ -29,20 +33,34 @@ def log_report(
     provenance : mapping, optional
         Facts to show, see `mlflow_degrade.report.content.Provenance`.
 
+    Returns
+    -------
+    SubgroupFindings or None
+        What `mlflow_degrade.report.findings.look_for_subgroups` found, also in the reports.
+
     Notes
     -----
     ``report.html`` and ``report.md`` lie at the root of the artifacts, because MLflow's page that
     compares runs lists the root only; ``plots/`` holds the figures, the run's note the summary.
+    ``subgroups.json`` has the findings, which do not enter the verdict. Metrics
+    ``relative/<what>`` are the candidate's cost divided by the baseline's.
     """
     import mlflow
 
     from ..report import html, markdown, plots
+    from ..report.cost import relative_cost
+    from ..report.findings import look_for_subgroups
 
-    note = markdown.summary_note(decision, cost=cost, provenance=provenance)
+    found = look_for_subgroups(decision, paired)
+    if found is not None:
+        mlflow.log_text(found.to_json(), "subgroups.json")
+    log_finite_metrics(relative_cost(cost))
+    note = markdown.summary_note(decision, cost=cost, provenance=provenance, subgroups=found)
     mlflow.set_tag("mlflow.note.content", note)
     for kind, module in (("md", markdown), ("html", html)):
-        text = module.report(decision, paired, cost=cost, provenance=provenance)
+        text = module.report(decision, paired, cost=cost, provenance=provenance, subgroups=found)
         mlflow.log_text(text, f"report.{kind}")
     with tempfile.TemporaryDirectory(prefix="mlflow-degrade-") as scratch:
         plots.save_plots(decision, scratch)
         mlflow.log_artifacts(scratch, "plots")
+    return found

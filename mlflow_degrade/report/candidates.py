@@ -1,0 +1,270 @@
+"""Several candidates of one baseline: a table, and speed or size against the change in quality."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from ..errors import InputError, UnknownNameError
+from ..results import Decision, Verdict
+from ..tracking.candidates import Candidate
+from . import numbers
+from .content import SIGNS
+from .cost import gain, in_words, relation
+from .terminal import heading, table
+
+#: What a plot has on its horizontal axis where nothing else is asked for, in this order.
+PREFERRED = ("throughput/decode", "throughput/prefill", "size")
+
+_COLOURS = {Verdict.PASS: "#1a7f37", Verdict.FAIL: "#b42318", Verdict.INCONCLUSIVE: "#8a5a00"}
+_MARKERS = {Verdict.PASS: "o", Verdict.FAIL: "X", Verdict.INCONCLUSIVE: "s"}
+_STYLES = {Verdict.PASS: "green", Verdict.FAIL: "red", Verdict.INCONCLUSIVE: "yellow"}
+_RED, _SOFT = "#b42318", "#59636e"
+# The table shows so many of the measured quantities; the JSON has them all.
+_COLUMNS = ("size", "throughput/prefill", "throughput/decode", "memory/loaded")
+_NAME_LENGTH = 44
+_DPI = 150
+
+
+def choose_axis(candidates: Sequence[Candidate], asked: str | None = None) -> str:
+    """Which measured quantity the candidates are compared by.
+
+    Parameters
+    ----------
+    candidates : sequence of Candidate
+    asked : str, optional
+        Its name, or the end of it, e.g. ``decode``.
+
+    Raises
+    ------
+    UnknownNameError
+        Nothing of that name was measured.
+    InputError
+        Nothing was measured at all, or the name fits several.
+    """
+    measured = sorted({name for candidate in candidates for name in candidate.relative})
+    if not measured:
+        raise InputError(
+            "no cost was measured together with these decisions, so there is nothing to draw them "
+            "against: the recipes measure it."
+        )
+    if asked is None:
+        return next((name for name in PREFERRED if name in measured), measured[0])
+    if asked in measured:
+        return asked
+    fitting = [name for name in measured if name.endswith(f"/{asked}")]
+    if not fitting:
+        raise UnknownNameError("cost", asked, measured)
+    if len(fitting) > 1:
+        raise InputError(f"cost {asked!r} fits {', '.join(fitting)}: give the whole name.")
+    return fitting[0]
+
+
+def pareto(candidates: Sequence[Candidate], axis: str) -> list[bool]:
+    """Whether no other candidate is at least as good in both quality and cost.
+
+    Parameters
+    ----------
+    candidates : sequence of Candidate
+    axis : str
+        From `choose_axis`.
+
+    Returns
+    -------
+    list of bool
+        By the estimates; False where the cost was not measured. Intervals may overlap.
+    """
+    points = [
+        (c.decision.aggregate.delta, gain(axis, c.relative[axis])) if axis in c.relative else None
+        for c in candidates
+    ]
+    known = [point for point in points if point is not None]
+    return [point is not None and not any(_beats(o, point) for o in known) for point in points]
+
+
+def candidates_view(candidates: Sequence[Candidate]) -> RenderableType:
+    """The candidates as a table for the terminal, newest first.
+
+    Parameters
+    ----------
+    candidates : sequence of Candidate
+        One group of `mlflow_degrade.tracking.candidates.find_candidates`.
+    """
+    columns = [name for name in _COLUMNS if any(name in c.relative for c in candidates)]
+    unit = " pp" if candidates[0].decision.aggregate.proportion else ""
+    shown = table(
+        "candidate",
+        "verdict",
+        (f"change{unit} [interval]", "right"),
+        ("margin", "right"),
+        *((in_words(name), "right") for name in columns),
+        "run",
+    )
+    for candidate in candidates:
+        decision = candidate.decision
+        shown.add_row(
+            Text(candidate.name),
+            Text(_verdict(decision), style=_STYLES[decision.verdict]),
+            _change(decision),
+            numbers.change(decision.power.margin, proportion=bool(unit), signed=False),
+            *(_relation(candidate, name) for name in columns),
+            candidate.run_id[:8],
+        )
+    n = numbers.count(candidates[0].decision.aggregate.n)
+    parts: list[RenderableType] = [
+        heading(f"Candidates against {candidates[0].baseline} on {n} samples"),
+        shown,
+    ]
+    if len(candidates) > 1:
+        parts.append(Text(f"\n{selection_caveat(len(candidates))}", style="dim"))
+    return Group(*parts)
+
+
+def selection_caveat(count: int) -> str:
+    """What picking among candidates that were judged on the same samples does to their numbers."""
+    return (
+        f"{count} candidates were judged on the same samples: the one that looks best among them "
+        "looks better than it is. Confirm it on samples that none of them has seen."
+    )
+
+
+def records(candidates: Sequence[Candidate]) -> dict[str, Any]:
+    """The same as a JSON-ready mapping; changes are proportions, costs are candidate/baseline."""
+    first = candidates[0].decision
+    front: dict[str, list[bool]] = {}
+    for name in sorted({name for candidate in candidates for name in candidate.relative}):
+        front[name] = pareto(candidates, name)
+    return {
+        "baseline": first.baseline,
+        "n": first.aggregate.n,
+        "proportion": first.aggregate.proportion,
+        "candidates": [
+            {
+                "run_id": c.run_id,
+                "run_name": c.run_name,
+                "experiment_id": c.experiment_id,
+                "candidate": c.decision.candidate,
+                "verdict": c.decision.verdict.value,
+                "reasons": list(c.decision.reasons),
+                "delta": c.decision.aggregate.delta,
+                "interval": c.decision.aggregate.interval.model_dump(mode="json"),
+                "margin": c.decision.power.margin,
+                "policy_digest": c.decision.policy.digest(),
+                "relative": dict(c.relative),
+                "undominated_by": [name for name, on in front.items() if on[index]],
+            }
+            for index, c in enumerate(candidates)
+        ],
+    }
+
+
+def candidates_figure(candidates: Sequence[Candidate], axis: str) -> Any:
+    """Change in quality with its interval against speed or size; right and up is better.
+
+    Parameters
+    ----------
+    candidates : sequence of Candidate
+        Those without the measured quantity are left out.
+    axis : str
+        From `choose_axis`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
+
+    shown = [candidate for candidate in candidates if axis in candidate.relative]
+    factor = 100.0 if shown[0].decision.aggregate.proportion else 1.0
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    xs = [gain(axis, candidate.relative[axis]) for candidate in shown]
+    for candidate, x in zip(shown, xs, strict=True):
+        total, verdict = candidate.decision.aggregate, candidate.decision.verdict
+        low, high = factor * total.interval.low, factor * total.interval.high
+        axes.plot([x, x], [low, high], color=_COLOURS[verdict], linewidth=2, zorder=3)
+        axes.plot(
+            x, factor * total.delta, _MARKERS[verdict], color=_COLOURS[verdict], markersize=8,
+            markeredgecolor="white", zorder=4,
+        )  # fmt: skip
+        # Names stand beside their points, towards the middle of the plot.
+        left = x > (min(1.0, *xs) + max(1.0, *xs)) / 2
+        axes.annotate(
+            f"{_cut(candidate.name)}\n{verdict.value}, {_change(candidate.decision)}",
+            (x, factor * total.delta),
+            xytext=(-9 if left else 9, 0),
+            textcoords="offset points",
+            ha="right" if left else "left",
+            va="center",
+            fontsize=8,
+            color=_COLOURS[verdict],
+            parse_math=False,
+        )
+    axes.axhline(0, color=_SOFT, linewidth=1)
+    axes.plot(1, 0, "D", color="#1f2328", markersize=8, zorder=4)
+    axes.annotate(
+        "baseline", (1, 0), xytext=(0, 9), textcoords="offset points", ha="center", fontsize=8
+    )
+    low, high = axes.get_ylim()
+    margins = {factor * candidate.decision.power.margin for candidate in shown}
+    low = min(low, -1.3 * max(margins))
+    if len(margins) == 1:
+        axes.axhspan(low, -max(margins), color=_RED, alpha=0.07, linewidth=0)
+    for margin in margins:
+        axes.axhline(-margin, color=_RED, linewidth=1, linestyle="--")
+    axes.set_ylim(low, max(high, 0.3 * max(margins)))
+    axes.margins(x=0.15)
+    unit = "pp" if factor == 100 else "metric's unit"
+    confidence = f"{100 * shown[0].decision.policy.confidence:g}%"
+    axes.set_ylabel(
+        f"candidate − baseline, {unit}; {confidence} intervals; dashed: margin", fontsize=9
+    )
+    axes.set_xlabel(
+        f"{in_words(axis)}: times better than the baseline", fontsize=9, parse_math=False
+    )
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}×"))
+    axes.tick_params(labelsize=9)
+    axes.spines[["right", "top"]].set_visible(False)
+    n = numbers.count(shown[0].decision.aggregate.n)
+    axes.set_title(
+        f"Candidates against {_cut(shown[0].baseline)}, {n} samples", fontsize=10, parse_math=False
+    )
+    return figure
+
+
+def save_figure(figure: Any, path: str | os.PathLike[str]) -> None:
+    """Write a figure as PNG or SVG, by the name; the same figure gives the same bytes."""
+    import matplotlib as mpl
+
+    kind = os.fspath(path).rpartition(".")[2].lower()
+    metadata = {"Date": None} if kind == "svg" else {"Software": None}
+    with mpl.rc_context({"svg.hashsalt": "mlflow-degrade"}):
+        figure.savefig(path, format=kind, dpi=_DPI, metadata=metadata)
+
+
+def _beats(other: tuple[float, float], point: tuple[float, float]) -> bool:
+    return other != point and other[0] >= point[0] and other[1] >= point[1]
+
+
+def _verdict(decision: Decision) -> str:
+    return f"{SIGNS[decision.verdict]} {decision.verdict.value}"
+
+
+def _change(decision: Decision) -> str:
+    total = decision.aggregate
+    share = total.proportion
+    change = numbers.points(total.delta) if share else numbers.change(total.delta, proportion=False)
+    return f"{change} {numbers.interval(total.interval.low, total.interval.high, proportion=share)}"
+
+
+def _relation(candidate: Candidate, name: str) -> str:
+    return relation(name, candidate.relative[name])[0] if name in candidate.relative else "–"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _NAME_LENGTH else text[: _NAME_LENGTH - 1] + "…"

@@ -1,0 +1,75 @@
+"""The table of changed samples that MLflow shows, and pairs between two runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from ..pairing import PairedScores
+from .samples import shorten
+
+#: Names one sample in every run, for the view that compares runs "grouped by" a column.
+KEY_COLUMN = "sample"
+
+# Cells of MLflow's tables are a few lines high, and a whole column is sent to the browser.
+_PROMPT_LENGTH = 400
+_ANSWER_LENGTH = 200
+
+
+def flips_table(paired: PairedScores, limit: int = 300) -> pd.DataFrame:
+    """Changed samples in reading order, regressions first, with short texts.
+
+    Parameters
+    ----------
+    paired : PairedScores
+        From `mlflow_degrade.pair`.
+    limit : int
+        At most so many rows, spread evenly over the tasks.
+
+    Returns
+    -------
+    DataFrame
+        ``sample`` (task/doc_id, one row each), ``change`` ("worse" or "better"), ``prompt``,
+        ``target``, ``baseline`` and ``candidate`` (answers), ``baseline_score``,
+        ``candidate_score``, ``task``. Text columns that nobody logged are left out. Empty without
+        columns when nothing changed.
+
+    Notes
+    -----
+    Two candidates that were compared with one baseline have the same ``sample`` for the same
+    question: grouped by it, MLflow's artifact view shows both answers side by side.
+    """
+    flips = paired.flips(limit)
+    if flips.empty:
+        return pd.DataFrame()
+    names = _names(flips)
+    table = pd.DataFrame({KEY_COLUMN: names})
+    table["change"] = ["worse" if d < 0 else "better" for d in flips["difference"]]
+    for name, source, length in (
+        ("prompt", "prompt", _PROMPT_LENGTH),
+        ("target", "target", _ANSWER_LENGTH),
+        ("baseline", "baseline_response", _ANSWER_LENGTH),
+        ("candidate", "candidate_response", _ANSWER_LENGTH),
+    ):
+        if flips[source].notna().any():
+            table[name] = [_text(value, length) for value in flips[source]]
+    table["baseline_score"] = flips["baseline"].to_numpy()
+    table["candidate_score"] = flips["candidate"].to_numpy()
+    table["task"] = flips["task"].to_numpy()
+    return table
+
+
+def _names(flips: pd.DataFrame) -> list[str]:
+    """``task/doc_id``; where documents share their id, the view would merge them: number those."""
+    plain = [f"{t}/{d}" for t, d in zip(flips["task"], flips["doc_id"], strict=True)]
+    seen: dict[str, int] = {}
+    names = []
+    for name in plain:
+        seen[name] = seen.get(name, 0) + 1
+        names.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return names
+
+
+def _text(value: Any, length: int) -> str:
+    return "" if pd.isna(value) else shorten(str(value), length)
