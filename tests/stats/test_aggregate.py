@@ -432,6 +432,10 @@ def test_the_monte_carlo_error_is_that_of_repeated_runs() -> None:
         spread = np.std([run.p_value for run in runs])
         reported = np.mean([run.standard_error for run in runs])
         assert reported == pytest.approx(spread, rel=0.35), method
+    parts = [aggregate(suite, part, seed=3) for part in ("pooled", "min_p")]
+    best = min(parts, key=lambda part: part.p_value)
+    both = aggregate(suite, "combined", seed=3)
+    assert both.standard_error == pytest.approx(2 * best.standard_error, rel=1e-9)
 
 
 def test_a_drop_has_a_positive_statistic_by_every_route() -> None:

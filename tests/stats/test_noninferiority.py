@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import multinomial, ttest_1samp
+from scipy.stats import binom, multinomial, ttest_1samp
 
 from mlflow_degrade.errors import StatisticsInputError
 from mlflow_degrade.stats import mcnemar, noninferiority, noninferiority_graded
@@ -239,3 +239,8 @@ def test_the_graded_bound_reaches_the_margin_at_the_p_value() -> None:
         result = noninferiority_graded(d, 0.02, clusters=clusters, score_range=None)
         assert 0.001 < result.p_value < 0.4
         assert result.lower_bound(result.p_value) == pytest.approx(-0.02, abs=1e-9)
+
+
+def test_tiny_changes_count_as_changed_units() -> None:
+    d = np.append([0.001, -0.001, 0.001], np.zeros(97))
+    assert noninferiority_graded(d, 0.02).p_value == pytest.approx(binom.cdf(3, 100, 0.02))
