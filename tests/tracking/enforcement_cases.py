@@ -24,7 +24,7 @@ from mlflow.tracking import MlflowClient
 from mlflow_degrade import GatePolicy, SampleScores, decide, pair
 from mlflow_degrade.cache import digest_directory
 from mlflow_degrade.tracking.evidence import log_decision
-from mlflow_degrade.tracking.model_content import ARTIFACT_TAG, bind_artifact
+from mlflow_degrade.tracking.model_content import ARTIFACT_TAG, bind_artifact, read_content
 from mlflow_degrade.tracking.registration import log_model
 
 LAX = GatePolicy(margin_pp=99)
@@ -112,6 +112,38 @@ def register_case(
         **bound,
     }
     return register_again(name, uri, run_id, digest, tags)
+
+
+ECHO = """\
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel
+
+class Echo(PythonModel):
+    def predict(self, context, model_input: list[str]) -> list[str]:
+        return ["{word}" for _ in model_input]
+
+set_model(Echo())
+"""
+
+
+def register_plain(folder: Path, name: str, *, wrong: int = 0, policy: GatePolicy = STRICT) -> Case:
+    """A model this package did not log, of a few files: all of them are what was judged."""
+    code = folder / f"{name}.py"
+    code.write_text(ECHO.format(word=name))
+    with mlflow.start_run():
+        info = mlflow.pyfunc.log_model(
+            name="model", python_model=str(code), pip_requirements=["mlflow"]
+        )
+        where = mlflow.artifacts.download_artifacts(info.model_uri, dst_path=str(folder / name))
+        digest = read_content(Path(where)).digest
+        run_id, verdict, evidence = log_evidence(digest, wrong=wrong, policy=policy)
+    tags = {
+        "degrade.verdict": verdict,
+        "degrade.evidence_digest": evidence,
+        "degrade.run_id": run_id,
+        "degrade.model_digest": digest,
+    }
+    return register_again(name, info.model_uri, run_id, digest, tags)
 
 
 def register_again(

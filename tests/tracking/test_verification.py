@@ -16,9 +16,10 @@ from mlflow_degrade import GatePolicy, decide, load_verified_model, pair, verify
 from mlflow_degrade.cache import digest_file, digest_json
 from mlflow_degrade.cli import run as run_cli
 from mlflow_degrade.errors import InputError, RegistryError, VerificationError
+from mlflow_degrade.tracking.artifact_access import fetch
 from mlflow_degrade.tracking.evidence import write_evidence
 from mlflow_degrade.tracking.evidence_review import review_evidence
-from mlflow_degrade.tracking.model_content import ARTIFACT_TAG, bind_artifact, read_content
+from mlflow_degrade.tracking.model_content import ARTIFACT_TAG, bind_artifact
 
 
 @pytest.fixture(scope="module")
@@ -234,6 +235,16 @@ def test_where_evidence_may_lie_and_what_it_may_compare_with(workplace: Path) ->
     assert "none of the trusted baselines" in text
 
 
+def test_locations_on_other_hosts_are_not_followed_by_a_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server would look into its own store, and clients would ask the host."""
+    monkeypatch.setenv("_MLFLOW_SERVER_FILE_STORE", "sqlite://")
+    for location in ("mlflow-artifacts://elsewhere:5000/0/model", "https://elsewhere/model"):
+        with pytest.raises(RegistryError, match="names a host"):
+            fetch(location, "", tmp_path)
+
+
 def test_other_library_versions_are_a_note(tmp_path: Path) -> None:
     paired = pair(cases.scores("sha256:a", 0), cases.scores("sha256:b", 0))
     write_evidence(tmp_path, decide(paired, cases.STRICT), paired)
@@ -253,43 +264,16 @@ def test_other_library_versions_are_a_note(tmp_path: Path) -> None:
     assert any("aggregate.p_worse is recorded as" in p for p in review_evidence(tmp_path).problems)
 
 
-_ECHO = """\
-from mlflow.models import set_model
-from mlflow.pyfunc import PythonModel
-
-class Echo(PythonModel):
-    def predict(self, context, model_input: list[str]) -> list[str]:
-        return ["{word}" for _ in model_input]
-
-set_model(Echo())
-"""
-
-
-def _register_foreign(folder: Path, name: str) -> cases.Case:
-    """A model this package did not log: all of its files are what the evidence is about."""
-    code = folder / f"{name}.py"
-    code.write_text(_ECHO.format(word="tested"))
-    with mlflow.start_run():
-        info = mlflow.pyfunc.log_model(
-            name="model", python_model=str(code), pip_requirements=["mlflow"]
-        )
-        files = Path(MlflowClient().get_logged_model(info.model_id).artifact_location)
-        digest = read_content(files).digest
-        run_id, verdict, evidence = cases.log_evidence(digest)
-    tags = {"degrade.verdict": verdict, "degrade.evidence_digest": evidence}
-    return cases.register_again(name, info.model_uri, run_id, digest, tags)
-
-
 def test_verified_loading(workplace: Path) -> None:
-    case = _register_foreign(workplace, "foreign")
+    case = cases.register_plain(workplace, "foreign")
     MlflowClient().set_registered_model_alias("foreign", "champion", case.version)
     model = load_verified_model("models:/foreign@champion", policy=cases.STRICT)
-    assert model.predict(["x"]) == ["tested"]
-    (_files(case) / "foreign.py").write_text(_ECHO.format(word="evil"))
+    assert model.predict(["x"]) == ["foreign"]
+    (_files(case) / "foreign.py").write_text(cases.ECHO.format(word="evil"))
     with pytest.raises(VerificationError, match="the evidence is of another model") as refused:
         load_verified_model("models:/foreign@champion")
     assert len(refused.value.problems) == 1
-    assert model.predict(["x"]) == ["tested"]
+    assert model.predict(["x"]) == ["foreign"]
     with pytest.raises(InputError, match="models:/name@alias"):
         load_verified_model("models:/m-123")
     with pytest.raises(RegistryError, match="cannot be resolved"):
