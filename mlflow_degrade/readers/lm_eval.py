@@ -7,9 +7,8 @@ record is one document under one answer filter and has all the metrics of the ta
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,13 @@ from ..cache import digest_json
 from ..errors import EmptySamplesError, SampleSchemaError
 from ..scores import SampleScores
 from ._columns import split_names, truth
+from ._lm_eval_files import TaskFile, choose, identity, results_files, results_of, sample_files
 from ._lm_eval_metrics import NOT_PER_SAMPLE, assumed_direction, sample_score
-from ._reader import Reader, json_lines, note, read_json, text_hash
+from ._reader import Reader, json_lines, note, text_hash
 
-_DATE = r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?"
-_SAMPLES = re.compile(rf"samples_(?P<task>.+)_(?P<date>{_DATE})\.jsonl")
-_RESULTS = re.compile(rf".+_(?P<date>{_DATE})\.json")
+OWN_FACTS = "mlflow_degrade"
+"""Key of what this package adds to the results of an lm-eval that it called itself."""
+
 # Older records do not list their metrics; these keys are not among them.
 _NOT_METRICS = frozenset(
     (
@@ -34,130 +34,146 @@ _NOT_METRICS = frozenset(
 
 
 @dataclass(frozen=True)
-class _TaskFile:
-    task: str
-    date: str
-    path: Path
-    repeat: int
+class LmEvalOutput:
+    """Everything about one model in an lm-eval output directory, or of a call from Python.
+
+    Attributes
+    ----------
+    samples : SampleScores
+    results : mapping of str to dict
+        The results of each date, the newest last.
+    dates : mapping of str to tuple of str
+        Dates whose samples were read, per task; several where repeated runs are read.
+    files : mapping of str to Path
+        The results file of each date; empty for a call from Python.
+    """
+
+    samples: SampleScores
+    results: Mapping[str, dict[str, Any]]
+    dates: Mapping[str, tuple[str, ...]]
+    files: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def newest(self) -> dict[str, Any]:
+        """The results of the last date."""
+        return self.results[max(self.results)]
 
 
-def _sample_files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path] if _SAMPLES.fullmatch(path.name) else []
-    return sorted(f for f in path.rglob("samples_*.jsonl") if _SAMPLES.fullmatch(f.name))
-
-
-def _read(
+def read_output(
     path: Path,
     *,
     date: str | None = None,
     repeats: bool | str = False,
     features: str | Iterable[str] = (),
-) -> SampleScores:
-    files = _choose(path, _sample_files(path), date, truth("repeats", repeats))
-    results = _results_of(files)
-    records: list[dict[str, Any]] = []
-    skipped: set[str] = set()
+    model: str | None = None,
+) -> LmEvalOutput:
+    """Read an output directory, or one file of samples.
+
+    Parameters
+    ----------
+    path : Path
+    date, repeats, features, model
+        See the options of `READER`.
+
+    Raises
+    ------
+    SampleSchemaError, EmptySamplesError, UnknownNameError
+        As `mlflow_degrade.readers.read_samples`.
+    """
+    files = choose(path, sample_files(path), date, truth("repeats", repeats), model)
+    results = results_of(files)
+    names = split_names(features)
+    parts = (
+        (file, json_lines(file.path), str(file.path), results.get(file.date, {})) for file in files
+    )
+    dates: dict[str, tuple[str, ...]] = {}
     for file in files:
-        about = results.get(file.date, {})
-        records += _task_records(file, about, split_names(features), skipped)
+        dates[file.task] = (*dates.get(file.task, ()), file.date)
+    found = results_files(files[0].path.parent)
+    return LmEvalOutput(
+        _scores(parts, results, dates, names, str(path)),
+        dict(sorted(results.items())),
+        dates,
+        {when: found[when] for when in sorted(results)},
+    )
+
+
+def output_of(
+    results: dict[str, Any], samples: Mapping[str, Sequence[dict[str, Any]]], date: str
+) -> LmEvalOutput:
+    """The same from what ``lm_eval.simple_evaluate`` returns, without a way through files.
+
+    Parameters
+    ----------
+    results : dict
+        What lm-eval would write as results file.
+    samples : mapping of str to sequence of dict
+        Logged samples per task.
+    date : str
+        As in the name of a results file.
+    """
+    parts = (
+        (TaskFile(task, date, Path(), 0), iter(records), f"the samples of {task}", results)
+        for task, records in samples.items()
+    )
+    dates = dict.fromkeys(samples, (date,))
+    return LmEvalOutput(
+        _scores(parts, {date: results}, dates, [], "the evaluation"), {date: results}, dates
+    )
+
+
+def _scores(
+    parts: Iterable[tuple[TaskFile, Iterator[dict[str, Any]], str, dict[str, Any]]],
+    results: Mapping[str, dict[str, Any]],
+    dates: Mapping[str, tuple[str, ...]],
+    features: list[str],
+    where: str,
+) -> SampleScores:
+    rows: list[dict[str, Any]] = []
+    skipped: set[str] = set()
+    for file, records, origin, about in parts:
+        rows += _task_rows(file, records, origin, about, features, skipped)
     if skipped:
         note(
             f"left out, as they have no per-sample score: {', '.join(sorted(skipped))} "
             "(they are computed over a whole task)."
         )
-    if not records:
-        raise EmptySamplesError(f"{path} holds no sample with a per-sample score.")
-    newest = results.get(max(file.date for file in files), {})
+    if not rows:
+        raise EmptySamplesError(f"{where} holds no sample with a per-sample score.")
+    newest = results.get(max(when for read in dates.values() for when in read), {})
     versions = {
-        file.task: str(version)
-        for file in files
-        if (version := results.get(file.date, {}).get("versions", {}).get(file.task)) is not None
+        task: str(version)
+        for task, read in dates.items()
+        if (version := results.get(read[-1], {}).get("versions", {}).get(task)) is not None
         and version != "N/A"
     }
     return SampleScores.from_records(
-        records,
+        rows,
         model=newest.get("model_name") or None,
         model_digest=_model_digest(newest),
         task_versions=versions,
     )
 
 
-def _choose(path: Path, files: list[Path], date: str | None, repeats: bool) -> list[_TaskFile]:
-    folders = sorted({file.parent for file in files})
-    if len(folders) > 1:
-        raise SampleSchemaError(
-            f"{path} holds samples of {len(folders)} models: {[str(f) for f in folders]}. Name one "
-            "of these directories."
-        )
-    runs: dict[str, list[tuple[str, Path]]] = {}
-    for file in files:
-        match = _SAMPLES.fullmatch(file.name)
-        if match and (date is None or match["date"].startswith(date)):
-            runs.setdefault(match["task"], []).append((match["date"], file))
-    if not runs:
-        dates = sorted({m["date"] for f in files if (m := _SAMPLES.fullmatch(f.name))})
-        raise SampleSchemaError(f"{path} has no samples of date {date!r}; it has {dates}.")
-    chosen, passed_over = [], []
-    for task, dated in sorted(runs.items()):
-        dated.sort()
-        if len(dated) > 1 and not repeats:
-            passed_over.append(f"{task} ({len(dated) - 1})")
-            dated = dated[-1:]
-        chosen += [_TaskFile(task, when, file, i) for i, (when, file) in enumerate(dated)]
-    if passed_over:
-        note(
-            f"{path} has several runs of {', '.join(passed_over)}: the latest of each is read. "
-            "Choose one with date=…, or read all as repeated runs with repeats=true."
-        )
-    return chosen
-
-
-def _results_of(files: list[_TaskFile]) -> dict[str, dict[str, Any]]:
-    """The results file of each date; samples of one date stem from one call of lm-eval."""
-    wanted = {file.date for file in files}
-    found: dict[str, dict[str, Any]] = {}
-    for path in sorted(files[0].path.parent.glob("*.json")):
-        match = _RESULTS.fullmatch(path.name)
-        if match and match["date"] in wanted:
-            found[match["date"]] = read_json(path)
-    if wanted - found.keys():
-        note(
-            f"no results_*.json beside the samples of {sorted(wanted - found.keys())}: whether "
-            "higher is better is taken from the metrics' names, task versions are unknown."
-        )
-    models = {json.dumps(_identity(about), sort_keys=True) for about in found.values()}
-    if len(models) > 1:
-        raise SampleSchemaError(
-            f"{files[0].path.parent} holds runs of different models or settings: "
-            f"{sorted(models)}. Choose one with date=… ({sorted(wanted)})."
-        )
-    return found
-
-
-def _identity(about: Mapping[str, Any]) -> dict[str, Any]:
-    config = about.get("config") or {}
-    return {
-        "model": about.get("model_name"),
-        "source": about.get("model_source"),
-        "args": config.get("model_args"),
-        "sha": config.get("model_sha"),
-        "chat_template": about.get("chat_template_sha"),
-        "limit": config.get("limit"),
-    }
-
-
 def _model_digest(about: Mapping[str, Any]) -> str | None:
     """Known only for a model with a revision of its own; a local path says nothing of content."""
-    identity = _identity(about)
-    if not identity["sha"]:
+    stated = about.get(OWN_FACTS) or {}
+    if stated.get("model_digest"):
+        return str(stated["model_digest"])
+    known = identity(about)
+    if not known["sha"]:
         return None
-    return digest_json({k: identity[k] for k in ("model", "source", "args", "sha")})
+    return digest_json({k: known[k] for k in ("model", "source", "args", "sha")})
 
 
-def _task_records(
-    file: _TaskFile, about: Mapping[str, Any], features: list[str], skipped: set[str]
-) -> Iterable[dict[str, Any]]:
+def _task_rows(
+    file: TaskFile,
+    records: Iterator[dict[str, Any]],
+    origin: str,
+    about: Mapping[str, Any],
+    features: list[str],
+    skipped: set[str],
+) -> Iterator[dict[str, Any]]:
     task = file.task
     directions = about.get("higher_is_better", {}).get(task) or {}
     config = about.get("configs", {}).get(task) or {}
@@ -167,8 +183,8 @@ def _task_records(
         if isinstance(entry.get("metric"), str) and isinstance(entry.get("aggregation"), str)
     }
     group = _top_group(task, about.get("group_subtasks") or {})
-    for record in json_lines(file.path):
-        common = _common(record, file, group, features)
+    for record in records:
+        common = _common(record, file, origin, group, features)
         for metric in record.get("metrics") or [k for k in record if k not in _NOT_METRICS]:
             score = sample_score(metric, record.get(metric), aggregations.get(metric))
             if score is NOT_PER_SAMPLE:
@@ -184,12 +200,12 @@ def _task_records(
 
 
 def _common(
-    record: dict[str, Any], file: _TaskFile, group: str | None, features: list[str]
+    record: dict[str, Any], file: TaskFile, origin: str, group: str | None, features: list[str]
 ) -> dict[str, Any]:
     doc = record.get("doc")
     if "doc_id" not in record:
         raise SampleSchemaError(
-            f"{file.path} has records without doc_id ({sorted(record)}): not lm-eval samples."
+            f"{origin} has records without doc_id ({sorted(record)}): not lm-eval samples."
         )
     arguments = _arguments(record.get("arguments"))
     prompt = _as_text(arguments[0][0]) if arguments and arguments[0] else None
@@ -213,7 +229,7 @@ def _common(
         value = doc.get(name) if isinstance(doc, dict) else None
         if value is None:
             raise SampleSchemaError(
-                f"{file.path}: document {record['doc_id']} has no {name!r}; it has "
+                f"{origin}: document {record['doc_id']} has no {name!r}; it has "
                 f"{sorted(doc) if isinstance(doc, dict) else type(doc).__name__}."
             )
         common[FEATURE_PREFIX + name] = value if isinstance(value, (int, float)) else str(value)
@@ -257,11 +273,12 @@ def _top_group(task: str, subtasks: Mapping[str, list[str]]) -> str | None:
 READER = Reader(
     name="lm-eval",
     what="lm-evaluation-harness output with --log_samples: samples_<task>_<date>.jsonl",
-    recognizes=lambda path: bool(_sample_files(path)),
-    read=_read,
+    recognizes=lambda path: bool(sample_files(path)),
+    read=lambda path, **options: read_output(path, **options).samples,
     options={
         "date": "Date of the run to read, or its beginning; the latest by default.",
         "repeats": "true reads the runs of all dates as repeated runs of one model.",
         "features": "Fields of the documents to keep as features, separated by commas.",
+        "model": "Name of the model, where there are several.",
     },
 )

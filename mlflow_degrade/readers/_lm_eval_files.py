@@ -1,0 +1,145 @@
+"""Which files of an lm-eval output directory belong together: one model, one or several dates."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import SampleSchemaError, UnknownNameError
+from ._reader import note, read_json
+
+_DATE = r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?"
+_SAMPLES = re.compile(rf"samples_(?P<task>.+)_(?P<date>{_DATE})\.jsonl")
+_RESULTS = re.compile(rf".+_(?P<date>{_DATE})\.json")
+# What lm-eval replaces when it makes a directory of a model's name.
+_NOT_IN_FOLDERS = re.compile(r"[\"<>:/|\\?*\[\]]+")
+
+
+@dataclass(frozen=True)
+class TaskFile:
+    """The samples of one task from one call of lm-eval."""
+
+    task: str
+    date: str
+    path: Path
+    repeat: int
+
+
+def sample_files(path: Path) -> list[Path]:
+    """All files with samples at or below a path."""
+    if path.is_file():
+        return [path] if _SAMPLES.fullmatch(path.name) else []
+    return sorted(f for f in path.rglob("samples_*.jsonl") if _SAMPLES.fullmatch(f.name))
+
+
+def results_files(path: Path) -> dict[str, Path]:
+    """Results files at or below a path, newest last, by their date."""
+    dated = ((_RESULTS.fullmatch(file.name), file) for file in path.rglob("*.json"))
+    found = {match["date"]: file for match, file in dated if match}
+    return dict(sorted(found.items()))
+
+
+def choose(
+    path: Path, files: list[Path], date: str | None, repeats: bool, model: str | None
+) -> list[TaskFile]:
+    """The files to read: of one model, and the latest of each task unless all are wanted.
+
+    Raises
+    ------
+    SampleSchemaError
+        Several models, or nothing of that date.
+    UnknownNameError
+        No such model.
+    """
+    if model is not None:
+        files = _of_model(files, model)
+    folders = sorted({file.parent for file in files})
+    if len(folders) > 1:
+        raise SampleSchemaError(
+            f"{path} holds samples of {len(folders)} models: {[str(f) for f in folders]}. Name one "
+            "of these directories, or choose one with model=<its name>."
+        )
+    runs: dict[str, list[tuple[str, Path]]] = {}
+    for file in files:
+        match = _SAMPLES.fullmatch(file.name)
+        if match and (date is None or match["date"].startswith(date)):
+            runs.setdefault(match["task"], []).append((match["date"], file))
+    if not runs:
+        dates = sorted({m["date"] for f in files if (m := _SAMPLES.fullmatch(f.name))})
+        raise SampleSchemaError(f"{path} has no samples of date {date!r}; it has {dates}.")
+    chosen, passed_over = [], []
+    for task, dated in sorted(runs.items()):
+        dated.sort()
+        if len(dated) > 1 and not repeats:
+            passed_over.append(f"{task} ({len(dated) - 1})")
+            dated = dated[-1:]
+        chosen += [TaskFile(task, when, file, i) for i, (when, file) in enumerate(dated)]
+    if passed_over:
+        note(
+            f"{path} has several runs of {', '.join(passed_over)}: the latest of each is read. "
+            "Choose one with date=…, or read all as repeated runs with repeats=true."
+        )
+    return chosen
+
+
+def _of_model(files: list[Path], model: str) -> list[Path]:
+    """The files whose results, or whose directory, name the model."""
+    names: dict[tuple[Path, str], str] = {}
+    for folder in {file.parent for file in files}:
+        for date, path in results_files(folder).items():
+            names[path.parent, date] = str(read_json(path).get("model_name") or folder.name)
+    kept, known = [], set()
+    for file in files:
+        match = _SAMPLES.fullmatch(file.name)
+        name = names.get((file.parent, match["date"] if match else ""), file.parent.name)
+        known.add(name)
+        if model == name or _NOT_IN_FOLDERS.sub("__", model) == file.parent.name:
+            kept.append(file)
+    if not kept:
+        raise UnknownNameError("model", model, known)
+    return kept
+
+
+def results_of(files: list[TaskFile]) -> dict[str, dict[str, Any]]:
+    """The results file of each date; samples of one date stem from one call of lm-eval.
+
+    Raises
+    ------
+    SampleSchemaError
+        The results are of different models or settings.
+    """
+    wanted = {file.date for file in files}
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(files[0].path.parent.glob("*.json")):
+        match = _RESULTS.fullmatch(path.name)
+        if match and match["date"] in wanted:
+            found[match["date"]] = read_json(path)
+    if wanted - found.keys():
+        note(
+            f"no results_*.json beside the samples of {sorted(wanted - found.keys())}: whether "
+            "higher is better is taken from the metrics' names, task versions are unknown."
+        )
+    models = {json.dumps(identity(about), sort_keys=True) for about in found.values()}
+    if len(models) > 1:
+        raise SampleSchemaError(
+            f"{files[0].path.parent} holds runs of different models or settings: "
+            f"{sorted(models)}. Choose one with date=… ({sorted(wanted)})."
+        )
+    return found
+
+
+def identity(about: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells runs of different models or settings apart."""
+    config = about.get("config") or {}
+    return {
+        "model": about.get("model_name"),
+        "source": about.get("model_source"),
+        "args": config.get("model_args"),
+        "sha": config.get("model_sha"),
+        "chat_template": about.get("chat_template_sha"),
+        "limit": config.get("limit"),
+    }
