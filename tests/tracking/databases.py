@@ -40,7 +40,8 @@ def running_postgres() -> Iterator[str]:
         options = f"-p {port} -c listen_addresses=127.0.0.1 -c fsync=off -k {folder}"
         call("pg_ctl", "-D", str(data), "-w", "-l", str(folder / "log"), "-o", options, "start")
         try:
-            yield f"postgresql://mlflow@127.0.0.1:{port}/postgres"
+            # SQLAlchemy's default driver depends on its version: name the one that is installed.
+            yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/postgres"
         finally:
             call("pg_ctl", "-D", str(data), "-m", "immediate", "stop")
     finally:

@@ -305,6 +305,7 @@ def test_basic_auth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             mlflow.set_registry_uri(before[1])
 
 
+@pytest.mark.slow
 def test_a_server_does_not_start_with_a_wrong_configuration(tmp_path: Path) -> None:
     (tmp_path / "gate.yaml").write_text("protected_alias: [champion]\n")
     database = f"sqlite:///{tmp_path}/mlflow.db"
