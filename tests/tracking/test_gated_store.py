@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 import logging
 import uuid
@@ -21,26 +22,19 @@ from mlflow_degrade.errors import PolicyError, PromotionRefusedError
 from mlflow_degrade.tracking.gate_config import VARIABLE, GateConfig
 
 _PROMPT = "mlflow.prompt.is_prompt"
+_NUMBERS = itertools.count(30)
 
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A database behind the gate, an audit log, and one honest and one unproven model."""
     folder = tmp_path_factory.mktemp("gated")
-    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    (folder / "gate.yaml").write_text(f"audit_log: {folder}/audit.jsonl\n")
+    database = f"sqlite:///{folder}/mlflow.db"
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.delenv("MLFLOW_REGISTRY_URI", raising=False)
-        (folder / "gate.yaml").write_text(f"audit_log: {folder}/audit.jsonl\n")
         patch.setenv(VARIABLE, str(folder / "gate.yaml"))
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-        patch.setenv("MLFLOW_REGISTRY_URI", f"gated+sqlite:///{folder}/mlflow.db")
-        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-        mlflow.set_registry_uri(f"gated+sqlite:///{folder}/mlflow.db")
-        mlflow.set_experiment("Default")
-        yield folder
-    mlflow.set_tracking_uri(before[0])
-    mlflow.set_registry_uri(before[1])
+        with cases.pointed_at(folder, database, f"gated+{database}"):
+            yield folder
 
 
 @pytest.fixture(scope="module")
@@ -67,16 +61,15 @@ def _audit(folder: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def _other_gate(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, text: str, *, uri: str | None = None
-) -> MlflowClient:
+def _other_gate(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> MlflowClient:
     """A client of the same database behind a gate with another configuration."""
-    config = folder / f"gate-{uuid.uuid4().hex[:8]}.yaml"
+    number = next(_NUMBERS)
+    config = folder / f"gate-{number}.yaml"
     config.write_text(text)
     monkeypatch.setenv(VARIABLE, str(config))
-    # MLflow keeps a store per URI; another number of slashes is another URI of the same file.
-    database = f"{'/' * (4 + int(uuid.uuid4().hex[:2], 16))}{str(folder).lstrip('/')}/mlflow.db"
-    return MlflowClient(registry_uri=uri or f"gated+sqlite:{'//' + database[1:]}")
+    # MLflow keeps a store per URI: one that says the same in other words is another store.
+    uri = f"gated+sqlite:///{folder}/mlflow.db?timeout={number}"
+    return MlflowClient(registry_uri=uri)
 
 
 def test_a_proven_version_is_promoted(workplace: Path, honest: cases.Case) -> None:

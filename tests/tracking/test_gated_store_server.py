@@ -61,21 +61,12 @@ def server(
 
 def _serve(folder: Path, database: str) -> Iterator[Server]:
     (folder / "gate.yaml").write_text(f"{_REQUIRED}audit_log: {folder}/audit.jsonl\n")
-    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
     env = {VARIABLE: str(folder / "gate.yaml")}
     with (
         cases.running_server(folder, f"gated+{database}", database, env=env) as url,
-        pytest.MonkeyPatch.context() as patch,
+        cases.pointed_at(folder, url, url),
     ):
-        patch.chdir(folder)
-        patch.delenv("MLFLOW_REGISTRY_URI", raising=False)
-        patch.setenv("MLFLOW_TRACKING_URI", url)
-        mlflow.set_tracking_uri(url)
-        mlflow.set_registry_uri(url)
-        mlflow.set_experiment("Default")
         yield Server(url, folder)
-    mlflow.set_tracking_uri(before[0])
-    mlflow.set_registry_uri(before[1])
 
 
 @pytest.fixture(scope="module")
@@ -261,48 +252,39 @@ def test_basic_auth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "MLFLOW_AUTH_ADMIN_PASSWORD": password,
         "MLFLOW_FLASK_SERVER_SECRET_KEY": "for tests",
     }
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
-    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
-    with cases.running_server(
-        tmp_path, f"gated+{database}", database, "--app-name", "basic-auth", env=env
-    ) as url:
-        try:
-            mlflow.set_tracking_uri(url)
-            mlflow.set_registry_uri(url)
-            mlflow.set_experiment("Default")
-            server = Server(url, tmp_path)
-            honest = cases.register_plain(tmp_path, "honest")
-            failed = cases.register_plain(tmp_path, "failed", wrong=60)
-            made = requests.post(
-                f"{url}/api/2.0/mlflow/users/create",
-                json={"username": "eve", "password": "another-long-password"},
-                auth=("admin", password),
-                timeout=60,
-            )
-            made.raise_for_status()
-            assert server.post("registered-models/alias", **_alias(failed)).status_code == 401
-            with pytest.raises(RestException, match="PERMISSION_DENIED: alias 'champion'"):
-                MlflowClient().set_registered_model_alias("failed", "champion", failed.version)
-            assert server.audit()[-1]["user"] == "admin"
-            MlflowClient().set_registered_model_alias("honest", "champion", honest.version)
-            MlflowClient().set_model_version_tag(
-                *failed.at, "degrade.override.champion", "rollback of the broken release 12"
-            )
-            monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "eve")
-            monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "another-long-password")
+    with (
+        cases.running_server(
+            tmp_path, f"gated+{database}", database, "--app-name", "basic-auth", env=env
+        ) as url,
+        cases.pointed_at(tmp_path, url, url),
+    ):
+        server, client = Server(url, tmp_path), MlflowClient()
+        honest = cases.register_plain(tmp_path, "honest")
+        failed = cases.register_plain(tmp_path, "failed", wrong=60)
+        requests.post(
+            f"{url}/api/2.0/mlflow/users/create",
+            json={"username": "eve", "password": "another-long-password"},
+            auth=("admin", password),
+            timeout=60,
+        ).raise_for_status()
+        assert server.post("registered-models/alias", **_alias(failed)).status_code == 401
+        with pytest.raises(RestException, match="PERMISSION_DENIED: alias 'champion'"):
+            client.set_registered_model_alias("failed", "champion", failed.version)
+        assert server.audit()[-1]["user"] == "admin"
+        client.set_registered_model_alias("honest", "champion", honest.version)
+        reason = "rollback of the broken release 12"
+        client.set_model_version_tag(*failed.at, "degrade.override.champion", reason)
+        with monkeypatch.context() as eve:
+            eve.setenv("MLFLOW_TRACKING_USERNAME", "eve")
+            eve.setenv("MLFLOW_TRACKING_PASSWORD", "another-long-password")
             with pytest.raises(RestException, match="user 'eve' may not override this gate"):
-                MlflowClient().set_registered_model_alias("failed", "champion", failed.version)
-            assert server.audit()[-1]["user"] == "eve"
-            assert cases.snapshot("failed")["aliases"] == {}
-            monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
-            monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
-            MlflowClient().set_registered_model_alias("failed", "champion", failed.version)
-            assert server.audit()[-1]["event"] == "override"
-        finally:
-            mlflow.set_tracking_uri(before[0])
-            mlflow.set_registry_uri(before[1])
+                client.set_registered_model_alias("failed", "champion", failed.version)
+        assert server.audit()[-1]["user"] == "eve"
+        assert cases.snapshot("failed")["aliases"] == {}
+        client.set_registered_model_alias("failed", "champion", failed.version)
+        assert server.audit()[-1]["event"] == "override"
 
 
 @pytest.mark.slow

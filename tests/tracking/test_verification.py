@@ -26,14 +26,9 @@ from mlflow_degrade.tracking.model_content import ARTIFACT_TAG, bind_artifact
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """One empty database for all tests of this file; each uses model names of its own."""
     folder = tmp_path_factory.mktemp("verification")
-    previous = mlflow.get_tracking_uri()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-        mlflow.set_experiment("Default")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    with cases.pointed_at(folder, uri, uri):
         yield folder
-    mlflow.set_tracking_uri(previous)
 
 
 def _evidence(case: cases.Case) -> Path:
@@ -270,9 +265,9 @@ def test_verified_loading(workplace: Path) -> None:
     model = load_verified_model("models:/foreign@champion", policy=cases.STRICT)
     assert model.predict(["x"]) == ["foreign"]
     (_files(case) / "foreign.py").write_text(cases.ECHO.format(word="evil"))
-    with pytest.raises(VerificationError, match="the evidence is of another model") as refused:
+    with pytest.raises(VerificationError, match="changed after the verdict") as refused:
         load_verified_model("models:/foreign@champion")
-    assert len(refused.value.problems) == 1
+    assert len(refused.value.problems) == 2
     assert model.predict(["x"]) == ["foreign"]
     with pytest.raises(InputError, match="models:/name@alias"):
         load_verified_model("models:/m-123")
