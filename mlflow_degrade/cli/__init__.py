@@ -16,9 +16,10 @@ from typing import Any
 import click
 
 from ..errors import DegradeError, UnknownNameError
+from ..tracking.runs import Terminated
 
 #: Exit codes besides those of a verdict (0 PASS, 1 FAIL, 2 INCONCLUSIVE).
-INVALID_INPUT, INTERNAL_ERROR, INTERRUPTED = 3, 4, 130
+INVALID_INPUT, INTERNAL_ERROR, INTERRUPTED, TERMINATED = 3, 4, 130, 143
 
 #: Command -> module and function, and what it is for. One line adds a command.
 COMMANDS: Mapping[str, tuple[str, str]] = {
@@ -27,7 +28,12 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "List what was decided on the candidates of a baseline.",
     ),
     "compare": ("mlflow_degrade.cli.compare:compare", "Decide whether a candidate is worse."),
+    "evaluate": ("mlflow_degrade.cli.evaluate:evaluate", "Run lm-eval and log to MLflow."),
     "gate": ("mlflow_degrade.cli.gate:gate", "Promote a model in MLflow when it passes."),
+    "log-lm-eval": (
+        "mlflow_degrade.cli.log_lm_eval:log_lm_eval",
+        "Put lm-eval's output into MLflow.",
+    ),
     "plan": ("mlflow_degrade.cli.plan:plan", "How many samples, and what they can detect."),
     "verify": (
         "mlflow_degrade.cli.verify:verify",
@@ -96,6 +102,9 @@ def run(args: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         _say("interrupted")
         return INTERRUPTED
+    except Terminated:
+        _say("terminated")
+        return TERMINATED
     except BrokenPipeError:
         # Whoever read the output has seen enough; keep Python from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

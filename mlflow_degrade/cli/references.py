@@ -52,7 +52,7 @@ def read_sides(
             f"baseline and candidate are the same log ({references[0]}): a model is never worse "
             "than itself. Check the two references."
         )
-    given = dict(_pair(option) for option in options)
+    given = dict(parse_option(option) for option in options)
     if any(reference.startswith(_RUN) for reference in references):
         from ..tracking.connection import require_tracking_server
 
@@ -81,7 +81,13 @@ def _canonical(reference: str) -> str:
     return str(Path(reference).expanduser().resolve())
 
 
-def _pair(option: str) -> tuple[str, str]:
+def parse_option(option: str) -> tuple[str, str]:
+    """A reader's option, ``KEY=VALUE``, as key and value.
+
+    Raises
+    ------
+    InputError
+    """
     key, equals, value = option.partition("=")
     if not equals or not key:
         raise InputError(f"option {option!r} is not of the form KEY=VALUE.")

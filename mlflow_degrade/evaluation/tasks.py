@@ -8,7 +8,7 @@ after one quick look at all of them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,46 @@ def load_tasks(names: Sequence[str], *, include_path: str | Path | None = None) 
     """
     from rich.console import Console
 
+    manager, specs = find_tasks(names, include_path=include_path)
+    tasks: dict[str, Any] = {}
+    # A hub that does not answer takes a while; shown on terminals only.
+    with quiet_libraries(), Console(stderr=True).status(f"Loading {', '.join(names)}"):
+        for name, spec in zip(names, specs, strict=True):
+            tasks.update(load(manager, [spec], name)["tasks"])
+    return tasks
+
+
+def find_tasks(
+    names: Sequence[str],
+    *,
+    include_path: str | Path | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> tuple[Any, list[str]]:
+    """Find tasks without loading their data.
+
+    Parameters
+    ----------
+    names, include_path
+        As for `load_tasks`.
+    metadata : mapping, optional
+        For tasks that make their data to measure, e.g. for the model's tokenizer.
+
+    Returns
+    -------
+    lm_eval.tasks.TaskManager, list of str
+        A manager that knows the names, and what to ask it for, one per name.
+
+    Raises
+    ------
+    UnknownNameError
+        No such task; the nearest names are suggested.
+    InputError
+        There is no name, or no such directory.
+    MissingExtraError
+        lm-eval is not installed.
+    """
+    from rich.console import Console
+
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
@@ -55,21 +95,15 @@ def load_tasks(names: Sequence[str], *, include_path: str | Path | None = None) 
     if include_path is not None and not Path(include_path).is_dir():
         raise InputError(f"include_path {include_path} is not a directory with lm-eval task files.")
     own = [str(starter_path()), *([str(include_path)] if include_path is not None else [])]
-    tasks: dict[str, Any] = {}
-    # Lm-eval's index, or a hub that does not answer, takes a while; shown on terminals only.
-    with quiet_libraries(), Console(stderr=True).status(f"Loading {', '.join(names)}"):
-        local = TaskManager(include_path=own, include_defaults=False)
-        elsewhere = [name for name in names if name not in local.all_tasks]
-        files = _task_files(elsewhere, local.all_tasks) if elsewhere else {}
-        everything = local
+    extra = None if metadata is None else dict(metadata)
+    # Lm-eval's index takes a while.
+    with quiet_libraries(), Console(stderr=True).status(f"Looking for {', '.join(names)}"):
+        manager = TaskManager(include_path=own, include_defaults=False, metadata=extra)
+        elsewhere = [name for name in names if name not in manager.all_tasks]
+        files = _task_files(elsewhere, manager.all_tasks) if elsewhere else {}
         if any(files[name] is None for name in elsewhere):
-            everything = TaskManager(include_path=own)
-        for name in names:
-            manager, spec = local, name
-            if name in files:
-                manager, spec = everything, str(files[name] or name)
-            tasks.update(_build(manager, spec, name))
-    return tasks
+            manager = TaskManager(include_path=own, metadata=extra)
+    return manager, [str(files.get(name) or name) for name in names]
 
 
 def _task_files(names: Iterable[str], local: Iterable[str]) -> dict[str, Path | None]:
@@ -102,18 +136,38 @@ def _task_files(names: Iterable[str], local: Iterable[str]) -> dict[str, Path | 
     return files
 
 
-def _build(manager: Any, spec: str, name: str) -> dict[str, Any]:
+def load(manager: Any, specs: Sequence[str], what: str) -> dict[str, Any]:
+    """Build tasks with a manager of lm-eval.
+
+    Parameters
+    ----------
+    manager : lm_eval.tasks.TaskManager
+    specs : sequence of str
+        As `find_tasks` gives them.
+    what : str
+        What messages call them.
+
+    Returns
+    -------
+    dict
+        lm-eval's: ``"tasks"``, ``"groups"`` and how they belong together.
+
+    Raises
+    ------
+    InputError
+        A task cannot be built, e.g. because its data set is not reachable.
+    """
     try:
-        tasks: dict[str, Any] = manager.load([spec])["tasks"]
+        loaded: dict[str, Any] = manager.load(list(specs))
     except (StopIteration, IndexError) as error:
         raise InputError(
-            f"task {name!r} has no samples: its data set is empty; check its test_split and "
+            f"task {what!r} has no samples: its data set is empty; check its test_split and "
             "data_files."
         ) from error
     except Exception as error:
         raise InputError(
-            f"task {name!r} cannot be loaded ({type(error).__name__}: {error}). If its data set is "
+            f"task {what!r} cannot be loaded ({type(error).__name__}: {error}). If its data set is "
             "on the Hugging Face hub, check the network and that you have access to it, or use a "
             "task with local data (include_path), such as 'starter'."
         ) from error
-    return tasks
+    return loaded

@@ -59,9 +59,10 @@ def choose(
         files = _of_model(files, model)
     folders = sorted({file.parent for file in files})
     if len(folders) > 1:
+        names = sorted({name for _, name in _models(files)})
         raise SampleSchemaError(
             f"{path} holds samples of {len(folders)} models: {[str(f) for f in folders]}. Name one "
-            "of these directories, or choose one with model=<its name>."
+            f"of these directories, or one of the models {names} with the option model."
         )
     runs: dict[str, list[tuple[str, Path]]] = {}
     for file in files:
@@ -86,21 +87,25 @@ def choose(
     return chosen
 
 
-def _of_model(files: list[Path], model: str) -> list[Path]:
-    """The files whose results, or whose directory, name the model."""
+def _models(files: list[Path]) -> list[tuple[Path, str]]:
+    """Each file with the model its results name, or with its directory where there are none."""
     names: dict[tuple[Path, str], str] = {}
     for folder in {file.parent for file in files}:
         for date, path in results_files(folder).items():
             names[path.parent, date] = str(read_json(path).get("model_name") or folder.name)
-    kept, known = [], set()
-    for file in files:
-        match = _SAMPLES.fullmatch(file.name)
-        name = names.get((file.parent, match["date"] if match else ""), file.parent.name)
-        known.add(name)
-        if model == name or _NOT_IN_FOLDERS.sub("__", model) == file.parent.name:
-            kept.append(file)
+    dates = ((file, _SAMPLES.fullmatch(file.name)) for file in files)
+    return [
+        (file, names.get((file.parent, match["date"] if match else ""), file.parent.name))
+        for file, match in dates
+    ]
+
+
+def _of_model(files: list[Path], model: str) -> list[Path]:
+    named = _models(files)
+    folder = _NOT_IN_FOLDERS.sub("__", model)
+    kept = [file for file, name in named if name == model or file.parent.name == folder]
     if not kept:
-        raise UnknownNameError("model", model, known)
+        raise UnknownNameError("model", model, {name for _, name in named})
     return kept
 
 

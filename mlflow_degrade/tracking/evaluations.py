@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+
+import numpy as np
+import pyarrow as pa
 
 from ..cache import digest_json
 from ..errors import TrackingError
@@ -24,6 +28,7 @@ REUSED_TAG = "degrade.reused_from"
 _NOT_IN_NAMES = re.compile(r"[^\w\-. :/]")
 _SAMPLES = "samples"
 _FACTS = "evaluation.json"
+_THREADS = 2
 
 
 def log_evaluation(
@@ -53,22 +58,31 @@ def log_evaluation(
     """
     import mlflow
 
-    with tempfile.TemporaryDirectory(prefix="mlflow-degrade-") as scratch:
-        for task in samples.tasks:
-            name = quote(task, safe=" -_.,=+") + ".parquet"
-            samples.select(tasks=[task]).write_parquet(Path(scratch) / name)
+    with (
+        tempfile.TemporaryDirectory(prefix="mlflow-degrade-") as scratch,
+        ThreadPoolExecutor(_THREADS) as pool,
+    ):
+        # Parquet is encoded and hashed outside of Python's lock.
+        digest = pool.submit(samples.digest)
+        written = [
+            pool.submit(part.write_parquet, Path(scratch) / _file_name(task))
+            for task, part in _by_task(samples)
+        ]
+        means = samples.means()
+        for file in written:
+            file.result()
         mlflow.log_artifacts(scratch, _SAMPLES)
     mlflow.log_dict({"key": dict(key), **(facts or {})}, _FACTS)
     named = {
         # Most tasks have one answer filter, and then its name says nothing.
         f"{task}/{metric}" if flt == "none" else f"{task}/{metric}.{flt}": value
-        for (task, metric, flt), value in samples.means().items()
+        for (task, metric, flt), value in means.items()
     }
     log_finite_metrics({**named, **(metrics or {})})
     tags = {
         KIND_TAG: "evaluation",
         KEY_TAG: digest_json(dict(key)),
-        SAMPLES_DIGEST_TAG: samples.digest(),
+        SAMPLES_DIGEST_TAG: digest.result(),
     }
     if samples.model_digest is not None:
         tags[MODEL_DIGEST_TAG] = samples.model_digest
@@ -78,12 +92,46 @@ def log_evaluation(
     mlflow.set_tags(tags)
 
 
-def find_evaluation(key: Mapping[str, Any]) -> str | None:
-    """Newest finished run of the active experiment with this evaluation key, or None."""
+def _file_name(task: str) -> str:
+    return quote(task, safe=" -_.,=+") + ".parquet"
+
+
+def _by_task(samples: SampleScores) -> Iterator[tuple[str, SampleScores]]:
+    """The rows of each task; not copied where they lie together, as they usually do."""
+    table = samples.table
+    encoded = table["task"].combine_chunks().dictionary_encode()
+    names, codes = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
+    starts = np.flatnonzero(np.diff(codes, prepend=-1))
+    if len(starts) > len(names):
+        order = np.argsort(codes, kind="stable")
+        starts = np.searchsorted(codes[order], np.arange(len(names)))
+    else:
+        order = None
+    for start, end in zip(starts, [*starts[1:], len(codes)], strict=True):
+        if order is None:
+            yield names[codes[start]], SampleScores(table.slice(start, end - start))
+        else:
+            rows = order[start:end]
+            yield names[codes[rows[0]]], SampleScores(table.take(pa.array(rows)))
+
+
+def find_evaluation(key: Mapping[str, Any], *, samples_digest: str | None = None) -> str | None:
+    """Newest finished run of the active experiment with this evaluation key, or None.
+
+    Parameters
+    ----------
+    key : mapping
+        As it was given to `log_evaluation`.
+    samples_digest : str, optional
+        Only a run with these very scores.
+    """
     import mlflow
 
+    wanted = f"tags.`{KEY_TAG}` = '{digest_json(dict(key))}' and status = 'FINISHED'"
+    if samples_digest is not None:
+        wanted += f" and tags.`{SAMPLES_DIGEST_TAG}` = '{samples_digest}'"
     runs = mlflow.search_runs(
-        filter_string=f"tags.`{KEY_TAG}` = '{digest_json(dict(key))}' and status = 'FINISHED'",
+        filter_string=wanted,
         order_by=["attributes.start_time DESC"],
         max_results=1,
         output_format="list",

@@ -1,0 +1,119 @@
+"""``mlflow-degrade evaluate``: lm-eval with any of its models, logged to MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import InputError, TrackingError
+from .evaluation_runs import logging_options, parse_tags, show
+
+if TYPE_CHECKING:
+    from ..evaluation.harness import HarnessRun
+
+_HELP = """Run lm-eval on a model and log what it finds to MLflow.
+
+Any model of lm-eval can be used (hf, vllm, openai-completions, …); onnx is the engine of this
+package, for directories that hold an ONNX export. The run is the same as log-lm-eval makes of
+lm-eval's own files: samples, results, settings and a note. It can be compared and gated with any
+run of the same tasks.
+
+\b
+Examples:
+  mlflow-degrade evaluate --model hf --model-args pretrained=org/chat-7b --tasks arc_easy,piqa
+  mlflow-degrade evaluate --model onnx --model-args pretrained=models/int8 --tasks starter
+  mlflow-degrade evaluate --model hf --model-args pretrained=./chat,dtype=bfloat16 \\
+      --tasks my_task --include-path ./tasks --limit 500 --batch-size 16 --device cuda:0
+  mlflow-degrade evaluate --model hf --model-args pretrained=./chat --tasks gsm8k \\
+      --apply-chat-template --num-fewshot 5 --model-uri models:/chat/7
+
+The server is asked for an answer before anything is computed. If it is gone when the evaluation is
+done, lm-eval's files are kept, and log-lm-eval logs them later.
+
+Exit codes: 0 logged, 3 invalid input.
+"""
+
+
+@click.command(help=_HELP)
+@click.option("--model", required=True, metavar="NAME", help="Model of lm-eval, e.g. hf, or onnx.")
+@click.option(
+    "--model-args", default="", metavar="KEY=VALUE,…", help="Its arguments, e.g. pretrained=DIR."
+)
+@click.option("--tasks", required=True, metavar="NAMES", help="lm-eval tasks, comma-separated.")
+@click.option("--include-path", metavar="DIR", help="Directory with task files of your own.")
+@click.option("--limit", type=float, help="First samples per task; below 1 a share of them.")
+@click.option("--num-fewshot", type=int, help="Few-shot examples per prompt.")
+@click.option("--batch-size", metavar="N|auto", help="Samples per batch.")
+@click.option("--device", metavar="NAME", help="E.g. cuda, cuda:0 or cpu.")
+@click.option("--apply-chat-template", is_flag=True, help="Ask in the model's chat template.")
+@click.option("--system-instruction", metavar="TEXT", help="System message of every prompt.")
+@click.option("--gen-kwargs", metavar="KEY=VALUE,…", help="Of tasks that generate text.")
+@click.option("--seed", type=int, help="Of Python, numpy, torch and the few-shot examples.")
+@click.option("--confirm-run-unsafe-code", is_flag=True, help="Run code that the model wrote.")
+@click.option("--output-path", metavar="DIR", help="Keep lm-eval's own files as well.")
+@logging_options
+def evaluate(
+    tasks: str,
+    limit: float | None,
+    confirm_run_unsafe_code: bool,
+    output_path: str | None,
+    experiment: str | None,
+    run_name: str | None,
+    tags: Sequence[str],
+    model_uri: str | None,
+    json_: str | None,
+    **settings: Any,
+) -> None:
+    from ..evaluation.harness import HarnessSettings, run_lm_eval
+    from ..tracking.connection import require_tracking_server
+    from ..tracking.lm_eval_runs import log_lm_eval
+    from ..tracking.references import content_digest
+    from ..tracking.runs import terminate_gracefully
+
+    names = tuple(name.strip() for name in tasks.split(",") if name.strip())
+    if not names:
+        raise InputError(f"--tasks {tasks!r} names no task.")
+    asked = HarnessSettings(
+        tasks=names,
+        # lm-eval takes 10.0 for a number of samples that is no number.
+        limit=int(limit) if limit is not None and limit.is_integer() else limit,
+        unsafe_code=confirm_run_unsafe_code,
+        **settings,
+    )
+    chosen = parse_tags(tags)
+    require_tracking_server()
+    if model_uri is not None:
+        content_digest(model_uri)
+    with terminate_gracefully():
+        run = run_lm_eval(asked)
+        if run is None:
+            return
+        if output_path is not None:
+            run.save(output_path)
+        try:
+            done = log_lm_eval(
+                run.output,
+                model_uri=model_uri,
+                run_name=run_name,
+                tags=chosen,
+                experiment=experiment,
+                fresh=True,
+            )
+        except TrackingError as error:
+            raise _kept(run, output_path, error) from error
+    show(run.output, done, json_)
+
+
+def _kept(run: HarnessRun, output_path: str | None, error: TrackingError) -> TrackingError:
+    """The error, with where the evaluation can be found again: it may have taken hours."""
+    from ..cache import cache_root
+
+    folder = (
+        Path(output_path) if output_path else cache_root() / "lm-eval" / max(run.output.results)
+    )
+    if output_path is None:
+        run.save(folder)
+    return TrackingError(f"{error}\nThe evaluation is kept: mlflow-degrade log-lm-eval {folder}")

@@ -1,0 +1,274 @@
+"""lm-eval with any of its models, in this process, with its samples kept in memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ..errors import (
+    DegradeError,
+    EngineError,
+    InputError,
+    MissingExtraError,
+    ModelError,
+    StorageError,
+    UnknownNameError,
+)
+from ..readers.lm_eval import OWN_FACTS, LmEvalOutput, output_of
+from .quiet import quiet_libraries
+from .tasks import find_tasks, load
+
+_ONNX = "onnx"
+
+
+@dataclass(frozen=True)
+class HarnessSettings:
+    """How lm-eval is called; what is not given is left to lm-eval.
+
+    Attributes
+    ----------
+    model : str
+        A model of lm-eval, such as ``"hf"`` or ``"vllm"``; ``"onnx"`` is the engine of this
+        package.
+    model_args : str
+        ``"key=value,…"``, e.g. ``"pretrained=org/name,dtype=bfloat16"``.
+    tasks : tuple of str
+        lm-eval tasks, groups or tags; ``starter`` is the packaged suite.
+    include_path : str or None
+        Directory with task files of one's own.
+    limit : float or None
+        Most documents per task, the first ones; below 1 a share of them.
+    num_fewshot : int or None
+        Few-shot examples per prompt.
+    batch_size : str or None
+        A number, or ``"auto"``.
+    device : str or None
+        E.g. ``"cuda:0"`` or ``"cpu"``.
+    apply_chat_template : bool
+        Whether prompts are conversations in the model's chat template.
+    system_instruction : str or None
+    gen_kwargs : str or None
+        ``"key=value,…"`` for tasks that generate.
+    seed : int or None
+        Of Python, numpy, torch and the few-shot examples.
+    unsafe_code : bool
+        Whether tasks may run code that the model wrote.
+    """
+
+    model: str
+    model_args: str
+    tasks: tuple[str, ...]
+    include_path: str | None = None
+    limit: float | None = None
+    num_fewshot: int | None = None
+    batch_size: str | None = None
+    device: str | None = None
+    apply_chat_template: bool = False
+    system_instruction: str | None = None
+    gen_kwargs: str | None = None
+    seed: int | None = None
+    unsafe_code: bool = False
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and not self.limit > 0:
+            raise InputError(f"limit is {self.limit:g}: leave it out to take all samples.")
+        if self.num_fewshot is not None and self.num_fewshot < 0:
+            raise InputError(f"num_fewshot is {self.num_fewshot}, it cannot be negative.")
+
+
+@dataclass(frozen=True)
+class HarnessRun:
+    """What one call of lm-eval gave.
+
+    Attributes
+    ----------
+    output : LmEvalOutput
+        Scores and results. Where the model is a local directory, the scores carry the digest of
+        its content.
+    """
+
+    output: LmEvalOutput
+    _samples: Mapping[str, list[dict[str, Any]]] = field(repr=False)
+    _tracker: Any = field(repr=False)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the files that lm-eval itself would write, with its own code.
+
+        Raises
+        ------
+        StorageError
+            They cannot be written.
+        """
+        self._tracker.output_path = str(folder)
+        # It changes what it is given, and only warns when it cannot write.
+        samples = {task: [dict(r) for r in records] for task, records in self._samples.items()}
+        self._tracker.save_results_aggregated(results=dict(self.output.newest), samples=samples)
+        for task, records in samples.items():
+            self._tracker.save_results_samples(task_name=task, samples=records)
+        written = {path.name for path in Path(folder).rglob(f"*{self._date()}*")}
+        if len(written) <= len(samples):
+            raise StorageError(f"lm-eval could not write its output to {folder}: make room there.")
+        return Path(folder)
+
+    def _date(self) -> str:
+        return str(getattr(self._tracker, "date_id", None))
+
+
+def run_lm_eval(settings: HarnessSettings) -> HarnessRun | None:
+    """Evaluate a model with lm-eval.
+
+    Parameters
+    ----------
+    settings : HarnessSettings
+
+    Returns
+    -------
+    HarnessRun or None
+        None in all but the first process of a distributed evaluation.
+
+    Raises
+    ------
+    MissingExtraError
+        lm-eval, or what its model needs, is not installed.
+    UnknownNameError
+        No such model or task.
+    InputError
+        A task cannot be loaded.
+    ModelError
+        The model cannot be loaded.
+    EngineError
+        lm-eval stopped while the model was running.
+    NonFiniteScoreError
+        A score is not a number.
+    """
+    name, arguments = _model_name(settings.model), _arguments(settings.model_args)
+    manager, specs = find_tasks(
+        settings.tasks, include_path=settings.include_path, metadata=arguments
+    )
+    # Tasks that cannot be loaded are found before a model is.
+    with quiet_libraries():
+        loaded = load(manager, specs, ", ".join(settings.tasks))
+    # Nor are the data loaded a second time.
+    manager.load = lambda _specs: loaded
+    digest = _local_digest(arguments)
+    model = _load_model(name, arguments, settings)
+    found, tracker = _evaluate(model, name, arguments, manager, specs, settings)
+    if found is None:
+        return None
+    samples = found.pop("samples")
+    results = _results(found, tracker)
+    if digest is not None:
+        results[OWN_FACTS] = {"model_digest": digest}
+    date = datetime.now().isoformat().replace(":", "-")
+    return HarnessRun(output_of(results, samples, date), samples, tracker)
+
+
+def _arguments(text: str) -> dict[str, Any]:
+    from lm_eval.utils import simple_parse_args_string
+
+    try:
+        return dict(simple_parse_args_string(text))
+    except ValueError as error:
+        raise InputError(
+            f"model_args {text!r} are not of the form key=value,key=value ({error})."
+        ) from error
+
+
+def _local_digest(arguments: Mapping[str, Any]) -> str | None:
+    """Digest of the local directory that is evaluated, if it is one."""
+    from .run import model_digest
+
+    folder = Path(str(arguments.get("pretrained", ""))).expanduser()
+    # Weights that are put on top make another model of the same directory.
+    if "pretrained" not in arguments or not folder.is_dir() or {"peft", "delta"} & set(arguments):
+        return None
+    return model_digest(folder)
+
+
+def _model_name(given: str) -> str:
+    try:
+        import lm_eval.models  # noqa: F401 - registers its models
+        from lm_eval.api.registry import model_registry
+    except ImportError as error:
+        raise MissingExtraError("lm_eval", "cpu") from error
+    from . import backend
+
+    if given == _ONNX:
+        return backend.NAME
+    known = sorted(model_registry.keys())
+    if given not in known:
+        raise UnknownNameError("lm-eval model", given, [_ONNX, *known])
+    return given
+
+
+def _load_model(name: str, arguments: dict[str, Any], settings: HarnessSettings) -> Any:
+    from lm_eval.api.registry import get_model
+
+    extra = {"batch_size": settings.batch_size, "device": settings.device}
+    try:
+        return get_model(name).create_from_arg_obj(arguments, extra)
+    except DegradeError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"lm-eval cannot load its model {settings.model!r} with {settings.model_args!r} "
+            f"({type(error).__name__}: {error})."
+        ) from error
+
+
+def _evaluate(
+    model: Any,
+    name: str,
+    arguments: dict[str, Any],
+    manager: Any,
+    specs: Sequence[str],
+    settings: HarnessSettings,
+) -> tuple[dict[str, Any] | None, Any]:
+    from lm_eval import simple_evaluate
+    from lm_eval.loggers import EvaluationTracker
+
+    tracker = EvaluationTracker()
+    seeds = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
+    try:
+        found = simple_evaluate(
+            model=model,
+            model_args=arguments,
+            tasks=list(specs),
+            task_manager=manager,
+            num_fewshot=settings.num_fewshot,
+            batch_size=settings.batch_size,
+            device=settings.device,
+            limit=settings.limit,
+            # Intervals are this package's own business; lm-eval's bootstrap takes minutes.
+            bootstrap_iters=0,
+            log_samples=True,
+            evaluation_tracker=tracker,
+            system_instruction=settings.system_instruction,
+            apply_chat_template=settings.apply_chat_template,
+            gen_kwargs=settings.gen_kwargs,
+            confirm_run_unsafe_code=settings.unsafe_code,
+            **({} if settings.seed is None else dict.fromkeys(seeds, settings.seed)),
+        )
+    except DegradeError:
+        raise
+    except Exception as error:
+        raise EngineError(f"lm-eval stopped ({type(error).__name__}: {error}).") from error
+    tracker.general_config_tracker.log_end_time()
+    tracker.general_config_tracker.model_source = name
+    if found is not None:
+        # It was given the model itself, and would say of which class it is.
+        found["config"]["model"] = name
+    return found, tracker
+
+
+def _results(found: Mapping[str, Any], tracker: Any) -> dict[str, Any]:
+    """What lm-eval would write as results file, as it reads from there."""
+    from lm_eval.utils import handle_non_serializable
+
+    whole = {**found, **asdict(tracker.general_config_tracker)}
+    text = json.dumps(whole, default=handle_non_serializable, ensure_ascii=False)
+    return dict(json.loads(text))

@@ -1,0 +1,285 @@
+"""lm-eval output as evaluation runs in MLflow, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import EmptySamplesError, InputError, SampleSchemaError, TrackingError
+from ..readers._lm_eval_files import results_files, sample_files
+from ..readers._reader import ReaderNote
+from ..readers.lm_eval import READER, LmEvalOutput, read_output
+from ..scores import SampleScores
+from .evaluations import find_evaluation, log_evaluation
+from .lm_eval_facts import aggregate_metrics, evaluation_key, run_note, run_params
+from .references import content_digest
+from .runs import check_tag, terminate_gracefully, tracked_run
+
+MODEL_TAG = "degrade.model_uri"
+_FOLDER = "lm-eval"
+_KEY_LIMIT = 250
+# MLflow's own default keeps a client waiting for four minutes per call when the server is gone.
+_RETRIES = "4"
+
+
+@dataclass(frozen=True)
+class LoggedEvaluation:
+    """Where an evaluation is in MLflow.
+
+    Attributes
+    ----------
+    run_id, experiment_id : str
+    created : bool
+        False if the same evaluation had been logged before; then nothing was changed.
+    metrics : dict of str to float
+        lm-eval's own results, the finite ones.
+    not_finite : tuple of str
+        Names of those that MLflow cannot hold.
+    """
+
+    run_id: str
+    experiment_id: str
+    created: bool
+    metrics: dict[str, float]
+    not_finite: tuple[str, ...]
+
+
+def read_directory(path: str | os.PathLike[str], **options: Any) -> LmEvalOutput:
+    """Read an output directory of lm-eval that is complete.
+
+    Parameters
+    ----------
+    path : path
+        Written with ``lm_eval --output_path … --log_samples``.
+    **options
+        Options of the lm-eval reader: ``model``, ``date``, ``repeats``, ``features``.
+
+    Returns
+    -------
+    LmEvalOutput
+
+    Raises
+    ------
+    SampleSchemaError, EmptySamplesError
+        There are no results or no samples, or some are missing.
+    UnknownNameError
+        No such model or option.
+
+    Warns
+    -----
+    ReaderNote
+        Which of several runs was taken.
+    """
+    where = Path(path).expanduser()
+    READER.check_options(options)
+    if not where.exists():
+        raise SampleSchemaError(f"{where} does not exist: name the --output_path of lm-eval.")
+    if not where.is_dir():
+        raise SampleSchemaError(
+            f"{where} is a file: name the directory that lm-eval wrote, with its results_*.json."
+        )
+    results = results_files(where)
+    if not sample_files(where):
+        found = f"has {len(results)} results file(s) but" if results else "has no results and"
+        raise EmptySamplesError(
+            f"{where} {found} no samples_*.jsonl: run lm-eval with --output_path and "
+            "--log_samples, and let it finish. Without samples nothing can be paired."
+        )
+    output = read_output(where, **options)
+    _require_results(where, output)
+    _require_all_samples(output)
+    newest = max(when for read in output.dates.values() for when in read)
+    later = [file for date, file in results.items() if date > newest and file.parent == _at(output)]
+    if later and "date" not in options:
+        warnings.warn(
+            f"{later[-1]} is newer and has no samples: it was made without --log_samples, or was "
+            f"stopped. What is logged is of {newest}.",
+            ReaderNote,
+            stacklevel=2,
+        )
+    return output
+
+
+def _at(output: LmEvalOutput) -> Path | None:
+    return next((file.parent for file in output.files.values()), None)
+
+
+def _require_results(where: Path, output: LmEvalOutput) -> None:
+    missing = {when for read in output.dates.values() for when in read} - output.results.keys()
+    if missing:
+        raise SampleSchemaError(
+            f"{where} has samples of {sorted(missing)} but no results_*.json of that date, which "
+            "says how they were made: copy it beside them, or choose another run with date=…."
+        )
+
+
+def _require_all_samples(output: LmEvalOutput) -> None:
+    """Refuse what a killed lm-eval leaves: it writes the results first, then task after task."""
+    for date, about in output.results.items():
+        read = {task for task, dates in output.dates.items() if date in dates}
+        counted = about.get("n-samples") or {}
+        missing = sorted(set(counted) - read - {t for t in counted if _later(output, t, date)})
+        if missing:
+            raise SampleSchemaError(
+                f"the results of {date} are about {len(counted)} tasks, but there are no samples "
+                f"of {', '.join(missing)}: lm-eval was stopped while it wrote them, or files were "
+                "moved. Bring them back, or evaluate again."
+            )
+    table = output.samples.table.select(["task", "repeat", "doc_id"])
+    rows = table.group_by(["task", "repeat"]).aggregate([("doc_id", "count_distinct")])
+    for row in rows.to_pylist():
+        task, found = row["task"], row["doc_id_count_distinct"]
+        date = output.dates[task][row["repeat"]]
+        counted = (output.results[date].get("n-samples") or {}).get(task) or {}
+        if found < (counted.get("effective") or 0):
+            raise SampleSchemaError(
+                f"task {task!r} was evaluated on {counted['effective']} samples, of which {found} "
+                "are in its file: lm-eval was stopped while it wrote them. Evaluate again."
+            )
+
+
+def _later(output: LmEvalOutput, task: str, date: str) -> bool:
+    """Whether newer samples of a task are taken instead of those of a date."""
+    return any(other > date for other in output.dates.get(task, ()))
+
+
+def log_lm_eval(
+    output: LmEvalOutput,
+    *,
+    model_uri: str | None = None,
+    run_name: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    experiment: str | None = None,
+    fresh: bool = False,
+) -> LoggedEvaluation:
+    """Log what lm-eval found as an evaluation run.
+
+    Parameters
+    ----------
+    output : LmEvalOutput
+        See `read_directory` and `mlflow_degrade.evaluation.harness.run_lm_eval`.
+    model_uri : str, optional
+        The logged model or version that answered: ``models:/…`` or ``runs:/…/<model>``. With it the
+        samples carry the digest of its bytes, so that a gate can register it.
+    run_name : str, optional
+        The model's name by default.
+    tags : mapping, optional
+    experiment : str, optional
+        Name; made where it does not exist. The active one by default.
+    fresh : bool
+        Log again even what is there.
+
+    Returns
+    -------
+    LoggedEvaluation
+
+    Raises
+    ------
+    InputError
+        A tag that MLflow would cut.
+    TrackingError
+        The server did not do what was asked; then no run looks finished.
+
+    Notes
+    -----
+    The run is marked as failed until everything is there. A server that is gone in the middle can
+    no longer be told so, and would keep a running one for ever.
+    """
+    import mlflow
+    from mlflow import MlflowClient
+
+    from .connection import require_tracking_server
+
+    checked = {key: _tag(key, value) for key, value in (tags or {}).items()}
+    require_tracking_server()
+    if model_uri is not None:
+        output = replace(output, samples=with_digest(output.samples, content_digest(model_uri)))
+        checked[MODEL_TAG] = _tag(MODEL_TAG, model_uri)
+    key, aggregates = evaluation_key(output), aggregate_metrics(output)
+    finite = {name: value for name, value in aggregates.items() if math.isfinite(value)}
+    rest = tuple(sorted(aggregates.keys() - finite.keys()))
+    with _mlflow_errors(), terminate_gracefully():
+        if experiment is not None:
+            mlflow.set_experiment(experiment)
+        digest = output.samples.digest()
+        earlier = None if fresh else find_evaluation(key, samples_digest=digest)
+        if earlier is not None:
+            info = MlflowClient().get_run(earlier).info
+            return LoggedEvaluation(earlier, str(info.experiment_id), False, finite, rest)
+        name = run_name or output.samples.model or "lm-eval"
+        with tracked_run(name, tags=checked, nested=True) as run:
+            MlflowClient().update_run(run.info.run_id, status="FAILED")
+            _log(output, key, finite)
+    return LoggedEvaluation(run.info.run_id, str(run.info.experiment_id), True, finite, rest)
+
+
+def _log(output: LmEvalOutput, key: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+    import mlflow
+
+    mlflow.log_params(run_params(output))
+    with tempfile.TemporaryDirectory(prefix="mlflow-degrade-") as scratch:
+        for date, about in output.results.items():
+            file = output.files.get(date)
+            if file is None:
+                file = Path(scratch) / f"results_{date}.json"
+                file.write_text(json.dumps(about, indent=2, ensure_ascii=False), encoding="utf-8")
+            mlflow.log_artifact(str(file), _FOLDER)
+    mlflow.set_tag("mlflow.note.content", check_tag("mlflow.note.content", run_note(output)))
+    seconds = output.newest.get("total_evaluation_time_seconds")
+    facts = {"results": {task: output.newest["results"].get(task) for task in output.samples.tasks}}
+    log_evaluation(
+        output.samples,
+        key,
+        metrics={**metrics, **({"evaluation/seconds": float(seconds)} if seconds else {})},
+        facts={"harness": "lm-eval", "dates": dict(output.dates), **facts},
+    )
+
+
+def with_digest(samples: SampleScores, digest: str) -> SampleScores:
+    """The same scores, said to be of the model with this content."""
+    return SampleScores.from_table(
+        samples.table,
+        model=samples.model,
+        model_digest=digest,
+        task_versions=samples.task_versions,
+    )
+
+
+@contextmanager
+def _mlflow_errors() -> Iterator[None]:
+    """MLflow's and its transport's errors as one of ours, after tens of seconds at most."""
+    import requests
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+    set_here = name not in os.environ
+    if set_here:
+        os.environ[name] = _RETRIES
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, requests.RequestException, OSError) as error:
+        raise TrackingError(
+            f"MLflow did not take the evaluation: {error}. Nothing that looks finished was logged; "
+            "when the server is back, do the same again."
+        ) from error
+    finally:
+        if set_here:
+            del os.environ[name]
+
+
+def _tag(key: str, value: str) -> str:
+    if not key or len(key) > _KEY_LIMIT:
+        raise InputError(f"tag {key[:40]!r}: a name has 1 to {_KEY_LIMIT} characters.")
+    try:
+        return check_tag(key, value)
+    except ValueError as error:
+        raise InputError(str(error)) from error
