@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from .cache import digest_json
 from .errors import PolicyError
-from .pairing import ALLOWABLE
+from .pairing import ALLOWABLE, PairedScores, pair
+from .scores import SampleScores
 
 Rule = Literal["no_degradation", "non_inferiority"]
 Aggregation = Literal["combined", "pooled", "macro", "max_drop", "min_p", "fisher", "stouffer"]
@@ -210,6 +211,34 @@ class GatePolicy(BaseModel):
         """Metric or filter per task, for `mlflow_degrade.pairing.pair`; unset ones are left out."""
         found = {name: getattr(self.task(name), column) for name in tasks}
         return {name: value for name, value in found.items() if value is not None}
+
+    def pair(
+        self,
+        baseline: SampleScores,
+        candidate: SampleScores,
+        *,
+        allow: Collection[str] | None = None,
+    ) -> PairedScores:
+        """Pair two models' samples with this policy's metrics and filters.
+
+        Parameters
+        ----------
+        baseline, candidate : SampleScores
+        allow : collection of str, optional
+            Refusals to switch off; those of the policy by default.
+
+        Notes
+        -----
+        Errors are those of `mlflow_degrade.pair`.
+        """
+        common = sorted(set(baseline.tasks) & set(candidate.tasks))
+        return pair(
+            baseline,
+            candidate,
+            metric=self.choices("metric", common),
+            filter=self.choices("filter", common),
+            allow=self.allow if allow is None else allow,
+        )
 
     def digest(self) -> str:
         """SHA-256 of the policy's canonical JSON."""

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from ..errors import InputError
-from ..pairing import ALLOWABLE, PairedScores, pair
+from ..pairing import ALLOWABLE, PairedScores
 from ..policy import AGGREGATIONS, GatePolicy, Rule
 from ..results import Decision
-from ..scores import SampleScores
 from .output import write_text
 from .references import read_sides, reader_options
 
@@ -120,7 +119,7 @@ def compare(
     sides = read_sides(
         (baseline, candidate), format_, options, allow_same="same-model" in asked.allow
     )
-    paired = _pair(sides[0], sides[1], asked)
+    paired = asked.pair(*sides)
     decision = decide(paired, asked, attempt=attempt)
     # Standard output belongs to the JSON where that was asked for.
     out = console(stderr=json_ == "-")
@@ -162,17 +161,6 @@ def _policy(
             else:
                 values[column] = name
     return GatePolicy.from_mapping(values, "options" if path is None else f"{path} and options")
-
-
-def _pair(baseline: SampleScores, candidate: SampleScores, policy: GatePolicy) -> PairedScores:
-    common = sorted(set(baseline.tasks) & set(candidate.tasks))
-    return pair(
-        baseline,
-        candidate,
-        metric=policy.choices("metric", common),
-        filter=policy.choices("filter", common),
-        allow=policy.allow,
-    )
 
 
 def _check_report(path: str) -> None:

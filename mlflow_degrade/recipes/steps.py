@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..decision import decide
-from ..pairing import PairedScores, pair
+from ..pairing import PairedScores
 from ..policy import GatePolicy
 from ..results import Decision
 from ..scores import SampleScores
@@ -203,14 +203,7 @@ def conclude(
 
     with step("Pair the samples, test and decide"):
         baseline, candidate = (samples[side] for side in SIDES)
-        tasks = sorted({*baseline.tasks, *candidate.tasks})
-        paired = pair(
-            baseline,
-            candidate,
-            metric=policy.choices("metric", tasks),
-            filter=policy.choices("filter", tasks),
-            allow=policy.allow,
-        )
+        paired = policy.pair(baseline, candidate)
         decision = decide(paired, policy, attempt=count_attempt(paired, policy))
         digest = log_decision(decision, paired)
         log_finite_metrics({name: value for name, (value, _) in cost["candidate"].items()})

@@ -11,7 +11,7 @@ from mlflow.models.evaluation.base import EvaluationResult, ModelEvaluator
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from ..errors import InputError
-from ..pairing import PairedScores, pair
+from ..pairing import PairedScores
 from ..policy import GatePolicy, explain
 from ..scores import SampleScores
 from .evidence import decision_metrics
@@ -160,14 +160,7 @@ def _paired(
         # The verdict is about the bytes of the candidate, where it is a logged model.
         digest = None if uri is None else content_digest(uri)
         left, right = _sides(config, dataset, model, predictions, digest)
-    tasks = sorted({*left.tasks, *right.tasks})
-    return pair(
-        left,
-        right,
-        metric=policy.choices("metric", tasks),
-        filter=policy.choices("filter", tasks),
-        allow=policy.allow,
-    )
+    return policy.pair(left, right)
 
 
 def _sides(

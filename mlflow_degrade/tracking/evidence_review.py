@@ -11,7 +11,6 @@ from typing import Any
 from ..cache import digest_file, digest_json
 from ..decision import decide
 from ..errors import DegradeError, PolicyError
-from ..pairing import pair
 from ..policy import GatePolicy
 from ..results import Decision
 from ..scores import SampleScores
@@ -212,15 +211,7 @@ def _allowed(manifest: Mapping[str, Any]) -> tuple[str, ...]:
 def _decision(
     sides: list[SampleScores], policy: GatePolicy, allow: tuple[str, ...], attempt: int | None
 ) -> Decision:
-    baseline, candidate = sides
-    tasks = sorted({*baseline.tasks, *candidate.tasks})
-    paired = pair(
-        baseline,
-        candidate,
-        metric=policy.choices("metric", tasks),
-        filter=policy.choices("filter", tasks),
-        allow=allow,
-    )
+    paired = policy.pair(*sides, allow=allow)
     return decide(paired, policy, attempt=attempt)
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 from ..decision import decide
 from ..errors import RegistryError, TrackingError
-from ..pairing import PairedScores, pair
+from ..pairing import PairedScores
 from ..policy import GatePolicy
 from ..results import Decision, Verdict
+from .evaluations import load_samples
 from .gating import Placement, log_conclusion, place, require_tested_bytes
 from .references import (
     Subject,
@@ -123,7 +124,7 @@ def promote(
             "only decide (register_as none)."
         )
     runs = _evaluation_runs(*sides, questions=questions, device=device, fresh=fresh)
-    paired = _pair(runs, policy)
+    paired = policy.pair(*map(load_samples, runs))
     if name is not None and uri is not None:
         require_tested_bytes(uri, paired.candidate)
     decision, run_id, reused = _decide(paired, policy, runs, sides)
@@ -181,20 +182,6 @@ def _known_runs(side: Subject) -> list[Any]:
     if side.run_id is not None:
         return [MlflowClient().get_run(side.run_id)]
     return evaluations_of(content_digest(side.model_uri or side.reference))
-
-
-def _pair(runs: tuple[str, str], policy: GatePolicy) -> PairedScores:
-    from .evaluations import load_samples
-
-    left, right = (load_samples(run_id) for run_id in runs)
-    tasks = sorted({*left.tasks, *right.tasks})
-    return pair(
-        left,
-        right,
-        metric=policy.choices("metric", tasks),
-        filter=policy.choices("filter", tasks),
-        allow=policy.allow,
-    )
 
 
 def _decide(
