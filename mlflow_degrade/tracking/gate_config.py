@@ -21,6 +21,11 @@ from ..policy import GatePolicy
 
 VARIABLE = "MLFLOW_DEGRADE_GATE"
 
+OVERRIDE_PREFIX = "degrade.override."
+"""A tag ``degrade.override.<alias>`` with a reason asks for an override."""
+OVERRIDDEN_PREFIX = "degrade.overridden."
+"""A tag ``degrade.overridden.<alias>``, set by the store alone, records one."""
+
 _STAGES = ("None", "Staging", "Production", "Archived")
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from mlflow.prompt.constants import IS_PROMPT_TAG_KEY
 
-from .gate_config import GateConfig, fold
-from .promotion_gate import OVERRIDDEN_PREFIX, OVERRIDE_PREFIX, PromotionGate
+from .gate_config import OVERRIDDEN_PREFIX, OVERRIDE_PREFIX, GateConfig, fold
+from .promotion_gate import PromotionGate
 
 _PREFIX = "gated+"
 # A page of MLflow's search.

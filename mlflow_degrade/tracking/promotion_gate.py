@@ -18,12 +18,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
 from ..errors import DegradeError, PromotionRefusedError
-from .gate_config import GateConfig
-
-OVERRIDE_PREFIX = "degrade.override."
-"""A tag ``degrade.override.<alias>`` with a reason asks for an override."""
-OVERRIDDEN_PREFIX = "degrade.overridden."
-"""A tag ``degrade.overridden.<alias>``, set by the store alone, records one."""
+from .gate_config import OVERRIDDEN_PREFIX, OVERRIDE_PREFIX, GateConfig
 
 _SHORTEST_REASON = 10
 _RECORDED_REASON = 2_000

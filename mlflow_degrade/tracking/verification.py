@@ -20,6 +20,7 @@ from .artifact_access import fetch, inside_server, tracking_backend
 from .evaluations import MODEL_DIGEST_TAG
 from .evidence import EVIDENCE, EVIDENCE_TAG, POLICY_TAG, VERDICT_TAG
 from .evidence_review import EvidenceReview, review_evidence
+from .gate_config import OVERRIDDEN_PREFIX
 from .model_content import ARTIFACT_TAG, BINDING_FILE, ModelContent, read_content
 
 RUN_TAG = "degrade.run_id"
@@ -135,6 +136,11 @@ def verify_version(
         bound = None if folder is None else _bound_artifact(folder)
     problems += review.problems
     notes = list(review.notes)
+    notes += [
+        f"promoted by an override, says tag {key}: {value}"
+        for key, value in tags.items()
+        if key.startswith(OVERRIDDEN_PREFIX)
+    ]
     if content is not None:
         review.digests |= {"model": content.digest, "artifact": content.artifact_digest}
         problems += content.problems

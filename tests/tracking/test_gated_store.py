@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.model_registry.abstract_store import AbstractStore
 from mlflow.tracking import MlflowClient
 
-from mlflow_degrade import GatePolicy
+from mlflow_degrade import GatePolicy, verify_version
 from mlflow_degrade.errors import PolicyError, PromotionRefusedError
 from mlflow_degrade.tracking.gate_config import VARIABLE, GateConfig
 
@@ -222,6 +222,9 @@ def test_overrides_are_explicit_and_recorded(
     assert record["reason"].startswith("hotfix 4711")
     assert record["user"]
     assert _audit(workplace)[-1]["event"] == "override"
+    found = verify_version(name, version)
+    assert not found.ok
+    assert "promoted by an override" in found.notes[0]
     with pytest.raises(PromotionRefusedError):
         client.set_registered_model_alias(name, "champion", version)
     for change in (

@@ -144,6 +144,13 @@ def _replace_code(server: Server, case: cases.Case, _honest: cases.Case) -> case
     return case
 
 
+def _add_byte_code(server: Server, case: cases.Case, _honest: cases.Case) -> cases.Case:
+    """Python runs a compiled file in place of the source next to it that was checked."""
+    location = MlflowClient().get_model_version_download_uri(*case.at)
+    server.overwrite(location, "__pycache__/pyfunc_model.cpython-311.pyc", b"\x00")
+    return case
+
+
 def _copy_tags(_server: Server, case: cases.Case, honest: cases.Case) -> cases.Case:
     for key, value in honest.tags.items():
         MlflowClient().set_model_version_tag(*case.at, key, value)
@@ -175,6 +182,7 @@ def _forge_decision(server: Server, case: cases.Case, _honest: cases.Case) -> ca
     [
         (_replace_weights, 0, "changed after the verdict"),
         (_replace_code, 0, "files around the ONNX model"),
+        (_add_byte_code, 0, "is compiled code"),
         (_copy_tags, 60, "the files give"),
         (_use_evidence_of_another, 60, "the evidence is of another model"),
         (_forge_decision, 60, "decision.json is not what the tables and the policy give"),
