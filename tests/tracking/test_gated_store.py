@@ -13,11 +13,12 @@ from pathlib import Path
 import enforcement_cases as cases
 import mlflow
 import pytest
+from gate_cases import log_evaluated
 from mlflow.exceptions import MlflowException
 from mlflow.store.model_registry.abstract_store import AbstractStore
 from mlflow.tracking import MlflowClient
 
-from mlflow_degrade import GatePolicy, verify_version
+from mlflow_degrade import GatePolicy, load_verified_model, promote, verify_version
 from mlflow_degrade.errors import PolicyError, PromotionRefusedError
 from mlflow_degrade.tracking.gate_config import VARIABLE, GateConfig
 
@@ -82,6 +83,27 @@ def test_a_proven_version_is_promoted(workplace: Path, honest: cases.Case) -> No
     assert _audit(workplace)[-1]["event"] == "promoted"
 
 
+def test_what_promote_registers_passes_the_gate(workplace: Path) -> None:
+    """The first champion is set past the gate, as one has to; the next one goes through it."""
+    first_run, first = log_evaluated(workplace, "first", 10)
+    version = mlflow.register_model(first, "chat").version
+    plain = MlflowClient(registry_uri=f"sqlite:///{workplace}/mlflow.db")
+    with pytest.raises(PromotionRefusedError, match="there is no evidence"):
+        MlflowClient().set_registered_model_alias("chat", "champion", version)
+    plain.set_registered_model_alias("chat", "champion", version)
+    second_run, _ = log_evaluated(workplace, "second", 11)
+    done = promote(
+        f"runs:/{second_run}", f"runs:/{first_run}", register_as="chat", alias="champion"
+    )
+    found = MlflowClient().get_model_version_by_alias("chat", "champion")
+    assert found.run_id == done.run_id
+    assert verify_version("chat", found.version, policy=GatePolicy()).ok
+    # Loading in place leaves byte code there; that is no tampering.
+    assert mlflow.pyfunc.load_model("models:/chat@champion").predict(["x"]) == ["second"]
+    assert verify_version("chat", found.version).ok
+    assert load_verified_model("models:/chat@champion").predict(["x"]) == ["second"]
+
+
 @pytest.mark.parametrize(
     "alias", ["champion", "Champion", "CHAMPION", "production", "chámpion", "ｃｈａｍｐｉｏｎ"]
 )
@@ -125,13 +147,13 @@ def test_prompt_tags_open_nothing(copy_of_unproven: cases.Case) -> None:
     store = client._get_registry_client().store
     client.set_model_version_tag(name, version, _PROMPT, "true")
     client.set_registered_model_tag(name, _PROMPT, "true")
-    for promote in (
+    for attempt in (
         lambda: store.set_registered_model_alias(name, "champion", version),
         lambda: store.set_prompt_alias(name, "champion", version),
         lambda: store.transition_model_version_stage(name, version, "Production", False),
     ):
         with pytest.raises(PromotionRefusedError):
-            promote()
+            attempt()
     assert store.get_registered_model(name).aliases == {}
 
 
