@@ -222,6 +222,8 @@ def log_and_register(
         ``models:/name/version``.
     """
     from ..optimize.model_directory import ModelDirectory
+    from ..tracking.gating import tested_content
+    from ..tracking.model_content import bind_content
     from ..tracking.registration import log_model, register, verdict_tags
 
     decision = conclusion.decision
@@ -235,10 +237,13 @@ def log_and_register(
             metadata={"degrade_model_digest": directory.digest, "degrade_scheme": models.scheme},
             one_by_one=conclusion.one_by_one,
         )
+        # The code around the tested directory is bound to the evidence as well.
+        content = tested_content(info.model_uri, conclusion.paired.candidate)
+        bind_content(content, run_id)
         if name is None:
             return None
         tags = {
-            **verdict_tags(decision, conclusion.evidence_digest, run_id),
+            **verdict_tags(decision, conclusion.evidence_digest, run_id, content),
             "degrade.scheme": models.scheme,
             "degrade.source": models.name,
         }

@@ -117,23 +117,24 @@ class DegradeEvaluator(ModelEvaluator):
     ) -> EvaluationResult:
         """Decide, log, and register when told to; see the class."""
         from ..results import Verdict
-        from .gating import log_conclusion, place, require_tested_bytes
+        from .gating import log_conclusion, place, tested_content
 
         config = _config(evaluator_config)
         policy = config.gate_policy()
         uri = config.model_uri or _uri(model, model_id)
         paired = _paired(config, policy, dataset, model, predictions, uri)
+        content = None
         if config.register_as is not None:
             if uri is None:
                 raise InputError(
                     f"register_as = {config.register_as!r}: no logged model is known to register. "
                     "Evaluate a logged model, or name it with model_uri."
                 )
-            require_tested_bytes(uri, paired.candidate)
+            content = tested_content(uri, paired.candidate)
         decision = log_conclusion(paired, policy, provenance={"evaluator": self.name})
         metrics = {k: v for k, v in decision_metrics(decision).items() if v is not None}
-        if config.register_as is not None and uri and decision.verdict is Verdict.PASS:
-            place(decision, run_id, config.register_as, uri, alias=config.alias)
+        if content is not None and decision.verdict is Verdict.PASS:
+            place(decision, run_id, str(config.register_as), str(uri), content, alias=config.alias)
         return EvaluationResult(metrics=metrics, artifacts={}, run_id=run_id)  # type: ignore[no-untyped-call]
 
 

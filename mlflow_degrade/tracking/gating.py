@@ -12,7 +12,8 @@ from ..pairing import PairedScores
 from ..policy import GatePolicy
 from ..results import Decision
 from ..scores import SampleScores
-from .references import content_digest
+from .model_content import ModelContent, bind_content
+from .references import logged_content
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,20 @@ def log_conclusion(
     return decision
 
 
-def require_tested_bytes(uri: str, samples: SampleScores) -> None:
-    """Refuse to register a model other than the one that was evaluated."""
-    found = content_digest(uri)
-    if samples.model_digest is not None and found != samples.model_digest:
+def tested_content(uri: str, samples: SampleScores) -> ModelContent:
+    """The files of a logged model, refused when they are not those that were evaluated.
+
+    Raises
+    ------
+    RegistryError
+    """
+    found = logged_content(uri)
+    if samples.model_digest is not None and found.digest != samples.model_digest:
         raise RegistryError(
-            f"{uri} is not the model that was evaluated: its bytes have digest {found}, the "
+            f"{uri} is not the model that was evaluated: its bytes have digest {found.digest}, the "
             f"samples are of {samples.model_digest}. Evaluate this model, or name the other one."
         )
+    return found
 
 
 def place(
@@ -78,6 +85,7 @@ def place(
     run_id: str,
     name: str,
     model_uri: str,
+    content: ModelContent,
     *,
     version: str | None = None,
     alias: str | None = None,
@@ -94,6 +102,8 @@ def place(
         Registered model.
     model_uri : str
         The candidate's logged model.
+    content : ModelContent
+        Its files, from `tested_content`.
     version : str, optional
         The version the candidate is already.
     alias : str, optional
@@ -107,13 +117,19 @@ def place(
     RegistryError
         The registry refused; a version that was made here is taken back.
     """
-    found, created = _version(decision, run_id, name, model_uri, version)
+    bind_content(content, run_id)
+    found, created = _version(decision, run_id, name, model_uri, content, version)
     moved = alias is not None and _point(name, alias, found, created)
     return Placement(f"models:/{name}/{found}", created, alias, moved)
 
 
 def _version(
-    decision: Decision, run_id: str, name: str, model_uri: str, version: str | None
+    decision: Decision,
+    run_id: str,
+    name: str,
+    model_uri: str,
+    content: ModelContent,
+    version: str | None,
 ) -> tuple[str, bool]:
     """The version that carries the verdict: the candidate's own, an earlier one, or a new one."""
     from mlflow import MlflowClient
@@ -123,7 +139,7 @@ def _version(
 
     client = MlflowClient()
     evidence = client.get_run(run_id).data.tags[EVIDENCE_TAG]
-    tags = verdict_tags(decision, evidence, run_id)
+    tags = verdict_tags(decision, evidence, run_id, content)
     if version is not None:
         have = client.get_model_version(name, version).tags
         for key, value in tags.items():

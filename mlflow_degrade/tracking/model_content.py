@@ -96,7 +96,7 @@ def read_content(directory: Path) -> ModelContent:
 
 
 def bind_artifact(model_uri: str) -> str:
-    """Log the digest of all files of a logged model to the active run's evidence.
+    """Bind a logged model to the active run's evidence; see `bind_content`.
 
     Parameters
     ----------
@@ -106,20 +106,55 @@ def bind_artifact(model_uri: str) -> str:
     Returns
     -------
     str
-        The digest; set it as the version's tag `ARTIFACT_TAG`, too.
-
-    Notes
-    -----
-    The evidence names the ONNX directory that was tested. The code, the signature and the
-    requirements around it exist only once the model is logged: this binds them.
+        The digest of all its files.
     """
     import mlflow
 
     with tempfile.TemporaryDirectory(prefix="mlflow-degrade-") as scratch:
         where = mlflow.artifacts.download_artifacts(artifact_uri=model_uri, dst_path=scratch)
-        digest = _listing_digest(_file_digests(Path(where)), Path(where))
-    mlflow.log_dict({"artifact_digest": digest}, f"evidence/{BINDING_FILE}")
-    return digest
+        content = read_content(Path(where))
+    run: Any = mlflow.active_run()
+    bind_content(content, run.info.run_id)
+    return content.artifact_digest
+
+
+def bind_content(content: ModelContent, run_id: str) -> None:
+    """Log the digest of all files of a logged model to a run's evidence.
+
+    Parameters
+    ----------
+    content : ModelContent
+    run_id : str
+        Run with the evidence.
+
+    Notes
+    -----
+    The evidence names the ONNX directory that was tested. The code, the signature and the
+    requirements around it exist only once the model is logged: this binds them. What is bound
+    already is left as it is.
+    """
+    from mlflow import MlflowClient
+
+    if bound_artifact(run_id) is None:
+        digest = {"artifact_digest": content.artifact_digest}
+        MlflowClient().log_dict(run_id, digest, f"evidence/{BINDING_FILE}")
+
+
+def may_bind(content: ModelContent, run_id: str) -> bool:
+    """Whether a run's evidence is bound to these very files, or to none yet."""
+    return bound_artifact(run_id) in (None, content.artifact_digest)
+
+
+def bound_artifact(run_id: str) -> str | None:
+    """The digest a run's evidence is bound to, if it is."""
+    import mlflow
+    from mlflow import MlflowClient
+
+    names = {item.path for item in MlflowClient().list_artifacts(run_id, "evidence")}
+    if f"evidence/{BINDING_FILE}" not in names:
+        return None
+    found = mlflow.artifacts.load_dict(f"runs:/{run_id}/evidence/{BINDING_FILE}")
+    return str(found.get("artifact_digest"))
 
 
 def _python_flavor(directory: Path) -> Mapping[str, Any]:

@@ -12,7 +12,8 @@ from ..pairing import PairedScores
 from ..policy import GatePolicy
 from ..results import Decision, Verdict
 from .evaluations import load_samples
-from .gating import Placement, log_conclusion, place, require_tested_bytes
+from .gating import Placement, log_conclusion, place, tested_content
+from .model_content import ModelContent, may_bind
 from .references import (
     Subject,
     asked_of,
@@ -125,10 +126,11 @@ def promote(
         )
     runs = _evaluation_runs(*sides, questions=questions, device=device, fresh=fresh)
     paired = policy.pair(*map(load_samples, runs))
+    content = None
     if name is not None and uri is not None:
-        require_tested_bytes(uri, paired.candidate)
-    decision, run_id, reused = _decide(paired, policy, runs, sides)
-    if decision.verdict is not Verdict.PASS or name is None or uri is None:
+        content = tested_content(uri, paired.candidate)
+    decision, run_id, reused = _decide(paired, policy, runs, sides, content)
+    if decision.verdict is not Verdict.PASS or name is None or uri is None or content is None:
         return Promotion(decision, paired, run_id, reused)
     own = sides[1].registered
     placed = place(
@@ -136,6 +138,7 @@ def promote(
         run_id,
         name,
         uri,
+        content,
         version=own[1] if own is not None and own[0] == name else None,
         alias=alias,
     )
@@ -185,7 +188,11 @@ def _known_runs(side: Subject) -> list[Any]:
 
 
 def _decide(
-    paired: PairedScores, policy: GatePolicy, runs: tuple[str, str], sides: tuple[Subject, Subject]
+    paired: PairedScores,
+    policy: GatePolicy,
+    runs: tuple[str, str],
+    sides: tuple[Subject, Subject],
+    content: ModelContent | None,
 ) -> tuple[Decision, str, bool]:
     """The decision and its run: the earlier one on these very scores, or a new one."""
     import mlflow
@@ -200,8 +207,10 @@ def _decide(
         run_id = str(earlier.info.run_id)
         text = mlflow.artifacts.load_text(f"runs:/{run_id}/evidence/decision.json")
         logged = Decision.from_json(text)
-        # What is logged is believed when it can be computed again.
-        if _same(logged, decide(paired, policy, attempt=logged.attempt)):
+        # What is logged is believed when it can be computed again, and used again when it is not
+        # the evidence of another copy of the model, with other code around the same bytes.
+        again = decide(paired, policy, attempt=logged.attempt)
+        if _same(logged, again) and (content is None or may_bind(content, run_id)):
             return logged, run_id, True
     tags = {
         KIND_TAG: "gate",

@@ -16,6 +16,7 @@ from typing import Any
 
 from ..errors import RegistryError, TrackingError, UnknownNameError
 from .evaluations import KEY_TAG, KIND_TAG, MODEL_DIGEST_TAG, load_facts
+from .model_content import ModelContent, read_content
 
 _RUN = re.compile(r"runs:/+(?P<run>[^/]+)(?:/(?P<path>.+?))?/*")
 _MODEL = re.compile(r"models:/+(?P<name>[^/@]+)(?:@(?P<alias>[^/]+)|/(?P<version>\d+))?")
@@ -82,8 +83,8 @@ def find_subject(reference: str) -> Subject:
     )
 
 
-def content_digest(model_uri: str) -> str:
-    """Digest of a logged model's bytes, as evaluations of it carry it.
+def logged_content(model_uri: str) -> ModelContent:
+    """Digests of a logged model's files.
 
     Raises
     ------
@@ -93,14 +94,17 @@ def content_digest(model_uri: str) -> str:
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    from .model_content import read_content
-
     with tempfile.TemporaryDirectory(prefix="mlflow-degrade-") as scratch:
         try:
             where = mlflow.artifacts.download_artifacts(artifact_uri=model_uri, dst_path=scratch)
         except (MlflowException, OSError) as error:
             raise RegistryError(f"{model_uri} cannot be read: {error}") from error
-        return read_content(Path(where)).digest
+        return read_content(Path(where))
+
+
+def content_digest(model_uri: str) -> str:
+    """Digest of a logged model's bytes, as evaluations of it carry it; see `logged_content`."""
+    return logged_content(model_uri).digest
 
 
 def evaluations_of(digest: str) -> list[Any]:

@@ -12,6 +12,7 @@ from ..errors import RegistryError
 from ..results import Decision
 from .evaluations import MODEL_DIGEST_TAG
 from .evidence import EVIDENCE_TAG, POLICY_TAG, VERDICT_TAG
+from .model_content import ARTIFACT_TAG, ModelContent
 
 _SERVING = (
     "mlflow",
@@ -127,13 +128,16 @@ def register(
         raise
 
 
-def verdict_tags(decision: Decision, evidence_digest: str, run_id: str) -> dict[str, str]:
+def verdict_tags(
+    decision: Decision, evidence_digest: str, run_id: str, content: ModelContent
+) -> dict[str, str]:
     """Tags by which a version points to its verdict; proof is the evidence in the run."""
     tags = {
         VERDICT_TAG: decision.verdict.value,
         EVIDENCE_TAG: evidence_digest,
         POLICY_TAG: decision.policy.digest(),
         "degrade.run_id": run_id,
+        ARTIFACT_TAG: content.artifact_digest,
     }
     digest = decision.candidate.get("model_digest")
     return tags if digest is None else {**tags, MODEL_DIGEST_TAG: digest}
