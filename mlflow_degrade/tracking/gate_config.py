@@ -6,10 +6,9 @@ registry store: the server, or the client where the client does.
 
 from __future__ import annotations
 
-import difflib
 import os
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from ..errors import PolicyError
-from ..policy import GatePolicy
+from ..policy import GatePolicy, explain
 
 VARIABLE = "MLFLOW_DEGRADE_GATE"
 
@@ -101,7 +100,7 @@ class GateConfig(BaseModel):
         try:
             return cls.model_validate(given)
         except ValidationError as error:
-            raise PolicyError("\n".join(_explain(error, source))) from error
+            raise PolicyError("\n".join(explain(error, source, cls))) from error
 
     @classmethod
     def load(cls) -> GateConfig:
@@ -156,16 +155,3 @@ def fold(name: str) -> str:
     text = unicodedata.normalize("NFKD", name.strip())
     plain = "".join(c for c in text if not unicodedata.combining(c))
     return unicodedata.normalize("NFKD", plain.casefold())
-
-
-def _explain(error: ValidationError, source: str) -> Iterator[str]:
-    known = list(GateConfig.model_fields)
-    for item in error.errors():
-        name = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-            guess = f"did you mean {near[0]!r}?" if near else f"known: {known}."
-            yield f"{source}: unknown key {name!r}, {guess}"
-        else:
-            message = item["msg"].removeprefix("Value error, ")
-            yield f"{source}: {name} = {item['input']!r}: {message}."
