@@ -14,7 +14,7 @@ from ..results import Decision, Verdict
 from ..tracking.candidates import Candidate
 from . import numbers
 from .content import SIGNS
-from .cost import gain, in_words, relation
+from .cost import gain, in_words
 from .terminal import heading, table
 
 #: What a plot has on its horizontal axis where nothing else is asked for, in this order.
@@ -25,8 +25,13 @@ _MARKERS = {Verdict.PASS: "o", Verdict.FAIL: "X", Verdict.INCONCLUSIVE: "s"}
 _STYLES = {Verdict.PASS: "green", Verdict.FAIL: "red", Verdict.INCONCLUSIVE: "yellow"}
 _RED, _SOFT = "#b42318", "#59636e"
 # The table shows so many of the measured quantities; the JSON has them all.
-_COLUMNS = ("size", "throughput/prefill", "throughput/decode", "memory/loaded")
-_NAME_LENGTH = 44
+_COLUMNS = {
+    "size": "smaller",
+    "throughput/prefill": "prefill",
+    "throughput/decode": "decode",
+    "memory/loaded": "memory",
+}
+_NAME_LENGTH = 60
 _DPI = 150
 
 
@@ -100,18 +105,18 @@ def candidates_view(candidates: Sequence[Candidate]) -> RenderableType:
         "candidate",
         "verdict",
         (f"change{unit} [interval]", "right"),
-        ("margin", "right"),
-        *((in_words(name), "right") for name in columns),
+        *((_COLUMNS[name], "right") for name in columns),
         "run",
     )
+    for column in shown.columns[1], shown.columns[-1]:
+        column.no_wrap = True
     for candidate in candidates:
-        decision = candidate.decision
+        verdict = candidate.decision.verdict
         shown.add_row(
             Text(candidate.name),
-            Text(_verdict(decision), style=_STYLES[decision.verdict]),
-            _change(decision),
-            numbers.change(decision.power.margin, proportion=bool(unit), signed=False),
-            *(_relation(candidate, name) for name in columns),
+            Text(f"{SIGNS[verdict]} {verdict.value}", style=_STYLES[verdict]),
+            _change(candidate.decision),
+            *(_gain(candidate, name) for name in columns),
             candidate.run_id[:8],
         )
     n = numbers.count(candidates[0].decision.aggregate.n)
@@ -119,8 +124,14 @@ def candidates_view(candidates: Sequence[Candidate]) -> RenderableType:
         heading(f"Candidates against {candidates[0].baseline} on {n} samples"),
         shown,
     ]
+    margins = sorted({c.decision.power.margin for c in candidates})
+    said = ", ".join(numbers.change(m, proportion=bool(unit), signed=False) for m in margins)
+    remarks = [f"Margin {said}."]
+    if columns:
+        remarks.append("Costs: times better than the baseline, below 1× is worse.")
     if len(candidates) > 1:
-        parts.append(Text(f"\n{selection_caveat(len(candidates))}", style="dim"))
+        remarks.append(selection_caveat(len(candidates)))
+    parts.append(Text("\n" + " ".join(remarks), style="dim"))
     return Group(*parts)
 
 
@@ -155,7 +166,7 @@ def records(candidates: Sequence[Candidate]) -> dict[str, Any]:
                 "margin": c.decision.power.margin,
                 "policy_digest": c.decision.policy.digest(),
                 "relative": dict(c.relative),
-                "undominated_by": [name for name, on in front.items() if on[index]],
+                "pareto_front": [name for name, on in front.items() if on[index]],
             }
             for index, c in enumerate(candidates)
         ],
@@ -181,30 +192,24 @@ def candidates_figure(candidates: Sequence[Candidate], axis: str) -> Any:
 
     shown = [candidate for candidate in candidates if axis in candidate.relative]
     factor = 100.0 if shown[0].decision.aggregate.proportion else 1.0
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    # Names stand below, one a line: beside the points they would cover each other.
+    figure = Figure(figsize=(8, 4.6 + 0.2 * len(shown)), layout="constrained")
     axes = figure.subplots()
-    xs = [gain(axis, candidate.relative[axis]) for candidate in shown]
-    for candidate, x in zip(shown, xs, strict=True):
+    for number, candidate in enumerate(shown, 1):
         total, verdict = candidate.decision.aggregate, candidate.decision.verdict
-        low, high = factor * total.interval.low, factor * total.interval.high
-        axes.plot([x, x], [low, high], color=_COLOURS[verdict], linewidth=2, zorder=3)
+        x, y = gain(axis, candidate.relative[axis]), factor * total.delta
+        colour = _COLOURS[verdict]
+        ends = [factor * total.interval.low, factor * total.interval.high]
+        axes.plot([x, x], ends, color=colour, linewidth=2, zorder=3)
+        label = f"{number}  {_cut(candidate.name)}: {verdict.value}, {_change(candidate.decision)}"
         axes.plot(
-            x, factor * total.delta, _MARKERS[verdict], color=_COLOURS[verdict], markersize=8,
-            markeredgecolor="white", zorder=4,
+            x, y, _MARKERS[verdict], color=colour, markersize=8, markeredgecolor="white", zorder=4,
+            label=label, linestyle="none",
         )  # fmt: skip
-        # Names stand beside their points, towards the middle of the plot.
-        left = x > (min(1.0, *xs) + max(1.0, *xs)) / 2
         axes.annotate(
-            f"{_cut(candidate.name)}\n{verdict.value}, {_change(candidate.decision)}",
-            (x, factor * total.delta),
-            xytext=(-9 if left else 9, 0),
-            textcoords="offset points",
-            ha="right" if left else "left",
-            va="center",
-            fontsize=8,
-            color=_COLOURS[verdict],
-            parse_math=False,
-        )
+            str(number), (x, y), xytext=(8, 3), textcoords="offset points",
+            fontsize=10, fontweight="bold", color=colour, zorder=5,
+        )  # fmt: skip
     axes.axhline(0, color=_SOFT, linewidth=1)
     axes.plot(1, 0, "D", color="#1f2328", markersize=8, zorder=4)
     axes.annotate(
@@ -221,19 +226,17 @@ def candidates_figure(candidates: Sequence[Candidate], axis: str) -> Any:
     axes.margins(x=0.15)
     unit = "pp" if factor == 100 else "metric's unit"
     confidence = f"{100 * shown[0].decision.policy.confidence:g}%"
-    axes.set_ylabel(
-        f"candidate − baseline, {unit}; {confidence} intervals; dashed: margin", fontsize=9
-    )
-    axes.set_xlabel(
-        f"{in_words(axis)}: times better than the baseline", fontsize=9, parse_math=False
-    )
+    axes.set_ylabel(f"candidate − baseline, {unit}; {confidence} intervals", fontsize=9)
+    axes.set_xlabel(f"{in_words(axis)}: times better than the baseline", fontsize=9)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}×"))
     axes.tick_params(labelsize=9)
     axes.spines[["right", "top"]].set_visible(False)
     n = numbers.count(shown[0].decision.aggregate.n)
-    axes.set_title(
-        f"Candidates against {_cut(shown[0].baseline)}, {n} samples", fontsize=10, parse_math=False
-    )
+    title = f"Candidates against {_cut(shown[0].baseline)}, {n} samples; dashed: margin"
+    axes.set_title(title, fontsize=10, parse_math=False)
+    legend = figure.legend(loc="outside lower left", fontsize=9, frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return figure
 
 
@@ -251,10 +254,6 @@ def _beats(other: tuple[float, float], point: tuple[float, float]) -> bool:
     return other != point and other[0] >= point[0] and other[1] >= point[1]
 
 
-def _verdict(decision: Decision) -> str:
-    return f"{SIGNS[decision.verdict]} {decision.verdict.value}"
-
-
 def _change(decision: Decision) -> str:
     total = decision.aggregate
     share = total.proportion
@@ -262,8 +261,9 @@ def _change(decision: Decision) -> str:
     return f"{change} {numbers.interval(total.interval.low, total.interval.high, proportion=share)}"
 
 
-def _relation(candidate: Candidate, name: str) -> str:
-    return relation(name, candidate.relative[name])[0] if name in candidate.relative else "–"
+def _gain(candidate: Candidate, name: str) -> str:
+    known = candidate.relative.get(name)
+    return "–" if known is None else numbers.times(gain(name, known))
 
 
 def _cut(text: str) -> str:

@@ -69,23 +69,6 @@ def cost_rows(cost: CostFigures | None) -> list[CostRow]:
     return [_row(name, left.get(name), right.get(name)) for name in names]
 
 
-def relation(name: str, ratio: float) -> tuple[str, bool | None]:
-    """A ratio candidate/baseline in words, and whether it is better.
-
-    Examples
-    --------
-    >>> relation("size", 0.49), relation("throughput/prefill", 0.86)
-    (('2.04× smaller', True), ('1.16× slower', False))
-    """
-    if abs(ratio - 1) < _SAME:
-        return "about the same", None
-    if _group(name) not in _WORDS:
-        return numbers.times(ratio), None
-    lower, higher, higher_is_better = _WORDS[_group(name)]
-    factor = numbers.times(max(ratio, 1 / ratio))
-    return f"{factor} {higher if ratio > 1 else lower}", (ratio > 1) == higher_is_better
-
-
 def gain(name: str, ratio: float) -> float:
     """A ratio candidate/baseline turned so that above 1 is better: times faster, times smaller."""
     known = _WORDS.get(_group(name))
@@ -141,7 +124,14 @@ def _row(
 def _relate(name: str, baseline: float, candidate: float) -> tuple[str, bool | None]:
     if not (0 < baseline < math.inf and 0 < candidate < math.inf):
         return "", None
-    return relation(name, candidate / baseline)
+    ratio = candidate / baseline
+    if abs(ratio - 1) < _SAME:
+        return "about the same", None
+    if _group(name) not in _WORDS:
+        return numbers.times(ratio), None
+    lower, higher, higher_is_better = _WORDS[_group(name)]
+    factor = numbers.times(max(ratio, 1 / ratio))
+    return f"{factor} {higher if ratio > 1 else lower}", (ratio > 1) == higher_is_better
 
 
 def _shown(measured: tuple[float, str] | None) -> str:

@@ -27,6 +27,8 @@ CAVEAT = (
 # Forms over so many changed samples, times features, take about a second.
 _MOST_WORK = 6_000
 _FEWEST_CHANGED = 500
+# A place that holds so large a share of the samples is no place.
+_NEARLY_ALL = 0.9
 
 
 class _Record(BaseModel):
@@ -182,9 +184,11 @@ def summary(findings: SubgroupFindings, decision: Decision) -> str:
         p = numbers.p_value(findings.p_value, threshold=findings.alpha)
         looked = f"{', '.join(names[:-1])} or {names[-1]}" if len(names) > 1 else names[0]
         return f"No sign of damage that hides: the change does not depend on {looked} (p = {p})."
-    worst = min(found, key=lambda feature: (feature.p_adjusted, feature.p_value))
+    worst = min(found, key=_rank)
     if worst.region is None or worst.region.delta >= 0:
         return f"The candidate changed along {along}, but nowhere for the worse."
+    if _even(worst.region, findings):
+        return f"The drop is about even along {along}, so there is no one place to look at."
     place = _where(worst.region)
     change = numbers.change(worst.region.delta, proportion=True)
     elsewhere = worst.region.delta_elsewhere
@@ -202,8 +206,8 @@ def summary(findings: SubgroupFindings, decision: Decision) -> str:
 
 def finding_rows(findings: SubgroupFindings) -> list[FindingRow]:
     """One row per feature, those found first."""
-    order = sorted(findings.features, key=lambda f: (not f.found, f.p_adjusted, f.p_value))
-    return [_row(feature, findings.alpha) for feature in order]
+    order = sorted(findings.features, key=_rank)
+    return [_row(feature, findings) for feature in order]
 
 
 def coverage(findings: SubgroupFindings) -> str:
@@ -260,8 +264,15 @@ def _region(region: Region | None) -> RegionRecord | None:
     )
 
 
-def _row(feature: FeatureFinding, alpha: float) -> FindingRow:
-    p = numbers.p_value(feature.p_adjusted, threshold=alpha)
+def _rank(feature: FeatureFinding) -> tuple[bool, float, float, float]:
+    # Many features can reach the smallest p-value there is; then the clearest contrast counts.
+    region = feature.region
+    contrast = 0.0 if region is None else region.delta - (region.delta_elsewhere or 0.0)
+    return not feature.found, feature.p_adjusted, feature.p_value, contrast
+
+
+def _row(feature: FeatureFinding, findings: SubgroupFindings) -> FindingRow:
+    p = numbers.p_value(feature.p_adjusted, threshold=findings.alpha)
     region = feature.region
     if region is None:
         return FindingRow(feature.name, "nowhere worse", "–", "–", "–", p, feature.found)
@@ -270,13 +281,17 @@ def _row(feature: FeatureFinding, alpha: float) -> FindingRow:
         change += f" ({numbers.points(region.delta_elsewhere)})"
     return FindingRow(
         feature=feature.name,
-        where=_where(region),
+        where="nearly everywhere" if _even(region, findings) else _where(region),
         samples=numbers.count(region.n),
         flips=f"{numbers.count(region.regressions)} / {numbers.count(region.improvements)}",
         change=change,
         p=p,
         found=feature.found,
     )
+
+
+def _even(region: RegionRecord, findings: SubgroupFindings) -> bool:
+    return region.n >= _NEARLY_ALL * findings.n
 
 
 def _where(region: RegionRecord) -> str:

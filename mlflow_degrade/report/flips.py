@@ -15,6 +15,7 @@ KEY_COLUMN = "sample"
 # Cells of MLflow's tables are a few lines high, and a whole column is sent to the browser.
 _PROMPT_LENGTH = 400
 _ANSWER_LENGTH = 200
+_BRIEF = 60
 
 
 def flips_table(paired: PairedScores, limit: int = 300) -> pd.DataFrame:
@@ -30,22 +31,23 @@ def flips_table(paired: PairedScores, limit: int = 300) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        ``sample`` (task/doc_id, one row each), ``change`` ("worse" or "better"), ``prompt``,
-        ``target``, ``baseline`` and ``candidate`` (answers), ``baseline_score``,
-        ``candidate_score``, ``task``. Text columns that nobody logged are left out. Empty without
-        columns when nothing changed.
+        ``sample`` (task/doc_id, one row each), ``change`` (worse or better, and both answers or
+        scores in brief), ``prompt``, ``target``, ``baseline`` and ``candidate`` (answers),
+        ``baseline_score``, ``candidate_score``, ``task``. Text columns that nobody logged are left
+        out. Empty without columns when nothing changed.
 
     Notes
     -----
     Two candidates that were compared with one baseline have the same ``sample`` for the same
-    question: grouped by it, MLflow's artifact view shows both answers side by side.
+    question. MLflow's artifact view groups by the first column and compares the second unless told
+    otherwise, so that it shows what both candidates made of a question without a click.
     """
     flips = paired.flips(limit)
     if flips.empty:
         return pd.DataFrame()
     names = _names(flips)
     table = pd.DataFrame({KEY_COLUMN: names})
-    table["change"] = ["worse" if d < 0 else "better" for d in flips["difference"]]
+    table["change"] = [_change(record) for record in flips.to_dict("records")]
     for name, source, length in (
         ("prompt", "prompt", _PROMPT_LENGTH),
         ("target", "target", _ANSWER_LENGTH),
@@ -69,6 +71,15 @@ def _names(flips: pd.DataFrame) -> list[str]:
         seen[name] = seen.get(name, 0) + 1
         names.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
     return names
+
+
+def _change(record: dict[Any, Any]) -> str:
+    way = "worse" if record["difference"] < 0 else "better"
+    said = [_text(record[f"{side}_response"], _BRIEF).strip() for side in ("baseline", "candidate")]
+    # Answers that are missing, or equal but scored differently, say less than their scores.
+    if not all(said) or said[0] == said[1]:
+        said = [f"score {record[side]:g}" for side in ("baseline", "candidate")]
+    return f"{way}: {' → '.join(said)}"
 
 
 def _text(value: Any, length: int) -> str:

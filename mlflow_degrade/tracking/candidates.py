@@ -98,11 +98,12 @@ def find_candidates(
             + "".join(f"\n{note}" for note in notes)
         )
     found.sort(key=lambda candidate: -candidate.started)
-    groups: dict[str, dict[tuple[Any, ...], Candidate]] = {}
+    groups: dict[str, dict[tuple[str | None, str], Candidate]] = {}
     for candidate in _with_costs(found):
         group = groups.setdefault(candidate.baseline_samples, {})
         decision = candidate.decision
-        group.setdefault((decision.candidate.get("samples_digest"), decision.policy), candidate)
+        key = decision.candidate.get("samples_digest"), decision.policy.digest()
+        group.setdefault(key, candidate)
     return [list(group.values()) for group in groups.values()], notes
 
 

@@ -98,13 +98,14 @@ def decision_metrics(decision: Decision) -> dict[str, float | None]:
     that ending and are in the metric's own unit.
     """
     total, power = decision.aggregate, decision.power
+    # The page that compares runs draws the metric that was logged first.
     metrics: dict[str, float | None] = {
+        **_changes("degrade", total, power.mde, power.margin),
         "degrade/passed": float(decision.verdict.value == "PASS"),
         "degrade/n": total.n,
         "degrade/p_value": total.p_worse,
         "degrade/noninferiority_p": total.noninferiority_p,
         "degrade/flip_rate": power.flip_rate,
-        **_changes("degrade", total, power.mde, power.margin),
     }
     for task in decision.tasks:
         prefix = f"degrade/{task.task}"
