@@ -90,6 +90,10 @@ def run(args: Sequence[str] | None = None) -> int:
     args : sequence of str, optional
         Arguments; those of the process by default.
     """
+    # MLflow draws a bar for every small file it reads, and prints the address of every run on
+    # standard output, which belongs to the results.
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     try:
         # click would end the process with 2, which here means INCONCLUSIVE.
         code: Any = cli.main(args=args, prog_name="mlflow-degrade", standalone_mode=False)
@@ -118,8 +122,6 @@ def run(args: Sequence[str] | None = None) -> int:
 
 def main() -> None:
     """Entry point of the command."""
-    # MLflow draws a bar for every small file it reads.
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     sys.exit(run())
 
 

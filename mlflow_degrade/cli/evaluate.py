@@ -69,7 +69,7 @@ def evaluate(
 ) -> None:
     from ..evaluation.harness import HarnessSettings, run_lm_eval
     from ..tracking.connection import require_tracking_server
-    from ..tracking.lm_eval_runs import log_lm_eval
+    from ..tracking.lm_eval_runs import choose_experiment, log_lm_eval
     from ..tracking.references import content_digest
     from ..tracking.runs import terminate_gracefully
 
@@ -85,6 +85,9 @@ def evaluate(
     )
     chosen = parse_tags(tags)
     require_tracking_server()
+    # What is wrong in a word is found before anything is computed.
+    if experiment is not None:
+        choose_experiment(experiment)
     if model_uri is not None:
         content_digest(model_uri)
     with terminate_gracefully():
@@ -99,7 +102,6 @@ def evaluate(
                 model_uri=model_uri,
                 run_name=run_name,
                 tags=chosen,
-                experiment=experiment,
                 fresh=True,
             )
         except TrackingError as error:

@@ -71,7 +71,7 @@ def show(output: LmEvalOutput, done: LoggedEvaluation, json_: str | None) -> Non
         "experiment_id": done.experiment_id,
         "created": done.created,
         "model": samples.model,
-        "model_digest": samples.model_digest,
+        "model_digest": done.model_digest,
         "tasks": list(samples.tasks),
         "metrics": done.metrics,
     }

@@ -170,12 +170,10 @@ def run_lm_eval(settings: HarnessSettings) -> HarnessRun | None:
 def _arguments(text: str) -> dict[str, Any]:
     from lm_eval.utils import simple_parse_args_string
 
-    try:
-        return dict(simple_parse_args_string(text))
-    except ValueError as error:
-        raise InputError(
-            f"model_args {text!r} are not of the form key=value,key=value ({error})."
-        ) from error
+    for part in text.split(","):
+        if part.strip() and "=" not in part:
+            raise InputError(f"model_args: {part!r} is not of the form key=value.")
+    return dict(simple_parse_args_string(text))
 
 
 def _local_digest(arguments: Mapping[str, Any]) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from itertools import accumulate
 from typing import Any
 
 import pyarrow.compute as pc
@@ -15,7 +16,8 @@ from ..readers.lm_eval import LmEvalOutput
 
 # MLflow cuts longer ones without a word.
 _PARAM_LIMIT = 6_000
-_NOTE_ROWS = 40
+# MLflow keeps 8,000; a longer table is read better among the metrics anyway.
+_NOTE_LIMIT = 5_000
 # Where a task's data come from differs between machines, and metadata repeats the model's
 # arguments; the documents themselves are hashed.
 _ORIGIN = ("dataset_path", "dataset_name", "dataset_kwargs", "custom_dataset", "metadata")
@@ -192,9 +194,12 @@ def run_note(output: LmEvalOutput) -> str:
         for name, value in stated.items()
         if "_stderr" not in name.rpartition("/")[2]
     ]
-    lines += rows[:_NOTE_ROWS]
-    if len(rows) > _NOTE_ROWS:
-        lines += ["", f"and {len(rows) - _NOTE_ROWS} more, see the run's metrics."]
+    room = _NOTE_LIMIT - len("\n".join(lines))
+    ends = accumulate(len(row) + 1 for row in rows)
+    shown = sum(end <= room for end in ends)
+    lines += rows[:shown]
+    if shown < len(rows):
+        lines += ["", f"and {len(rows) - shown} more, see the run's metrics."]
     return "\n".join(lines)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import EmptySamplesError, InputError, SampleSchemaError, TrackingError
+from ..errors import EmptySamplesError, InputError, RegistryError, SampleSchemaError, TrackingError
 from ..readers._lm_eval_files import results_files, sample_files
 from ..readers._reader import ReaderNote
 from ..readers.lm_eval import READER, LmEvalOutput, read_output
@@ -26,6 +26,7 @@ from .runs import check_tag, terminate_gracefully, tracked_run
 MODEL_TAG = "degrade.model_uri"
 _FOLDER = "lm-eval"
 _KEY_LIMIT = 250
+_ENGINE = "mlflow-degrade-onnx"
 # MLflow's own default keeps a client waiting for four minutes per call when the server is gone.
 _RETRIES = "4"
 
@@ -37,6 +38,8 @@ class LoggedEvaluation:
     Attributes
     ----------
     run_id, experiment_id : str
+    model_digest : str or None
+        Of the content that answered, as far as it is known.
     created : bool
         False if the same evaluation had been logged before; then nothing was changed.
     metrics : dict of str to float
@@ -47,6 +50,7 @@ class LoggedEvaluation:
 
     run_id: str
     experiment_id: str
+    model_digest: str | None
     created: bool
     metrics: dict[str, float]
     not_finite: tuple[str, ...]
@@ -185,6 +189,8 @@ def log_lm_eval(
     ------
     InputError
         A tag that MLflow would cut.
+    RegistryError
+        There is no such model, or it is not the one that was evaluated.
     TrackingError
         The server did not do what was asked; then no run looks finished.
 
@@ -193,7 +199,6 @@ def log_lm_eval(
     The run is marked as failed until everything is there. A server that is gone in the middle can
     no longer be told so, and would keep a running one for ever.
     """
-    import mlflow
     from mlflow import MlflowClient
 
     from .connection import require_tracking_server
@@ -201,24 +206,41 @@ def log_lm_eval(
     checked = {key: _tag(key, value) for key, value in (tags or {}).items()}
     require_tracking_server()
     if model_uri is not None:
-        output = replace(output, samples=with_digest(output.samples, content_digest(model_uri)))
+        output = _of_model(output, model_uri)
         checked[MODEL_TAG] = _tag(MODEL_TAG, model_uri)
     key, aggregates = evaluation_key(output), aggregate_metrics(output)
     finite = {name: value for name, value in aggregates.items() if math.isfinite(value)}
     rest = tuple(sorted(aggregates.keys() - finite.keys()))
+    if experiment is not None:
+        choose_experiment(experiment)
     with _mlflow_errors(), terminate_gracefully():
-        if experiment is not None:
-            mlflow.set_experiment(experiment)
-        digest = output.samples.digest()
+        digest, model = output.samples.digest(), output.samples.model_digest
         earlier = None if fresh else find_evaluation(key, samples_digest=digest)
         if earlier is not None:
             info = MlflowClient().get_run(earlier).info
-            return LoggedEvaluation(earlier, str(info.experiment_id), False, finite, rest)
+            return LoggedEvaluation(info.run_id, info.experiment_id, model, False, finite, rest)
         name = run_name or output.samples.model or "lm-eval"
         with tracked_run(name, tags=checked, nested=True) as run:
             MlflowClient().update_run(run.info.run_id, status="FAILED")
             _log(output, key, finite)
-    return LoggedEvaluation(run.info.run_id, str(run.info.experiment_id), True, finite, rest)
+    return LoggedEvaluation(run.info.run_id, run.info.experiment_id, model, True, finite, rest)
+
+
+def choose_experiment(name: str) -> None:
+    """Make an experiment the active one; it is made where it does not exist.
+
+    Raises
+    ------
+    TrackingError
+        It was deleted, or the name is not allowed.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    try:
+        mlflow.set_experiment(name)
+    except MlflowException as error:
+        raise TrackingError(f"experiment {name!r} cannot be used: {error}") from error
 
 
 def _log(output: LmEvalOutput, key: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
@@ -243,14 +265,24 @@ def _log(output: LmEvalOutput, key: Mapping[str, Any], metrics: Mapping[str, flo
     )
 
 
-def with_digest(samples: SampleScores, digest: str) -> SampleScores:
-    """The same scores, said to be of the model with this content."""
-    return SampleScores.from_table(
+def _of_model(output: LmEvalOutput, model_uri: str) -> LmEvalOutput:
+    """The same, said to be of a model in MLflow."""
+    samples, digest = output.samples, content_digest(model_uri)
+    evaluated = samples.model_digest
+    ours = (output.newest.get("config") or {}).get("model") == _ENGINE
+    # Of an ONNX directory the digest is the same wherever it lies.
+    if ours and evaluated not in (None, digest):
+        raise RegistryError(
+            f"{model_uri} is not the model that was evaluated: its bytes have digest {digest}, "
+            f"those that answered {evaluated}. Name the model that was evaluated."
+        )
+    labelled = SampleScores.from_table(
         samples.table,
         model=samples.model,
         model_digest=digest,
         task_versions=samples.task_versions,
     )
+    return replace(output, samples=labelled)
 
 
 @contextmanager
