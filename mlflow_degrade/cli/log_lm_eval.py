@@ -25,8 +25,7 @@ Examples:
   mlflow-degrade log-lm-eval results --model org/chat-7b --experiment quantization
   mlflow-degrade log-lm-eval results/int8 --model-uri models:/chat/7 --tag scheme=int8
   mlflow-degrade log-lm-eval results -o date=2025-01-31 -o features=subject --json -
-and then, with the ids of two such runs:
-  mlflow-degrade compare runs:/77d0e4c1 runs:/1f3c9ab2
+and then, with the ids of two such runs (compare takes them, too):
   mlflow-degrade gate --candidate runs:/1f3c9ab2 --baseline runs:/77d0e4c1 --register-as none
 
 Set MLFLOW_TRACKING_URI to log to a server. Exit codes: 0 logged, 3 invalid input.

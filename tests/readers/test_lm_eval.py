@@ -185,6 +185,20 @@ class TestSeveralRuns:
         with pytest.raises(SampleSchemaError, match=r"different models or settings.*float16"):
             read_samples(copy, repeats=True)
 
+    def test_one_of_several_models_by_its_name(self, lm_eval_output: Path, tmp_path: Path) -> None:
+        (model,) = (d for d in lm_eval_output.iterdir() if d.is_dir())
+        for name in ("one", "two"):
+            copy = shutil.copytree(model, tmp_path / name)
+            for file in copy.glob("results_*.json"):
+                about = json.loads(file.read_text())
+                file.write_text(json.dumps({**about, "model_name": f"org/{name}"}))
+        with pytest.raises(SampleSchemaError, match=r"models \['org/one', 'org/two'\]"):
+            read_samples(tmp_path)
+        with pytest.warns(ReaderNote):
+            assert read_samples(tmp_path, model="org/two").model == "org/two"
+        with pytest.raises(UnknownNameError, match="did you mean 'org/two'"):
+            read_samples(tmp_path, model="org/tow")
+
     def test_nor_of_several_directories(self, lm_eval_output: Path, tmp_path: Path) -> None:
         (model,) = (d for d in lm_eval_output.iterdir() if d.is_dir())
         for name in ("one", "two"):
@@ -260,7 +274,7 @@ class TestUnusualOutput:
             read_samples(copy)
 
     def test_unknown_options(self, copy: Path) -> None:
-        with pytest.raises(UnknownNameError, match="Known: date, features, repeats"):
+        with pytest.raises(UnknownNameError, match="Known: date, features, model, repeats"):
             read_samples(copy, id_column="x")
 
     def test_the_revision_of_a_hub_model_identifies_it(self, copy: Path) -> None:
