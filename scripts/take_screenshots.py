@@ -68,7 +68,7 @@ def make_store() -> dict[str, str]:
     for scheme in _SCHEMES:
         answers = _flipped(questions, scheme, random)
         candidate = _samples(answers, f"SmolLM2-135M {scheme['name']}")
-        name = f"quantize SmolLM2-135M {scheme['name']}"
+        name = f"{scheme['name']} of SmolLM2-135M"
         with tracked_run(name, tags={"degrade.kind": "recipe"}) as run:
             mlflow.log_params({"model": "SmolLM2-135M", "scheme": scheme["name"]})
             cost = {"baseline": _cost(_BASELINE_COST), "candidate": _cost(scheme)}
@@ -236,7 +236,7 @@ def run_page(camera: Camera, runs: dict[str, str]) -> None:
     """The run page: the note says the verdict, and what would have to change."""
     camera.open(f"/experiments/1/runs/{runs['int8-dynamic']}", wait="These samples do not settle")
     camera.page.get_by_text("Show more").first.click()
-    camera.take("ui-run.png")
+    camera.take("ui-run.png", clip={"x": 198, "y": 8, "width": 1074, "height": 740})
 
 
 def scatter(camera: Camera, runs: dict[str, str]) -> None:
@@ -263,10 +263,10 @@ def reports(camera: Camera, runs: dict[str, str]) -> None:
 
 def flips(camera: Camera, runs: dict[str, str]) -> None:  # noqa: ARG001
     """The artifact view: what the candidates made of the same questions."""
-    camera.page.set_viewport_size({"width": 1640, "height": 1060})
+    camera.page.set_viewport_size({"width": 1500, "height": 1000})
     camera.open("/experiments/1/runs?compareRunsMode=ARTIFACT", wait="worse: ")
     camera.page.get_by_placeholder("Filter by sample").fill("numbers")
-    camera.take("ui-flips.png", clip={"x": 198, "y": 90, "width": 1430, "height": 800})
+    camera.take("ui-flips.png", clip={"x": 517, "y": 184, "width": 975, "height": 590})
 
 
 def candidates(camera: Camera, runs: dict[str, str]) -> None:

@@ -127,7 +127,8 @@ def quantize_and_gate(options: QuantizeOptions | None = None) -> Outcome:
     with terminate_gracefully():
         require_tracking_server()
         joined = joined_run_id()
-        name = f"quantize {Path(options.model).name} {options.scheme}"
+        # What tells runs apart comes first: lists of runs show some twenty characters.
+        name = f"{options.scheme} of {Path(options.model).name}"
         with tracked_run(name, run_id=joined, tags={KIND_TAG: "recipe"}) as run:
             if joined is None:
                 mlflow.log_params(_params(options))
