@@ -10,7 +10,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .cache import digest_json
 from .errors import SampleSchemaError
@@ -248,8 +248,14 @@ class Decision(_Record):
         """
         try:
             return cls.model_validate_json(text)
-        except ValueError as error:
-            raise SampleSchemaError(f"not a decision: {error}") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the text"
+            more = f" and {error.error_count() - 1} more" if error.error_count() > 1 else ""
+            raise SampleSchemaError(
+                f"not a decision of this version of mlflow-degrade: {where}: {first['msg']}{more}. "
+                "Decide again on the samples it was made from."
+            ) from error
 
     def digest(self) -> str:
         """SHA-256 of the decision's canonical JSON."""

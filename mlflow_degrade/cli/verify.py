@@ -65,7 +65,7 @@ def _record(found: Verification) -> dict[str, Any]:
 
 _MEANING = {
     "model": "model files",
-    "artifact": "all files of the logged model",
+    "artifact": "all files around it",
     "evidence": "evidence",
     "policy": "policy of the evidence",
     "candidate_model": "candidate of the evidence",
