@@ -203,6 +203,26 @@ class TestSubgroups:
         assert result.code == 3
         assert "did you mean 'length'" in result.err
 
+    def test_findings_stay_beside_the_decision(self, there: Path, call: Call) -> None:
+        plain = call("compare", "fp32.csv", "int4.csv", "--json", "-")
+        result = call(
+            "compare", "fp32.csv", "int4.csv", "--by", "task", "--json", "-",
+            "--subgroups-json", "where.json", "--report", "report.md",
+        )  # fmt: skip
+        assert result.out == plain.out
+        found = json.loads((there / "where.json").read_text())
+        assert found["enters_verdict"] is False
+        assert found["features"][0]["region"]["conditions"] == ["task = numbers"]
+        assert "Where the change sits" in (there / "report.md").read_text()
+        assert call("compare", "fp32.csv", "int4.csv", "--subgroups-json", "w.json").code == 3
+
+    def test_a_report_looks_at_what_all_samples_have(self, there: Path, call: Call) -> None:
+        call("compare", "fp32.csv", "int4.csv", "--report", "report.md")
+        text = (there / "report.md").read_text()
+        section = text[text.index("## Where the change sits") : text.index("## All numbers")]
+        for feature in ("task", "length", "topic"):
+            assert f"| {feature} |" in section.replace("**", "")
+
 
 class TestRefusals:
     def test_the_same_log_twice(self, call: Call) -> None:
