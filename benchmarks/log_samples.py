@@ -23,7 +23,7 @@ from mlflow_degrade import SampleScores
 from mlflow_degrade.tracking.evaluations import log_evaluation
 
 _TASKS = 10
-_REPEATS = 5
+_REPEATS = 8
 _SLOW_REPEATS = 2
 
 
