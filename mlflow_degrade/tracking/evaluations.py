@@ -24,6 +24,7 @@ KEY_TAG = "degrade.evaluation_key"
 MODEL_DIGEST_TAG = "degrade.model_digest"
 SAMPLES_DIGEST_TAG = "degrade.samples_digest"
 REUSED_TAG = "degrade.reused_from"
+MODEL_URI_TAG = "degrade.model_uri"
 
 # MLflow refuses metric names with other characters.
 _NOT_IN_NAMES = re.compile(r"[^\w\-. :/]")

@@ -18,12 +18,11 @@ from ..readers._lm_eval_files import results_files, sample_files
 from ..readers._reader import ReaderNote
 from ..readers.lm_eval import READER, LmEvalOutput, read_output
 from ..scores import SampleScores
-from .evaluations import find_evaluation, log_evaluation
+from .evaluations import MODEL_URI_TAG, find_evaluation, log_evaluation
 from .lm_eval_facts import aggregate_metrics, evaluation_key, run_note, run_params
 from .references import content_digest
 from .runs import check_tag, terminate_gracefully, tracked_run
 
-MODEL_TAG = "degrade.model_uri"
 _FOLDER = "lm-eval"
 _KEY_LIMIT = 250
 _ENGINE = "mlflow-degrade-onnx"
@@ -207,7 +206,7 @@ def log_lm_eval(
     require_tracking_server()
     if model_uri is not None:
         output = _of_model(output, model_uri)
-        checked[MODEL_TAG] = _tag(MODEL_TAG, model_uri)
+        checked[MODEL_URI_TAG] = _tag(MODEL_URI_TAG, model_uri)
     key, aggregates = evaluation_key(output), aggregate_metrics(output)
     finite = {name: value for name, value in aggregates.items() if math.isfinite(value)}
     rest = tuple(sorted(aggregates.keys() - finite.keys()))

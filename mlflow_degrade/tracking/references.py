@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RegistryError, TrackingError, UnknownNameError
-from .evaluations import KEY_TAG, KIND_TAG, MODEL_DIGEST_TAG, load_facts
+from .evaluations import KEY_TAG, KIND_TAG, MODEL_DIGEST_TAG, MODEL_URI_TAG, load_facts
 from .model_content import ModelContent, read_content
 
 _RUN = re.compile(r"runs:/+(?P<run>[^/]+)(?:/(?P<path>.+?))?/*")
@@ -198,7 +198,8 @@ def _model_of(client: Any, run: Any) -> str | None:
         outputs = getattr(getattr(logged, "outputs", None), "model_outputs", None) or []
         if outputs:
             return f"models:/{outputs[-1].model_id}"
-    return None
+    # Logs of other tools name the model they are of, where whoever logged them said so.
+    return run.data.tags.get(MODEL_URI_TAG)
 
 
 def _of_version(reference: str, name: str, alias: str | None, version: str | None) -> Subject:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from gate_cases import log_evaluated, make_samples, register_champion, registry_state
+from gate_cases import log_constant, log_evaluated, make_samples, register_champion, registry_state
 from mlflow import MlflowClient
 
 from mlflow_degrade import GatePolicy, Verdict, promote
@@ -17,7 +17,8 @@ from mlflow_degrade.errors import (
     UnknownNameError,
 )
 from mlflow_degrade.tracking.attempts import ATTEMPT_TAG
-from mlflow_degrade.tracking.evaluations import log_evaluation
+from mlflow_degrade.tracking.evaluations import MODEL_URI_TAG, log_evaluation
+from mlflow_degrade.tracking.references import content_digest
 
 pytestmark = pytest.mark.usefixtures("store")
 
@@ -129,8 +130,6 @@ def test_evaluations_that_asked_other_questions_are_not_taken(tmp_path: Path) ->
     assert done.decision.verdict is Verdict.PASS
     # A model without an evaluation, and that this package cannot run.
     with mlflow.start_run():
-        from gate_cases import log_constant
-
         bare = log_constant(tmp_path, "bare")
     with pytest.raises(InputError, match="not made by mlflow-degrade"):
         promote(bare, "models:/chat@champion")
@@ -183,3 +182,16 @@ def test_a_registry_that_refuses_leaves_no_version(tmp_path: Path) -> None:
         # MLflow keeps this name for itself.
         promote(f"runs:/{run_id}", "models:/chat@champion", alias="v7")
     assert registry_state(client) == state
+
+
+def test_a_log_that_names_its_model(tmp_path: Path) -> None:
+    register_champion(tmp_path)
+    with mlflow.start_run():
+        uri = log_constant(tmp_path, "elsewhere")
+    with mlflow.start_run() as run:
+        samples = make_samples(12, digest=content_digest(uri))
+        log_evaluation(samples, {"model": "elsewhere", "suite": "suite"})
+        mlflow.set_tag(MODEL_URI_TAG, uri)
+    done = promote(f"runs:/{run.info.run_id}", "models:/chat@champion")
+    assert done.placement is not None
+    assert MlflowClient().get_model_version("chat", "2").source == uri
