@@ -199,7 +199,8 @@ def _model_of(client: Any, run: Any) -> str | None:
         if outputs:
             return f"models:/{outputs[-1].model_id}"
     # Logs of other tools name the model they are of, where whoever logged them said so.
-    return run.data.tags.get(MODEL_URI_TAG)
+    stated = run.data.tags.get(MODEL_URI_TAG)
+    return None if stated is None else str(stated)
 
 
 def _of_version(reference: str, name: str, alias: str | None, version: str | None) -> Subject:
