@@ -99,7 +99,10 @@ def logged_content(model_uri: str) -> ModelContent:
             where = mlflow.artifacts.download_artifacts(artifact_uri=model_uri, dst_path=scratch)
         except (MlflowException, OSError) as error:
             raise RegistryError(f"{model_uri} cannot be read: {error}") from error
-        return read_content(Path(where))
+        try:
+            return read_content(Path(where))
+        except RegistryError as error:
+            raise RegistryError(f"{model_uri}: {error}") from error
 
 
 def content_digest(model_uri: str) -> str:

@@ -15,6 +15,7 @@ from mlflow_degrade.errors import (
     RegistryError,
     TrackingError,
     UnknownNameError,
+    UnpairedSamplesError,
 )
 from mlflow_degrade.tracking.attempts import ATTEMPT_TAG
 from mlflow_degrade.tracking.evaluations import MODEL_URI_TAG, log_evaluation
@@ -195,3 +196,26 @@ def test_a_log_that_names_its_model(tmp_path: Path) -> None:
     done = promote(f"runs:/{run.info.run_id}", "models:/chat@champion")
     assert done.placement is not None
     assert MlflowClient().get_model_version("chat", "2").source == uri
+
+
+def test_evaluations_of_different_suites_are_refused(tmp_path: Path) -> None:
+    client = MlflowClient()
+    left, _ = log_evaluated(tmp_path, "long", 10)
+    right, _ = log_evaluated(tmp_path, "short", 10, n=900)
+    with pytest.raises(UnpairedSamplesError, match="600"):
+        promote(f"runs:/{right}", f"runs:/{left}", register_as="chat", alias="champion")
+    assert registry_state(client) == {}
+    assert {run.info.status for run in client.search_runs(["0"])} == {"FINISHED"}
+
+
+def test_a_model_that_failed_to_log_is_not_promoted(tmp_path: Path) -> None:
+    client = MlflowClient()
+    register_champion(tmp_path)
+    broken = client.create_logged_model("0", name="broken")
+    client.finalize_logged_model(broken.model_id, "FAILED")
+    # MLflow registers it all the same, and shows the version as ready.
+    client.create_model_version("chat", source=broken.model_uri, model_id=broken.model_id)
+    state = registry_state(client)
+    with pytest.raises(RegistryError, match=r"models:/chat/2: .* upload .* interrupted"):
+        promote("models:/chat/2", "models:/chat@champion", alias="champion")
+    assert registry_state(client) == state
