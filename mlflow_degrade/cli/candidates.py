@@ -12,7 +12,7 @@ from ..errors import InputError
 from .output import whole_file, write_text
 
 if TYPE_CHECKING:
-    from ..tracking.candidates import Candidate
+    from ..report.candidates import Candidate
 
 _PLOTS = (".png", ".svg")
 

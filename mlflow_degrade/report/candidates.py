@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -11,7 +12,6 @@ from rich.text import Text
 
 from ..errors import InputError, UnknownNameError
 from ..results import Decision, Verdict
-from ..tracking.candidates import Candidate
 from . import numbers
 from .content import SIGNS
 from .cost import gain, in_words
@@ -33,6 +33,46 @@ _COLUMNS = {
 }
 _NAME_LENGTH = 60
 _DPI = 150
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One decision on a candidate.
+
+    Attributes
+    ----------
+    run_id, run_name : str
+        The run that holds the evidence.
+    experiment_id : str
+    started : int
+        Milliseconds since 1970.
+    decision : Decision
+        As it was logged.
+    relative : mapping of str to float
+        Candidate's cost divided by the baseline's, e.g. ``{"size": 0.49}``; measured together.
+    """
+
+    run_id: str
+    run_name: str
+    experiment_id: str
+    started: int
+    decision: Decision
+    relative: Mapping[str, float]
+
+    @property
+    def name(self) -> str:
+        """What the candidate is called, or its run where it has no name."""
+        return self.decision.candidate.get("model") or self.run_name
+
+    @property
+    def baseline(self) -> str:
+        """What the baseline is called."""
+        return self.decision.baseline.get("model") or "baseline"
+
+    @property
+    def baseline_samples(self) -> str:
+        """Digest of the baseline's scores: the same model asked the same questions."""
+        return str(self.decision.baseline.get("samples_digest"))
 
 
 def choose_axis(candidates: Sequence[Candidate], asked: str | None = None) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..errors import DegradeError, TrackingError, UnknownNameError
+from ..report.candidates import Candidate
 from ..results import Decision
 from .attempts import search_runs
 from .evidence import VERDICT_TAG
@@ -15,46 +16,6 @@ from .evidence import VERDICT_TAG
 RELATIVE = "relative/"
 
 _DECISION = "evidence/decision.json"
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One decision on a candidate.
-
-    Attributes
-    ----------
-    run_id, run_name : str
-        The run that holds the evidence.
-    experiment_id : str
-    started : int
-        Milliseconds since 1970.
-    decision : Decision
-        As it was logged.
-    relative : mapping of str to float
-        Candidate's cost divided by the baseline's, e.g. ``{"size": 0.49}``; measured together.
-    """
-
-    run_id: str
-    run_name: str
-    experiment_id: str
-    started: int
-    decision: Decision
-    relative: Mapping[str, float]
-
-    @property
-    def name(self) -> str:
-        """What the candidate is called, or its run where it has no name."""
-        return self.decision.candidate.get("model") or self.run_name
-
-    @property
-    def baseline(self) -> str:
-        """What the baseline is called."""
-        return self.decision.baseline.get("model") or "baseline"
-
-    @property
-    def baseline_samples(self) -> str:
-        """Digest of the baseline's scores: the same model asked the same questions."""
-        return str(self.decision.baseline.get("samples_digest"))
 
 
 def find_candidates(
