@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..cache import digest_json
-from ..errors import TrackingError
 from ..scores import SampleScores
 
 KIND_TAG = "degrade.kind"
@@ -162,23 +161,10 @@ def load_samples(run_id: str) -> SampleScores:
     TrackingError
         The run does not exist, or holds no samples.
     """
-    import mlflow
-    from mlflow.exceptions import MlflowException
+    from ..readers.mlflow_runs import downloaded
 
-    with tempfile.TemporaryDirectory(prefix="mlflow-degrade-") as scratch:
-        try:
-            found = mlflow.artifacts.list_artifacts(run_id=run_id, artifact_path=_SAMPLES)
-            if not found:
-                raise TrackingError(
-                    f"run {run_id} has no {_SAMPLES}/*.parquet: it is not an evaluation run, or it "
-                    "was stopped before its samples were logged."
-                )
-            where = mlflow.artifacts.download_artifacts(
-                run_id=run_id, artifact_path=_SAMPLES, dst_path=scratch
-            )
-        except MlflowException as error:
-            raise TrackingError(f"run {run_id} cannot be read: {error}") from error
-        files = sorted(Path(where).glob("*.parquet"))
+    with downloaded(f"runs:/{run_id}") as folder:
+        files = sorted(folder.glob("*.parquet"))
         return SampleScores.concat([SampleScores.read_parquet(file) for file in files])
 
 
