@@ -49,6 +49,8 @@ class QuantizeOptions(BaseModel):
         Of the random samples and few-shot examples.
     fresh : bool
         Evaluate again even where MLflow already has the evaluation.
+    cost_seconds : float
+        Time for measuring speed side by side, see `mlflow_degrade.runtime.cost.measure_cost`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -66,6 +68,7 @@ class QuantizeOptions(BaseModel):
     num_fewshot: int | None = Field(default=None, ge=0)
     seed: int = Field(default=0, ge=0)
     fresh: bool = False
+    cost_seconds: float = Field(default=8.0, ge=0, le=3_600)
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,7 @@ def _run(options: QuantizeOptions, run_id: str) -> Outcome:
         samples,
         options.policy,
         one_by_one=path == "one-by-one",
-        cost=steps.measure_cost(models, device=options.device),
+        cost=steps.measure_cost(models, device=options.device, seconds=options.cost_seconds),
     )
     registered = None
     if conclusion.decision.verdict is Verdict.PASS:

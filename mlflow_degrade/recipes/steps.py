@@ -173,8 +173,17 @@ def _evaluate_arm(
     return samples
 
 
-def measure_cost(models: Models, *, device: str) -> dict[str, dict[str, tuple[float, str]]]:
+def measure_cost(
+    models: Models, *, device: str, seconds: float
+) -> dict[str, dict[str, tuple[float, str]]]:
     """Size, speed and memory of both models, measured in turn in one process.
+
+    Parameters
+    ----------
+    models : Models
+    device : str
+    seconds : float
+        Time for the rounds; at least three are made.
 
     Returns
     -------
@@ -184,7 +193,8 @@ def measure_cost(models: Models, *, device: str) -> dict[str, dict[str, tuple[fl
     from ..runtime import cost
 
     with step("Measure size, speed and memory of both, side by side"):
-        return cost.measure_cost({side: models.directory(side) for side in SIDES}, device=device)
+        folders = {side: models.directory(side) for side in SIDES}
+        return cost.measure_cost(folders, device=device, seconds=seconds)
 
 
 def conclude(

@@ -198,7 +198,13 @@ _KILLED = """
 
 
 @pytest.mark.parametrize(
-    "how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=lambda how: how.name
+    "how",
+    [
+        signal.SIGKILL,
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+    ],
+    ids=lambda how: how.name,
 )
 def test_a_killed_evaluation_goes_on_where_it_stopped(
     model_dir: ModelDir, task_folder: Path, how: signal.Signals

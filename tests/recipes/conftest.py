@@ -13,6 +13,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from mlflow_stores import empty_store
 from tiny_models import make_tiny_llama
 
 _TASK = """\
@@ -93,12 +94,6 @@ def store(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_DEGRADE_CACHE", str(cache))
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    previous = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_experiment("Default")
-    yield mlflow.MlflowClient()
-    while mlflow.active_run() is not None:
-        mlflow.end_run()
-    mlflow.set_tracking_uri(previous)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    with empty_store(tmp_path):
+        yield mlflow.MlflowClient()

@@ -29,6 +29,7 @@ def _quantize(workshop: Path, **changes: object) -> object:
         "policy": GatePolicy(margin_pp=5),
         "register_as": "tiny",
         "device": "cpu",
+        "cost_seconds": 0.2,
     }
     return quantize_and_gate(QuantizeOptions(**(values | changes)))  # type: ignore[arg-type]
 
@@ -94,6 +95,7 @@ def test_what_was_not_evaluated_is_evaluated(
     )["text"][0] in ("iron", "water")
 
 
+@pytest.mark.slow
 def test_two_versions_on_tasks_that_nobody_ran(
     store: MlflowClient, workshop: Path, champion: str
 ) -> None:

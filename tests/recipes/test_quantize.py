@@ -28,6 +28,7 @@ def _options(workshop: Path, **changes: Any) -> QuantizeOptions:
         "policy": GatePolicy(margin_pp=5),
         "register_as": "tiny",
         "device": "cpu",
+        "cost_seconds": 0.2,
     }
     return QuantizeOptions(**(values | changes))
 
@@ -155,6 +156,7 @@ def test_worse_candidate_fails_and_registers_nothing(
     assert run.data.tags["degrade.verdict"] == "FAIL"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["fp16", "int4-weight-only", "int8-dynamic"])
 def test_every_scheme_reaches_a_verdict(store: MlflowClient, workshop: Path, scheme: str) -> None:
     outcome = quantize_and_gate(_options(workshop, scheme=scheme, limit=40, register_as=None))

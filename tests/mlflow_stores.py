@@ -1,0 +1,51 @@
+"""SQLite stores for tests: a database that MLflow made once, copied for each test."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from functools import cache
+from pathlib import Path
+
+import mlflow
+from mlflow import MlflowClient
+
+
+@cache
+def _empty_database() -> Path:
+    """A database with MLflow's tables and its default experiment; made once per process.
+
+    Building the tables takes MLflow a second or two, which most tests have no use for.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="mlflow-degrade-tests-"))
+    MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
+    return folder / "mlflow.db"
+
+
+def make_store(folder: Path) -> str:
+    """Make an empty store in a folder and return its URI; artifacts lie below the same folder."""
+    database = folder / "mlflow.db"
+    shutil.copy(_empty_database(), database)
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute(
+            "UPDATE experiments SET artifact_location = ? WHERE experiment_id = 0",
+            (f"{folder}/mlruns/0",),
+        )
+    return f"sqlite:///{database}"
+
+
+@contextmanager
+def empty_store(folder: Path) -> Iterator[str]:
+    """Point MLflow to an empty store, and back again; no run is left active."""
+    uri, previous = make_store(folder), mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_experiment("Default")
+    try:
+        yield uri
+    finally:
+        while mlflow.active_run() is not None:
+            mlflow.end_run()
+        mlflow.set_tracking_uri(previous)
