@@ -194,13 +194,13 @@ class RegistryError(TrackingError):
     """The model registry refused, or lacks what was named."""
 
 
-class VerificationError(RegistryError):
-    """A model version is not what its evidence says.
+class _ProblemsError(RegistryError):
+    """A refusal for several reasons.
 
     Parameters
     ----------
     message : str
-        All problems in one text.
+        All of them in one text.
     problems : iterable of str
         One sentence each.
     """
@@ -210,17 +210,9 @@ class VerificationError(RegistryError):
         self.problems = tuple(problems)
 
 
-class PromotionRefusedError(RegistryError):
-    """The gate keeps a protected alias or stage from a version.
+class VerificationError(_ProblemsError):
+    """A model version is not what its evidence says; `problems` has a sentence for each reason."""
 
-    Parameters
-    ----------
-    message : str
-        What was refused and why.
-    problems : iterable of str
-        One sentence each.
-    """
 
-    def __init__(self, message: str, problems: Iterable[str] = ()) -> None:
-        super().__init__(message)
-        self.problems = tuple(problems)
+class PromotionRefusedError(_ProblemsError):
+    """The gate keeps a protected alias or stage from a version; reasons are in `problems`."""

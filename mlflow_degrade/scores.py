@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -310,6 +311,11 @@ class SampleScores:
         Binds a decision to the numbers it was made from: any changed, added or removed score
         changes it, a reordered file does not.
         """
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        # The table never changes, and a gate asks for its digest several times.
         table = self.table.select(list(_DIGESTED))
         header = {"model_digest": self.model_digest}
         return table_digest(table, _DIGEST_ORDER, ("task", "filter", "metric"), header)

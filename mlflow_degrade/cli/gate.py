@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import InputError
+from ..evaluation.suite import DEFAULT_LIMIT
 from .output import write_text
 
 if TYPE_CHECKING:
@@ -48,7 +49,9 @@ Exit codes: 0 PASS, 1 FAIL, 2 INCONCLUSIVE, 3 invalid input.
 @click.option("--model-uri", metavar="URI", help="The candidate's logged model, if not told.")
 @click.option("--tasks", metavar="NAMES", help="lm-eval tasks to evaluate on, comma-separated.")
 @click.option("--include-path", metavar="DIR", help="Directory with task files of your own.")
-@click.option("--limit", type=int, help="Samples per task; 0 takes all.  [default: 220]")
+@click.option(
+    "--limit", type=int, help=f"Samples per task; 0 takes all.  [default: {DEFAULT_LIMIT}]"
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random samples.")
 @click.option("--num-fewshot", type=int, help="Few-shot examples per prompt.")
 @click.option(
@@ -146,7 +149,7 @@ def _questions(
     return {
         "tasks": names,
         "include_path": include_path,
-        "limit": 220 if limit is None else limit or None,
+        "limit": DEFAULT_LIMIT if limit is None else limit or None,
         "seed": seed,
         "num_fewshot": num_fewshot,
     }

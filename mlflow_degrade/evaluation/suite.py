@@ -15,6 +15,9 @@ from ..errors import InputError
 from .quiet import quiet_libraries
 from .tasks import load_tasks
 
+#: Samples per task where nobody says how many: enough for the default policy on six tasks.
+DEFAULT_LIMIT = 220
+
 # Where a task's data come from differs between machines; the documents themselves are hashed.
 _ORIGIN = ("dataset_path", "dataset_name", "dataset_kwargs", "custom_dataset", "metadata")
 

@@ -7,6 +7,7 @@ import os
 import click
 
 from ..errors import DegradeError, UnknownNameError
+from ..evaluation.suite import DEFAULT_LIMIT
 from ..policy import GatePolicy
 from .command import caller_path, exit_with, flag, joined_run_id, number
 
@@ -21,7 +22,7 @@ _DEVICES = ("auto", "cpu", "cuda")
 @click.option("--alias", default="", help="Alias to point to a version that passes.")
 @click.option("--tasks", default="", help="lm-eval tasks where no evaluation of both is logged.")
 @click.option("--include-path", default="", help="Directory with task files of your own.")
-@click.option("--limit", default="220", help="Samples per task; 0 takes all.")
+@click.option("--limit", default=str(DEFAULT_LIMIT), help="Samples per task; 0 takes all.")
 @click.option("--seed", default="0", help="Of the random samples.")
 @click.option("--device", default="auto", help="auto, cpu or cuda.")
 @click.option("--fresh", default="false", help="true evaluates both again.")

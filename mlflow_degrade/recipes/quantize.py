@@ -10,11 +10,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..errors import DegradeError
+from ..evaluation.suite import DEFAULT_LIMIT
 from ..policy import GatePolicy
 from ..results import Decision, Verdict
 from .command import joined_run_id
-
-DEFAULT_LIMIT = 220
 
 
 class QuantizeOptions(BaseModel):

@@ -7,9 +7,10 @@ import os
 import click
 
 from ..errors import DegradeError, InputError
+from ..evaluation.suite import DEFAULT_LIMIT
 from ..policy import GatePolicy
 from .command import build, caller_path, exit_with, flag, number
-from .quantize import DEFAULT_LIMIT, QuantizeOptions, quantize_and_gate
+from .quantize import QuantizeOptions, quantize_and_gate
 
 
 @click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..decision import decide
 from ..pairing import PairedScores
 from ..policy import GatePolicy
 from ..results import Decision
@@ -207,15 +206,13 @@ def conclude(
     """Pair, test, decide, and log the evidence to the active run."""
     import mlflow
 
-    from ..tracking.attempts import count_attempt
     from ..tracking.evaluations import log_finite_metrics
-    from ..tracking.evidence import log_decision
+    from ..tracking.gating import log_verdict
 
     with step("Pair the samples, test and decide"):
         baseline, candidate = (samples[side] for side in SIDES)
         paired = policy.pair(baseline, candidate)
-        decision = decide(paired, policy, attempt=count_attempt(paired, policy))
-        digest = log_decision(decision, paired)
+        decision, digest = log_verdict(paired, policy)
         log_finite_metrics({name: value for name, (value, _) in cost["candidate"].items()})
         mlflow.set_tag("degrade.candidate_model_digest", candidate.model_digest or "unknown")
     return Conclusion(decision, paired, digest, one_by_one, cost)

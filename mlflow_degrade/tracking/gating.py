@@ -54,14 +54,26 @@ def log_conclusion(
     cost, provenance : mapping, optional
         See `mlflow_degrade.tracking.reporting.log_report`.
     """
-    from .attempts import count_attempt
-    from .evidence import log_decision
     from .reporting import log_report
 
-    decision = decide(paired, policy, attempt=count_attempt(paired, policy))
-    log_decision(decision, paired)
+    decision, _ = log_verdict(paired, policy)
     log_report(decision, paired, cost=cost, provenance=provenance)
     return decision
+
+
+def log_verdict(paired: PairedScores, policy: GatePolicy) -> tuple[Decision, str]:
+    """Decide, and log ledger entry, evidence and metrics to the active run.
+
+    Returns
+    -------
+    Decision, str
+        And the evidence digest.
+    """
+    from .attempts import count_attempt
+    from .evidence import log_decision
+
+    decision = decide(paired, policy, attempt=count_attempt(paired, policy))
+    return decision, log_decision(decision, paired)
 
 
 def tested_content(uri: str, samples: SampleScores) -> ModelContent:

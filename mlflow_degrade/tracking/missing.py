@@ -58,12 +58,14 @@ def evaluate_both(
     from .runs import terminate_gracefully, tracked_run
 
     suite = _suite(questions)
-    folders = {side.reference: _directory(side) for side in (baseline, candidate)}
+    sides = {"baseline": baseline, "candidate": candidate}
+    folders = {label: _directory(side) for label, side in sides.items()}
     template = bool((questions or {}).get("apply_chat_template", False))
     settings = EvaluationSettings(device=device, apply_chat_template=template, resume=not fresh)
     path, _ = scoring_path(folders, suite, settings)
     runs = []
-    for side, (reference, folder) in zip(("baseline", "candidate"), folders.items(), strict=True):
+    for side, folder in folders.items():
+        reference = sides[side].reference
         key = evaluation_key(folder, suite, path, settings)
         earlier = None if fresh else find_evaluation(key)
         if earlier is None:
@@ -77,9 +79,9 @@ def evaluate_both(
 
 
 def _suite(questions: Mapping[str, Any] | None) -> Suite:
-    from ..evaluation.suite import load_suite
+    from ..evaluation.suite import DEFAULT_LIMIT, load_suite
 
-    asked = dict(questions or {"tasks": ["starter"], "limit": 220})
+    asked = dict(questions or {"tasks": ["starter"], "limit": DEFAULT_LIMIT})
     if "tasks" not in asked:
         raise InputError(
             "the earlier evaluation was not made by mlflow-degrade, which cannot ask its questions "

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..decision import decide
-from ..errors import RegistryError, TrackingError
+from ..errors import RegistryError, SameModelError, TrackingError
 from ..pairing import PairedScores
 from ..policy import GatePolicy
 from ..results import Decision, Verdict
@@ -118,6 +118,7 @@ def promote(
             f"alias {alias!r} needs a registered model: neither side is registered, so name one "
             "with register_as."
         )
+    _refuse_itself(*sides, policy)
     uri = model_uri or sides[1].model_uri
     if name is not None and uri is None:
         raise TrackingError(
@@ -143,6 +144,18 @@ def promote(
         alias=alias,
     )
     return Promotion(decision, paired, run_id, reused, placed)
+
+
+def _refuse_itself(baseline: Subject, candidate: Subject, policy: GatePolicy) -> None:
+    """Refuse two names of one run or model before anything is evaluated."""
+    same_run = baseline.run_id is not None and baseline.run_id == candidate.run_id
+    same_model = baseline.model_uri is not None and baseline.model_uri == candidate.model_uri
+    if (same_run or same_model) and "same-model" not in policy.allow:
+        raise SameModelError(
+            f"{candidate.reference} and {baseline.reference} are the same "
+            f"{'run' if same_run else 'model'}: a model is never worse than itself. Name another "
+            "candidate or baseline."
+        )
 
 
 def _registry_name(register_as: str | None, baseline: Subject, candidate: Subject) -> str | None:

@@ -13,6 +13,7 @@ from mlflow_degrade import GatePolicy, Verdict, promote
 from mlflow_degrade.errors import (
     InputError,
     RegistryError,
+    SameModelError,
     TrackingError,
     UnknownNameError,
     UnpairedSamplesError,
@@ -219,3 +220,18 @@ def test_a_model_that_failed_to_log_is_not_promoted(tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match=r"models:/chat/2: .* upload .* interrupted"):
         promote("models:/chat/2", "models:/chat@champion", alias="champion")
     assert registry_state(client) == state
+
+
+def test_a_model_is_not_compared_with_itself(tmp_path: Path) -> None:
+    client = MlflowClient()
+    run_id = register_champion(tmp_path)
+    state, runs = registry_state(client), len(client.search_runs(["0"]))
+    asked = {"tasks": ["starter"], "limit": 5}
+    for left, right in (
+        ("models:/chat/1", "models:/chat@champion"),
+        (f"runs:/{run_id}", f"runs:/{run_id}"),
+    ):
+        with pytest.raises(SameModelError, match="never worse than itself"):
+            promote(left, right, register_as="chat", alias="champion", questions=asked)
+    assert registry_state(client) == state
+    assert len(client.search_runs(["0"])) == runs
