@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ..errors import DegradeError, EngineError, InputError, NonFiniteLogitsError
-from .engine_graph import (
-    ARGMAX,
-    POSITIONS,
-    TARGET_LOGPROBS,
-    TARGETS,
-    DerivedGraph,
-    build_engine_graph,
-)
+from .engine_graph import DerivedGraph, build_engine_graph
+from .forward_pass import Answers, run_rows
 from .generation import Sampling, generate
 from .plan import UNPADDED, Batch, Limits, Plan, Row, Tokens, make_plan
+from .prefix_scoring import PrefixRun
+from .prefix_tree import LEAST_SAVED, batch_cost, make_prefix_tree
 from .providers import CPU, resolve_device
 from .session import (
     DecoderInputs,
@@ -31,7 +25,6 @@ from .session import (
     read_json,
     run_error,
 )
-from .stepping import right_padded
 from .tokenization import TextEncoder
 
 # Measured on x86 with 2 cores (SmolLM2-135M, fp32 and MatMulNBits): from 256 to 2,048 positions per
@@ -86,6 +79,9 @@ class OnnxDecoder:
     unpadded : bool
         Whether sequences run one at a time and unpadded. Off by default; set it for models whose
         scores depend on their batch (see `mlflow_degrade.runtime.probes`).
+    reuse_prefixes : bool
+        Whether beginnings that sequences share are run once and continued from their key-value
+        caches. Off by default; for models whose scores this leaves alone (see there).
     last_plan : Plan or None
         What the latest call of `score` ran.
 
@@ -114,6 +110,7 @@ class OnnxDecoder:
         self.encoder = TextEncoder(self.folder)
         self.context_length = context_length(self.config, self.encoder.tokenizer)
         self.unpadded = False
+        self.reuse_prefixes = False
         self.last_plan: Plan | None = None
         self.batch_size = None if batch_size == "auto" else _positive(batch_size)
         self._threads = threads
@@ -164,19 +161,51 @@ class OnnxDecoder:
 
     # -- scoring --------------------------------------------------------------------------
 
-    def plan(self, requests: Sequence[tuple[Tokens, Tokens]]) -> Plan:
-        """What `score` will run for these requests."""
-        return make_plan(
+    @property
+    def can_reuse_prefixes(self) -> bool:
+        """Whether a sequence can be continued from a cache.
+
+        That needs an export with a cache and explicit positions. On a GPU the caches would pass
+        through the host, which costs more than it saves.
+        """
+        return bool(self.inputs.cache and self.inputs.position_ids and self.device_type == "cpu")
+
+    def plan(
+        self, requests: Sequence[tuple[Tokens, Tokens]], *, least_saved: int = LEAST_SAVED
+    ) -> Plan:
+        """What `score` will run for these requests.
+
+        Parameters
+        ----------
+        requests : sequence of (tokens, tokens)
+            As for `score`.
+        least_saved : int
+            With `reuse_prefixes`: positions a shared beginning must save to be run on its own.
+            Where all of them together save nothing, the plan has none.
+        """
+        plan = make_plan(
             requests,
             context_length=self.context_length,
             limits=self.limits,
             share_prefixes=not self.unpadded,
         )
+        if self.unpadded or not self.reuse_prefixes or not self.can_reuse_prefixes:
+            return plan
+        tree = make_prefix_tree(
+            plan.rows,
+            plan.limits,
+            position_bytes=sum(cache.token_bytes for cache in self.inputs.cache),
+            least_saved=least_saved,
+        )
+        loses = tree.cost >= batch_cost(plan.batches) and least_saved >= LEAST_SAVED
+        return plan if loses else replace(plan, prefixes=tree)
 
     def score(
         self,
         requests: Sequence[tuple[Tokens, Tokens]],
         on_scores: Callable[[list[tuple[int, Score]]], None] | None = None,
+        *,
+        plan: Plan | None = None,
     ) -> list[Score]:
         """Log-likelihood of each continuation given its context.
 
@@ -187,6 +216,8 @@ class OnnxDecoder:
             is cut on the left and counted in `last_plan`.
         on_scores : callable, optional
             Called after each batch with the (index of request, score) pairs it finished.
+        plan : Plan, optional
+            What `plan` made of the same requests; by default it is made here.
 
         Returns
         -------
@@ -208,14 +239,14 @@ class OnnxDecoder:
         tokens of a causal model and so cannot reach them. Only the hidden states in front of the
         wanted tokens go through the LM head, and the softmax is float32.
         """
-        plan = self.last_plan = self.plan(requests)
+        plan = self.last_plan = plan or self.plan(requests)
         asking: list[list[int]] = [[] for _ in plan.rows]
         for index, (row, _) in enumerate(plan.places):
             asking[row].append(index)
         scores: list[Score | None] = [None] * len(requests)
-        for batch in plan.batches:
+        for answered in self._answers(plan):
             finished = []
-            for row, answers in self._run(plan.rows, batch):
+            for row, answers in answered:
                 for index in asking[row]:
                     score = _score(answers, plan.places[index][1], requests[index][1])
                     if not math.isfinite(score.logprob):
@@ -236,7 +267,15 @@ class OnnxDecoder:
         """Continue each prompt; see `mlflow_degrade.runtime.generation.generate`."""
         return generate(self, prompts, sampling or Sampling(), on_texts)
 
-    def _run(self, rows: Sequence[Row], batch: Batch) -> Iterator[tuple[int, _Answers]]:
+    def _answers(self, plan: Plan) -> Iterator[list[tuple[int, Answers]]]:
+        """Rows with what the model said about them, batch by batch."""
+        if plan.prefixes is not None:
+            yield from PrefixRun(self, plan.prefixes).answers()
+            return
+        for batch in plan.batches:
+            yield list(self._run(plan.rows, batch))
+
+    def _run(self, rows: Sequence[Row], batch: Batch) -> Iterator[tuple[int, Answers]]:
         """Run one batch; halve it as long as memory does not suffice."""
         try:
             answers = self._forward([rows[i] for i in batch.rows], batch.length)
@@ -256,46 +295,13 @@ class OnnxDecoder:
             return
         yield from zip(batch.rows, answers, strict=True)
 
-    def _forward(self, rows: Sequence[Row], length: int) -> list[_Answers]:
-        session, inputs = self.session, self.inputs
-        multiple = self.limits.multiple
-        places = [(b * length + p, tokens) for b, r in enumerate(rows) for p, tokens in _sorted(r)]
-        count = -(-len(places) // multiple) * multiple
-        positions = np.zeros(count, np.int64)
-        targets = np.zeros((count, max(len(tokens) for _, tokens in places)), np.int64)
-        for i, (position, tokens) in enumerate(places):
-            positions[i] = position
-            targets[i, : len(tokens)] = tokens
-        ids, mask = right_padded([row.tokens for row in rows], length)
-        feeds: dict[str, NDArray[Any]] = {
-            "input_ids": ids,
-            "attention_mask": mask,
-            POSITIONS: positions,
-            TARGETS: targets,
-        }
-        if inputs.position_ids:
-            feeds["position_ids"] = np.tile(np.arange(length, dtype=np.int64), (len(rows), 1))
-
-        for cache in inputs.cache:
-            feeds[cache.name] = np.empty(cache.empty_shape(len(rows)), cache.dtype)
-
-        binding = session.io_binding()
-        # The binding reads the arrays where they are: `feeds` keeps them alive.
-        for name, array in feeds.items():
-            binding.bind_cpu_input(name, array)
-        for name in (TARGET_LOGPROBS, ARGMAX):
-            binding.bind_output(name, "cpu")
-        session.run_with_iobinding(binding)
-        logprobs, best = (value.numpy() for value in binding.get_outputs())
-
-        answers, start = [], 0
-        for row in rows:
-            stop = start + len(row.wanted)
-            answers.append(_Answers(row, logprobs[start:stop], best[start:stop]))
-            start = stop
+    def _forward(self, rows: Sequence[Row], length: int) -> list[Answers]:
+        answers, _ = run_rows(
+            self.session, self.inputs, rows, length, multiple=self.limits.multiple
+        )
         return answers
 
-    def _not_finite(self, row: Row, answers: _Answers) -> NonFiniteLogitsError:
+    def _not_finite(self, row: Row, answers: Answers) -> NonFiniteLogitsError:
         position = answers.first_non_finite()
         text = self.encoder.decode(row.tokens[max(0, position - 12) : position + 1])
         return NonFiniteLogitsError(
@@ -306,34 +312,7 @@ class OnnxDecoder:
         )
 
 
-class _Answers:
-    """What the model said about one row."""
-
-    def __init__(self, row: Row, logprobs: NDArray[np.float32], best: NDArray[np.int64]) -> None:
-        self._found = {
-            position: (dict(zip(tokens, values.tolist(), strict=False)), int(winner))
-            for (position, tokens), values, winner in zip(_sorted(row), logprobs, best, strict=True)
-        }
-
-    def at(self, position: int, token: int) -> tuple[float, bool]:
-        """Log-probability of `token` after `position`, and whether it is the most likely."""
-        values, winner = self._found[position]
-        return values[token], token == winner
-
-    def first_non_finite(self) -> int:
-        """First position with a log-probability that is not a finite number."""
-        return next(
-            position
-            for position, (values, _) in self._found.items()
-            if not all(map(math.isfinite, values.values()))
-        )
-
-
-def _sorted(row: Row) -> list[tuple[int, list[int]]]:
-    return sorted(row.wanted.items())
-
-
-def _score(answers: _Answers, first: int, continuation: Tokens) -> Score:
+def _score(answers: Answers, first: int, continuation: Tokens) -> Score:
     found = [answers.at(first + i, token) for i, token in enumerate(continuation)]
     return Score(math.fsum(value for value, _ in found), all(best for _, best in found))
 

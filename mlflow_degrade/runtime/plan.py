@@ -12,9 +12,12 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+
+if TYPE_CHECKING:
+    from .prefix_tree import PrefixTree
 
 Tokens = Sequence[int]
 
@@ -101,6 +104,8 @@ class Plan:
         Requests that lost tokens on the left to fit the context.
     limits : Limits
         As given.
+    prefixes : PrefixTree or None
+        What is run instead of the batches, where common beginnings are run once.
     """
 
     rows: tuple[Row, ...]
@@ -108,19 +113,27 @@ class Plan:
     places: tuple[tuple[int, int], ...]
     truncated: int
     limits: Limits
+    prefixes: PrefixTree | None = None
 
     def summary(self) -> dict[str, Any]:
         """Numbers worth recording: how much was shared, how much was padding."""
         tokens = sum(len(row.tokens) for row in self.rows)
+        positions = sum(batch.positions for batch in self.batches)
+        shared: dict[str, Any] = {}
+        if self.prefixes is not None:
+            shared["prefixes"] = self.prefixes.summary()
+            shared["prefixes"]["unshared_positions"] = positions
+            positions = self.prefixes.positions
         return {
             "requests": len(self.places),
             "rows": len(self.rows),
             "tokens": tokens,
-            "positions": sum(batch.positions for batch in self.batches),
+            "positions": positions,
             "outputs": sum(len(row.wanted) for row in self.rows),
-            "batches": len(self.batches),
+            "batches": len(self.batches) if self.prefixes is None else self.prefixes.call_count,
             "truncated": self.truncated,
             "limits": asdict(self.limits),
+            **shared,
         }
 
 
@@ -185,7 +198,7 @@ def make_plan(
             if token not in tokens:
                 tokens.append(token)
         places.append((row, first))
-    return Plan(tuple(rows), _pack(rows, limits), tuple(places), truncated, limits)
+    return Plan(tuple(rows), pack(rows, limits), tuple(places), truncated, limits)
 
 
 def _rows(
@@ -206,9 +219,23 @@ def _rows(
     return [Row(sequence) for sequence in kept], row_of
 
 
-def _pack(rows: Sequence[Row], limits: Limits) -> tuple[Batch, ...]:
-    """Cut the rows, longest first, into the batches that cost least in all.
+def pack(rows: Sequence[Row], limits: Limits) -> tuple[Batch, ...]:
+    """Cut rows, longest first, into the batches that cost least in all.
 
+    Parameters
+    ----------
+    rows : sequence of Row
+        In any order.
+    limits : Limits
+        Limits of one batch.
+
+    Returns
+    -------
+    tuple of Batch
+        Each row is in one of them.
+
+    Notes
+    -----
     A batch costs its positions and a fixed overhead. Cutting in the middle of rows of one length
     saves no padding, so batches end where the length drops or where they are full; among those
     ends the cheapest are found from the last row backwards.
@@ -231,7 +258,7 @@ def _pack(rows: Sequence[Row], limits: Limits) -> tuple[Batch, ...]:
         candidates = []
         while stop < full:
             stop = min(drop[stop], full)
-            positions = _padded(stop - i, lengths[i], limits.multiple) * (stop - i)
+            positions = padded(stop - i, lengths[i], limits.multiple) * (stop - i)
             candidates.append((positions + limits.overhead + cost[stop], -stop))
         cost[i], negative = min(candidates)
         end[i] = -negative
@@ -240,7 +267,7 @@ def _pack(rows: Sequence[Row], limits: Limits) -> tuple[Batch, ...]:
     while start < count:
         size = end[start] - start
         members = tuple(order[start : start + size])
-        batches.append(Batch(members, _padded(size, lengths[start], limits.multiple)))
+        batches.append(Batch(members, padded(size, lengths[start], limits.multiple)))
         start += size
     return tuple(batches)
 
@@ -254,8 +281,8 @@ def _capacity(length: int, limits: Limits) -> int:
     return most - most % limits.multiple if most > limits.multiple else most
 
 
-def _padded(size: int, length: int, multiple: int) -> int:
-    """Length that makes `size` rows a whole number of tiles."""
+def padded(size: int, length: int, multiple: int) -> int:
+    """Least length, from `length` on, that makes `size` rows a whole number of tiles."""
     while (size * length) % multiple:
         length += 1
     return length

@@ -1,9 +1,13 @@
-"""Does a model's score of a text depend on what else was in the batch? Measured, not assumed.
+"""Does a model's score of a text depend on how it was computed? Measured, not assumed.
 
 An activation scale that spans the whole batch (dynamic quantization per tensor) makes a prompt's
 score depend on its neighbours, and a kernel chosen by the number of rows can. Such a model has no
 score that belongs to the prompt alone, so it is run one sequence at a time, and a model compared
 with it as well.
+
+Continuing a prompt from its key-value cache computes the same numbers in other products, which
+low precision can turn into another score. A model whose scores change is run without shared
+prefixes, and a model compared with it as well.
 """
 
 from __future__ import annotations
@@ -19,8 +23,9 @@ from .decoder import OnnxDecoder, Score
 from .generation import Sampling
 from .plan import Tokens
 
-ScoringPath = Literal["batched", "one-by-one"]
-"""Padded batches with shared prefixes, or each sequence alone and unpadded."""
+ScoringPath = Literal["shared-prefix", "batched", "one-by-one"]
+"""How sequences are run: continued from what they have in common, in padded batches from their
+first token on, or each alone and unpadded."""
 
 TOLERANCE = 0.02
 """Largest accepted change of a token's log-probability, in nats.
@@ -30,6 +35,8 @@ by 3. A change of 0.02 decides an item only when two choices are that close.
 """
 
 _BATCH = 8
+# Of the equivalence probe: continuations per prefix, their tokens, and the shortest prefix.
+_CONTINUATIONS, _TOKENS, _SHORTEST = 4, 16, 8
 
 
 @dataclass(frozen=True)
@@ -133,13 +140,124 @@ def probe_batch_invariance(
     )
 
 
-def choose_path(*probes: BatchInvariance) -> ScoringPath:
-    """The path all probed models take: batched only if every one of them may.
+@dataclass(frozen=True)
+class PathEquivalence:
+    """Log-probabilities of continuations after shared prefixes and from the first token on.
+
+    Attributes
+    ----------
+    prompts, tokens : int
+        How many prefixes and scored tokens were compared.
+    max_abs_difference, mean_abs_difference : float
+        Of the tokens' log-probabilities, in nats.
+    top1_changes : int
+        Tokens that were the most likely one on one path and not on the other.
+    tolerance : float
+        Largest difference accepted.
+    """
+
+    prompts: int
+    tokens: int
+    max_abs_difference: float
+    mean_abs_difference: float
+    top1_changes: int
+    tolerance: float
+
+    @property
+    def equivalent(self) -> bool:
+        """Whether scores may be computed from shared prefixes."""
+        return self.max_abs_difference <= self.tolerance
+
+    def fields(self) -> dict[str, Any]:
+        """What the class is made from."""
+        return asdict(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields and the conclusion, for logging."""
+        return {**asdict(self), "equivalent": self.equivalent}
+
+
+def probe_path_equivalence(
+    decoder: OnnxDecoder, prompts: Sequence[Tokens], *, tolerance: float = TOLERANCE
+) -> PathEquivalence:
+    """Continue halves of prompts from their cache and from the first token on, and compare.
+
+    The first half of each prompt is followed by its own second half and by those of three others.
+
+    Parameters
+    ----------
+    decoder : OnnxDecoder
+        The model; its settings are ignored and left as they were.
+    prompts : sequence of tokens
+        Real prompts of the suite; those with fewer than 16 tokens are left out.
+    tolerance : float
+        Largest accepted difference of a token's log-probability, in nats.
+
+    Returns
+    -------
+    PathEquivalence
+        The differences found.
+
+    Raises
+    ------
+    InputError
+        The model cannot continue from a cache, or no prompt has 16 tokens.
+    """
+    usable = [tuple(p[-decoder.context_length :]) for p in prompts if len(p) >= 2 * _SHORTEST]
+    if not decoder.can_reuse_prefixes or not usable:
+        raise InputError(
+            f"path equivalence is probed on prompts of at least {2 * _SHORTEST} tokens with a "
+            "model that has a key-value cache and position_ids, on a CPU: score it 'batched'."
+        )
+    heads = [p[: len(p) // 2] for p in usable]
+    tails = [p[len(p) // 2 :][:_TOKENS] for p in usable]
+    pairs = [
+        (head, tails[(i + k) % len(tails)])
+        for i, head in enumerate(heads)
+        for k in range(min(_CONTINUATIONS, len(tails)))
+    ]
+    requests = [
+        ((*head, *tail[:k]), tail[k : k + 1]) for head, tail in pairs for k in range(len(tail))
+    ]
+    before = decoder.unpadded, decoder.reuse_prefixes
+    try:
+        decoder.unpadded, decoder.reuse_prefixes = False, False
+        whole = decoder.score(requests)
+        decoder.reuse_prefixes = True
+        shared = decoder.score(requests, plan=decoder.plan(requests, least_saved=1))
+    finally:
+        decoder.unpadded, decoder.reuse_prefixes = before
+    difference = np.abs(np.subtract([s.logprob for s in whole], [s.logprob for s in shared]))
+    return PathEquivalence(
+        prompts=len(usable),
+        tokens=len(requests),
+        max_abs_difference=float(difference.max()),
+        mean_abs_difference=float(difference.mean()),
+        top1_changes=sum(a.is_greedy != b.is_greedy for a, b in zip(whole, shared, strict=True)),
+        tolerance=tolerance,
+    )
+
+
+def choose_path(
+    *probes: BatchInvariance, equivalences: Sequence[PathEquivalence] = ()
+) -> ScoringPath:
+    """The path all probed models take: the fastest that every one of them may.
 
     Models that are compared must be run alike; otherwise the difference between them could be a
     difference between paths.
+
+    Parameters
+    ----------
+    *probes : BatchInvariance
+        Of every model.
+    equivalences : sequence of PathEquivalence
+        Of every model, for shared prefixes to be considered.
     """
-    return "batched" if all(probe.invariant for probe in probes) else "one-by-one"
+    if not all(probe.invariant for probe in probes):
+        return "one-by-one"
+    if len(equivalences) == len(probes) and all(found.equivalent for found in equivalences):
+        return "shared-prefix"
+    return "batched"
 
 
 def _batches(prompts: Sequence[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,17 @@ class CacheInput:
     def batch_axis(self) -> int:
         """Axis along which sequences are stacked."""
         return self.shape.index(-1)
+
+    @property
+    def length_axis(self) -> int:
+        """Axis along which tokens are appended."""
+        return self.shape.index(0)
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes per token of one sequence."""
+        fixed = math.prod(d for d in self.shape if d > 0)
+        return fixed * (2 if self.dtype == "float16" else 4)
 
     def empty_shape(self, batch: int) -> tuple[int, ...]:
         """Shape of the cache before the first token."""

@@ -88,3 +88,11 @@ def test_scores_and_texts_are_those_of_pytorch(family: str, tmp_path: Path) -> N
     assert decoder.generate(prompts, Sampling(max_new_tokens=12)) == texts
     probe = probe_batch_invariance(decoder, [[*a, *b] for a, b in pairs], generation=True)
     assert probe.invariant, probe
+
+    if decoder.can_reuse_prefixes:
+        crossed = [(a, b) for a, _ in pairs for _, b in pairs]
+        whole = decoder.score(crossed)
+        decoder.reuse_prefixes = True
+        shared = decoder.score(crossed, plan=decoder.plan(crossed, least_saved=1))
+        for one, other in zip(whole, shared, strict=True):
+            assert other.logprob == pytest.approx(one.logprob, abs=1e-4)

@@ -1,0 +1,215 @@
+"""Sharing prefixes changes the work, not the scores; memory and NaN are handled as in batches."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from engine_models import ModelDir
+from numpy.typing import NDArray
+from tiny_models import SENTENCES
+
+from mlflow_degrade.errors import EngineError, InputError, NonFiniteLogitsError
+from mlflow_degrade.runtime import prefix_scoring
+from mlflow_degrade.runtime.decoder import OnnxDecoder, Score
+from mlflow_degrade.runtime.probes import (
+    choose_path,
+    probe_batch_invariance,
+    probe_path_equivalence,
+)
+
+Pairs = list[tuple[list[int], list[int]]]
+
+KINDS = ("multi-token", "few-shot", "one-token", "rolling")
+
+
+def _pairs(decoder: OnnxDecoder, kind: str) -> Pairs:
+    ends = [s.rsplit(" ", 3) for s in SENTENCES]
+    if kind == "rolling":
+        tokens = decoder.encoder.encode([" ".join(SENTENCES[:3]) + s for s in SENTENCES])
+        return [([decoder.encoder.prefix_id], ids) for ids in tokens]
+    shots = " ".join(SENTENCES[:2]) + " " if kind == "few-shot" else ""
+    if kind == "one-token":
+        heads = decoder.encoder.encode([" ".join(SENTENCES[:2]) + " " + s for s in SENTENCES])
+        return [(head, [t]) for head in heads for t in (260, 261, 262)]
+    texts = [(shots + s, f" {' '.join(e[1:])}") for s in SENTENCES for e in ends]
+    return decoder.encoder.encode_pairs(texts)
+
+
+def _logprobs(scores: list[Score]) -> NDArray[np.float64]:
+    return np.array([score.logprob for score in scores])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("scheme", ["fp32", "int8-weight-only", "int4-weight-only"])
+def test_scores_are_those_of_whole_sequences(model_dir: ModelDir, scheme: str, kind: str) -> None:
+    decoder = OnnxDecoder(model_dir(scheme), device="cpu")
+    pairs = _pairs(decoder, kind)
+    expected = decoder.score(pairs)
+    assert decoder.last_plan is not None
+    whole = decoder.last_plan.summary()
+    decoder.reuse_prefixes = True
+    found = decoder.score(pairs)
+    np.testing.assert_allclose(_logprobs(found), _logprobs(expected), atol=1e-4)
+    assert [s.is_greedy for s in found] == [s.is_greedy for s in expected]
+    shared = decoder.last_plan.summary()
+    assert shared["prefixes"]["unshared_positions"] == whole["positions"] > shared["positions"]
+    assert shared["tokens"] == whole["tokens"]
+    assert decoder.plan(pairs) == decoder.last_plan
+
+
+def test_calls_are_reported_with_the_requests_they_finish(model_dir: ModelDir) -> None:
+    decoder = OnnxDecoder(model_dir("fp32"), device="cpu")
+    decoder.reuse_prefixes = True
+    pairs = _pairs(decoder, "multi-token")
+    reported: list[tuple[int, Score]] = []
+    calls: list[int] = []
+
+    def keep(scores: list[tuple[int, Score]]) -> None:
+        calls.append(len(scores))
+        reported.extend(scores)
+
+    scores = decoder.score(pairs, keep)
+    assert len(calls) > 1
+    assert min(calls) > 0
+    assert len(reported) == len(pairs)
+    assert dict(reported) == dict(enumerate(scores))
+
+
+def test_what_an_interrupted_run_answered_need_not_be_asked_again(model_dir: ModelDir) -> None:
+    decoder = OnnxDecoder(model_dir("fp32"), device="cpu")
+    decoder.reuse_prefixes = True
+    pairs = _pairs(decoder, "few-shot")
+    answered: dict[int, Score] = {}
+
+    def stop(scores: list[tuple[int, Score]]) -> None:
+        answered.update(scores)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        decoder.score(pairs, stop)
+    assert 0 < len(answered) < len(pairs)
+    rest = [i for i in range(len(pairs)) if i not in answered]
+    answered.update(zip(rest, decoder.score([pairs[i] for i in rest]), strict=True))
+    found = _logprobs([answered[i] for i in range(len(pairs))])
+    np.testing.assert_allclose(found, _logprobs(decoder.score(pairs)), atol=1e-4)
+
+
+def test_where_nothing_is_shared_the_batches_run(model_dir: ModelDir) -> None:
+    decoder = OnnxDecoder(model_dir("fp32"), device="cpu")
+    decoder.reuse_prefixes = True
+    plan = decoder.plan([([10 + i, 3, 4], [5, 6]) for i in range(9)])
+    assert plan.prefixes is None
+    assert "prefixes" not in plan.summary()
+
+
+def _cramp(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
+    """More than `most` sequences run out of memory, in onnxruntime's words."""
+    real, sizes = prefix_scoring.run_rows, []
+
+    def run(session: Any, inputs: Any, rows: Any, length: int, **options: Any) -> Any:
+        if len(rows) > most:
+            raise RuntimeError("[ONNXRuntimeError] : 6 : Failed to allocate memory for requested")
+        sizes.append(len(rows))
+        return real(session, inputs, rows, length, **options)
+
+    monkeypatch.setattr(prefix_scoring, "run_rows", run)
+    return sizes
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_out_of_memory_halves_the_calls_and_changes_nothing(
+    model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    decoder = OnnxDecoder(model_dir("fp32"), device="cpu")
+    decoder.reuse_prefixes = True
+    pairs = _pairs(decoder, kind)
+    expected = decoder.score(pairs)
+    sizes = _cramp(monkeypatch, 2)
+    np.testing.assert_allclose(_logprobs(decoder.score(pairs)), _logprobs(expected), atol=1e-4)
+    assert max(sizes) == 2
+
+
+def test_out_of_memory_for_one_sequence_is_an_error(
+    model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = OnnxDecoder(model_dir("fp32"), device="cpu")
+    decoder.reuse_prefixes = True
+    _cramp(monkeypatch, 0)
+    with pytest.raises(EngineError, match="memory ran out for a single sequence"):
+        decoder.score(_pairs(decoder, "few-shot"))
+
+
+def _with_broken_embedding(source: Path, target: Path, token: int) -> Path:
+    from mlflow_degrade.optimize.onnx_files import load_graph, save_graph
+
+    shutil.copytree(source, target)
+    model = load_graph(target)
+    gather = next(
+        n for n in model.graph.node if n.op_type == "Gather" and n.input[1] == "input_ids"
+    )
+    tensor = next(t for t in model.graph.initializer if t.name == gather.input[0])
+    values = np.frombuffer(tensor.raw_data, np.float32).reshape(tuple(tensor.dims)).copy()
+    values[token] = np.nan
+    tensor.raw_data = values.tobytes()
+    for name in ("model.onnx", "model.onnx.data"):
+        (target / name).unlink()
+    save_graph(model, target)
+    return target
+
+
+def test_nan_in_a_shared_prefix_stops_the_scoring(model_dir: ModelDir, tmp_path: Path) -> None:
+    pairs = _pairs(OnnxDecoder(model_dir("fp32"), device="cpu"), "few-shot")
+    folder = _with_broken_embedding(model_dir("fp32"), tmp_path / "broken", pairs[0][0][3])
+    decoder = OnnxDecoder(folder, device="cpu")
+    decoder.reuse_prefixes = True
+    assert decoder.plan(pairs).prefixes is not None
+    with pytest.raises(NonFiniteLogitsError, match="nothing of this model is scored"):
+        decoder.score(pairs)
+
+
+@pytest.mark.parametrize("scheme", ["fp32", "int8-weight-only", "int4-weight-only"])
+def test_offered_schemes_pass_the_probe(model_dir: ModelDir, scheme: str) -> None:
+    decoder = OnnxDecoder(model_dir(scheme), device="cpu")
+    prompts = decoder.encoder.encode([f"{a} {b}" for a in SENTENCES for b in SENTENCES[:2]])
+    probe = probe_path_equivalence(decoder, prompts)
+    assert probe.equivalent, probe
+    assert probe.prompts == 16
+    assert probe.tokens > 500
+    assert decoder.last_plan is not None
+    assert decoder.last_plan.summary()["prefixes"]["shared_segments"] >= 8
+    assert not decoder.reuse_prefixes
+    assert probe.to_dict() == {**probe.fields(), "equivalent": True}
+
+
+def test_a_model_whose_scores_change_is_scored_in_batches(model_dir: ModelDir) -> None:
+    decoders = [OnnxDecoder(model_dir(s), device="cpu") for s in ("fp32", "int8-dynamic")]
+    prompts = decoders[0].encoder.encode([f"{a} {SENTENCES[0]}" for a in SENTENCES])
+    good, bad = (probe_path_equivalence(decoder, prompts) for decoder in decoders)
+    assert not bad.equivalent
+    assert bad.max_abs_difference > 0.1
+    stable = probe_batch_invariance(decoders[0], prompts)
+    assert choose_path(stable, stable, equivalences=[good, good]) == "shared-prefix"
+    assert choose_path(stable, stable, equivalences=[good, bad]) == "batched"
+    assert choose_path(stable, stable, equivalences=[good]) == "batched"
+    unstable = probe_batch_invariance(decoders[1], prompts)
+    assert choose_path(stable, unstable, equivalences=[good, good]) == "one-by-one"
+
+
+def test_the_probe_needs_prompts_that_can_be_cut(model_dir: ModelDir) -> None:
+    with pytest.raises(InputError, match="at least 16 tokens"):
+        probe_path_equivalence(OnnxDecoder(model_dir("fp32"), device="cpu"), [[5, 6, 7]])
+
+
+def test_an_export_without_positions_is_not_shared(model_dir: ModelDir) -> None:
+    from mlflow_degrade.runtime.session import DecoderInputs
+
+    decoder = OnnxDecoder(model_dir("fp32"), device="cpu")
+    assert decoder.can_reuse_prefixes
+    decoder.__dict__["inputs"] = DecoderInputs(False, decoder.inputs.cache)
+    decoder.reuse_prefixes = True
+    assert not decoder.can_reuse_prefixes
+    assert decoder.plan(_pairs(decoder, "few-shot")).prefixes is None
