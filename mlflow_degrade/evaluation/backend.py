@@ -49,10 +49,10 @@ class OnnxLM(TemplateLM):  # type: ignore[misc]
         Where to run.
     batch_size : int or "auto"
         Most sequences per batch; ``"auto"`` goes by a token budget.
-    path : {"auto", "batched", "one-by-one"}
+    path : {"auto", "shared-prefix", "batched", "one-by-one"}
         See `mlflow_degrade.runtime.probes.choose_path`. By default the model is probed on the first
-        requests it gets. That settles it for this model alone: models that are compared must be
-        told one path.
+        requests it gets, and scored in batches if it may be. That settles it for this model alone:
+        models that are compared must be told one path.
     max_batch_size : int, optional
         Accepted because lm-eval's command line passes it; batches are planned, not searched.
     advance : callable, optional
@@ -89,12 +89,18 @@ class OnnxLM(TemplateLM):  # type: ignore[misc]
             if isinstance(pretrained, OnnxDecoder)
             else OnnxDecoder(pretrained, device=device, batch_size=batch_size)
         )
-        self.decoder.unpadded = path == "one-by-one"
+        if path != "auto":
+            self.take(path)
         self.tokenizer = self.decoder.encoder.tokenizer
         self.plans: list[dict[str, Any]] = []
         self.probes: dict[str, BatchInvariance] = {}
         self._probing = path == "auto"
         self._advance = advance
+
+    def take(self, path: ScoringPath) -> None:
+        """Score by this path from now on."""
+        self.decoder.unpadded = path == "one-by-one"
+        self.decoder.reuse_prefixes = path == "shared-prefix"
 
     # -- what lm-eval asks about the model ------------------------------------------------
 
@@ -271,7 +277,7 @@ class OnnxLM(TemplateLM):  # type: ignore[misc]
         some = usable[:: -(-len(usable) // _PROBE_PROMPTS)]
         probe = probe_batch_invariance(self.decoder, some, generation=use == "generation")
         self.probes[use] = probe
-        self.decoder.unpadded = choose_path(probe) == "one-by-one"
+        self.take(choose_path(probe))
 
     def _by_sampling(self, requests: Sequence[Instance]) -> dict[Sampling, list[int]]:
         """Indices of the requests that are decoded alike."""

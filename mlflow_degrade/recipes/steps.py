@@ -125,14 +125,10 @@ def evaluate_arms(
     tasks = ", ".join(task.name for task in suite.tasks)
     with step(f"Evaluate both models on {suite.documents} samples: {tasks}"):
         directories = {side: models.directory(side) for side in SIDES}
-        path, probes = scoring_path(directories, suite, settings)
-        for side, probe in probes.items():
-            say(
-                f"{side}: a batch changes log-probabilities by up to {probe.max_abs_difference:.2g}"
-                f" nats (limit {probe.tolerance:g})"
-            )
-        if path == "one-by-one":
-            say("so both are scored one sample at a time")
+        choice = scoring_path(directories, suite, settings)
+        path = choice.path
+        for sentence in choice.sentences():
+            say(sentence)
         samples = {}
         for side in SIDES:
             key = evaluation_key(models.directory(side), suite, path, settings)

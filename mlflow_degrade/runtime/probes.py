@@ -35,8 +35,11 @@ by 3. A change of 0.02 decides an item only when two choices are that close.
 """
 
 _BATCH = 8
-# Of the equivalence probe: continuations per prefix, their tokens, and the shortest prefix.
-_CONTINUATIONS, _TOKENS, _SHORTEST = 4, 16, 8
+# Of the equivalence probe: continuations per prefix, and their tokens.
+_CONTINUATIONS, _TOKENS = 4, 16
+
+SHORTEST_PROMPT = 16
+"""Tokens a prompt needs for its first half to be shared."""
 
 
 @dataclass(frozen=True)
@@ -203,10 +206,10 @@ def probe_path_equivalence(
     InputError
         The model cannot continue from a cache, or no prompt has 16 tokens.
     """
-    usable = [tuple(p[-decoder.context_length :]) for p in prompts if len(p) >= 2 * _SHORTEST]
+    usable = [tuple(p[-decoder.context_length :]) for p in prompts if len(p) >= SHORTEST_PROMPT]
     if not decoder.can_reuse_prefixes or not usable:
         raise InputError(
-            f"path equivalence is probed on prompts of at least {2 * _SHORTEST} tokens with a "
+            f"path equivalence is probed on prompts of at least {SHORTEST_PROMPT} tokens with a "
             "model that has a key-value cache and position_ids, on a CPU: score it 'batched'."
         )
     heads = [p[: len(p) // 2] for p in usable]

@@ -62,7 +62,7 @@ def evaluate_both(
     folders = {label: _directory(side) for label, side in sides.items()}
     template = bool((questions or {}).get("apply_chat_template", False))
     settings = EvaluationSettings(device=device, apply_chat_template=template, resume=not fresh)
-    path, _ = scoring_path(folders, suite, settings)
+    path = scoring_path(folders, suite, settings).path
     runs = []
     for side, folder in folders.items():
         reference = sides[side].reference

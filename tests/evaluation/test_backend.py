@@ -40,7 +40,7 @@ def reference(tiny_source: Path, task_folder: Path) -> dict[str, Any]:
     return _evaluate(HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1), task_folder)
 
 
-@pytest.mark.parametrize("path", ["batched", "one-by-one"])
+@pytest.mark.parametrize("path", ["shared-prefix", "batched", "one-by-one"])
 def test_every_kind_of_request_is_answered_as_by_pytorch(
     model_dir: ModelDir, task_folder: Path, reference: dict[str, Any], path: str
 ) -> None:

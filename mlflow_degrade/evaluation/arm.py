@@ -1,0 +1,277 @@
+"""One model of an evaluation: its probes, its tasks, and what is kept of both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..cache import digest_directory
+from ..errors import ModelError
+from ..optimize.model_directory import MANIFEST_FILE, library_versions
+from ..runtime.decoder import OnnxDecoder
+from ..runtime.machine import processor_name
+from ..runtime.prefix_tree import batch_cost
+from ..runtime.probes import (
+    SHORTEST_PROMPT,
+    TOLERANCE,
+    BatchInvariance,
+    PathEquivalence,
+    ScoringPath,
+    probe_batch_invariance,
+    probe_path_equivalence,
+)
+from ..runtime.providers import resolve_device
+from ..runtime.session import read_json
+from ..scores import SampleScores
+from .journal import Journal
+from .progress import progress_bar
+from .store import Entry
+from .suite import Suite, SuiteTask
+
+if TYPE_CHECKING:
+    from .backend import OnnxLM
+    from .run import EvaluationSettings
+
+# Raised when the engine computes other numbers than before: older results are not reused then.
+_ENGINE = 1
+_PROBE_PROMPTS = 16
+# Documents per task whose plan says what shared prefixes save.
+_PLANNED = 100
+
+
+def model_digest(model_dir: str | Path) -> str:
+    """Content digest of a model directory: its manifest's, or computed where it has none."""
+    folder = Path(model_dir)
+    if not folder.is_dir():
+        raise ModelError(f"there is no model directory {folder}: export the model first.")
+    stated = read_json(folder, MANIFEST_FILE, needed=False).get("digest")
+    return str(stated) if stated else digest_directory(folder, ignore=(MANIFEST_FILE,))
+
+
+class Arm:
+    """One model on the way through a suite; it is opened when it is first needed.
+
+    Parameters
+    ----------
+    folder : Path
+        A model directory.
+    suite : Suite
+        What is asked.
+    settings : EvaluationSettings
+        How.
+    label : str, optional
+        What progress bars call the model; the directory's name by default.
+
+    Attributes
+    ----------
+    folder : Path
+        As given.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        suite: Suite,
+        settings: EvaluationSettings,
+        label: str | None = None,
+    ) -> None:
+        self.folder, self._suite, self._settings = folder, suite, settings
+        self._label = label or folder.name
+        self._advance: Callable[[int], None] | None = None
+
+    @cached_property
+    def _common(self) -> dict[str, Any]:
+        versions = library_versions()
+        provider = resolve_device(self._settings.device)[0]
+        return {
+            "model": model_digest(self.folder),
+            "backend": f"mlflow-degrade-onnx/{_ENGINE}",
+            "provider": provider,
+            "processor": processor_name(provider),
+            "seed": self._suite.seed,
+            "apply_chat_template": self._settings.apply_chat_template,
+            "versions": {
+                "lm_eval": version("lm_eval"),
+                "onnxruntime": versions["onnxruntime"],
+                "tokenizers": version("tokenizers"),
+                "transformers": versions["transformers"],
+            },
+        }
+
+    def key(self, path: ScoringPath) -> dict[str, Any]:
+        """Key of the whole evaluation."""
+        suite = self._suite
+        return {
+            **self._common,
+            "suite": suite.digest,
+            "tasks": [task.name for task in suite.tasks],
+            "limit": suite.limit,
+            "num_fewshot": suite.num_fewshot,
+            "path": path,
+        }
+
+    @cached_property
+    def _model(self) -> OnnxLM:
+        from .backend import OnnxLM
+
+        decoder = OnnxDecoder(
+            self.folder, device=self._settings.device, batch_size=self._settings.batch_size
+        )
+
+        def advance(count: int) -> None:
+            if self._advance is not None:
+                self._advance(count)
+
+        # Which path is taken is decided here, for both models of a comparison.
+        return OnnxLM(decoder, path="batched", advance=advance)
+
+    @cached_property
+    def probe(self) -> BatchInvariance:
+        """Whether this model's scores depend on the batch, measured on the suite's own prompts."""
+        key = {**self._common, "suite": self._suite.digest, "tolerance": TOLERANCE}
+        entry = Entry("probe", key)
+        known = entry.facts()
+        if known is not None:
+            return BatchInvariance(**known["probe"])
+        with progress_bar(f"Probing {self._label}", self._settings.progress) as bar:
+            bar(1, 0)
+            probe = probe_batch_invariance(
+                self._model.decoder, self._probed, generation=self._suite.generates
+            )
+            bar(0, 1)
+        entry.finish({"probe": probe.fields()})
+        return probe
+
+    @cached_property
+    def _probed(self) -> list[list[int]]:
+        """Prompts of all tasks of the suite."""
+        tasks = self._suite.tasks
+        share = -(-_PROBE_PROMPTS // len(tasks))
+        return [p for task in tasks for p in self._prompts(task, share)][:_PROBE_PROMPTS]
+
+    def _prompts(self, task: SuiteTask, count: int) -> list[list[int]]:
+        from .task_run import prompts_of
+
+        return prompts_of(
+            self._model,
+            task,
+            count,
+            seed=self._suite.seed,
+            apply_chat_template=self._settings.apply_chat_template,
+        )
+
+    @cached_property
+    def saving(self) -> float:
+        """Share of the work that shared prefixes would spare, from the plans of some documents."""
+        entry = Entry("saving", {**self._common, "suite": self._suite.digest, "per_task": _PLANNED})
+        known = entry.facts()
+        if known is None:
+            known = {"saving": self._planned_saving()}
+            entry.finish(known)
+        return float(known["saving"])
+
+    def _planned_saving(self) -> float:
+        from .task_run import scored_pairs
+
+        decoder = self._model.decoder
+        if not decoder.can_reuse_prefixes:
+            return 0.0
+        full = less = 0
+        before = decoder.unpadded, decoder.reuse_prefixes
+        decoder.unpadded, decoder.reuse_prefixes = False, True
+        try:
+            for task in self._suite.tasks:
+                pairs = scored_pairs(
+                    self._model,
+                    task,
+                    _PLANNED,
+                    seed=self._suite.seed,
+                    apply_chat_template=self._settings.apply_chat_template,
+                )
+                if not pairs:
+                    continue
+                plan = decoder.plan(pairs)
+                cost = batch_cost(plan.batches)
+                full += cost
+                less += cost if plan.prefixes is None else plan.prefixes.cost
+        finally:
+            decoder.unpadded, decoder.reuse_prefixes = before
+        return 1 - less / full if full else 0.0
+
+    @property
+    def _equivalence_entry(self) -> Entry:
+        key = {**self._common, "suite": self._suite.digest, "tolerance": TOLERANCE}
+        return Entry("equivalence", key)
+
+    def known_equivalence(self) -> PathEquivalence | None:
+        """What `equivalence` found, if it was ever measured."""
+        known = self._equivalence_entry.facts()
+        return None if known is None else PathEquivalence(**known["equivalence"])
+
+    @cached_property
+    def equivalence(self) -> PathEquivalence | None:
+        """Whether this model's scores change with shared prefixes; None without usable prompts."""
+        found = self.known_equivalence()
+        if found is not None:
+            return found
+        prompts = [prompt for prompt in self._probed if len(prompt) >= SHORTEST_PROMPT]
+        if not prompts:
+            return None
+        with progress_bar(f"Probing {self._label}", self._settings.progress) as bar:
+            bar(1, 0)
+            found = probe_path_equivalence(self._model.decoder, prompts)
+            bar(0, 1)
+        self._equivalence_entry.finish({"equivalence": found.fields()})
+        return found
+
+    def evaluate(
+        self, path: ScoringPath
+    ) -> tuple[list[SampleScores], dict[str, dict[str, float]], dict[str, dict[str, Any]]]:
+        """Run, or fetch, every task.
+
+        Returns
+        -------
+        list of SampleScores, dict, dict
+            Samples per task; lm-eval's aggregates and the facts of the run, by task.
+        """
+        parts, results, tasks = [], {}, {}
+        for task in self._suite.tasks:
+            entry = Entry("evaluation", {**self._common, "task": task.digest, "path": path})
+            if not self._settings.resume:
+                entry.forget()
+            known = entry.facts()
+            facts = known or self._run(task, entry, path)
+            parts.append(entry.samples())
+            results[task.name] = facts["results"]
+            tasks[task.name] = {**facts["run"], "reused": known is not None}
+        if "_model" in self.__dict__:
+            self._model.decoder.close()
+        return parts, results, tasks
+
+    def _run(self, task: SuiteTask, entry: Entry, path: ScoringPath) -> dict[str, Any]:
+        from .task_run import run_task
+
+        self._model.take(path)
+        title = f"{task.name} ({self._label})"
+        with progress_bar(title, self._settings.progress) as bar, Journal(entry.journal) as journal:
+            self._advance = lambda count: bar(0, count)
+            outcome = run_task(
+                self._model,
+                task,
+                journal,
+                seed=self._suite.seed,
+                apply_chat_template=self._settings.apply_chat_template,
+                started=bar,
+            )
+        samples = SampleScores.from_records(
+            outcome.records,
+            model=self.folder.name,
+            model_digest=self._common["model"],
+            task_versions={task.name: task.version},
+        )
+        facts = {"results": outcome.results, "run": outcome.facts}
+        entry.finish(facts, samples)
+        return facts

@@ -1,0 +1,96 @@
+"""The path on which models are compared: the fastest that changes none of their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..runtime.probes import BatchInvariance, PathEquivalence, ScoringPath, choose_path
+
+if TYPE_CHECKING:
+    from .arm import Arm
+
+LEAST_SAVING = 0.2
+"""Share of the work that shared prefixes must spare to be used.
+
+The second probe costs some seconds, and finished evaluations of the usual path can be taken again.
+"""
+
+
+@dataclass(frozen=True)
+class PathChoice:
+    """A scoring path, and what was measured for it.
+
+    Attributes
+    ----------
+    path : {"shared-prefix", "batched", "one-by-one"}
+        The path every model may take.
+    probes : dict of str to BatchInvariance
+        Per model: whether its scores depend on the batch.
+    equivalences : dict of str to PathEquivalence
+        Per model: whether its scores change with shared prefixes; empty where they would spare
+        too little, or batches are no choice.
+    saving : float or None
+        Share of the work that shared prefixes spare, the least of all models; None where batches
+        are no choice.
+    """
+
+    path: ScoringPath
+    probes: dict[str, BatchInvariance]
+    equivalences: dict[str, PathEquivalence]
+    saving: float | None
+
+    def sentences(self) -> list[str]:
+        """What was found and follows from it, for people."""
+        lines = [
+            f"{label}: a batch changes log-probabilities by up to {probe.max_abs_difference:.2g} "
+            f"nats (limit {probe.tolerance:g})"
+            for label, probe in self.probes.items()
+        ]
+        lines += [
+            f"{label}: shared prefixes change log-probabilities by up to "
+            f"{found.max_abs_difference:.2g} nats (limit {found.tolerance:g})"
+            for label, found in self.equivalences.items()
+        ]
+        if self.path == "one-by-one":
+            lines.append("so both are scored one sample at a time")
+        elif self.path == "shared-prefix":
+            lines.append(
+                f"so what prompts have in common is run once, which spares {self.saving:.0%}"
+            )
+        elif self.equivalences:
+            lines.append("so both are scored without shared prefixes")
+        elif self.saving is not None:
+            lines.append(
+                f"shared prefixes would spare {self.saving:.0%} of the work, less than "
+                f"{LEAST_SAVING:.0%}: not used"
+            )
+        return lines
+
+
+def choose(arms: Mapping[str, Arm]) -> PathChoice:
+    """Probe models that are compared and choose their path.
+
+    Parameters
+    ----------
+    arms : mapping of str to Arm
+        By what they are called. What was measured before is taken from the cache.
+
+    Returns
+    -------
+    PathChoice
+        Same models and suite, same choice.
+    """
+    probes = {label: arm.probe for label, arm in arms.items()}
+    if choose_path(*probes.values()) == "one-by-one":
+        return PathChoice("one-by-one", probes, {}, None)
+    saving = min(arm.saving for arm in arms.values())
+    found = {}
+    if saving >= LEAST_SAVING:
+        for label, arm in arms.items():
+            if arm.equivalence is None:
+                break
+            found[label] = arm.equivalence
+    path = choose_path(*probes.values(), equivalences=list(found.values()))
+    return PathChoice(path, probes, found, saving)
