@@ -10,8 +10,8 @@ from typing import Any
 
 import mlflow
 import pytest
-from conftest import make_items, write_task
 from mlflow.tracking import MlflowClient
+from recipe_cases import make_items, write_task
 
 from mlflow_degrade import GatePolicy, QuantizeOptions, SampleScores, Verdict, quantize_and_gate
 from mlflow_degrade.results import Decision

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from conftest import make_items, write_task
 from mlflow.tracking import MlflowClient
+from recipe_cases import make_items, write_task
 
 from mlflow_degrade.recipes.quantize_command import main
 
