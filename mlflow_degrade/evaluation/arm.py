@@ -13,7 +13,6 @@ from ..errors import ModelError
 from ..optimize.model_directory import MANIFEST_FILE, library_versions
 from ..runtime.decoder import OnnxDecoder
 from ..runtime.machine import processor_name
-from ..runtime.prefix_tree import batch_cost
 from ..runtime.probes import (
     SHORTEST_PROMPT,
     TOLERANCE,
@@ -25,6 +24,7 @@ from ..runtime.probes import (
 )
 from ..runtime.providers import resolve_device
 from ..runtime.session import read_json
+from ..runtime.sharing import batch_cost
 from ..scores import SampleScores
 from .journal import Journal
 from .progress import progress_bar
@@ -179,7 +179,7 @@ class Arm:
         decoder = self._model.decoder
         if not decoder.can_reuse_prefixes:
             return 0.0
-        full = less = 0
+        full = less = 0.0
         before = decoder.unpadded, decoder.reuse_prefixes
         decoder.unpadded, decoder.reuse_prefixes = False, True
         try:
@@ -196,7 +196,7 @@ class Arm:
                 plan = decoder.plan(pairs)
                 cost = batch_cost(plan.batches)
                 full += cost
-                less += cost if plan.prefixes is None else plan.prefixes.cost
+                less += cost if plan.sharing is None else plan.sharing.cost
         finally:
             decoder.unpadded, decoder.reuse_prefixes = before
         return 1 - less / full if full else 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -9,13 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import DegradeError, EngineError, InputError, NonFiniteLogitsError
+from ..errors import DegradeError, EngineError, InputError, ModelError, NonFiniteLogitsError
 from .engine_graph import DerivedGraph, build_engine_graph
-from .forward_pass import Answers, run_rows
+from .forward_pass import Answers, Cache, run_rows
 from .generation import Sampling, generate
 from .plan import UNPADDED, Batch, Limits, Plan, Row, Tokens, make_plan
-from .prefix_scoring import PrefixRun
-from .prefix_tree import LEAST_SAVED, batch_cost, make_prefix_tree
 from .providers import CPU, resolve_device
 from .session import (
     DecoderInputs,
@@ -25,12 +24,15 @@ from .session import (
     read_json,
     run_error,
 )
+from .sharing import Group, batch_cost, share
 from .tokenization import TextEncoder
+
+_log = logging.getLogger(__name__)
 
 # Measured on x86 with 2 cores (SmolLM2-135M, fp32 and MatMulNBits): from 256 to 2,048 positions per
 # batch the throughput of short rows is flat within noise, larger batches only cost memory, and a
 # batch takes as long as 24 positions even before its first one.
-_CPU_TOKENS, _CPU_OVERHEAD = 512, 24
+_CPU_TOKENS, _CPU_OVERHEAD = 256, 24
 # A GPU wants enough work per launch; 16k positions of a 1B model stay below 2 GB of activations.
 _GPU_TOKENS, _GPU_OVERHEAD = 16_384, 1_024
 # Logits and their log-softmax are two float32 [outputs, vocabulary] buffers.
@@ -80,8 +82,9 @@ class OnnxDecoder:
         Whether sequences run one at a time and unpadded. Off by default; set it for models whose
         scores depend on their batch (see `mlflow_degrade.runtime.probes`).
     reuse_prefixes : bool
-        Whether beginnings that sequences share are run once and continued from their key-value
-        caches. Off by default; for models whose scores this leaves alone (see there).
+        Whether beginnings that sequences share are computed once (see
+        `mlflow_degrade.runtime.sharing`). Off by default; for models whose scores this leaves
+        alone (see `mlflow_degrade.runtime.probes`).
     last_plan : Plan or None
         What the latest call of `score` ran.
 
@@ -120,7 +123,25 @@ class OnnxDecoder:
     @cached_property
     def session(self) -> Any:
         """The onnxruntime session, opened when it is first needed."""
+        if self._graph.distinct:
+            try:
+                session = open_derived(self._graph, self.providers, threads=self._threads)
+                self._try(session)
+                return session
+            except (ModelError, EngineError) as error:
+                # The graph was changed by rules that its architecture does not follow.
+                _log.info("%s: positions are not shared within batches: %s", self.folder, error)
+                self._graph = build_engine_graph(self.folder / "model.onnx", distinct=False)
         return open_derived(self._graph, self.providers, threads=self._threads)
+
+    def _try(self, session: Any) -> None:
+        """Run two short sequences that begin alike."""
+        inputs = decoder_inputs(session, self.folder)
+        rows = [Row((0, 0), {1: [0]}), Row((0, 1, 0), {2: [0]})]
+        try:
+            run_rows(session, inputs, rows, 3, multiple=1, share=True)
+        except Exception as error:
+            raise run_error(error, self.folder) from error
 
     @cached_property
     def inputs(self) -> DecoderInputs:
@@ -163,15 +184,11 @@ class OnnxDecoder:
 
     @property
     def can_reuse_prefixes(self) -> bool:
-        """Whether a sequence can be continued from a cache.
-
-        That needs an export with a cache and explicit positions. On a GPU the caches would pass
-        through the host, which costs more than it saves.
-        """
-        return bool(self.inputs.cache and self.inputs.position_ids and self.device_type == "cpu")
+        """Whether the model's graph can compute distinct positions of a batch once."""
+        return self.inputs.distinct
 
     def plan(
-        self, requests: Sequence[tuple[Tokens, Tokens]], *, least_saved: int = LEAST_SAVED
+        self, requests: Sequence[tuple[Tokens, Tokens]], *, always_continue: bool = False
     ) -> Plan:
         """What `score` will run for these requests.
 
@@ -179,9 +196,9 @@ class OnnxDecoder:
         ----------
         requests : sequence of (tokens, tokens)
             As for `score`.
-        least_saved : int
-            With `reuse_prefixes`: positions a shared beginning must save to be run on its own.
-            Where all of them together save nothing, the plan has none.
+        always_continue : bool
+            With `reuse_prefixes`: whether shared beginnings are continued from their caches even
+            where that does not pay, and shared even where that does not.
         """
         plan = make_plan(
             requests,
@@ -191,14 +208,22 @@ class OnnxDecoder:
         )
         if self.unpadded or not self.reuse_prefixes or not self.can_reuse_prefixes:
             return plan
-        tree = make_prefix_tree(
-            plan.rows,
-            plan.limits,
-            position_bytes=sum(cache.token_bytes for cache in self.inputs.cache),
-            least_saved=least_saved,
+        sharing = share(
+            plan.rows, plan.limits, token_bytes=self._token_bytes, always=always_continue
         )
-        loses = tree.cost >= batch_cost(plan.batches) and least_saved >= LEAST_SAVED
-        return plan if loses else replace(plan, prefixes=tree)
+        pays = always_continue or sharing.cost < batch_cost(plan.batches)
+        return replace(plan, sharing=sharing) if pays else plan
+
+    @property
+    def _token_bytes(self) -> int:
+        """Bytes of cache per token; 0 where a cache cannot be continued.
+
+        That needs an export with a cache and explicit positions. On a GPU the caches would pass
+        through the host, which costs more than it saves.
+        """
+        if not self.inputs.position_ids or self.device_type != "cpu":
+            return 0
+        return sum(cache.token_bytes for cache in self.inputs.cache)
 
     def score(
         self,
@@ -269,37 +294,55 @@ class OnnxDecoder:
 
     def _answers(self, plan: Plan) -> Iterator[list[tuple[int, Answers]]]:
         """Rows with what the model said about them, batch by batch."""
-        if plan.prefixes is not None:
-            yield from PrefixRun(self, plan.prefixes).answers()
-            return
-        for batch in plan.batches:
-            yield list(self._run(plan.rows, batch))
+        whole = [Group((), plan.batches)]
+        for group in whole if plan.sharing is None else plan.sharing.groups:
+            start, past = len(group.prefix), None
+            if group.prefix:
+                _, past = self._forward([Row(group.prefix)], start, keep_cache=True)
+            for batch in group.batches:
+                answered = self._run(plan, batch, start, past)
+                yield [(row, answers.after(start)) for row, answers in answered]
 
-    def _run(self, rows: Sequence[Row], batch: Batch) -> Iterator[tuple[int, Answers]]:
-        """Run one batch; halve it as long as memory does not suffice."""
+    def _run(
+        self, plan: Plan, batch: Batch, start: int, past: Cache | None
+    ) -> Iterator[tuple[int, Answers]]:
+        """Run what rows of a batch have from `start` on; halve it while memory does not suffice."""
+        rows = [plan.rows[i].part(start) for i in batch.rows]
         try:
-            answers = self._forward([rows[i] for i in batch.rows], batch.length)
+            answers, _ = self._forward(
+                rows, batch.length, share=plan.sharing is not None, past=past
+            )
+        except MemoryError:
+            half = len(batch.rows) // 2
+            for part in (batch.rows[:half], batch.rows[half:]):
+                yield from self._run(plan, Batch(part, batch.length), start, past)
+        else:
+            yield from zip(batch.rows, answers, strict=True)
+
+    def _forward(
+        self, rows: Sequence[Row], length: int, **options: Any
+    ) -> tuple[list[Answers], Cache]:
+        """One call; a `MemoryError` says that fewer rows may do."""
+        try:
+            return run_rows(
+                self.session,
+                self.inputs,
+                rows,
+                length,
+                multiple=self.limits.multiple,
+                **options,
+            )
         except DegradeError:
             raise
         except Exception as error:
             if not ran_out_of_memory(error):
                 raise run_error(error, self.folder) from error
-            if len(batch.rows) == 1:
+            if len(rows) == 1:
                 raise EngineError(
-                    f"memory ran out for a single sequence of {batch.length} tokens of the model "
-                    f"in {self.folder}: use a machine with more memory, or shorter prompts."
+                    f"memory ran out for a single sequence of {length} tokens of the model in "
+                    f"{self.folder}: use a machine with more memory, or shorter prompts."
                 ) from error
-            half = len(batch.rows) // 2
-            for part in (batch.rows[:half], batch.rows[half:]):
-                yield from self._run(rows, Batch(part, batch.length))
-            return
-        yield from zip(batch.rows, answers, strict=True)
-
-    def _forward(self, rows: Sequence[Row], length: int) -> list[Answers]:
-        answers, _ = run_rows(
-            self.session, self.inputs, rows, length, multiple=self.limits.multiple
-        )
-        return answers
+            raise MemoryError from error
 
     def _not_finite(self, row: Row, answers: Answers) -> NonFiniteLogitsError:
         position = answers.first_non_finite()

@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError, UnsupportedModelError
+from .distinct_positions import ROWWISE_PRODUCTS, compute_distinct_positions
 
 POSITIONS = "degrade_positions"
-"""Input, int64 ``[rows]``: indices into the flattened ``batch * length`` positions."""
+"""Input, int64 ``[rows]``: indices into the flattened ``batch * length`` positions, or into the
+distinct ones where the graph computes those."""
 
 TARGETS = "degrade_targets"
 """Input, int64 ``[rows, targets]``: token ids whose log-probabilities are wanted at each row."""
@@ -34,15 +36,6 @@ ARGMAX = "degrade_argmax"
 ROW_LOGITS = "degrade_row_logits"
 """Output, float32 ``[rows, vocabulary]``: the gathered logits."""
 
-# Matrix products in which output row i depends on input row i alone; the data is their input 0.
-_ROWWISE_PRODUCTS = {
-    "FusedMatMul",
-    "MatMul",
-    "MatMulBnb4",
-    "MatMulInteger",
-    "MatMulIntegerToFloat",
-    "MatMulNBits",
-}
 # Operations on single numbers: a gather commutes with them when their other operands have no rows.
 _ELEMENTWISE = {
     "Add",
@@ -70,25 +63,32 @@ class DerivedGraph:
         Where that external data lies.
     gather : str
         Where the rows are gathered, e.g. ``"before MatMulNBits"`` or ``"after the LM head"``.
+    distinct : bool
+        Whether positions are given as distinct ones and their places (see
+        `mlflow_degrade.runtime.distinct_positions`).
     """
 
     model: bytes
     folder: Path
     gather: str
+    distinct: bool
 
 
-def build_engine_graph(model_file: str | Path) -> DerivedGraph:
+def build_engine_graph(model_file: str | Path, *, distinct: bool = True) -> DerivedGraph:
     """Graph that returns log-probabilities and logits of chosen positions, and the cache.
 
     Parameters
     ----------
     model_file : path
         ``model.onnx`` of a model directory; it must have an output named ``logits``.
+    distinct : bool
+        Whether the graph is made to compute distinct positions once, if it can be.
 
     Returns
     -------
     DerivedGraph
-        Inputs of the source plus `POSITIONS` and `TARGETS`. Outputs are `TARGET_LOGPROBS`,
+        Inputs of the source plus `POSITIONS` and `TARGETS`, and those of
+        `mlflow_degrade.runtime.distinct_positions` if it can be. Outputs are `TARGET_LOGPROBS`,
         `ARGMAX`, `ROW_LOGITS`, and whatever the source returns besides its logits
         (``present.*``); what is not fetched is neither copied nor allocated twice. The softmax is
         computed in float32 whatever the model's precision.
@@ -104,6 +104,7 @@ def build_engine_graph(model_file: str | Path) -> DerivedGraph:
 
     model = _load(model_file)
     graph = model.graph
+    distinct = distinct and compute_distinct_positions(graph)
     where, logits = _gather_rows(graph)
     kept = [output for output in graph.output if output.name != "logits"]
     value = helper.make_tensor_value_info
@@ -129,7 +130,9 @@ def build_engine_graph(model_file: str | Path) -> DerivedGraph:
             *kept,
         ]
     )
-    return DerivedGraph(model.SerializeToString(), Path(model_file).resolve().parent, where)
+    return DerivedGraph(
+        model.SerializeToString(), Path(model_file).resolve().parent, where, distinct
+    )
 
 
 def _load(model_file: str | Path) -> Any:
@@ -201,7 +204,7 @@ def _find_head(graph: Any, producers: dict[str, Any]) -> Any | None:
     """The matrix product behind ``logits``, if only element-wise operations lie between."""
     name = "logits"
     while (node := producers.get(name)) is not None:
-        if node.op_type in _ROWWISE_PRODUCTS and not _transposed(node):
+        if node.op_type in ROWWISE_PRODUCTS and not _transposed(node):
             return node
         carrier = _carrier(graph, producers, name)
         if carrier is None:

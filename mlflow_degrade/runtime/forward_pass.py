@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .distinct_positions import DISTINCT, PLACES
 from .engine_graph import ARGMAX, POSITIONS, TARGET_LOGPROBS, TARGETS
+from .layout import Layout, right_padded
 from .plan import Row
 from .session import DecoderInputs
-from .stepping import right_padded
 
 Cache = list[NDArray[Any]]
 """Keys and values of every layer, in the order of the graph's inputs."""
@@ -30,16 +31,9 @@ class Answers:
     def __init__(self, found: Mapping[int, tuple[Mapping[int, float], int]]) -> None:
         self._found = found
 
-    @classmethod
-    def combined(cls, parts: Iterable[tuple[int, Answers]]) -> Answers:
-        """Answers of a row from those of its parts and where each part starts."""
-        return cls(
-            {start + position: said for start, part in parts for position, said in part.items()}
-        )
-
-    def items(self) -> Iterable[tuple[int, tuple[Mapping[int, float], int]]]:
-        """Positions with what was said there."""
-        return self._found.items()
+    def after(self, start: int) -> Answers:
+        """The same answers in a row that has `start` tokens before this one."""
+        return Answers({start + position: said for position, said in self._found.items()})
 
     def at(self, position: int, token: int) -> tuple[float, bool]:
         """Log-probability of `token` after `position`, and whether it is the most likely."""
@@ -62,6 +56,7 @@ def run_rows(
     length: int,
     *,
     multiple: int,
+    share: bool = False,
     past: Cache | None = None,
     keep_cache: bool = False,
 ) -> tuple[list[Answers], Cache]:
@@ -79,8 +74,11 @@ def run_rows(
         At least that of the longest row.
     multiple : int
         The number of wanted positions is padded to a multiple of this.
+    share : bool
+        Whether positions after equal tokens are computed once; only for a graph that takes
+        distinct positions.
     past : list of ndarray, optional
-        Caches of what stands before the rows: as many tokens for each, all of them real.
+        Cache of what stands before every row, of one sequence.
     keep_cache : bool
         Whether the caches after the rows are returned.
 
@@ -91,29 +89,41 @@ def run_rows(
     cache : list of ndarray
         Past and rows; empty unless `keep_cache`.
     """
-    places = [(b * length + p, tokens) for b, r in enumerate(rows) for p, tokens in _sorted(r)]
-    # A segment that is only read wants nothing, but the graph wants to be fed.
-    count = max(1, -(-len(places) // multiple)) * multiple
-    positions = np.zeros(count, np.int64)
-    targets = np.zeros((count, max((len(t) for _, t in places), default=1)), np.int64)
-    for i, (position, tokens) in enumerate(places):
-        positions[i] = position
-        targets[i, : len(tokens)] = tokens
+    count = len(rows)
+    layout = Layout.shared(rows, length, multiple) if share else Layout.whole(count, length)
+    wanted: dict[int, list[int]] = {}
+    for index, row in enumerate(rows):
+        for position, tokens in row.wanted.items():
+            asked = wanted.setdefault(int(layout.places[index, position]), [])
+            asked += [token for token in tokens if token not in asked]
+    # A beginning that is only read wants nothing, but the graph wants to be fed.
+    size = max(1, -(-len(wanted) // multiple)) * multiple
+    positions = np.zeros(size, np.int64)
+    positions[: len(wanted)] = list(wanted)
+    targets = np.zeros((size, max(map(len, wanted.values()), default=1)), np.int64)
+    for line, tokens in zip(targets, wanted.values(), strict=False):
+        line[: len(tokens)] = tokens
+
     ids, mask = right_padded([row.tokens for row in rows], length)
-    if past is None:
-        past = [np.empty(c.empty_shape(len(rows)), c.dtype) for c in inputs.cache]
-    before = past[0].shape[inputs.cache[0].length_axis] if past else 0
+    caches = [
+        np.empty(spec.empty_shape(count), spec.dtype)
+        if past is None
+        else np.repeat(past[i], count, axis=spec.batch_axis)
+        for i, spec in enumerate(inputs.cache)
+    ]
+    before = caches[0].shape[inputs.cache[0].length_axis] if caches else 0
     feeds: dict[str, NDArray[Any]] = {
         "input_ids": ids,
         "attention_mask": np.pad(mask, ((0, 0), (before, 0)), constant_values=1),
         POSITIONS: positions,
         TARGETS: targets,
+        **{spec.name: value for spec, value in zip(inputs.cache, caches, strict=True)},
     }
     if inputs.position_ids:
         everywhere = np.arange(before, before + length, dtype=np.int64)
-        feeds["position_ids"] = np.tile(everywhere, (len(rows), 1))
-    for spec, value in zip(inputs.cache, past, strict=True):
-        feeds[spec.name] = value
+        feeds["position_ids"] = np.tile(everywhere, (count, 1))
+    if inputs.distinct:
+        feeds[DISTINCT], feeds[PLACES] = layout.distinct, layout.places
 
     binding = session.io_binding()
     # The binding reads the arrays where they are: `feeds` keeps them alive.
@@ -127,22 +137,12 @@ def run_rows(
     session.run_with_iobinding(binding)
     logprobs, best, *cache = (value.numpy() for value in binding.get_outputs())
 
-    answers, start = [], 0
-    for row in rows:
-        stop = start + len(row.wanted)
-        answers.append(_answers(row, logprobs[start:stop], best[start:stop]))
-        start = stop
+    said = {
+        place: (dict(zip(tokens, values.tolist(), strict=False)), int(winner))
+        for (place, tokens), values, winner in zip(wanted.items(), logprobs, best, strict=False)
+    }
+    answers = [
+        Answers({p: said[int(layout.places[index, p])] for p in row.wanted})
+        for index, row in enumerate(rows)
+    ]
     return answers, cache
-
-
-def _answers(row: Row, logprobs: NDArray[np.float32], best: NDArray[np.int64]) -> Answers:
-    return Answers(
-        {
-            position: (dict(zip(tokens, values.tolist(), strict=False)), int(winner))
-            for (position, tokens), values, winner in zip(_sorted(row), logprobs, best, strict=True)
-        }
-    )
-
-
-def _sorted(row: Row) -> list[tuple[int, list[int]]]:
-    return sorted(row.wanted.items())

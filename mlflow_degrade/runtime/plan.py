@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 
 if TYPE_CHECKING:
-    from .prefix_tree import PrefixTree
+    from .sharing import Sharing
 
 Tokens = Sequence[int]
 
@@ -44,6 +44,12 @@ class Row:
 
     tokens: tuple[int, ...]
     wanted: dict[int, list[int]] = field(default_factory=dict)
+
+    def part(self, start: int) -> Row:
+        """The row from `start` on; nothing is wanted before."""
+        if not start:
+            return self
+        return Row(self.tokens[start:], {p - start: t for p, t in self.wanted.items()})
 
 
 @dataclass(frozen=True)
@@ -104,8 +110,8 @@ class Plan:
         Requests that lost tokens on the left to fit the context.
     limits : Limits
         As given.
-    prefixes : PrefixTree or None
-        What is run instead of the batches, where common beginnings are run once.
+    sharing : Sharing or None
+        What is run instead of the batches, where common beginnings are computed once.
     """
 
     rows: tuple[Row, ...]
@@ -113,24 +119,23 @@ class Plan:
     places: tuple[tuple[int, int], ...]
     truncated: int
     limits: Limits
-    prefixes: PrefixTree | None = None
+    sharing: Sharing | None = None
 
     def summary(self) -> dict[str, Any]:
         """Numbers worth recording: how much was shared, how much was padding."""
         tokens = sum(len(row.tokens) for row in self.rows)
         positions = sum(batch.positions for batch in self.batches)
-        shared: dict[str, Any] = {}
-        if self.prefixes is not None:
-            shared["prefixes"] = self.prefixes.summary()
-            shared["prefixes"]["unshared_positions"] = positions
-            positions = self.prefixes.positions
+        calls, shared = len(self.batches), {}
+        if self.sharing is not None:
+            shared["sharing"] = {**self.sharing.summary(), "unshared_positions": positions}
+            positions, calls = self.sharing.positions, self.sharing.calls
         return {
             "requests": len(self.places),
             "rows": len(self.rows),
             "tokens": tokens,
             "positions": positions,
             "outputs": sum(len(row.wanted) for row in self.rows),
-            "batches": len(self.batches) if self.prefixes is None else self.prefixes.call_count,
+            "batches": calls,
             "truncated": self.truncated,
             "limits": asdict(self.limits),
             **shared,
@@ -217,6 +222,20 @@ def _rows(
     # The first kept sequence not before this one is itself, or begins with it.
     row_of = {sequence: bisect_left(kept, sequence) for sequence in distinct}
     return [Row(sequence) for sequence in kept], row_of
+
+
+def common_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """Number of tokens two sequences begin with alike.
+
+    Examples
+    --------
+    >>> common_length([5, 6, 7], [5, 6, 8, 9])
+    2
+    """
+    most = min(len(first), len(second))
+    if first[:most] == second[:most]:
+        return most
+    return next(i for i in range(most) if first[i] != second[i])
 
 
 def pack(rows: Sequence[Row], limits: Limits) -> tuple[Batch, ...]:

@@ -5,9 +5,9 @@ score depend on its neighbours, and a kernel chosen by the number of rows can. S
 score that belongs to the prompt alone, so it is run one sequence at a time, and a model compared
 with it as well.
 
-Continuing a prompt from its key-value cache computes the same numbers in other products, which
-low precision can turn into another score. A model whose scores change is run without shared
-prefixes, and a model compared with it as well.
+Computing what prompts have in common once, or continuing it from its key-value cache, puts the same
+numbers into other matrix products, which low precision could turn into another score. A model whose
+scores change is run without shared prefixes, and a model compared with it as well.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from .generation import Sampling
 from .plan import Tokens
 
 ScoringPath = Literal["shared-prefix", "batched", "one-by-one"]
-"""How sequences are run: continued from what they have in common, in padded batches from their
-first token on, or each alone and unpadded."""
+"""How sequences are run: what they have in common once, in padded batches of whole sequences, or
+each alone and unpadded."""
 
 TOLERANCE = 0.02
 """Largest accepted change of a token's log-probability, in nats.
@@ -204,13 +204,13 @@ def probe_path_equivalence(
     Raises
     ------
     InputError
-        The model cannot continue from a cache, or no prompt has 16 tokens.
+        The model's graph cannot share positions, or no prompt has 16 tokens.
     """
     usable = [tuple(p[-decoder.context_length :]) for p in prompts if len(p) >= SHORTEST_PROMPT]
     if not decoder.can_reuse_prefixes or not usable:
         raise InputError(
             f"path equivalence is probed on prompts of at least {SHORTEST_PROMPT} tokens with a "
-            "model that has a key-value cache and position_ids, on a CPU: score it 'batched'."
+            "model whose graph can compute what sequences share once: score it 'batched'."
         )
     heads = [p[: len(p) // 2] for p in usable]
     tails = [p[len(p) // 2 :][:_TOKENS] for p in usable]
@@ -227,7 +227,7 @@ def probe_path_equivalence(
         decoder.unpadded, decoder.reuse_prefixes = False, False
         whole = decoder.score(requests)
         decoder.reuse_prefixes = True
-        shared = decoder.score(requests, plan=decoder.plan(requests, least_saved=1))
+        shared = decoder.score(requests, plan=decoder.plan(requests, always_continue=True))
     finally:
         decoder.unpadded, decoder.reuse_prefixes = before
     difference = np.abs(np.subtract([s.logprob for s in whole], [s.logprob for s in shared]))

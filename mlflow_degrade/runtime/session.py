@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import EngineError, ModelError, ProviderUnavailableError, UnsupportedModelError
+from .distinct_positions import DISTINCT, PLACES
 from .engine_graph import POSITIONS, TARGETS, DerivedGraph
 from .providers import session_options
 
@@ -70,10 +71,13 @@ class DecoderInputs:
         Whether positions are given; otherwise the graph counts them itself.
     cache : tuple of CacheInput
         The key-value cache in the order of the graph; empty for an export without one.
+    distinct : bool
+        Whether it takes distinct positions and their places.
     """
 
     position_ids: bool
     cache: tuple[CacheInput, ...]
+    distinct: bool = False
 
 
 def open_derived(
@@ -135,7 +139,7 @@ def decoder_inputs(session: Any, folder: Path) -> DecoderInputs:
     for node in session.get_inputs():
         if node.name.startswith(_CACHE_PREFIX):
             cache.append(_cache_input(node, folder))
-        elif node.name not in (POSITIONS, TARGETS):
+        elif node.name not in (POSITIONS, TARGETS, DISTINCT, PLACES):
             names.append(node.name)
     unknown = sorted(set(names) - {"input_ids", "attention_mask", "position_ids"})
     if unknown:
@@ -143,7 +147,8 @@ def decoder_inputs(session: Any, folder: Path) -> DecoderInputs:
             f"the model in {folder} takes {unknown}, which the engine does not know how to fill: "
             "export it with Optimum's task 'text-generation-with-past'."
         )
-    return DecoderInputs("position_ids" in names, tuple(cache))
+    distinct = any(node.name == DISTINCT for node in session.get_inputs())
+    return DecoderInputs("position_ids" in names, tuple(cache), distinct)
 
 
 def _cache_input(node: Any, folder: Path) -> CacheInput:
@@ -189,7 +194,9 @@ def read_json(folder: Path, name: str, *, needed: bool) -> dict[str, Any]:
 
 
 def ran_out_of_memory(error: Exception) -> bool:
-    """Whether an onnxruntime failure is an allocation that did not succeed."""
+    """Whether a failure is an allocation that did not succeed."""
+    if isinstance(error, MemoryError):
+        return True
     text = str(error).lower()
     return any(sign in text for sign in ("failed to allocate memory", "out of memory", "bad_alloc"))
 

@@ -9,24 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import NonFiniteLogitsError, UnsupportedModelError
+from .distinct_positions import DISTINCT, PLACES
 from .engine_graph import POSITIONS, ROW_LOGITS, TARGETS
+from .layout import Layout, right_padded
 from .plan import Tokens
 from .session import ran_out_of_memory, run_error
 
 if TYPE_CHECKING:
     from .decoder import OnnxDecoder
-
-
-def right_padded(
-    sequences: Sequence[Tokens], length: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Token ids and attention mask of shape ``[sequences, length]``, zeros after each sequence."""
-    ids = np.zeros((len(sequences), length), np.int64)
-    mask = np.zeros_like(ids)
-    for row, tokens in enumerate(sequences):
-        ids[row, : len(tokens)] = tokens
-        mask[row, : len(tokens)] = 1
-    return ids, mask
 
 
 class Stepper:
@@ -106,6 +96,9 @@ class Stepper:
         feeds[TARGETS] = np.zeros((len(rows), 1), np.int64)
         if self._inputs.position_ids:
             feeds["position_ids"] = places
+        if self._inputs.distinct:
+            layout = Layout.whole(*ids.shape)
+            feeds[DISTINCT], feeds[PLACES] = layout.distinct, layout.places
         binding = self._session.io_binding()
         # The binding reads the arrays where they are: `feeds` keeps them alive.
         for name, array in feeds.items():

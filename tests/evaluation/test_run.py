@@ -42,7 +42,7 @@ def test_samples_and_results_are_lm_evals(model_dir: ModelDir, task_folder: Path
     assert samples.tasks == tuple(sorted(ALL))
     assert samples.model_digest == model_digest(model_dir("fp32"))
     assert samples.task_versions == dict.fromkeys(ALL, "1.0")
-    assert found.path == "batched"
+    assert found.path == "shared-prefix"
     assert found.probe.generation_changes == 0
     assert found.probe.invariant
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ from engine_models import ModelDir
 from tiny_models import SENTENCES
 
 from mlflow_degrade.errors import EngineError, InputError, ModelError, NonFiniteLogitsError
+from mlflow_degrade.runtime import decoder as engine
 from mlflow_degrade.runtime.decoder import OnnxDecoder, Score
 from mlflow_degrade.runtime.generation import Sampling
-from mlflow_degrade.runtime.plan import Row, Tokens
+from mlflow_degrade.runtime.plan import Tokens
 
 Pairs = list[tuple[list[int], list[int]]]
 
@@ -145,28 +147,41 @@ def test_nan_stops_the_scoring_and_says_after_which_words(
         decoder.generate([ids], Sampling(max_new_tokens=4))
 
 
-class _Cramped(OnnxDecoder):
-    """Runs out of memory with more than two sequences, in onnxruntime's words."""
+def _cramp(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
+    """More than `most` sequences run out of memory, in onnxruntime's words."""
+    real, sizes = engine.run_rows, []
 
-    most = 2
-
-    def _forward(self, rows: list[Row], length: int) -> list[object]:  # type: ignore[override]
-        if len(rows) > self.most:
+    def run(session: Any, inputs: Any, rows: Any, length: int, **options: Any) -> Any:
+        if len(rows) > most:
             raise RuntimeError("[ONNXRuntimeError] : 6 : Failed to allocate memory for requested")
-        return super()._forward(rows, length)  # type: ignore[return-value]
+        sizes.append(len(rows))
+        return real(session, inputs, rows, length, **options)
+
+    monkeypatch.setattr(engine, "run_rows", run)
+    return sizes
 
 
-def test_out_of_memory_halves_the_batch_and_changes_nothing(model_dir: ModelDir) -> None:
-    folder = model_dir("fp32")
-    pairs = _pairs(OnnxDecoder(folder, device="cpu"))
-    assert _Cramped(folder, device="cpu").score(pairs) == OnnxDecoder(folder, device="cpu").score(
-        pairs
-    )
+@pytest.mark.parametrize("shared", [False, True])
+def test_out_of_memory_halves_the_batch_and_changes_nothing(
+    model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch, shared: bool
+) -> None:
+    decoder = OnnxDecoder(model_dir("fp32"), device="cpu")
+    decoder.reuse_prefixes = shared
+    pairs = _pairs(decoder)
+    expected = decoder.score(pairs)
+    sizes = _cramp(monkeypatch, 2)
+    assert decoder.score(pairs) == expected
+    assert max(sizes) == 2
 
 
-def test_out_of_memory_for_one_sequence_is_an_error(model_dir: ModelDir) -> None:
-    decoder = _Cramped(model_dir("fp32"), device="cpu")
-    decoder.most = 0
+@pytest.mark.parametrize("shared", [False, True])
+def test_out_of_memory_for_one_sequence_is_an_error(
+    model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch, shared: bool
+) -> None:
+    decoder = OnnxDecoder(model_dir("fp32"), device="cpu")
+    decoder.reuse_prefixes = shared
+    assert decoder.session is not None
+    _cramp(monkeypatch, 0)
     with pytest.raises(EngineError, match="memory ran out for a single sequence"):
         decoder.score(_pairs(decoder))
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +12,9 @@ from engine_models import ModelDir
 from numpy.typing import NDArray
 from tiny_models import SENTENCES
 
-from mlflow_degrade.errors import EngineError, InputError, NonFiniteLogitsError
-from mlflow_degrade.runtime import prefix_scoring
+from mlflow_degrade.errors import InputError, NonFiniteLogitsError
 from mlflow_degrade.runtime.decoder import OnnxDecoder, Score
+from mlflow_degrade.runtime.engine_graph import build_engine_graph
 from mlflow_degrade.runtime.probes import (
     choose_path,
     probe_batch_invariance,
@@ -53,10 +53,10 @@ def test_scores_are_those_of_whole_sequences(model_dir: ModelDir, scheme: str, k
     whole = decoder.last_plan.summary()
     decoder.reuse_prefixes = True
     found = decoder.score(pairs)
-    np.testing.assert_allclose(_logprobs(found), _logprobs(expected), atol=1e-4)
+    np.testing.assert_array_equal(_logprobs(found), _logprobs(expected))
     assert [s.is_greedy for s in found] == [s.is_greedy for s in expected]
     shared = decoder.last_plan.summary()
-    assert shared["prefixes"]["unshared_positions"] == whole["positions"] > shared["positions"]
+    assert shared["sharing"]["unshared_positions"] == whole["positions"] > shared["positions"]
     assert shared["tokens"] == whole["tokens"]
     assert decoder.plan(pairs) == decoder.last_plan
 
@@ -101,46 +101,9 @@ def test_what_an_interrupted_run_answered_need_not_be_asked_again(model_dir: Mod
 def test_where_nothing_is_shared_the_batches_run(model_dir: ModelDir) -> None:
     decoder = OnnxDecoder(model_dir("fp32"), device="cpu")
     decoder.reuse_prefixes = True
-    plan = decoder.plan([([10 + i, 3, 4], [5, 6]) for i in range(9)])
-    assert plan.prefixes is None
-    assert "prefixes" not in plan.summary()
-
-
-def _cramp(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
-    """More than `most` sequences run out of memory, in onnxruntime's words."""
-    real, sizes = prefix_scoring.run_rows, []
-
-    def run(session: Any, inputs: Any, rows: Any, length: int, **options: Any) -> Any:
-        if len(rows) > most:
-            raise RuntimeError("[ONNXRuntimeError] : 6 : Failed to allocate memory for requested")
-        sizes.append(len(rows))
-        return real(session, inputs, rows, length, **options)
-
-    monkeypatch.setattr(prefix_scoring, "run_rows", run)
-    return sizes
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_out_of_memory_halves_the_calls_and_changes_nothing(
-    model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    decoder = OnnxDecoder(model_dir("fp32"), device="cpu")
-    decoder.reuse_prefixes = True
-    pairs = _pairs(decoder, kind)
-    expected = decoder.score(pairs)
-    sizes = _cramp(monkeypatch, 2)
-    np.testing.assert_allclose(_logprobs(decoder.score(pairs)), _logprobs(expected), atol=1e-4)
-    assert max(sizes) == 2
-
-
-def test_out_of_memory_for_one_sequence_is_an_error(
-    model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    decoder = OnnxDecoder(model_dir("fp32"), device="cpu")
-    decoder.reuse_prefixes = True
-    _cramp(monkeypatch, 0)
-    with pytest.raises(EngineError, match="memory ran out for a single sequence"):
-        decoder.score(_pairs(decoder, "few-shot"))
+    plan = decoder.plan([([10 + i, 3, 4], [5, 6]) for i in range(8)])
+    assert plan.sharing is None
+    assert "sharing" not in plan.summary()
 
 
 def _with_broken_embedding(source: Path, target: Path, token: int) -> Path:
@@ -166,7 +129,7 @@ def test_nan_in_a_shared_prefix_stops_the_scoring(model_dir: ModelDir, tmp_path:
     folder = _with_broken_embedding(model_dir("fp32"), tmp_path / "broken", pairs[0][0][3])
     decoder = OnnxDecoder(folder, device="cpu")
     decoder.reuse_prefixes = True
-    assert decoder.plan(pairs).prefixes is not None
+    assert decoder.plan(pairs).sharing is not None
     with pytest.raises(NonFiniteLogitsError, match="nothing of this model is scored"):
         decoder.score(pairs)
 
@@ -180,7 +143,7 @@ def test_offered_schemes_pass_the_probe(model_dir: ModelDir, scheme: str) -> Non
     assert probe.prompts == 16
     assert probe.tokens > 500
     assert decoder.last_plan is not None
-    assert decoder.last_plan.summary()["prefixes"]["shared_segments"] >= 8
+    assert decoder.last_plan.summary()["sharing"]["cached_prefixes"] >= 8
     assert not decoder.reuse_prefixes
     assert probe.to_dict() == {**probe.fields(), "equivalent": True}
 
@@ -188,9 +151,9 @@ def test_offered_schemes_pass_the_probe(model_dir: ModelDir, scheme: str) -> Non
 def test_a_model_whose_scores_change_is_scored_in_batches(model_dir: ModelDir) -> None:
     decoders = [OnnxDecoder(model_dir(s), device="cpu") for s in ("fp32", "int8-dynamic")]
     prompts = decoders[0].encoder.encode([f"{a} {SENTENCES[0]}" for a in SENTENCES])
-    good, bad = (probe_path_equivalence(decoder, prompts) for decoder in decoders)
+    good = probe_path_equivalence(decoders[0], prompts)
+    bad = replace(good, max_abs_difference=2 * good.tolerance)
     assert not bad.equivalent
-    assert bad.max_abs_difference > 0.1
     stable = probe_batch_invariance(decoders[0], prompts)
     assert choose_path(stable, stable, equivalences=[good, good]) == "shared-prefix"
     assert choose_path(stable, stable, equivalences=[good, bad]) == "batched"
@@ -204,12 +167,55 @@ def test_the_probe_needs_prompts_that_can_be_cut(model_dir: ModelDir) -> None:
         probe_path_equivalence(OnnxDecoder(model_dir("fp32"), device="cpu"), [[5, 6, 7]])
 
 
-def test_an_export_without_positions_is_not_shared(model_dir: ModelDir) -> None:
-    from mlflow_degrade.runtime.session import DecoderInputs
-
+def test_without_positions_nothing_is_continued_from_a_cache(model_dir: ModelDir) -> None:
     decoder = OnnxDecoder(model_dir("fp32"), device="cpu")
-    assert decoder.can_reuse_prefixes
-    decoder.__dict__["inputs"] = DecoderInputs(False, decoder.inputs.cache)
+    decoder.reuse_prefixes = True
+    pairs = _pairs(decoder, "few-shot")
+    plan = decoder.plan(pairs, always_continue=True)
+    assert plan.summary()["sharing"]["cached_prefixes"] > 0
+    decoder.__dict__["inputs"] = replace(decoder.inputs, position_ids=False)
+    plan = decoder.plan(pairs, always_continue=True)
+    assert plan.summary()["sharing"]["cached_prefixes"] == 0
+
+
+def test_scales_that_span_the_batch_are_not_shared(model_dir: ModelDir) -> None:
+    decoder = OnnxDecoder(model_dir("int8-dynamic"), device="cpu")
     decoder.reuse_prefixes = True
     assert not decoder.can_reuse_prefixes
-    assert decoder.plan(_pairs(decoder, "few-shot")).prefixes is None
+    assert decoder.plan(_pairs(decoder, "few-shot")).sharing is None
+
+
+def test_a_graph_that_does_not_follow_the_rules_is_left_as_it_is(
+    model_dir: ModelDir, tmp_path: Path
+) -> None:
+    """Hidden states times a number that depends on the input: a scalar has no positions."""
+    from onnx import helper
+
+    from mlflow_degrade.optimize.onnx_files import load_graph, save_graph
+
+    shutil.copytree(model_dir("fp32"), tmp_path / "scaled")
+    model = load_graph(tmp_path / "scaled")
+    graph = model.graph
+    head = next(n for n in graph.node if n.output[0] == "logits")
+    at = list(graph.node).index(head)
+    source, head.input[0] = head.input[0], "scaled"
+    nodes = [
+        helper.make_node("Cast", ["attention_mask"], ["seen"], to=1),
+        helper.make_node("ReduceMax", ["seen"], ["one"], keepdims=0),
+        helper.make_node("Mul", [source, "one"], ["scaled"]),
+    ]
+    before = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*before[:at], *nodes, *before[at:]])
+    for name in ("model.onnx", "model.onnx.data"):
+        (tmp_path / "scaled" / name).unlink()
+    save_graph(model, tmp_path / "scaled")
+
+    assert build_engine_graph(tmp_path / "scaled" / "model.onnx").distinct
+    decoder = OnnxDecoder(tmp_path / "scaled", device="cpu")
+    plain = OnnxDecoder(model_dir("fp32"), device="cpu")
+    pairs = _pairs(plain, "multi-token")
+    found, expected = _logprobs(decoder.score(pairs)), _logprobs(plain.score(pairs))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert plain.can_reuse_prefixes
+    assert not decoder.can_reuse_prefixes

@@ -1,0 +1,72 @@
+"""Token ids of several sequences as the arrays that a batch is fed as."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .plan import Row, Tokens, common_length
+
+
+def right_padded(
+    sequences: Sequence[Tokens], length: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Token ids and attention mask of shape ``[sequences, length]``, zeros after each sequence."""
+    ids = np.zeros((len(sequences), length), np.int64)
+    mask = np.zeros_like(ids)
+    for row, tokens in enumerate(sequences):
+        ids[row, : len(tokens)] = tokens
+        mask[row, : len(tokens)] = 1
+    return ids, mask
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which positions of a batch are computed, and where each of them stands.
+
+    Attributes
+    ----------
+    distinct : ndarray of int64, shape (distinct,)
+        Flattened ``batch * length`` positions.
+    places : ndarray of int64, shape (batch, length)
+        Index into them.
+    """
+
+    distinct: NDArray[np.int64]
+    places: NDArray[np.int64]
+
+    @classmethod
+    def whole(cls, count: int, length: int) -> Layout:
+        """Every position by itself, padding included."""
+        each = np.arange(count * length, dtype=np.int64)
+        return cls(each, each.reshape(count, length))
+
+    @classmethod
+    def shared(cls, rows: Sequence[Row], length: int, multiple: int) -> Layout:
+        """Positions after equal tokens once, without padding.
+
+        Parameters
+        ----------
+        rows : sequence of Row
+            Those that begin alike stand next to each other.
+        length : int
+            Of the longest.
+        multiple : int
+            The number of distinct positions is brought to a multiple of this by repeating the
+            first: matrix kernels treat whole tiles alike (see `plan.ROW_MULTIPLE`).
+        """
+        places = np.zeros((len(rows), length), np.int64)
+        distinct: list[int] = []
+        before: tuple[int, ...] = ()
+        for index, row in enumerate(rows):
+            common, end = common_length(before, row.tokens), len(row.tokens)
+            if common:
+                places[index, :common] = places[index - 1, :common]
+            places[index, common:end] = range(len(distinct), len(distinct) + end - common)
+            distinct += range(index * length + common, index * length + end)
+            before = row.tokens
+        distinct += distinct[:1] * (-len(distinct) % multiple)
+        return cls(np.array(distinct, np.int64), places)
