@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ._text_keys import text_keys
+from ._row_index import RowIndex, count_repeated, encode, sort_codes
 from .errors import DuplicateSampleError, UnpairedSamplesError
 from .scores import SampleScores
 
@@ -31,24 +32,22 @@ class Side:
 
     def __init__(self, scores: SampleScores) -> None:
         self.table = scores.table
-        self._labels: dict[str, tuple[list[str], npt.NDArray[np.int32]]] = {}
-        names, codes = self._encoded("task")
+        self.index = scores.row_index
+        self._alike: dict[str, bool] = {}
+        names, codes = self.index.labels("task")
         self._ends = np.cumsum(np.bincount(codes, minlength=len(names)))
-        self._order: npt.NDArray[np.int64] | None = None
-        if (codes[1:] < codes[:-1]).any():
-            # 16-bit labels sort by counting, in linear time.
-            narrow = codes.astype(np.uint16) if len(names) < 2**16 else codes
-            self._order = np.argsort(narrow, kind="stable").astype(np.int64)
+        grouped = not (codes[1:] < codes[:-1]).any()
+        self._order = None if grouped else sort_codes(codes)
 
     def rows(self, task: str) -> IntArray:
         """Rows of a task, ascending."""
-        code = self._encoded("task")[0].index(task)
+        code = self.index.labels("task")[0].index(task)
         start, end = (0 if code == 0 else int(self._ends[code - 1])), int(self._ends[code])
         return np.arange(start, end) if self._order is None else self._order[start:end]
 
     def labels(self, column: str, rows: IntArray) -> tuple[list[str], npt.NDArray[np.int32]]:
         """Distinct labels of a column in the whole table, and the code of each row's label."""
-        names, codes = self._encoded(column)
+        names, codes = self.index.labels(column)
         return names, codes[_span(rows)]
 
     def numbers(self, column: str, rows: IntArray) -> npt.NDArray[np.generic]:
@@ -57,21 +56,61 @@ class Side:
         return array
 
     def column(self, name: str, rows: IntArray) -> pa.ChunkedArray:
-        """A column at some rows, without a copy where these follow each other."""
+        """A column at some rows, without a copy where these follow each other or are all alike."""
+        if self._all_alike(name):
+            return self.table[name].slice(0, rows.size)
         span = _span(rows)
         if isinstance(span, slice):
             return self.table[name].slice(span.start, rows.size)
         return self.table[name].take(pa.array(rows))
 
-    @cached_property
-    def document_keys(self) -> IntArray:
-        """64-bit keys of the document hashes of all rows."""
-        return text_keys(self.table["doc_hash"]).view(np.int64)
+    def _all_alike(self, name: str) -> bool:
+        if name not in self._alike:
+            column = self.table[name]
+            alike = column.null_count == len(column)
+            if not column.null_count and not pa.types.is_string(column.type):
+                bounds = pc.min_max(column)
+                alike = bounds["min"] == bounds["max"]
+            self._alike[name] = alike
+        return self._alike[name]
 
-    def _encoded(self, column: str) -> tuple[list[str], npt.NDArray[np.int32]]:
-        if column not in self._labels:
-            self._labels[column] = _encode(self.table[column])
-        return self._labels[column]
+
+def align(baseline: SampleScores, candidate: SampleScores) -> IntArray | None:
+    """Each baseline row's partner, where both tables in canonical order agree row by row.
+
+    This is what two runs of one suite give, in whatever order they were written, and costs no
+    join. None where tasks, filters, metrics or documents differ somewhere, or with repeats.
+    """
+    sides = baseline.row_index, candidate.row_index
+    # Sorting releases the interpreter's lock; digests need the orders as well, so this is no waste.
+    with ThreadPoolExecutor(2) as pool:
+        orders = pool.map(lambda index: index.canonical_order, sides)
+        pool.submit(lambda: sides[0].documents_differ)
+        left, right = orders
+    tables = sides[0].table, sides[1].table
+    if len(baseline) != len(candidate) or any(_has_repeats(t) for t in tables):
+        return None
+    for name in sides[0].label_names:
+        (names, codes), (other_names, other_codes) = (side.labels(name) for side in sides)
+        if names != other_names or not np.array_equal(_at(codes, left), _at(other_codes, right)):
+            return None
+    texts = [_at(t["doc_hash"], order) for t, order in zip(tables, (left, right), strict=True)]
+    if not texts[0].equals(texts[1]):
+        return None
+    rows = np.arange(len(baseline)) if right is None else right
+    if left is None:
+        return rows
+    partner = np.empty_like(rows)
+    partner[left] = rows
+    return partner
+
+
+def _has_repeats(table: pa.Table) -> bool:
+    return bool(pc.any(table["repeat"].cast(pa.bool_())).as_py())
+
+
+def _at(values: Any, order: IntArray | None) -> Any:
+    return values if order is None else values.take(order)
 
 
 def _span(rows: IntArray) -> slice | IntArray:
@@ -79,15 +118,6 @@ def _span(rows: IntArray) -> slice | IntArray:
     if rows.size and rows[-1] - rows[0] == rows.size - 1 and (rows[1:] > rows[:-1]).all():
         return slice(int(rows[0]), int(rows[-1]) + 1)
     return rows
-
-
-def _encode(column: pa.ChunkedArray) -> tuple[list[str], npt.NDArray[np.int32]]:
-    encoded = pc.dictionary_encode(column)
-    if not encoded.num_chunks:
-        return [], np.empty(0, np.int32)
-    # All chunks of one encoding share the dictionary of the last one.
-    names = encoded.chunks[-1].dictionary.to_pylist()
-    return names, np.concatenate([c.indices.to_numpy() for c in encoded.chunks])
 
 
 @dataclass(frozen=True)
@@ -113,14 +143,30 @@ class Match:
 
 
 def match(
-    task: str, sides: Sides, rows: tuple[IntArray, IntArray], allowed: tuple[str, ...]
+    task: str,
+    sides: Sides,
+    rows: tuple[IntArray, IntArray],
+    partner: IntArray | None,
+    allowed: tuple[str, ...],
 ) -> Match:
     """Pair the rows of a task by document and repeat, or say which ones have no partner.
+
+    Parameters
+    ----------
+    task : str
+    sides : pair of Side
+    rows : pair of ndarray of int64
+        The task's rows with the metric and filter that were chosen.
+    partner : ndarray of int64 or None
+        From `align`.
+    allowed : tuple of str
 
     Raises
     ------
     DuplicateSampleError, UnpairedSamplesError
     """
+    if partner is not None and _all_differ(sides[0].index, rows[0]):
+        return Match(rows[0], partner[_span(rows[0])], None, 0, [])
     notes: list[str] = []
     item, surplus = None, 0
     repeats = _both(side.numbers("repeat", own) for side, own in zip(sides, rows, strict=True))
@@ -128,7 +174,7 @@ def match(
     if paired is None:
         documents = _exact_codes("doc_hash", sides, rows)
         keys = _join(documents, repeats)
-        surplus = max(_surplus(key) for key in keys)
+        surplus = max(count_repeated(key) for key in keys)
         if surplus:
             # The same document twice: its id tells the copies apart.
             documents = _join(documents, _exact_codes("doc_id", sides, rows))
@@ -146,12 +192,16 @@ def _both(arrays: Iterable[npt.NDArray[np.generic]]) -> tuple[IntArray, IntArray
     return first, second
 
 
+def _all_differ(index: RowIndex, rows: IntArray) -> bool:
+    return index.documents_differ or not count_repeated(index.document_keys[_span(rows)])
+
+
 def _pair_distinct(
     sides: Sides, rows: tuple[IntArray, IntArray]
 ) -> tuple[IntArray, IntArray] | None:
     """Pair documents that occur once per side; None where that is not so, or not certain."""
-    keys = _both(s.document_keys[_span(own)] for s, own in zip(sides, rows, strict=True))
-    if any(_surplus(key) for key in (keys[:1] if np.array_equal(*keys) else keys)):
+    keys = _both(s.index.document_keys[_span(own)] for s, own in zip(sides, rows, strict=True))
+    if any(count_repeated(key) for key in (keys[:1] if np.array_equal(*keys) else keys)):
         return None
     left, right = _intersect(keys)
     # Different hashes may share a 64-bit key, if hardly ever: compare the partners' texts.
@@ -166,7 +216,7 @@ def _exact_codes(
     column: str, sides: Sides, rows: tuple[IntArray, IntArray]
 ) -> tuple[IntArray, IntArray]:
     text = [side.column(column, own) for side, own in zip(sides, rows, strict=True)]
-    _, codes = _encode(pa.chunked_array(text[0].chunks + text[1].chunks, pa.string()))
+    _, codes = encode(pa.chunked_array(text[0].chunks + text[1].chunks, pa.string()))
     return _both((codes[: rows[0].size], codes[rows[0].size :]))
 
 
@@ -181,11 +231,6 @@ def _join(
     codes = np.unique(np.concatenate(first), return_inverse=True)[1].reshape(-1)
     codes = codes * (high - low + 1) + (other - low)
     return codes[: first[0].size], codes[first[0].size :]
-
-
-def _surplus(key: IntArray) -> int:
-    ordered = np.sort(key)
-    return int(np.count_nonzero(ordered[1:] == ordered[:-1]))
 
 
 def _intersect(keys: tuple[IntArray, IntArray]) -> tuple[IntArray, IntArray]:
@@ -223,7 +268,7 @@ def _number_duplicates(
     notes: list[str],
 ) -> tuple[tuple[IntArray, IntArray], tuple[IntArray, IntArray]]:
     """Tell samples with the same key apart by their order, if that is allowed."""
-    count = [_surplus(key) for key in keys]
+    count = [count_repeated(key) for key in keys]
     if not any(count):
         return documents, keys
     occurrence = _occurrence(keys[0]), _occurrence(keys[1])

@@ -26,9 +26,9 @@ from ._comparability import (
     refuse_different,
     refuse_same_model,
 )
-from ._matching import Side, Sides, match
+from ._matching import Side, Sides, align, match
+from ._row_index import count_repeated
 from ._sample_schema import FEATURE_PREFIX
-from ._text_keys import text_keys
 from .errors import EmptySamplesError, UnknownNameError
 from .scores import SampleScores
 
@@ -155,11 +155,12 @@ class PairedScores:
             occurs twice, which is found out without looking at the texts.
         """
         chosen = self.tasks if tasks is None else tasks
-        column = self.baseline.table["doc_hash"]
-        rows = np.concatenate([task.baseline_row for task in chosen])
+        column, index = self.baseline.table["doc_hash"], self.baseline.row_index
         # Distinct keys prove distinct texts; equal ones leave it to the texts.
-        keys = np.sort(text_keys(column)[rows])
-        if (keys[1:] != keys[:-1]).all():
+        if index.documents_differ:
+            return None
+        rows = np.concatenate([task.baseline_row for task in chosen])
+        if not count_repeated(index.document_keys[rows]):
             return None
         texts = column.take(pa.array(rows)).combine_chunks().dictionary_encode()
         codes = texts.indices.to_numpy(zero_copy_only=False).astype(np.int64)
@@ -286,10 +287,11 @@ def pair(
         for name in wanted if isinstance(wanted, Mapping) else ():
             if name not in names:
                 raise UnknownNameError("task", name, names)
+    partner = align(baseline, candidate)
     sides = Side(baseline), Side(candidate)
     tasks = []
     for name in names:
-        task, task_notes = _pair_task(name, sides, metric, filter, allowed)
+        task, task_notes = _pair_task(name, sides, partner, metric, filter, allowed)
         tasks.append(task)
         notes += task_notes
     return PairedScores(tuple(tasks), baseline, candidate, allowed, tuple(notes))
@@ -298,6 +300,7 @@ def pair(
 def _pair_task(
     task: str,
     sides: Sides,
+    partner: IntArray | None,
     metric: str | Mapping[str, str] | None,
     filter: str | Mapping[str, str] | None,
     allowed: tuple[str, ...],
@@ -306,7 +309,7 @@ def _pair_task(
     metric_name, rows = choose("metric", task, sides, rows, metric, METRIC_PREFERENCE)
     filter_name, rows = choose("filter", task, sides, rows, filter, FILTER_PREFERENCE)
     higher = direction(task, metric_name, sides, rows)
-    found = match(task, sides, rows, allowed)
+    found = match(task, sides, rows, partner, allowed)
     rows, notes = (found.baseline, found.candidate), found.notes
     refuse_different("prompt_hash", "prompts", task, sides, rows, allowed, notes)
     refuse_different("target_hash", "targets", task, sides, rows, allowed, notes)

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ._row_index import RowIndex
 from ._sample_schema import FEATURE_PREFIX, conform, refuse_useless_scores
 from ._table_digest import table_digest
 from .errors import EmptySamplesError, SampleSchemaError, UnknownNameError
@@ -33,6 +34,7 @@ _DIGESTED = (
     "higher_is_better", "cluster", "score",
 )  # fmt: skip
 _DIGEST_ORDER = _DIGESTED[:5]
+_LABELS = ("task", "filter", "metric")
 
 
 class SampleScores:
@@ -316,9 +318,12 @@ class SampleScores:
     @cached_property
     def _digest(self) -> str:
         # The table never changes, and a gate asks for its digest several times.
-        table = self.table.select(list(_DIGESTED))
-        header = {"model_digest": self.model_digest}
-        return table_digest(table, _DIGEST_ORDER, ("task", "filter", "metric"), header)
+        return table_digest(self.row_index, {"model_digest": self.model_digest})
+
+    @cached_property
+    def row_index(self) -> RowIndex:
+        """Order and keys of the rows, which pairing and digest share; not meant for users."""
+        return RowIndex(self.table.select(list(_DIGESTED)), _DIGEST_ORDER, _LABELS)
 
 
 def _metadata(table: pa.Table) -> dict[str, Any]:

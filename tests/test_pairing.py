@@ -14,7 +14,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from mlflow_degrade import _matching
+from mlflow_degrade import _row_index
 from mlflow_degrade.errors import (
     DuplicateSampleError,
     EmptySamplesError,
@@ -453,29 +453,29 @@ class TestProperties:
         assume(rows)
         other = data.draw(st.permutations(rows))
         right = pair(build(rows, 2, "a"), build(other, 3, "b"))
-        original = _matching.text_keys
+        original = _row_index.text_keys
         try:
-            _matching.text_keys = lambda column: np.zeros(len(column), np.uint64)
+            _row_index.text_keys = lambda column: np.zeros(len(column), np.uint64)
             worst = pair(build(rows, 2, "a"), build(other, 3, "b"))
             # Half the documents share their key with another one.
-            _matching.text_keys = lambda column: np.array(
+            _row_index.text_keys = lambda column: np.array(
                 [int(text[:2], 16) // 64 for text in column.to_pylist()], np.uint64
             )
             some = pair(build(rows, 2, "a"), build(other, 3, "b"))
         finally:
-            _matching.text_keys = original
+            _row_index.text_keys = original
         for mixed in (worst, some):
             assert [summary(t) for t in mixed.tasks] == [summary(t) for t in right.tasks]
 
     def test_a_key_shared_across_the_sides_is_seen_through(self) -> None:
-        original = _matching.text_keys
+        original = _row_index.text_keys
         try:
-            _matching.text_keys = lambda column: np.arange(len(column), dtype=np.uint64)
+            _row_index.text_keys = lambda column: np.arange(len(column), dtype=np.uint64)
             left = table([1, 0], doc_hash=["x", "y"])
             right = table([0, 1], "b", doc_hash=["y", "x"])
             task = only(left, right)
         finally:
-            _matching.text_keys = original
+            _row_index.text_keys = original
         assert task.difference.tolist() == [0, 0]
 
     def test_interleaved_tasks_and_chunks(self) -> None:

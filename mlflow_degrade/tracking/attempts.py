@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from .._row_index import RowIndex
 from .._table_digest import table_digest
 from ..cache import digest_json
 from ..pairing import PairedScores
@@ -31,7 +32,8 @@ def evaluation_set(paired: PairedScores) -> str:
     rows = np.concatenate([task.baseline_row for task in paired.tasks])
     documents = paired.baseline.table.select(["task", "doc_hash"]).take(pa.array(rows))
     distinct = documents.group_by(["task", "doc_hash"]).aggregate([])
-    return table_digest(distinct, ["task", "doc_hash"], ["task"], {"what": "evaluation set"})
+    index = RowIndex(distinct, ["task", "doc_hash"], ["task"])
+    return table_digest(index, {"what": "evaluation set"})
 
 
 def decision_key(paired: PairedScores, policy: GatePolicy) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
+from .._row_index import RowIndex
 from .._table_digest import table_digest
 from ..cache import digest_json
 from ..readers.lm_eval import LmEvalOutput
@@ -80,13 +81,13 @@ def _question(output: LmEvalOutput, task: str) -> dict[str, Any]:
         # Older logs have none; rows are sorted by all columns.
         filled = pc.fill_null(asked[name], "")
         asked = asked.set_column(columns.index(name), name, filled)
-    distinct = asked.group_by(columns).aggregate([])
+    distinct = RowIndex(asked.group_by(columns).aggregate([]), columns, ["filter"])
     return {
         "version": str((about.get("versions") or {}).get(task)),
         "num_fewshot": (about.get("n-shot") or {}).get(task),
         # Functions that have no source are printed with the address they happened to be at.
         "definition": digest_json(_ADDRESS.sub("", definition)),
-        "documents": table_digest(distinct, columns, ["filter"], {"what": "lm-eval documents"}),
+        "documents": table_digest(distinct, {"what": "lm-eval documents"}),
     }
 
 
