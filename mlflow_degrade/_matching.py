@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -92,10 +91,11 @@ def align(baseline: SampleScores, candidate: SampleScores) -> IntArray | None:
         return None
     for name in sides[0].label_names:
         (names, codes), (other_names, other_codes) = (side.labels(name) for side in sides)
-        if names != other_names or not np.array_equal(_at(codes, left), _at(other_codes, right)):
+        if names != other_names:
             return None
-    texts = [_at(t["doc_hash"], order) for t, order in zip(tables, (left, right), strict=True)]
-    if not texts[0].equals(texts[1]):
+        if len(names) > 1 and not np.array_equal(_at(codes, left), _at(other_codes, right)):
+            return None
+    if not sides[0].ordered("doc_hash").equals(sides[1].ordered("doc_hash")):
         return None
     rows = np.arange(len(baseline)) if right is None else right
     if left is None:
@@ -109,8 +109,8 @@ def _has_repeats(table: pa.Table) -> bool:
     return bool(pc.any(table["repeat"].cast(pa.bool_())).as_py())
 
 
-def _at(values: Any, order: IntArray | None) -> Any:
-    return values if order is None else values.take(order)
+def _at(codes: npt.NDArray[np.int32], order: IntArray | None) -> npt.NDArray[np.int32]:
+    return codes if order is None else codes[order]
 
 
 def _span(rows: IntArray) -> slice | IntArray:

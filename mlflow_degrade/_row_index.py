@@ -58,6 +58,21 @@ class RowIndex:
             self._labels[name] = [names[i] for i in order], codes
         return self._labels[name]
 
+    def ordered(self, name: str) -> pa.ChunkedArray:
+        """A column in canonical order."""
+        return self._ordered_documents if name == "doc_hash" else self._gather(name)
+
+    @cached_property
+    def _ordered_documents(self) -> pa.ChunkedArray:
+        # Wanted for pairing and digest, and costly to gather.
+        return self._gather("doc_hash")
+
+    def _gather(self, name: str) -> pa.ChunkedArray:
+        column, order = self.table[name], self.canonical_order
+        if order is None or column.null_count == len(column):
+            return column
+        return column.take(pa.array(order))
+
     @cached_property
     def document_keys(self) -> IntArray:
         """64-bit keys of the column ``doc_hash``."""
@@ -99,6 +114,8 @@ class RowIndex:
 
 def encode(column: pa.ChunkedArray) -> tuple[list[str], CodeArray]:
     """The different texts of a column and for each row the position of its text among these."""
+    if len(column) and pc.all(pc.equal(column, column[0])).as_py():
+        return [column[0].as_py()], np.zeros(len(column), np.int32)
     encoded = pc.dictionary_encode(column)
     if not encoded.num_chunks:
         return [], np.empty(0, np.int32)

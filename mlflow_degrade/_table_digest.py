@@ -57,7 +57,7 @@ def table_digest(rows: RowIndex, header: dict[str, Any]) -> str:
             codes = rows.labels(name)[1]
             _hash_numbers(state, codes if order is None else codes[order], "<i4")
         else:
-            _hash_column(state, table[name], order)
+            _hash_column(state, rows.ordered(name))
         return state.digest()
 
     # Gathering and hashing release the interpreter's lock; more threads would only take memory.
@@ -68,21 +68,17 @@ def table_digest(rows: RowIndex, header: dict[str, Any]) -> str:
     return "sha256:" + whole.hexdigest()
 
 
-def _hash_column(state: Any, column: pa.ChunkedArray, rows: IntArray | None) -> None:
+def _hash_column(state: Any, column: pa.ChunkedArray) -> None:
     """Feed a column to a hash: its nulls, then lengths and text, or little-endian numbers."""
     state.update(f"{column.null_count}".encode())
     if column.null_count == len(column):
         return
     if column.null_count:
-        nulls = column.is_null().to_numpy()
-        state.update(np.packbits(nulls if rows is None else nulls[rows]).tobytes())
+        state.update(np.packbits(column.is_null().to_numpy()).tobytes())
     if not pa.types.is_string(column.type):
         nothing = False if pa.types.is_boolean(column.type) else 0
-        values = pc.fill_null(column, nothing).to_numpy()
-        _hash_numbers(state, values if rows is None else values[rows], "<f8")
+        _hash_numbers(state, pc.fill_null(column, nothing).to_numpy(), "<f8")
         return
-    if rows is not None:
-        column = column.take(pa.array(rows))
     chunks = [text_buffers(chunk) for chunk in column.chunks if len(chunk)]
     for _, lengths, _ in chunks:
         _hash_numbers(state, lengths, "<i4")

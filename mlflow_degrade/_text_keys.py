@@ -8,6 +8,9 @@ texts of those rows whose keys are equal.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -21,6 +24,7 @@ KeyArray = npt.NDArray[np.uint64]
 _GOLDEN = 0x9E3779B97F4A7C15
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
+_ONE, _EIGHT = np.uint64(1), np.uint64(8)
 
 
 def text_keys(column: pa.ChunkedArray) -> KeyArray:
@@ -58,18 +62,15 @@ def order_keys(column: pa.ChunkedArray) -> KeyArray:
     keys = []
     for chunk in column.chunks:
         starts, lengths, data = text_buffers(chunk)
-        key = np.empty(len(chunk), np.uint64)
-        for length in range(8):
-            rows = np.flatnonzero(lengths == length)
-            if rows.size:
-                words = np.zeros((rows.size, 8), np.uint8)
-                words[:, 0] = length
-                words[:, 8 - length :] = data[starts[rows, None] + np.arange(length)]
-                key[rows] = words.view(">u8")[:, 0]
+        ends = starts + lengths
+        short = np.minimum(lengths, 7).astype(np.uint64)
+        # The eight bytes before a text's end, the last one least: its own are the lowest.
+        words = _words(np.concatenate([np.zeros(8, np.uint8), data]), ">u8")[ends].astype(np.uint64)
+        key = words & ((_ONE << (_EIGHT * short)) - _ONE) | short << np.uint64(56)
         long = np.flatnonzero(lengths > 7)
         if long.size:
             hashed = _chunk_keys(starts[long], lengths[long], data)
-            key[long] = hashed | (np.uint64(1) << np.uint64(63))
+            key[long] = hashed | (_ONE << np.uint64(63))
         keys.append(key)
     return np.concatenate(keys) if keys else np.empty(0, np.uint64)
 
@@ -89,31 +90,37 @@ def text_buffers(chunk: pa.Array) -> tuple[IntArray, IntArray, npt.NDArray[np.ui
 
 def _chunk_keys(starts: IntArray, lengths: IntArray, data: npt.NDArray[np.uint8]) -> KeyArray:
     keys = np.empty(len(starts), np.uint64)
+    words = _words(np.concatenate([data, np.zeros(8, np.uint8)]), "<u8")
     for length in np.flatnonzero(np.bincount(lengths)).tolist() if len(lengths) else []:
         rows = np.flatnonzero(lengths == length)
         first = int(starts[0])
-        if rows.size == len(starts) and starts[-1] - first == length * (rows.size - 1):
-            # Digests all have one length: their bytes already are a matrix.
-            text = data[first : first + rows.size * length].reshape(rows.size, length)
+        if length and rows.size == len(starts) and starts[-1] - first == length * (rows.size - 1):
+            # Digests all have one length: their words lie at equal distances.
+            last = first + length * (rows.size - 1)
+            loads = (words[first + at : last + at + 1 : length] for at in range(0, length + 1, 8))
+            keys[rows] = _hash_words(loads, length, rows.size)
         else:
-            text = data[starts[rows, None] + np.arange(length)]
-        keys[rows] = _hash_matrix(text)
+            begin = starts[rows]
+            loads = (words[begin + at] for at in range(0, length + 1, 8))
+            keys[rows] = _hash_words(loads, length, rows.size)
     return keys
 
 
-def _hash_matrix(text: npt.NDArray[np.uint8]) -> KeyArray:
-    """Hash the rows of a byte matrix, eight bytes at a time."""
-    n, length = text.shape
-    whole = length // 8
+def _words(data: npt.NDArray[np.uint8], kind: str) -> npt.NDArray[Any]:
+    """The eight bytes that begin at each byte, as numbers."""
+    return np.ndarray((max(0, data.size - 7),), kind, np.ascontiguousarray(data), strides=(1,))
+
+
+def _hash_words(words: Iterator[npt.NDArray[Any]], length: int, n: int) -> KeyArray:
+    """Hash n texts of one length from their words in order; the last one is only begun by them."""
     state = np.full(n, length * _GOLDEN % 2**64, np.uint64)
-    words = np.ascontiguousarray(text[:, : whole * 8]).view("<u8")
-    for position in range(whole):
-        state = (state ^ words[:, position]) * _MIX_1
+    for _ in range(length // 8):
+        state ^= next(words)
+        state *= _MIX_1
         state ^= state >> np.uint64(32)
     if length % 8:
-        rest = np.zeros((n, 8), np.uint8)
-        rest[:, : length % 8] = text[:, whole * 8 :]
-        state = (state ^ rest.view("<u8")[:, 0]) * _MIX_2
+        state ^= next(words) & np.uint64(256 ** (length % 8) - 1)
+        state *= _MIX_2
         state ^= state >> np.uint64(29)
     state *= _MIX_2
     state ^= state >> np.uint64(31)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 
 from ._testing import adjust, aggregate_tasks, benchmarks, data_power, task_result
@@ -78,11 +79,15 @@ def decide(paired: PairedScores, policy: GatePolicy, *, attempt: int | None = No
         )
     margin = _common_margin(gating, policy)
     alpha_attempt = policy.alpha if attempt is None else attempt_alpha(policy.alpha, attempt)
-    tests = benchmarks(paired, gating)
-    adjusted = adjust(tests)
-    tasks = tuple(task_result(t, policy, adjusted.get(t.name)) for t in paired.tasks)
-    aggregate = aggregate_tasks(gating, tests, policy, margin)
-    power = data_power(gating, tests, policy, margin)
+    with ThreadPoolExecutor(2) as pool:
+        # The digests take as long as the tests, most of it outside of the interpreter's lock.
+        for side in (paired.baseline, paired.candidate):
+            pool.submit(side.digest)
+        tests = benchmarks(paired, gating)
+        adjusted = adjust(tests)
+        tasks = tuple(task_result(t, policy, adjusted.get(t.name)) for t in paired.tasks)
+        aggregate = aggregate_tasks(gating, tests, policy, margin)
+        power = data_power(gating, tests, policy, margin)
     verdict, reasons = _judge(tasks, aggregate, power, policy, alpha_attempt)
     return Decision(
         verdict=verdict,

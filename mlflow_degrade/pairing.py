@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,7 @@ class PairedTask:
         """Number of paired items."""
         return int(self.difference.size)
 
-    @property
+    @cached_property
     def binary(self) -> bool:
         """Whether every item is a single right-or-wrong outcome, independent of the others."""
         if self.repeats > 1 or self.cluster is not None:
@@ -95,19 +96,19 @@ class PairedTask:
         both = np.concatenate([self.baseline, self.candidate])
         return bool(np.isin(both, (0.0, 1.0)).all())
 
-    @property
+    @cached_property
     def proportion(self) -> bool:
         """Whether the scores are shares, so that percentage points mean something."""
         if NOT_PROPORTIONS.search(self.metric.lower()):
             return False
         return all(s.min() >= 0 and s.max() <= 1 for s in (self.baseline, self.candidate))
 
-    @property
+    @cached_property
     def regressions(self) -> int:
         """b: items on which the candidate is worse."""
         return int(np.count_nonzero(self.difference < 0))
 
-    @property
+    @cached_property
     def improvements(self) -> int:
         """c: items on which the candidate is better."""
         return int(np.count_nonzero(self.difference > 0))
