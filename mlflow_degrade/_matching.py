@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ._row_index import RowIndex, count_repeated, encode, sort_codes
+from ._row_index import HASHES, RowIndex, count_repeated, encode, sort_codes
 from .errors import DuplicateSampleError, UnpairedSamplesError
 from .scores import SampleScores
 
@@ -74,35 +74,60 @@ class Side:
         return self._alike[name]
 
 
-def align(baseline: SampleScores, candidate: SampleScores) -> IntArray | None:
-    """Each baseline row's partner, where both tables in canonical order agree row by row.
+@dataclass(frozen=True)
+class Alignment:
+    """Two tables that agree row by row in canonical order.
+
+    Attributes
+    ----------
+    partner : ndarray of int64, shape (n,)
+        The candidate's row for each row of the baseline.
+    same : tuple of str
+        Columns that are equal in all of these pairs.
+    """
+
+    partner: IntArray
+    same: tuple[str, ...]
+
+
+def align(baseline: SampleScores, candidate: SampleScores) -> Alignment | None:
+    """Find all partners at once, where both tables in canonical order agree row by row.
 
     This is what two runs of one suite give, in whatever order they were written, and costs no
     join. None where tasks, filters, metrics or documents differ somewhere, or with repeats.
     """
-    sides = baseline.row_index, candidate.row_index
-    # Sorting releases the interpreter's lock; digests need the orders as well, so this is no waste.
-    with ThreadPoolExecutor(2) as pool:
-        orders = pool.map(lambda index: index.canonical_order, sides)
-        pool.submit(lambda: sides[0].documents_differ)
-        left, right = orders
-    tables = sides[0].table, sides[1].table
-    if len(baseline) != len(candidate) or any(_has_repeats(t) for t in tables):
+    indices = baseline.row_index, candidate.row_index
+    if len(baseline) != len(candidate) or any(_has_repeats(index.table) for index in indices):
         return None
-    for name in sides[0].label_names:
-        (names, codes), (other_names, other_codes) = (side.labels(name) for side in sides)
-        if names != other_names:
+    # Sorting and gathering release the interpreter's lock, and the digests need both as well.
+    with ThreadPoolExecutor(2) as pool:
+        orders = pool.map(lambda index: index.canonical_order, indices)
+        pool.submit(lambda: indices[0].documents_differ)
+        left, right = orders
+        if not all(_same_labels(indices, name) for name in indices[0].label_names):
             return None
-        if len(names) > 1 and not np.array_equal(_at(codes, left), _at(other_codes, right)):
-            return None
-    if not sides[0].ordered("doc_hash").equals(sides[1].ordered("doc_hash")):
+        agree = pool.map(lambda name: _same_column(indices, name), HASHES)
+        same = tuple(name for name, equal in zip(HASHES, agree, strict=True) if equal)
+    if "doc_hash" not in same:
         return None
     rows = np.arange(len(baseline)) if right is None else right
     if left is None:
-        return rows
+        return Alignment(rows, same)
     partner = np.empty_like(rows)
     partner[left] = rows
-    return partner
+    return Alignment(partner, same)
+
+
+def _same_labels(indices: tuple[RowIndex, RowIndex], name: str) -> bool:
+    (names, codes), (others, other_codes) = (index.labels(name) for index in indices)
+    if names != others or len(names) == 1:
+        return names == others
+    left, right = (index.canonical_order for index in indices)
+    return np.array_equal(_at(codes, left), _at(other_codes, right))
+
+
+def _same_column(indices: tuple[RowIndex, RowIndex], name: str) -> bool:
+    return bool(indices[0].ordered(name).equals(indices[1].ordered(name)))
 
 
 def _has_repeats(table: pa.Table) -> bool:
@@ -133,6 +158,8 @@ class Match:
     surplus : int
         Samples that share their document with another one.
     notes : list of str
+    same : tuple of str
+        Columns that are known to be equal in all pairs.
     """
 
     baseline: IntArray
@@ -140,13 +167,14 @@ class Match:
     item: IntArray | None
     surplus: int
     notes: list[str]
+    same: tuple[str, ...] = ()
 
 
 def match(
     task: str,
     sides: Sides,
     rows: tuple[IntArray, IntArray],
-    partner: IntArray | None,
+    alignment: Alignment | None,
     allowed: tuple[str, ...],
 ) -> Match:
     """Pair the rows of a task by document and repeat, or say which ones have no partner.
@@ -157,7 +185,7 @@ def match(
     sides : pair of Side
     rows : pair of ndarray of int64
         The task's rows with the metric and filter that were chosen.
-    partner : ndarray of int64 or None
+    alignment : Alignment or None
         From `align`.
     allowed : tuple of str
 
@@ -165,8 +193,8 @@ def match(
     ------
     DuplicateSampleError, UnpairedSamplesError
     """
-    if partner is not None and _all_differ(sides[0].index, rows[0]):
-        return Match(rows[0], partner[_span(rows[0])], None, 0, [])
+    if alignment is not None and _all_differ(sides[0].index, rows[0]):
+        return Match(rows[0], alignment.partner[_span(rows[0])], None, 0, [], alignment.same)
     notes: list[str] = []
     item, surplus = None, 0
     repeats = _both(side.numbers("repeat", own) for side, own in zip(sides, rows, strict=True))

@@ -16,6 +16,9 @@ from ._text_keys import order_keys, text_keys
 CodeArray = npt.NDArray[np.int32]
 IntArray = npt.NDArray[np.int64]
 
+#: Columns that say what a sample was: partners agree in them.
+HASHES = ("doc_hash", "prompt_hash", "target_hash")
+
 
 class RowIndex:
     """Labels, document keys and canonical order of a table that does not change.
@@ -45,6 +48,7 @@ class RowIndex:
         self.label_names = tuple(labels)
         self._order = tuple(order)
         self._labels: dict[str, tuple[list[str], CodeArray]] = {}
+        self._ordered: dict[str, pa.ChunkedArray] = {}
 
     def labels(self, name: str) -> tuple[list[str], CodeArray]:
         """The different texts of a column, sorted, and for each row the position of its text."""
@@ -59,19 +63,15 @@ class RowIndex:
         return self._labels[name]
 
     def ordered(self, name: str) -> pa.ChunkedArray:
-        """A column in canonical order."""
-        return self._ordered_documents if name == "doc_hash" else self._gather(name)
-
-    @cached_property
-    def _ordered_documents(self) -> pa.ChunkedArray:
-        # Wanted for pairing and digest, and costly to gather.
-        return self._gather("doc_hash")
-
-    def _gather(self, name: str) -> pa.ChunkedArray:
+        """A column in canonical order; kept where pairing and digest both want it."""
         column, order = self.table[name], self.canonical_order
         if order is None or column.null_count == len(column):
             return column
-        return column.take(pa.array(order))
+        if name not in HASHES:
+            return column.take(pa.array(order))
+        if name not in self._ordered:
+            self._ordered[name] = column.take(pa.array(order))
+        return self._ordered[name]
 
     @cached_property
     def document_keys(self) -> IntArray:

@@ -27,7 +27,7 @@ from ._comparability import (
     refuse_different,
     refuse_same_model,
 )
-from ._matching import Side, Sides, align, match
+from ._matching import Alignment, Side, Sides, align, match
 from ._row_index import count_repeated
 from ._sample_schema import FEATURE_PREFIX
 from .errors import EmptySamplesError, UnknownNameError
@@ -288,11 +288,11 @@ def pair(
         for name in wanted if isinstance(wanted, Mapping) else ():
             if name not in names:
                 raise UnknownNameError("task", name, names)
-    partner = align(baseline, candidate)
+    alignment = align(baseline, candidate)
     sides = Side(baseline), Side(candidate)
     tasks = []
     for name in names:
-        task, task_notes = _pair_task(name, sides, partner, metric, filter, allowed)
+        task, task_notes = _pair_task(name, sides, alignment, metric, filter, allowed)
         tasks.append(task)
         notes += task_notes
     return PairedScores(tuple(tasks), baseline, candidate, allowed, tuple(notes))
@@ -301,7 +301,7 @@ def pair(
 def _pair_task(
     task: str,
     sides: Sides,
-    partner: IntArray | None,
+    alignment: Alignment | None,
     metric: str | Mapping[str, str] | None,
     filter: str | Mapping[str, str] | None,
     allowed: tuple[str, ...],
@@ -310,10 +310,11 @@ def _pair_task(
     metric_name, rows = choose("metric", task, sides, rows, metric, METRIC_PREFERENCE)
     filter_name, rows = choose("filter", task, sides, rows, filter, FILTER_PREFERENCE)
     higher = direction(task, metric_name, sides, rows)
-    found = match(task, sides, rows, partner, allowed)
+    found = match(task, sides, rows, alignment, allowed)
     rows, notes = (found.baseline, found.candidate), found.notes
-    refuse_different("prompt_hash", "prompts", task, sides, rows, allowed, notes)
-    refuse_different("target_hash", "targets", task, sides, rows, allowed, notes)
+    for column, what in (("prompt_hash", "prompts"), ("target_hash", "targets")):
+        if column not in found.same:
+            refuse_different(column, what, task, sides, rows, allowed, notes)
     scores = [
         side.numbers("score", own).astype(np.float64) for side, own in zip(sides, rows, strict=True)
     ]
@@ -333,7 +334,6 @@ def _pair_task(
     averaged = _average(scores[0][scored], scores[1][scored], item)
     first = scored[averaged.first]
     baseline_row, candidate_row = rows[0][first], rows[1][first]
-    sign = 1.0 if higher else -1.0
     paired = PairedTask(
         name=task,
         metric=metric_name,
@@ -341,7 +341,7 @@ def _pair_task(
         higher_is_better=higher,
         baseline=averaged.baseline,
         candidate=averaged.candidate,
-        difference=sign * (averaged.candidate - averaged.baseline),
+        difference=(1.0 if higher else -1.0) * (averaged.candidate - averaged.baseline),
         cluster=_clusters(sides[0].column("cluster", baseline_row)),
         repeats=averaged.repeats,
         run_variance=averaged.run_variance,
