@@ -160,6 +160,8 @@ class Match:
     notes : list of str
     same : tuple of str
         Columns that are known to be equal in all pairs.
+    document : ndarray of int64, shape (n,), or None
+        Code of each pair's document; None when every item has one of its own.
     """
 
     baseline: IntArray
@@ -168,6 +170,14 @@ class Match:
     surplus: int
     notes: list[str]
     same: tuple[str, ...] = ()
+    document: IntArray | None = None
+
+    def documents_of(self, pairs: IntArray) -> IntArray | None:
+        """Codes from 0 of the documents of some pairs, one pair an item; None if all differ."""
+        if self.document is None:
+            return None
+        found, codes = np.unique(self.document[pairs], return_inverse=True)
+        return None if found.size == pairs.size else codes.reshape(-1).astype(np.int64)
 
 
 def match(
@@ -196,11 +206,11 @@ def match(
     if alignment is not None and _all_differ(sides[0].index, rows[0]):
         return Match(rows[0], alignment.partner[_span(rows[0])], None, 0, [], alignment.same)
     notes: list[str] = []
-    item, surplus = None, 0
+    item, document, surplus = None, None, 0
     repeats = _both(side.numbers("repeat", own) for side, own in zip(sides, rows, strict=True))
     paired = None if repeats[0].any() or repeats[1].any() else _pair_distinct(sides, rows)
     if paired is None:
-        documents = _exact_codes("doc_hash", sides, rows)
+        originals = documents = _exact_codes("doc_hash", sides, rows)
         keys = _join(documents, repeats)
         surplus = max(count_repeated(key) for key in keys)
         if surplus:
@@ -210,9 +220,11 @@ def match(
             documents, keys = _number_duplicates(task, sides, rows, documents, keys, allowed, notes)
         paired = _intersect(keys)
         item = documents[0][paired[0]]
+        document = originals[0][paired[0]] if surplus else None
     if paired[0].size < max(rows[0].size, rows[1].size):
         _report_unpaired(task, sides, rows, paired, allowed, notes)
-    return Match(rows[0][paired[0]], rows[1][paired[1]], item, surplus, notes)
+    left, right = rows[0][paired[0]], rows[1][paired[1]]
+    return Match(left, right, item, surplus, notes, document=document)
 
 
 def _both(arrays: Iterable[npt.NDArray[np.generic]]) -> tuple[IntArray, IntArray]:

@@ -17,7 +17,7 @@ from .stats.benchmark import JointUnits, join_units
 from .stats.means import mean_interval_of_units
 from .stats.noninferiority_means import noninferiority_of_units
 from .stats.power_means import guard_mde_of_units
-from .stats.units import FlipUnits, flip_units
+from .stats.units import FlipUnits, effective_count, flip_units
 
 # The upper bound of the flip rate that the power guard uses, see docs/statistics.md.
 _GUARD_CONFIDENCE = 0.95
@@ -109,12 +109,13 @@ def data_power(
     """What the gating tasks together could have shown under the policy's rule."""
     flips = sum(task.regressions + task.improvements for task in gating)
     n = sum(task.n for task in gating)
-    upper = stats.upper_proportion(flips, n, _GUARD_CONFIDENCE)
+    independent = _independent(n, tests)
+    upper = stats.upper_proportion(independent * flips / n, independent, _GUARD_CONFIDENCE)
     alpha, mde = _detectable_drop(gating, tests, policy)
     sufficient = mde <= margin
     # The MDE shrinks with the square root of the samples as long as the flip rate stays.
     finite = math.isfinite(mde)
-    needed = None if sufficient or not finite else math.ceil(n * (mde / margin) ** 2)
+    needed = None if sufficient or not finite else math.ceil(independent * (mde / margin) ** 2)
     return PowerResult(
         flip_rate=flips / n,
         flip_rate_upper=upper,
@@ -125,6 +126,12 @@ def data_power(
         samples_needed=needed,
         sufficient=sufficient,
     )
+
+
+def _independent(n: int, tests: Sequence[stats.Benchmark]) -> float:
+    """Number of samples, copies of a document in one or several tasks not counted as new."""
+    keys = [test.keys for test in tests if test.keys is not None]
+    return effective_count(np.bincount(np.concatenate(keys))) if keys else n
 
 
 def benchmarks(paired: PairedScores, gating: Sequence[PairedTask]) -> list[stats.Benchmark]:

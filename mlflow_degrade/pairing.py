@@ -27,6 +27,7 @@ from ._comparability import (
     refuse_different,
     refuse_same_model,
 )
+from ._items import average, join_clusters
 from ._matching import Alignment, Side, Sides, align, match
 from ._row_index import count_repeated
 from ._sample_schema import FEATURE_PREFIX
@@ -55,7 +56,9 @@ class PairedTask:
     difference : ndarray of float64, shape (n,)
         Candidate − baseline, oriented so that positive is better.
     cluster : ndarray of int64, shape (n,), or None
-        Codes of the clusters the items belong to.
+        Codes of the clusters the items belong to; copies of one document are in one cluster.
+    document : ndarray of int64, shape (n,), or None
+        Codes of the documents, where one occurs more than once.
     repeats : int
         Largest number of scored runs per item.
     run_variance : float
@@ -76,6 +79,7 @@ class PairedTask:
     candidate: FloatArray
     difference: FloatArray
     cluster: IntArray | None
+    document: IntArray | None
     repeats: int
     run_variance: float
     unscored: tuple[int, int, int]
@@ -265,7 +269,8 @@ def pair(
     Notes
     -----
     Where several samples share a document (some benchmarks repeat themselves), ``doc_id`` breaks
-    the tie and the surplus is counted in `PairedTask.duplicates`. Repeated runs are averaged per
+    the tie, the surplus is counted in `PairedTask.duplicates`, and the copies are one cluster,
+    because a question that is asked three times is one observation. Repeated runs are averaged per
     item, because runs of one item are not independent samples.
 
     Examples
@@ -331,8 +336,9 @@ def _pair_task(
             f"(baseline only {missing[1]}, candidate only {missing[0]}, neither {missing[2]})."
         )
     item = None if found.item is None else found.item[scored]
-    averaged = _average(scores[0][scored], scores[1][scored], item)
+    averaged = average(scores[0][scored], scores[1][scored], item)
     first = scored[averaged.first]
+    document = found.documents_of(first)
     baseline_row, candidate_row = rows[0][first], rows[1][first]
     paired = PairedTask(
         name=task,
@@ -342,7 +348,8 @@ def _pair_task(
         baseline=averaged.baseline,
         candidate=averaged.candidate,
         difference=(1.0 if higher else -1.0) * (averaged.candidate - averaged.baseline),
-        cluster=_clusters(sides[0].column("cluster", baseline_row)),
+        cluster=join_clusters(sides[0].column("cluster", baseline_row), document),
+        document=document,
         repeats=averaged.repeats,
         run_variance=averaged.run_variance,
         unscored=missing,
@@ -351,50 +358,3 @@ def _pair_task(
         candidate_row=candidate_row,
     )
     return paired, [f"{task}: {note}" for note in notes]
-
-
-@dataclass(frozen=True)
-class _Averaged:
-    """Scores per item: means over its runs, and where its first run is."""
-
-    baseline: FloatArray
-    candidate: FloatArray
-    first: IntArray
-    repeats: int
-    run_variance: float
-
-
-def _average(baseline: FloatArray, candidate: FloatArray, item: IntArray | None) -> _Averaged:
-    """Mean per item, items in order of their first run."""
-    if item is None or np.unique(item).size == item.size:
-        return _Averaged(baseline, candidate, np.arange(baseline.size), 1, float("nan"))
-    code, labels = pd.factorize(item)
-    count = np.bincount(code)
-    first = np.full(len(labels), item.size, dtype=np.int64)
-    np.minimum.at(first, code, np.arange(item.size))
-    mean_baseline, s2_baseline = _group_moments(baseline, code, count)
-    mean_candidate, s2_candidate = _group_moments(candidate, code, count)
-    between = s2_baseline + s2_candidate
-    known = between[np.isfinite(between)]
-    variance = float(known.mean()) if known.size else float("nan")
-    return _Averaged(mean_baseline, mean_candidate, first, int(count.max()), variance)
-
-
-def _clusters(labels: pa.ChunkedArray) -> IntArray | None:
-    """Cluster codes; an item without a cluster is a cluster of its own, unless all are."""
-    if labels.null_count == len(labels):
-        return None
-    codes: IntArray = pd.factorize(labels.to_pandas())[0].astype(np.int64)
-    lonely = np.flatnonzero(codes < 0)
-    codes[lonely] = codes.max(initial=-1) + 1 + np.arange(lonely.size)
-    return codes
-
-
-def _group_moments(
-    values: FloatArray, group: IntArray, count: IntArray
-) -> tuple[FloatArray, FloatArray]:
-    """Mean and unbiased variance per group; the variance of a single run is NaN."""
-    mean = np.bincount(group, values) / count
-    squares = np.bincount(group, (values - mean[group]) ** 2)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return mean, np.where(count > 1, squares / (count - 1), np.nan)

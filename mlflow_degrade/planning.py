@@ -10,6 +10,7 @@ import numpy as np
 from .errors import InputError
 from .pairing import PairedScores
 from .stats import guard_mde, mde, sample_size, sample_size_noninferiority, upper_proportion
+from .stats.units import effective_count
 
 _GUARD_CONFIDENCE = 0.95
 _LARGEST = 10**9
@@ -48,7 +49,8 @@ class SuitePower:
     n, changed : int
         Items, and those whose score changed between the two runs.
     flip_rate, flip_rate_upper : float
-        Their share, and its one-sided 95% Clopper–Pearson upper bound.
+        Their share, and its one-sided 95% Clopper–Pearson upper bound; copies of a document are
+        no further trials.
     detectable : float
         Smallest drop found with the stated power, at the upper bound; infinite where no drop is.
     """
@@ -147,19 +149,26 @@ def suite_power(
             "rate. Choose another metric."
         )
     found = []
-    counts = [(t.name, t.n, t.regressions + t.improvements, alpha) for t in rerun.tasks]
+    counts = [(t.name, t.n, t.regressions + t.improvements, t.document, alpha) for t in rerun.tasks]
     if len(counts) > 1:
-        n, changed = sum(c[1] for c in counts), sum(c[2] for c in counts)
-        counts.append(("all tasks", n, changed, pooled_level(alpha, aggregation)))
-    for name, n, changed, level in counts:
+        n, changed = sum(t.n for t in rerun.tasks), sum(c[2] for c in counts)
+        shared = rerun.shared_documents()
+        documents = None if shared is None else np.concatenate(shared)
+        counts.append(("all tasks", n, changed, documents, pooled_level(alpha, aggregation)))
+    for name, n, changed, documents, level in counts:
+        # Copies of a document are no further samples.
+        trials = n if documents is None else effective_count(np.bincount(documents))
+        hits = trials * changed / n
         found.append(
             SuitePower(
                 name=name,
                 n=n,
                 changed=changed,
                 flip_rate=changed / n,
-                flip_rate_upper=upper_proportion(changed, n, _GUARD_CONFIDENCE),
-                detectable=guard_mde(changed, 0, n, alpha=level, power=power),
+                flip_rate_upper=upper_proportion(hits, trials, _GUARD_CONFIDENCE),
+                detectable=guard_mde(
+                    min(math.ceil(hits), int(trials)), 0, int(trials), alpha=level, power=power
+                ),
             )
         )
     return found

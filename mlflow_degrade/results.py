@@ -159,14 +159,16 @@ class PowerResult(_Record):
     Attributes
     ----------
     flip_rate, flip_rate_upper : float
-        Share of items that changed, and its one-sided 95% Clopper–Pearson upper bound.
+        Share of items that changed, and its one-sided 95% Clopper–Pearson upper bound, for which
+        m copies of a document are one trial (Kish's effective sample size).
     mde : float or None
         Minimum detectable effect: the smallest drop that these samples reveal with probability
         `power`, computed from the upper bound of the flip rate; None where nothing bounds it.
     alpha, power, margin : float
         What it refers to. `alpha` is the level the pooled test gets within the aggregation.
     samples_needed : int or None
-        Samples at which the MDE would be about the margin; None when it already is.
+        Samples of different documents at which the MDE would be about the margin; None when it
+        already is.
     sufficient : bool
         Whether the MDE is at most the margin.
     """

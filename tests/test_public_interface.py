@@ -76,7 +76,7 @@ _LAYERS = (
     ("errors", "_text_keys", "_row_index", "_table_digest", "_sample_schema", "cache"),
     ("stats",),
     ("scores",),
-    ("_matching", "_comparability", "pairing"),
+    ("_matching", "_comparability", "_items", "pairing"),
     ("policy",),
     ("results", "_testing", "decision", "planning", "subgroups"),
     ("readers",),

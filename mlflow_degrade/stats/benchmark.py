@@ -16,7 +16,7 @@ from mlflow_degrade.stats._validation import (
     check_counts,
     check_differences,
 )
-from mlflow_degrade.stats.units import FlipUnits, flip_units
+from mlflow_degrade.stats.units import FlipUnits, flip_units, link
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -191,20 +191,14 @@ def join_units(benchmarks: Sequence[Benchmark]) -> JointUnits | None:
 def _merge(
     benchmarks: Sequence[Benchmark], keyed: list[int], key_codes: IntArray, shared_keys: int
 ) -> JointUnits | None:
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
-    unit_of_row, offsets, start, row = [], [], 0, 0
+    unit_of_row, offsets, start = [], [], 0
     for index, benchmark in enumerate(benchmarks):
         offsets.append(start)
         if index in keyed:
             unit_of_row.append(start + _row_units(benchmark))
         start += benchmark.as_units().values.size
     rows = np.concatenate(unit_of_row)
-    row = int(key_codes.max()) + 1
-    graph = coo_matrix((np.ones(rows.size), (rows, start + key_codes)), shape=(start + row,) * 2)
-    _, component = connected_components(graph, directed=False)
-    _, component = np.unique(component[:start], return_inverse=True)
+    component = link(rows, key_codes, start)
     count = int(component.max()) + 1
     if count == start:
         return None

@@ -97,15 +97,15 @@ def clopper_pearson(k: int, n: int, confidence: float = 0.95) -> Interval:
     return Interval(low, upper_proportion(k, n, 1.0 - half), confidence, "clopper-pearson")
 
 
-def upper_proportion(k: float, n: int, confidence: float = 0.95) -> float:
+def upper_proportion(k: float, n: float, confidence: float = 0.95) -> float:
     """One-sided upper Clopper–Pearson bound for a proportion.
 
     Parameters
     ----------
     k : float
         Hits; a fractional k interpolates, see `power.guard_mde_graded`.
-    n : int
-        Trials.
+    n : float
+        Trials; an effective number of them need not be whole.
     confidence : float
         One-sided level.
 

@@ -123,6 +123,59 @@ def flip_units(
     return FlipUnits(values, sizes, n_items)
 
 
+def link(units: IntArray, keys: IntArray, count: int | None = None) -> IntArray:
+    """Join units that have a key in common.
+
+    Parameters
+    ----------
+    units, keys : ndarray of int64, shape (n_rows,)
+        Codes from 0 of each row's unit and key.
+    count : int, optional
+        Number of units, if the last ones may have no row.
+
+    Returns
+    -------
+    ndarray of int64, shape (n_units,)
+        Code of the joint unit of each unit: the connected components of the graph whose edges are
+        the rows.
+
+    Examples
+    --------
+    >>> link(np.array([0, 1, 2]), np.array([5, 7, 5]))
+    array([0, 1, 0])
+    """
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    count = int(units.max()) + 1 if count is None else count
+    size = count + int(keys.max()) + 1
+    graph = coo_matrix((np.ones(units.size), (units, count + keys)), shape=(size, size))
+    _, component = connected_components(graph, directed=False)
+    _, codes = np.unique(component[:count], return_inverse=True)
+    return np.asarray(codes, dtype=np.int64).reshape(-1)
+
+
+def effective_count(copies: IntArray) -> float:
+    """Independent items that say as much as documents that were copied; no more than all.
+
+    Parameters
+    ----------
+    copies : ndarray of int64, shape (n_documents,)
+        How often each occurs.
+
+    Notes
+    -----
+    Formula: (Σm)²/Σm², the effective sample size when copies agree. Source: Kish, Survey Sampling
+    (1965), section 11.7.
+
+    Examples
+    --------
+    >>> effective_count(np.array([3, 3, 3])), effective_count(np.array([1, 1, 1, 1]))
+    (3.0, 4.0)
+    """
+    return float(copies.sum()) ** 2 / float(np.square(copies).sum())
+
+
 def _nested(outer: IntArray, inner: IntArray) -> IntArray:
     _, codes = np.unique(outer * (int(inner.max()) + 1) + inner, return_inverse=True)
     return np.asarray(codes, dtype=np.int64)
