@@ -190,6 +190,28 @@ class TestUnpaired:
         task = only(table([1, 0, 1]), right, allow=["unpaired"])
         assert task.n == 2
 
+    @pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1]])
+    def test_a_sample_too_many(self, order: list[int]) -> None:
+        more = SampleScores(table([1, 0, 1], "b").table.take(order))
+        with pytest.raises(UnpairedSamplesError, match=r"0 samples only.*1 only in the candidate"):
+            pair(table([1, 0]), more)
+        with pytest.raises(UnpairedSamplesError, match=r"1 samples only.*0 only in the candidate"):
+            pair(more, table([1, 0]))
+
+    def test_the_same_documents_in_other_tasks(self) -> None:
+        hashes = ["x", "y", "z"]
+        left = table([1, 0, 1], task=["a", "a", "b"], doc_hash=hashes)
+        right = table([1, 0, 1], "b", task=["a", "b", "b"], doc_hash=hashes)
+        with pytest.raises(UnpairedSamplesError, match="1 samples only in the baseline"):
+            pair(left, right)
+
+    def test_the_same_documents_with_other_metrics(self) -> None:
+        ids = {"doc_id": ["1", "2", "3"], "doc_hash": ["x", "y", "z"]}
+        left = table([1, 0, 1], metric=["acc", "acc", "f1"], **ids)
+        right = table([1, 0, 1], "b", metric=["acc", "f1", "f1"], **ids)
+        with pytest.raises(UnpairedSamplesError, match="1 samples only in the baseline"):
+            pair(left, right)
+
     def test_nothing_in_common_cannot_be_allowed(self) -> None:
         right = table([1, 0], "b", doc_id=["8", "9"])
         with pytest.raises(UnpairedSamplesError, match="0 in both") as error:
