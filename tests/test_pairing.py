@@ -245,6 +245,22 @@ class TestDifferentTests:
         assert paired.notes == (f"qa: 1 samples have different {allowance}",)
         assert paired.allowed == (allowance,)
 
+    def test_prompts_of_samples_that_need_a_join(self) -> None:
+        # Copies, repeated runs, and documents in another order than their ids.
+        shapes: list[dict[str, Any]] = [
+            {"doc_hash": ["x", "x", "y"]},
+            {"doc_id": ["1", "1", "2"], "repeat": [0, 1, 0]},
+        ]
+        for columns in shapes:
+            left = table([1, 0, 1], prompt_hash=list("pqr"), **columns)
+            right = table([1, 0, 1], "b", prompt_hash=list("pQr"), **columns)
+            with pytest.raises(PromptMismatchError, match="1 of 3 samples"):
+                pair(left, right)
+        left = table([1, 0], doc_hash=["x", "y"], prompt_hash=["p", "q"])
+        right = table([1, 0], "b", doc_hash=["y", "x"], prompt_hash=["p", "q"])
+        with pytest.raises(PromptMismatchError, match="2 of 2 samples"):
+            pair(left, right)
+
     def test_versions(self) -> None:
         def version(model: str, number: str) -> SampleScores:
             rows = table([1, 0], model).table

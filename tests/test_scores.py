@@ -286,6 +286,12 @@ class TestDigest:
         doubled = SampleScores.from_records([*rows, rows[row]])
         assert doubled.digest() != before.digest()
 
+    def test_rows_with_one_key_are_ordered_by_their_content(self) -> None:
+        scores = [0.0, 1.0, 0.5]
+        several = [records(3, doc_id=["1"] * 3, score=order) for order in (scores, scores[::-1])]
+        digests = {SampleScores.from_records(rows).digest() for rows in several}
+        assert len(digests) == 1
+
     def test_null_is_neither_zero_nor_the_empty_text(self) -> None:
         base = records(score=[1, None, 0], cluster=["a", None, "a"])
         digests = {
