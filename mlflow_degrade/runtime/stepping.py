@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +14,27 @@ from .distinct_positions import DISTINCT, PLACES
 from .engine_graph import POSITIONS, ROW_LOGITS, TARGETS
 from .layout import Layout, right_padded
 from .plan import Tokens
-from .session import ran_out_of_memory, run_error
+from .session import DecoderInputs, ran_out_of_memory, run_error
 
-if TYPE_CHECKING:
-    from .decoder import OnnxDecoder
+
+class Steppable(Protocol):
+    """What `Stepper` wants to know of a model; an `OnnxDecoder`, for instance."""
+
+    @property
+    def session(self) -> Any:
+        """An onnxruntime session on the engine's graph."""
+
+    @property
+    def inputs(self) -> DecoderInputs:
+        """What it takes."""
+
+    @property
+    def device_type(self) -> str:
+        """``"cpu"`` or ``"cuda"``."""
+
+    @property
+    def folder(self) -> Path:
+        """For messages."""
 
 
 class Stepper:
@@ -24,8 +42,10 @@ class Stepper:
 
     Parameters
     ----------
-    decoder : OnnxDecoder
+    decoder : Steppable
         Its session is used.
+    prefill_only : bool
+        No `step` will follow, so that a cache is not needed.
 
     Raises
     ------
@@ -33,10 +53,10 @@ class Stepper:
         The model was exported without a key-value cache.
     """
 
-    def __init__(self, decoder: OnnxDecoder) -> None:
+    def __init__(self, decoder: Steppable, *, prefill_only: bool = False) -> None:
         self._session, self._inputs = decoder.session, decoder.inputs
         self._device, self._folder = decoder.device_type, decoder.folder
-        if not self._inputs.cache:
+        if not self._inputs.cache and not prefill_only:
             raise UnsupportedModelError(
                 f"the model in {self._folder} was exported without a key-value cache: export it "
                 "with task 'text-generation-with-past' to generate."

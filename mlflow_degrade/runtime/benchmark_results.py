@@ -1,0 +1,292 @@
+"""What a cost benchmark measured, and what follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from .memory import MemoryUse
+from .ratios import LEVEL, Ratio, paired_ratio
+from .roofline import ModelWork, Roof, Work
+
+Figures = dict[str, tuple[float, str]]
+"""Metric name → value and unit."""
+
+Phase = Literal["prefill", "decode"]
+PHASES: tuple[Phase, ...] = ("prefill", "decode")
+
+PERCENTILES = (50, 90, 99)
+_LATENCY_NAMES: Mapping[Phase, str] = {"prefill": "first_token", "decode": "next_token"}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is run: so many prompts of so many tokens, and tokens generated after each.
+
+    Attributes
+    ----------
+    batch_size, length, new_tokens : int
+    """
+
+    batch_size: int
+    length: int
+    new_tokens: int
+
+    @property
+    def name(self) -> str:
+        """Part of a metric's name, e.g. ``batch8_length512``."""
+        return f"batch{self.batch_size}_length{self.length}"
+
+
+@dataclass(frozen=True)
+class PhaseTimes:
+    """One phase of one model on one shape.
+
+    Attributes
+    ----------
+    phase : {"prefill", "decode"}
+        Reading the prompts until the first token is known, or generating the tokens after it.
+    shape : Shape
+    rounds : tuple of float
+        Seconds per round.
+    calls : tuple of float
+        Seconds per call: of prefill there is one a round, of decode one per generated token.
+    joules : mapping of str to float
+        Energy over all rounds, per counter.
+    """
+
+    phase: Phase
+    shape: Shape
+    rounds: tuple[float, ...]
+    calls: tuple[float, ...]
+    joules: Mapping[str, float]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens per round."""
+        each = self.shape.length if self.phase == "prefill" else self.shape.new_tokens
+        return self.shape.batch_size * each
+
+    @property
+    def tokens_per_second(self) -> float:
+        """By the median round."""
+        return self.tokens / float(np.median(self.rounds))
+
+    @property
+    def joules_per_token(self) -> Mapping[str, float]:
+        """Per counter."""
+        tokens = self.tokens * len(self.rounds)
+        return {name: joules / tokens for name, joules in self.joules.items()}
+
+    def latency_ms(self, percent: float) -> float:
+        """Percentile of the calls in milliseconds."""
+        return 1000 * float(np.percentile(self.calls, percent))
+
+    def work(self, model: ModelWork) -> Work:
+        """What a round asks of the machine."""
+        shape = self.shape
+        if self.phase == "prefill":
+            return model.prefill(shape.batch_size, shape.length)
+        # The cache grows by a token a step; the mean context stands for all steps.
+        step = model.decode(shape.batch_size, shape.length + (shape.new_tokens + 1) / 2)
+        return Work(step.bytes * shape.new_tokens, step.flops * shape.new_tokens)
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """One model's measurements.
+
+    Attributes
+    ----------
+    label : str
+    folder : Path
+    size_bytes : int
+        Graph and weights on disk.
+    memory : MemoryUse
+        On the shape with most tokens.
+    work : ModelWork
+    times : tuple of PhaseTimes
+    not_measured : tuple of str
+        What is missing of this model, and why.
+    """
+
+    label: str
+    folder: Path
+    size_bytes: int
+    memory: MemoryUse
+    work: ModelWork
+    times: tuple[PhaseTimes, ...]
+    not_measured: tuple[str, ...]
+
+    def of(self, phase: str, shape: Shape) -> PhaseTimes | None:
+        """One phase on one shape, where it was measured."""
+        found = (times for times in self.times if (times.phase, times.shape) == (phase, shape))
+        return next(found, None)
+
+    def figures(self, *, named_shapes: bool = True) -> Figures:
+        """Everything as metrics.
+
+        Parameters
+        ----------
+        named_shapes : bool
+            Put the shape into the names, as in ``latency/batch8_length512/next_token_ms_p50``;
+            leave it out only where there is one.
+        """
+        found: Figures = {"size/bytes": (float(self.size_bytes), "bytes")}
+        for name, value in asdict(self.memory).items():
+            if name.endswith("_bytes") and value is not None:
+                found[f"memory/{name}"] = (float(value), "bytes")
+        for times in self.times:
+            at = f"{times.shape.name}/" if named_shapes else ""
+            for percent in PERCENTILES:
+                name = f"latency/{at}{_LATENCY_NAMES[times.phase]}_ms_p{percent}"
+                found[name] = (times.latency_ms(percent), "ms")
+            name = f"throughput/{at}{times.phase}_tokens_per_second"
+            found[name] = (times.tokens_per_second, "tokens/s")
+            for counter, joules in times.joules_per_token.items():
+                name = f"energy/{at}{times.phase}_{counter.replace(' ', '_')}_joules_per_token"
+                found[name] = (joules, "J/token")
+        return found
+
+
+@dataclass(frozen=True)
+class SpeedRatio:
+    """How many times as fast as the baseline a candidate is in one phase on one shape."""
+
+    label: str
+    phase: Phase
+    shape: Shape
+    ratio: Ratio
+
+
+@dataclass(frozen=True)
+class BenchmarkReport:
+    """A whole benchmark.
+
+    Attributes
+    ----------
+    models : tuple of ModelCost
+        The baseline first.
+    shapes : tuple of Shape
+    device, processor : str
+    threads : int
+    rounds : int
+    seed : int
+        Of the order of models within rounds.
+    roof : Roof or None
+        None where it was not measured.
+    energy : tuple of str
+        Counters that were read.
+    not_measured : tuple of str
+        What is missing of all models, and why.
+    """
+
+    models: tuple[ModelCost, ...]
+    shapes: tuple[Shape, ...]
+    device: str
+    processor: str
+    threads: int
+    rounds: int
+    seed: int
+    roof: Roof | None
+    energy: tuple[str, ...]
+    not_measured: tuple[str, ...]
+
+    @property
+    def baseline(self) -> ModelCost:
+        """The first model."""
+        return self.models[0]
+
+    def ratios(self) -> list[SpeedRatio]:
+        """Speed of each candidate relative to the baseline, wherever both were measured."""
+        found = []
+        for model in self.models[1:]:
+            for times in model.times:
+                base = self.baseline.of(times.phase, times.shape)
+                if base is not None:
+                    ratio = paired_ratio(base.rounds, times.rounds)
+                    found.append(SpeedRatio(model.label, times.phase, times.shape, ratio))
+        return found
+
+    def compression(self, model: ModelCost) -> float:
+        """Size of the baseline's files divided by that of the model's."""
+        return self.baseline.size_bytes / model.size_bytes
+
+    def utilization(self, model: ModelCost, times: PhaseTimes) -> float | None:
+        """Shortest possible time by the roofline, divided by the time it took."""
+        if self.roof is None:
+            return None
+        return self.roof.least_seconds(times.work(model.work)) / float(np.median(times.rounds))
+
+    def ratio_metrics(self, label: str, *, named_shapes: bool = True) -> dict[str, float]:
+        """A candidate against the baseline: compression, and speed with its interval.
+
+        Returns
+        -------
+        dict of str to float
+            ``size/compression_ratio``, ``speed_ratio/[<shape>/]decode``, ``…_ci_low`` and
+            ``…_ci_high``; above 1 the candidate is smaller or faster.
+        """
+        (model,) = (model for model in self.models if model.label == label)
+        found = {"size/compression_ratio": self.compression(model)}
+        for speed in self.ratios():
+            if speed.label == label:
+                at = f"{speed.shape.name}/" if named_shapes else ""
+                name = f"speed_ratio/{at}{speed.phase}"
+                found[name] = speed.ratio.estimate
+                if speed.ratio.low is not None and speed.ratio.high is not None:
+                    found[f"{name}_ci_low"] = speed.ratio.low
+                    found[f"{name}_ci_high"] = speed.ratio.high
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, with every single time, ready for JSON."""
+        return {
+            "device": self.device,
+            "processor": self.processor,
+            "threads": self.threads,
+            "rounds": self.rounds,
+            "seed": self.seed,
+            "interval_level": LEVEL,
+            "roof": None if self.roof is None else asdict(self.roof),
+            "energy_counters": list(self.energy),
+            "not_measured": list(self.not_measured),
+            "models": [self._model_dict(model) for model in self.models],
+            "speed_ratios": [
+                {
+                    "candidate": speed.label,
+                    "phase": speed.phase,
+                    **asdict(speed.shape),
+                    **speed.ratio._asdict(),
+                }
+                for speed in self.ratios()
+            ],
+        }
+
+    def _model_dict(self, model: ModelCost) -> dict[str, Any]:
+        return {
+            "label": model.label,
+            "folder": str(model.folder),
+            "size_bytes": model.size_bytes,
+            "compression_ratio": self.compression(model),
+            "memory": asdict(model.memory),
+            "work": asdict(model.work),
+            "not_measured": list(model.not_measured),
+            "cases": [
+                {
+                    "phase": times.phase,
+                    **asdict(times.shape),
+                    "tokens_per_second": times.tokens_per_second,
+                    "latency_ms": {f"p{p}": times.latency_ms(p) for p in PERCENTILES},
+                    "joules_per_token": dict(times.joules_per_token),
+                    "roofline_utilization": self.utilization(model, times),
+                    "round_seconds": list(times.rounds),
+                    "call_seconds": list(times.calls),
+                }
+                for times in model.times
+            ],
+        }

@@ -1,0 +1,202 @@
+"""Memory that one model takes, measured in a process of its own.
+
+Models that are measured side by side share a process, and what an allocator got from the system
+for one of them serves the next. So each is loaded once more, alone: ``python -m
+mlflow_degrade.runtime.memory`` reads a request on standard input and answers on standard output.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import errors
+from ..errors import DegradeError, EngineError, ModelError
+from .engine_graph import build_engine_graph
+from .plan import Tokens
+from .providers import CPU, resolve_device
+from .session import DecoderInputs, decoder_inputs, open_derived
+from .stepping import Stepper
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """Memory of one model; None where it was not measured.
+
+    Attributes
+    ----------
+    loaded_bytes : int or None
+        Growth of the process by opening the model and running one token.
+    peak_above_loaded_bytes : int or None
+        Largest further growth while the longest case ran.
+    device_loaded_bytes, device_peak_above_loaded_bytes : int or None
+        The same on the GPU, by what it has less free: onnxruntime keeps what it reserved.
+    not_measured : tuple of str
+        Why something is None.
+    """
+
+    loaded_bytes: int | None
+    peak_above_loaded_bytes: int | None
+    device_loaded_bytes: int | None = None
+    device_peak_above_loaded_bytes: int | None = None
+    not_measured: tuple[str, ...] = ()
+
+
+def measure_memory(
+    folder: Path,
+    prompts: Sequence[Tokens],
+    *,
+    new_tokens: int = 1,
+    device: str = "auto",
+    threads: int | None = None,
+) -> MemoryUse:
+    """Load a model in a fresh process, run one batch, and see how the process grew.
+
+    Parameters
+    ----------
+    folder : Path
+        A model directory.
+    prompts : sequence of tokens
+        One batch of prompts of one length.
+    new_tokens : int
+        Tokens generated after them, where the export has a cache.
+    device : {"auto", "cpu", "cuda"}
+    threads : int, optional
+        Threads per operator.
+
+    Raises
+    ------
+    EngineError, ModelError
+        The model does not run, or the process was killed.
+
+    Notes
+    -----
+    The peak is ``VmHWM`` of ``/proc/self/status``, set back after loading (proc(5), clear_refs);
+    ``ru_maxrss`` would begin with that of the process which started this one.
+    """
+    request = {
+        "folder": str(folder),
+        "prompts": [list(prompt) for prompt in prompts],
+        "new_tokens": new_tokens,
+        "device": device,
+        "threads": threads,
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", __name__],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode < 0:
+        raise EngineError(
+            f"the process that measured the memory of {folder} was ended by signal "
+            f"{-done.returncode}; signal 9 usually means that memory ran out: use smaller batch "
+            "sizes and lengths."
+        )
+    try:
+        answer = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError) as error:
+        reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise EngineError(f"the memory of {folder} could not be measured: {reason}") from error
+    if "error" in answer:
+        kind = getattr(errors, answer["kind"], EngineError)
+        raise (kind if issubclass(kind, (EngineError, ModelError)) else EngineError)(
+            answer["error"]
+        )
+    answer["not_measured"] = tuple(answer["not_measured"])
+    return MemoryUse(**answer)
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A model without its tokenizer, whose import would cost seconds and hundreds of megabytes."""
+
+    folder: Path
+    session: Any
+    inputs: DecoderInputs
+    device_type: str
+
+
+def _measure(request: dict[str, Any]) -> MemoryUse:
+    folder, prompts = Path(request["folder"]), request["prompts"]
+    providers = resolve_device(request["device"])
+    gpu, reasons = _gpu(providers[0])
+    graph = build_engine_graph(folder / "model.onnx")
+    gc.collect()
+    start, device_start = _resident("VmRSS"), gpu and gpu.used_bytes()
+    session = open_derived(graph, providers, threads=request["threads"])
+    inputs = decoder_inputs(session, folder)
+    model = _Model(folder, session, inputs, "cpu" if providers[0] == CPU else "cuda")
+    _run(model, [prompts[0][:1]], 1)
+    loaded, device_loaded = _resident("VmRSS"), gpu and gpu.used_bytes()
+    _forget_peak()
+    _run(model, prompts, request["new_tokens"])
+    peak, device_peak = _resident("VmHWM"), gpu and gpu.used_bytes()
+    if start is None:
+        reasons.append(f"host memory: this system has no {_STATUS}")
+    return MemoryUse(
+        _growth(start, loaded),
+        _growth(loaded, peak),
+        _growth(device_start, device_loaded),
+        _growth(device_loaded, device_peak),
+        tuple(reasons),
+    )
+
+
+def _run(model: _Model, prompts: Sequence[Tokens], new_tokens: int) -> None:
+    stepper = Stepper(model, prefill_only=not model.inputs.cache)
+    logits = stepper.prefill(prompts, len(prompts[0]))
+    for _ in range(new_tokens if model.inputs.cache else 0):
+        logits = stepper.step([int(token) for token in logits.argmax(axis=1)])
+
+
+def _gpu(provider: str) -> tuple[Any, list[str]]:
+    if provider == CPU:
+        return None, ["device memory: no CUDA device is used"]
+    from .nvml import open_gpu
+
+    found = open_gpu()
+    return (None, [f"device memory: {found}"]) if isinstance(found, str) else (found, [])
+
+
+def _growth(before: int | None, after: int | None) -> int | None:
+    return None if before is None or after is None else max(0, after - before)
+
+
+def _resident(name: str) -> int | None:
+    """A line of the process's status in bytes, where the system tells it (Linux)."""
+    try:
+        lines = _STATUS.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return None
+    values = [int(line.split()[1]) for line in lines if line.startswith(f"{name}:")]
+    return 1024 * values[0] if values else None
+
+
+def _forget_peak() -> None:
+    """Let the peak start again at what is in use; where that is not allowed loading counts too."""
+    try:
+        _CLEAR.write_text("5", encoding="ascii")
+    except OSError:
+        return
+
+
+def _answer() -> None:
+    try:
+        answer = asdict(_measure(json.load(sys.stdin)))
+    except DegradeError as error:
+        answer = {"error": str(error), "kind": type(error).__name__}
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    _answer()
