@@ -23,6 +23,7 @@ INVALID_INPUT, INTERNAL_ERROR, INTERRUPTED, TERMINATED = 3, 4, 130, 143
 
 #: Command -> module and function, and what it is for. One line adds a command.
 COMMANDS: Mapping[str, tuple[str, str]] = {
+    "bench": ("mlflow_degrade.cli.bench:bench", "Measure speed, memory and size of models."),
     "candidates": (
         "mlflow_degrade.cli.candidates:candidates",
         "List what was decided on the candidates of a baseline.",

@@ -173,23 +173,32 @@ def measure_cost(
 ) -> dict[str, dict[str, tuple[float, str]]]:
     """Size, speed and memory of both models, measured in turn in one process.
 
+    How many times as fast as the baseline the candidate is, and how many times smaller, is logged
+    to the active run.
+
     Parameters
     ----------
     models : Models
     device : str
     seconds : float
-        Time for the rounds; at least three are made.
+        Time for the rounds; at least six are made.
 
     Returns
     -------
     dict
         Per side: metric name to (value, unit).
     """
+    from ..report.benchmark import speed_sentence
     from ..runtime import cost
+    from ..tracking.evaluations import log_finite_metrics
 
     with step("Measure size, speed and memory of both, side by side"):
         folders = {side: models.directory(side) for side in SIDES}
-        return cost.measure_cost(folders, device=device, seconds=seconds)
+        measured = cost.measure_cost(folders, device=device, seconds=seconds)
+        log_finite_metrics(measured.ratio_metrics("candidate", named_shapes=False))
+        for speed in measured.ratios():
+            say(speed_sentence(speed))
+        return {model.label: model.figures(named_shapes=False) for model in measured.models}
 
 
 def conclude(

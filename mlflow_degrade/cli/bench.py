@@ -1,0 +1,199 @@
+"""``mlflow-degrade bench``: what models cost to run, side by side."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from ..errors import InputError, ModelError, SameModelError
+from .output import whole_file, write_text
+
+_PLOTS = (".png", ".svg")
+
+_HELP = """Measure speed, memory, size and energy of CANDIDATEs against BASELINE.
+
+Each is a model directory (an ONNX decoder with its tokenizer), models:/<name>@<alias>, or what the
+recipes take: starter, a Hugging Face id, a PyTorch directory; those are exported first. All models
+run in one process, in rounds that take them in random order, and ratios are taken within rounds:
+what else the machine does meanwhile hits all of them. A first run of each is discarded. Memory is
+measured in a process for each model.
+
+\b
+Examples:
+  mlflow-degrade bench models/fp32 models/int8
+  mlflow-degrade bench models/fp32 models/int8 models/int4 --batch-sizes 1,4 --lengths 32,64
+  mlflow-degrade bench models/fp32 models/int8 --seconds 0 --lengths 64 --json bench.json
+  mlflow-degrade bench models/fp32 models/int8 --lengths 64 --plot bench.png --log
+
+"of roof" is the shortest time that the machine's measured bandwidth and matrix rate allow, divided
+by the time it took (roofline model, in float32). What cannot be measured is said, with the reason.
+
+Exit codes: 0 measured, 3 invalid input.
+"""
+
+
+def _whole_numbers(_: click.Context, option: click.Parameter, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        name = option.opts[0]
+        raise InputError(f"{name} {text!r} is not a list of whole numbers such as 1,8.") from error
+
+
+@click.command(help=_HELP)
+@click.argument("baseline")
+@click.argument("candidates", nargs=-1, metavar="[CANDIDATE]...")
+@click.option(
+    "--batch-sizes",
+    callback=_whole_numbers,
+    default="1,8",
+    show_default=True,
+    metavar="N,…",
+    help="Prompts per batch.",
+)
+@click.option(
+    "--lengths",
+    callback=_whole_numbers,
+    default="128,512",
+    show_default=True,
+    metavar="N,…",
+    help="Tokens per prompt.",
+)
+@click.option(
+    "--new-tokens", type=int, default=16, show_default=True, help="Tokens generated after each."
+)
+@click.option(
+    "--seconds",
+    type=float,
+    default=60.0,
+    show_default=True,
+    help="Time for rounds; 6 are made at least.",
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads per operator; all by default.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the order of models.")
+@click.option("--plot", metavar="FILE", help="Draw tokens per second, .png or .svg.")
+@click.option("--json", "json_", metavar="FILE|-", help="Write every measured time as JSON.")
+@click.option("--log", is_flag=True, help="Log to MLflow: a run with a child for each model.")
+@click.option("--experiment", metavar="NAME", help="MLflow experiment; made if there is none.")
+@click.option("--run-name", metavar="NAME", help="Name of the run.")
+def bench(
+    baseline: str,
+    candidates: Sequence[str],
+    batch_sizes: tuple[int, ...],
+    lengths: tuple[int, ...],
+    new_tokens: int,
+    seconds: float,
+    device: str,
+    threads: int | None,
+    seed: int,
+    plot: str | None,
+    json_: str | None,
+    log: bool,
+    experiment: str | None,
+    run_name: str | None,
+) -> None:
+    from ..evaluation.progress import progress_bar
+    from ..report.benchmark import benchmark_figure, benchmark_view
+    from ..report.candidates import save_figure
+    from ..report.terminal import console
+    from ..runtime.cost import measure_cost
+    from ..runtime.providers import resolve_device
+    from ..tracking.runs import terminate_gracefully
+
+    # What is wrong in a word is found before anything is loaded.
+    if plot is not None and not plot.lower().endswith(_PLOTS):
+        raise InputError(f"plot {plot!r}: the name must end in {' or '.join(_PLOTS)}.")
+    resolve_device(device)
+    _prepare_logging(log, experiment, run_name)
+    with terminate_gracefully():
+        models = _labelled([baseline, *candidates])
+        with progress_bar("Measuring", sys.stderr.isatty()) as tell:
+            report = measure_cost(
+                models,
+                batch_sizes=batch_sizes,
+                lengths=lengths,
+                new_tokens=new_tokens,
+                device=device,
+                threads=threads,
+                seconds=seconds,
+                roofline=True,
+                seed=seed,
+                on_progress=tell,
+            )
+        console(stderr=json_ == "-").print(benchmark_view(report))
+        text = json.dumps(report.as_dict(), indent=2, ensure_ascii=False) + "\n"
+        if json_ == "-":
+            click.echo(text, nl=False)
+        elif json_ is not None:
+            write_text(json_, text)
+        if plot is not None:
+            with whole_file(plot) as scratch:
+                save_figure(benchmark_figure(report), scratch)
+            click.echo(f"plot: {plot}", err=True)
+        if log:
+            from ..tracking.benchmarks import log_benchmark
+
+            run_id = log_benchmark(report, run_name=run_name)
+            click.echo(f"logged as runs:/{run_id}", err=True)
+
+
+def _prepare_logging(log: bool, experiment: str | None, run_name: str | None) -> None:
+    if not log:
+        if experiment is not None or run_name is not None:
+            raise InputError("--experiment and --run-name say where --log logs: give --log too.")
+        return
+    from ..tracking.connection import require_tracking_server
+    from ..tracking.lm_eval_runs import choose_experiment
+
+    require_tracking_server()
+    if experiment is not None:
+        choose_experiment(experiment)
+
+
+def _labelled(references: Sequence[str]) -> dict[str, Path]:
+    """Model directories under names that tell them apart."""
+    folders: dict[str, Path] = {}
+    for reference in references:
+        folder = _folder(reference)
+        for other, known in folders.items():
+            if known == folder:
+                raise SameModelError(
+                    f"{other} and {reference} are the same model directory ({folder}): a model is "
+                    "exactly as fast as itself. Check the references."
+                )
+        folders[reference] = folder
+    names = [_name(reference, folder) for reference, folder in folders.items()]
+    return {
+        name if names.count(name) == 1 else reference: folder
+        for name, (reference, folder) in zip(names, folders.items(), strict=True)
+    }
+
+
+def _folder(reference: str) -> Path:
+    from ..optimize.export import export_onnx
+    from ..optimize.graph import optimize_graph
+    from ..optimize.source import resolve_model
+
+    source = resolve_model(reference)
+    # A finished directory is measured as it is; anything else as the recipes would export it.
+    if source.layout == "onnx":
+        return source.path.resolve()
+    return optimize_graph(export_onnx(source))
+
+
+def _name(reference: str, folder: Path) -> str:
+    """What the model is, where its directory says so; caches name directories by digests."""
+    from ..optimize.model_directory import ModelDirectory
+
+    if "/" in reference and ":/" not in reference:
+        try:
+            made = ModelDirectory.load(folder)
+        except ModelError:  # a directory without a manifest has no other name than its own
+            return Path(reference).name
+        return f"{Path(str(made.source['name'])).name} {made.scheme}"
+    return reference
