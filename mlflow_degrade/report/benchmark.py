@@ -17,6 +17,7 @@ from ..runtime.benchmark_results import (
     PhaseTimes,
     Shape,
     SpeedRatio,
+    most_tokens,
 )
 from ..runtime.ratios import LEVEL, Ratio
 from . import numbers
@@ -115,7 +116,14 @@ def _cells(report: BenchmarkReport, model: ModelCost, times: PhaseTimes) -> list
 def _remarks(report: BenchmarkReport) -> list[str]:
     """How it was measured, and what was not."""
     where = f"{report.processor}, {report.threads} thread(s)"
-    found = [f"{report.rounds} interleaved rounds on {report.device}: {where}."]
+    most = most_tokens(report.shapes)
+    found = [
+        f"{report.rounds} interleaved rounds on {report.device}: {where}.",
+        f"Percentiles of {report.rounds} calls of prefill, and of "
+        f"{report.rounds * most.new_tokens} of decode.",
+        "Memory: each model alone in a process; running, above: how much more at "
+        f"batch {most.batch_size}, {numbers.count(most.length)} tokens.",
+    ]
     if len(report.models) > 1:
         found.append("× baseline: median of the ratios of speeds within rounds; above 1 is faster.")
     if report.roof is not None:
@@ -188,7 +196,9 @@ def _draw(axes: Any, report: BenchmarkReport, phase: Phase) -> None:
         axes.bar_label(bars, texts, padding=4, fontsize=8)
     # Room for what stands behind the longest bar.
     axes.set_xlim(0, 1.75 * axes.dataLim.x1)
-    axes.set_title(f"{phase}, tokens per second", fontsize=10, loc="left")
+    of = f"; × baseline, {100 * LEVEL:g}% intervals" if speeds else ""
+    axes.set_title(f"{phase}, tokens per second{of}", fontsize=10, loc="left")
+    axes.margins(y=0.02)
     axes.tick_params(labelsize=9, left=False)
     axes.spines[["right", "top", "left"]].set_visible(False)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +40,11 @@ class Shape:
     def name(self) -> str:
         """Part of a metric's name, e.g. ``batch8_length512``."""
         return f"batch{self.batch_size}_length{self.length}"
+
+
+def most_tokens(shapes: Sequence[Shape]) -> Shape:
+    """The shape on which memory is measured; of equals the one with the longest prompts."""
+    return max(shapes, key=lambda shape: (shape.batch_size * shape.length, shape.length))
 
 
 @dataclass(frozen=True)

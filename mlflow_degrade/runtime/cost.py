@@ -13,24 +13,19 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError, SameModelError
-from .benchmark_results import PHASES, BenchmarkReport, ModelCost, Phase, PhaseTimes, Shape
+from .benchmark_results import BenchmarkReport, Shape, most_tokens
 from .decoder import OnnxDecoder
-from .energy import EnergyMeter, open_energy_meter
+from .energy import open_energy_meter
 from .machine import processor_name
 from .memory import MemoryUse, measure_memory
-from .plan import Tokens
 from .providers import CPU, cpu_count, resolve_device
 from .ratios import MIN_ROUNDS
-from .roofline import measure_roof, model_work
-from .stepping import Stepper
+from .roofline import measure_roof
+from .timed_model import TimedModel, make_prompts
 
 Progress = Callable[[int, int], None]
 """Called with what comes to the work ahead, and what of it was done."""
 
-_TEXT = (
-    "The ferry leaves the island at noon and reaches the mainland before the shops close, so "
-    "people who live there plan their errands around it. "
-)
 _QUICK_LENGTH, _QUICK_TOKENS = 128, 12
 _MAX_ROUNDS = 1_000
 
@@ -69,7 +64,8 @@ def measure_cost(
         Time to spend on rounds, after loading and one warm-up; at least 6 rounds are made, the
         fewest that give an interval, and at most 1,000.
     roofline : bool
-        Measure what the machine can do at most, which takes some seconds more.
+        Measure before and after the rounds what the machine can do at most, which takes some
+        seconds more.
     seed : int
         Of the order of models within rounds.
     on_progress : callable, optional
@@ -100,16 +96,16 @@ def measure_cost(
     tell(len(loaded) * (1 + len(shapes)), 0)
     # Before anything is held in memory here: the largest model is then there once, not twice.
     memory: dict[str, MemoryUse] = {}
-    longest = max(shapes, key=lambda shape: (shape.batch_size * shape.length, shape.length))
+    longest = most_tokens(shapes)
     for label, decoder in loaded.items():
-        prompts = _prompts(decoder, longest)
+        prompts = make_prompts(decoder, longest)
         memory[label] = measure_memory(
             decoder.folder, prompts, new_tokens=1, device=device, threads=threads
         )
         tell(0, 1)
     roof = measure_roof(providers, threads=threads) if roofline else None
     meter = open_energy_meter(gpu=providers[0] != CPU)
-    benches = [_Bench(decoder, shapes, meter) for decoder in loaded.values()]
+    benches = [TimedModel(decoder, shapes, meter) for decoder in loaded.values()]
     start = time.perf_counter()
     for bench in benches:
         for shape in shapes:
@@ -117,6 +113,8 @@ def measure_cost(
             tell(0, 1)
         bench.forget()
     rounds = _run_rounds(benches, shapes, seconds, time.perf_counter() - start, seed, tell)
+    if roof is not None:
+        roof = roof.raised_to(measure_roof(providers, threads=threads))
     return BenchmarkReport(
         models=tuple(
             bench.cost(label, memory[label]) for label, bench in zip(loaded, benches, strict=True)
@@ -183,18 +181,8 @@ def _shapes(
     )
 
 
-def _prompts(decoder: OnnxDecoder, shape: Shape) -> list[Tokens]:
-    """Prompts of equal length; what they say does not change the work of a dense decoder."""
-    ids = decoder.encoder.encode([_TEXT])[0]
-    endless = ids * (2 + shape.length // len(ids))
-    return [
-        endless[start : start + shape.length]
-        for start in (row % len(ids) for row in range(shape.batch_size))
-    ]
-
-
 def _run_rounds(
-    benches: Sequence[_Bench],
+    benches: Sequence[TimedModel],
     shapes: Sequence[Shape],
     seconds: float,
     warm_up: float,
@@ -220,73 +208,3 @@ def _run_rounds(
         done += 1
     tell((done - planned) * runs, 0)
     return done
-
-
-class _Bench:
-    """One loaded model and its timings."""
-
-    def __init__(self, decoder: OnnxDecoder, shapes: Sequence[Shape], meter: EnergyMeter) -> None:
-        self._decoder, self._meter = decoder, meter
-        self._prompts = {shape: _prompts(decoder, shape) for shape in shapes}
-        self.forget()
-
-    def forget(self) -> None:
-        """Drop what was measured: the first runs pay for opening the session and for new pages."""
-        keys = [(phase, shape) for shape in self._prompts for phase in PHASES]
-        self._calls: dict[tuple[Phase, Shape], list[list[float]]] = {key: [] for key in keys}
-        self._joules: dict[tuple[Phase, Shape], dict[str, float]] = {key: {} for key in keys}
-
-    def run(self, shape: Shape) -> None:
-        """Read the prompts and generate a few tokens, timing each call."""
-        prompts = self._prompts[shape]
-        has_cache = bool(self._decoder.inputs.cache)
-        stepper = Stepper(self._decoder, prefill_only=not has_cache)
-        energy = self._meter.read()
-        start = time.perf_counter()
-        logits = stepper.prefill(prompts, shape.length)
-        self._note("prefill", shape, [time.perf_counter() - start], energy)
-        if not has_cache:
-            return
-        calls = []
-        energy = self._meter.read()
-        for _ in range(shape.new_tokens):
-            tokens = [int(token) for token in logits.argmax(axis=1)]
-            start = time.perf_counter()
-            logits = stepper.step(tokens)
-            calls.append(time.perf_counter() - start)
-        self._note("decode", shape, calls, energy)
-
-    def _note(
-        self, phase: Phase, shape: Shape, calls: list[float], energy: tuple[float, ...]
-    ) -> None:
-        key = (phase, shape)
-        used = self._meter.used(energy, self._meter.read())
-        self._calls[key].append(calls)
-        total = self._joules[key]
-        self._joules[key] = {name: total.get(name, 0.0) + used[name] for name in used}
-
-    def cost(self, label: str, memory: MemoryUse) -> ModelCost:
-        """What was measured."""
-        folder, cache = self._decoder.folder, self._decoder.inputs.cache
-        missing = memory.not_measured
-        if not cache:
-            missing = ("decode: the export has no cache", *missing)
-        return ModelCost(
-            label=label,
-            folder=folder,
-            size_bytes=sum(file.stat().st_size for file in folder.glob("model.onnx*")),
-            memory=memory,
-            work=model_work(folder, cache_token_bytes=sum(c.token_bytes for c in cache)),
-            times=tuple(
-                PhaseTimes(
-                    phase=phase,
-                    shape=shape,
-                    rounds=tuple(sum(calls) for calls in rounds),
-                    calls=tuple(call for calls in rounds for call in calls),
-                    joules=self._joules[phase, shape],
-                )
-                for (phase, shape), rounds in self._calls.items()
-                if rounds
-            ),
-            not_measured=missing,
-        )
