@@ -278,7 +278,7 @@ class BenchmarkReport:
             "folder": str(model.folder),
             "size_bytes": model.size_bytes,
             "compression_ratio": self.compression(model),
-            "memory": asdict(model.memory),
+            "memory": {**asdict(model.memory), "not_measured": list(model.memory.not_measured)},
             "work": asdict(model.work),
             "not_measured": list(model.not_measured),
             "cases": [
