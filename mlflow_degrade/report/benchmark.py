@@ -132,7 +132,7 @@ def _remarks(report: BenchmarkReport) -> list[str]:
             f"{report.roof.flops_per_second / 1e9:.0f} GFLOP/s in float32, both measured here."
         )
     if report.energy:
-        found.append(f"Energy of the whole machine by {', '.join(report.energy)}.")
+        found.append(f"Energy of whole processors and GPUs, by {', '.join(report.energy)}.")
     missing = [f"not measured: {reason}" for reason in report.not_measured]
     by_reason: dict[str, list[str]] = {}
     for model in report.models:

@@ -39,7 +39,7 @@ def test_energy_has_a_column_where_it_was_read() -> None:
     text = shown(cases.report(*models, energy=True), width=140)
     # "decode" has two e's: 12 J over 6 rounds of 2 tokens.
     assert re.search(r"a +1 +128 +500 .* 1\.00 +", text)
-    assert "Energy of the whole machine by rapl package-0." in text
+    assert "Energy of whole processors and GPUs, by rapl package-0." in text
     assert "energy/batch1_length128/decode_rapl_package-0_joules_per_token" in models[0].figures()
 
 
