@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -94,15 +95,20 @@ def measure_cost(
     shapes = _shapes(loaded, batch_sizes, lengths, new_tokens)
     tell = on_progress or (lambda _more, _done: None)
     tell(len(loaded) * (1 + len(shapes)), 0)
-    # Before anything is held in memory here: the largest model is then there once, not twice.
-    memory: dict[str, MemoryUse] = {}
+    # What a GPU has less free says whose it is only while one process allocates.
+    at_once = len(loaded) if providers[0] == CPU else 1
     longest = most_tokens(shapes)
-    for label, decoder in loaded.items():
+
+    def alone(decoder: OnnxDecoder) -> MemoryUse:
         prompts = make_prompts(decoder, longest)
-        memory[label] = measure_memory(
-            decoder.folder, prompts, new_tokens=1, device=device, threads=threads
-        )
-        tell(0, 1)
+        return measure_memory(decoder.folder, prompts, device=device, threads=threads)
+
+    memory: dict[str, MemoryUse] = {}
+    # Before anything is held in memory here: together they take what the rounds will take.
+    with ThreadPoolExecutor(at_once) as pool:
+        for label, use in zip(loaded, pool.map(alone, loaded.values()), strict=True):
+            memory[label] = use
+            tell(0, 1)
     roof = measure_roof(providers, threads=threads) if roofline else None
     meter = open_energy_meter(gpu=providers[0] != CPU)
     benches = [TimedModel(decoder, shapes, meter) for decoder in loaded.values()]

@@ -53,6 +53,10 @@ def test_pass_is_logged_registered_and_served(
     assert parent.data.tags["degrade.verdict"] == "PASS"
     assert parent.data.params["scheme"] == "int8-weight-only"
     assert parent.data.metrics["degrade/passed"] == 1
+    cost = parent.data.metrics
+    assert cost["speed_ratio/decode_ci_low"] <= cost["speed_ratio/decode_ci_high"]
+    assert cost["latency/next_token_ms_p50"] <= cost["latency/next_token_ms_p99"]
+    assert cost["size/compression_ratio"] == pytest.approx(1 / cost["relative/size"])
     for name in ("degrade/delta_pp", "degrade/mde_pp", "degrade/tiny_boats/p_value", "size/bytes"):
         assert name in parent.data.metrics
     assert "PASS" in parent.data.tags["mlflow.note.content"]
