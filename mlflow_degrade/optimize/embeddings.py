@@ -69,6 +69,8 @@ def tie_head(model: Any) -> bool:
     import numpy as np
     from onnx import helper, numpy_helper
 
+    if not _has_head(model):
+        return False
     node = head_node(model)
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     head = weights.get(node.input[1]) if node.op_type == "MatMul" else None
@@ -107,6 +109,8 @@ def untie_head(model: Any) -> bool:
     import numpy as np
     from onnx import numpy_helper
 
+    if not _has_head(model):
+        return False
     node = head_node(model)
     if node.op_type != "MatMul":
         return False
@@ -122,6 +126,11 @@ def untie_head(model: Any) -> bool:
         model.graph.node.remove(transpose)
         return True
     return False
+
+
+def _has_head(model: Any) -> bool:
+    """Whether anything is projected at the end; an encoder gives its hidden states."""
+    return any(output.name == "logits" for output in model.graph.output)
 
 
 def narrow_embedding(model: Any) -> list[str]:

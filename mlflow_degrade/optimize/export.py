@@ -1,7 +1,7 @@
-"""From a PyTorch model to ONNX with a key-value cache, by Optimum's exporter.
+"""From a PyTorch model to ONNX, a decoder with a key-value cache, by Optimum's exporter.
 
 Optimum validates an export on random token ids, with a warning where it differs. That step and its
-rewriting of tied weights take a third of the time and are left out: `check_parity` compares the
+rewriting of tied weights take a third of the time and are left out: `check_agreement` compares the
 file with its PyTorch source on real texts, with and without a cache, and refuses a difference.
 """
 
@@ -9,18 +9,32 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..cache import cached_directory, require_space
 from ..errors import MissingExtraError, ModelError, ParityError, UnsupportedModelError
+from ..runtime.encoder import OnnxEncoder
+from ..runtime.family import Family, model_family
+from .agreement import agreement, check_agreement, export_tolerance
 from .embeddings import tie_head
 from .model_directory import copy_companions, library_versions, missing_files, write_manifest
 from .onnx_files import load_graph, save_graph
-from .parity import EXPORT_TOLERANCE, check_parity, parity
 from .quiet_work import quiet_work
 from .source import SourceModel
 
-TASK = "text-generation-with-past"
+TASKS: Mapping[Family, str] = {
+    "decoder": "text-generation-with-past",
+    "encoder": "feature-extraction",
+    "classifier": "text-classification",
+}
+"""Optimum's task for each family of models."""
+
+_CALLED: Mapping[Family, str] = {
+    "decoder": "a language model with a cache",
+    "encoder": "an encoder",
+    "classifier": "a text classifier",
+}
 
 # Raise when what is written changes, so that older cache entries are not reused.
 _VERSION = 1
@@ -46,9 +60,10 @@ def export_onnx(source: SourceModel, *, progress: bool = True) -> Path:
     Raises
     ------
     UnsupportedModelError
-        When Optimum cannot export the architecture as a language model with a cache.
+        When Optimum cannot export the architecture, or the engine cannot run it afterwards.
     ParityError
-        When the file does not reproduce the PyTorch model within 1e-3 on any logit.
+        When the file does not reproduce the PyTorch model within 1e-3 on any logit, or an encoder
+        within 1e-4 on any component of its embeddings.
     StorageError
         When there is no space for it.
 
@@ -68,8 +83,8 @@ def export_onnx(source: SourceModel, *, progress: bool = True) -> Path:
     return cached_directory("export", key, lambda to: _export(source, to, progress))
 
 
-def _require_supported(source: SourceModel) -> None:
-    """Raise unless Optimum knows how to export this architecture with a cache."""
+def _require_supported(source: SourceModel, family: Family) -> None:
+    """Raise unless Optimum knows how to export this architecture for its task."""
     try:
         with quiet_work("Looking up the architecture", progress=False):
             import optimum.exporters.onnx.model_configs  # noqa: F401 - registers architectures
@@ -77,11 +92,11 @@ def _require_supported(source: SourceModel) -> None:
     except ImportError as error:
         raise MissingExtraError("optimum.exporters.onnx", "cpu") from error
     model_type = _model_type(source.path)
-    known = TasksManager.get_supported_model_type_for_task(TASK, "onnx")
+    known = TasksManager.get_supported_model_type_for_task(TASKS[family], "onnx")
     if model_type.replace("_", "-") not in {name.replace("_", "-") for name in known}:
         raise UnsupportedModelError(
-            f"{source.name} is a {model_type!r} model, which Optimum does not export as a language "
-            f"model with a cache. It exports: {', '.join(sorted(known))}."
+            f"{source.name} is a {model_type!r} model, which Optimum does not export as "
+            f"{_CALLED[family]}. It exports: {', '.join(sorted(known))}."
         )
 
 
@@ -104,7 +119,11 @@ def _is_float32(directory: Path) -> bool:
 
 def _export(source: SourceModel, target: Path, progress: bool) -> None:
     """Fill `target` with the export of `source`."""
-    _require_supported(source)
+    family = model_family(source.path)
+    _require_supported(source, family)
+    if family != "decoder":
+        # What the engine cannot run is found before minutes of work.
+        OnnxEncoder(source.path, device="cpu")
     import torch
 
     weights = [p for p in source.path.iterdir() if p.suffix in (".safetensors", ".bin")]
@@ -117,7 +136,7 @@ def _export(source: SourceModel, target: Path, progress: bool) -> None:
         tempfile.TemporaryDirectory(dir=target) as scratch,
         torch.random.fork_rng(devices=[]),
     ):
-        _main_export(source, scratch)
+        _main_export(source, scratch, TASKS[family])
         model = load_graph(scratch)
         tied = tie_head(model)
         save_graph(model, target)
@@ -126,14 +145,14 @@ def _export(source: SourceModel, target: Path, progress: bool) -> None:
     # Optimum saves the tokenizer anew, which changes its files: what was given counts.
     copy_companions(source.path, target, leave=("config.json", "generation_config.json"))
     with quiet_work("Comparing the export with PyTorch", progress):
-        found = check_parity(source.path, target)
+        found = check_agreement(source.path, target)
     step = {
         "pass": "export",
         "exporter": "optimum.exporters.onnx.main_export",
-        "task": TASK,
+        "task": TASKS[family],
         "dtype": "float32",
         "tied_embeddings": tied,
-        "tolerance": EXPORT_TOLERANCE,
+        "tolerance": export_tolerance(target),
     }
     write_manifest(
         target,
@@ -144,14 +163,14 @@ def _export(source: SourceModel, target: Path, progress: bool) -> None:
     )
 
 
-def _main_export(source: SourceModel, output: str) -> None:
+def _main_export(source: SourceModel, output: str, task: str) -> None:
     from optimum.exporters.onnx import main_export
 
     try:
         main_export(
             str(source.path),
             output,
-            task=TASK,
+            task=task,
             dtype="fp32",
             library_name="transformers",
             framework="pt",
@@ -182,8 +201,8 @@ def _adopt(source: SourceModel, target: Path, progress: bool) -> None:
     with quiet_work(f"Reading {source.name}", progress):
         save_graph(load_graph(source.path), target)
         copy_companions(source.path, target)
-        found = parity(source.path, target)
-    if found.max_abs_logit_difference > EXPORT_TOLERANCE:
+        found = agreement(source.path, target)
+    if found.max_abs_difference > export_tolerance(target):
         raise ParityError(f"the copy of {source.name} does not reproduce it: {found}.")
     step = {"pass": "adopt", "note": "an ONNX model made elsewhere, its weights unchanged"}
     write_manifest(

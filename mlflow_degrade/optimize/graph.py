@@ -21,9 +21,9 @@ from typing import Any
 from ..cache import cached_directory, require_space
 from ..errors import ParityError, UnknownNameError
 from ..runtime.providers import CPU, session_options
+from .agreement import agreement, export_tolerance
 from .model_directory import ModelDirectory, copy_companions, library_versions, write_manifest
 from .onnx_files import load_graph, save_derived, without_weights
-from .parity import EXPORT_TOLERANCE, parity
 from .prompts import PARITY_PROMPTS
 from .quiet_work import quiet_work
 
@@ -85,11 +85,12 @@ def _optimize(base: ModelDirectory, target: Path, level: str, progress: bool) ->
         copy_companions(base.path, target)
         # The weights are the same bytes and the arithmetic is the same: a few texts show as much
         # as all of them would.
-        found = parity(base.path, target, PARITY_PROMPTS[:4])
-    if found.max_abs_logit_difference > EXPORT_TOLERANCE:
+        found = agreement(base.path, target, PARITY_PROMPTS[:4])
+    limit = export_tolerance(base.path)
+    if found.max_abs_difference > limit:
         raise ParityError(
             f"the optimized graph of {base.path} computes something else: {found}; the limit is "
-            f"{EXPORT_TOLERANCE:g}. Use level 'none'."
+            f"{limit:g}. Use level 'none'."
         )
     write_manifest(
         target,

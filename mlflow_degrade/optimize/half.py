@@ -1,4 +1,4 @@
-"""Half precision: weights, activations and key-value cache in float16, logits in float32.
+"""Half precision: weights, activations and key-value cache in float16, results in float32.
 
 What float16 cannot hold stays in float32, as it does in the PyTorch models themselves: angles of
 the rotary embedding (positions above 2,048 are not even integers in float16) and the mean square
@@ -37,7 +37,8 @@ def convert_to_half(model: Any) -> dict[str, Any]:
     kept = angle_nodes(model) | norm_nodes(model)
     converted = convert_float_to_float16(
         model,
-        keep_io_types=["logits"],
+        # The cache goes back into the model; logits and hidden states are what is read.
+        keep_io_types=[o.name for o in model.graph.output if not o.name.startswith("present")],
         disable_shape_infer=True,
         op_block_list=DEFAULT_OP_BLOCK_LIST,
         node_block_list=sorted(kept),

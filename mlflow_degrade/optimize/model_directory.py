@@ -17,6 +17,7 @@ from typing import Any
 
 from ..cache import digest_directory
 from ..errors import ModelError
+from ..runtime.family import MODULES_FILE
 from .onnx_files import GRAPH_FILE, WEIGHTS_FILE
 
 MANIFEST_FILE = "degrade.json"
@@ -147,6 +148,17 @@ def copy_companions(source: Path, target: Path, leave: tuple[str, ...] = ()) -> 
     for path in source.iterdir():
         if path.is_file() and _is_companion(path) and path.name not in leave:
             shutil.copyfile(path, target / path.name)
+    for name in module_files(source):
+        (target / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(source / name, target / name)
+
+
+def module_files(directory: Path) -> list[str]:
+    """Configs of the steps behind an encoder, which sentence-transformers keeps in folders."""
+    if not (directory / MODULES_FILE).is_file():
+        return []
+    found = directory.glob("[0-9]*_*/config.json")
+    return sorted(path.relative_to(directory).as_posix() for path in found)
 
 
 def _is_companion(path: Path) -> bool:

@@ -21,6 +21,10 @@ from .prompts import PARITY_PROMPTS
 EXPORT_TOLERANCE = 1e-3
 """Largest difference between any two logits that an fp32 export may show."""
 
+BROKEN_KL = 10.0
+"""Mean KL in nats above which a result is an accident, not a trade-off: a model that answers
+uniformly over 50,000 tokens is about as far from a good one."""
+
 _MAX_TOKENS = 128
 _ROWS = 64  # positions whose probabilities are held at once: 64 x 150k x 8 bytes = 77 MB
 
@@ -46,6 +50,18 @@ class Parity:
     mean_kl: float
     top1_agreement: float
     n_positions: int
+
+    @property
+    def max_abs_difference(self) -> float:
+        """`max_abs_logit_difference`, under the name it has for encoders too."""
+        return self.max_abs_logit_difference
+
+    @property
+    def broken(self) -> str | None:
+        """What makes the candidate an accident, not a trade-off; None when it is none."""
+        if self.mean_kl <= BROKEN_KL:
+            return None
+        return f"the limit is a mean KL of {BROKEN_KL:g}"
 
     def as_dict(self) -> dict[str, float | int]:
         """The four numbers, ready for JSON."""

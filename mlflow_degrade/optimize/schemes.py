@@ -16,6 +16,7 @@ from typing import Any
 from ..cache import cached_directory, require_space
 from ..errors import InputError, MissingExtraError, QuantizationError, UnknownNameError
 from ..runtime.providers import CPU, CUDA
+from .agreement import agreement
 from .dynamic import quantize_dynamically
 from .half import convert_to_half
 from .model_directory import (
@@ -26,13 +27,8 @@ from .model_directory import (
     write_manifest,
 )
 from .onnx_files import load_graph, save_graph
-from .parity import parity
 from .quiet_work import quiet_work
 from .weight_only import quantize_weights
-
-BROKEN_KL = 10.0
-"""Mean KL in nats above which a result is an accident, not a trade-off: a model that answers
-uniformly over 50,000 tokens is about as far from a good one."""
 
 # Raise when a scheme's code changes what it writes, so that older cache entries are not reused.
 _VERSION = 1
@@ -232,11 +228,10 @@ def _apply(
         _require_effect(scheme, base, target, after - before)
         copy_companions(base.path, target)
     with quiet_work(f"Comparing {scheme.name} with its source", progress):
-        found = parity(base.path, target)
-    if found.mean_kl > BROKEN_KL:
+        found = agreement(base.path, target)
+    if found.broken is not None:
         raise QuantizationError(
-            f"{scheme.name} breaks {base.path}: {found}; the limit is a mean KL of {BROKEN_KL:g}. "
-            "Choose another scheme."
+            f"{scheme.name} breaks {base.path}: {found}; {found.broken}. Choose another scheme."
         )
     new = {op: count for op, count in (after - before).items() if op in scheme.proof}
     step = {"pass": scheme.name, **scheme.options, **findings, "nodes": new}

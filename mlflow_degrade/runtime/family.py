@@ -1,0 +1,51 @@
+"""What kind of model a directory holds: its own files say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from .session import read_json
+
+Family = Literal["decoder", "encoder", "classifier"]
+"""Continues text; turns a text into a vector; gives a text one of its labels."""
+
+MODULES_FILE = "modules.json"
+"""Where sentence-transformers lists the steps from tokens to an embedding."""
+
+# Last parts of the class names that transformers writes into a config. A checkpoint of a masked
+# language model is used as an encoder: its head is left behind.
+_CLASSIFIER = ("ForSequenceClassification",)
+_ENCODER = ("Model", "ForMaskedLM", "ForPreTraining")
+_DECODER = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+
+
+def model_family(folder: str | Path) -> Family:
+    """Family of the model in a directory, before or after its export.
+
+    Parameters
+    ----------
+    folder : path
+        Holds ``config.json``.
+
+    Returns
+    -------
+    {"decoder", "encoder", "classifier"}
+        By ``architectures`` of the config; ``modules.json`` of sentence-transformers makes an
+        encoder of anything but a classifier. A config that says nothing is taken for a decoder's.
+
+    Raises
+    ------
+    ModelError
+        The config is missing or no JSON.
+    """
+    directory = Path(folder)
+    names = read_json(directory, "config.json", needed=True).get("architectures") or [""]
+    name = str(names[0])
+    if name.endswith(_CLASSIFIER):
+        return "classifier"
+    if (directory / MODULES_FILE).is_file():
+        return "encoder"
+    if name.endswith(_ENCODER) and not name.endswith(_DECODER):
+        return "encoder"
+    return "decoder"

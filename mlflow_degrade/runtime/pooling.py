@@ -1,0 +1,114 @@
+"""From the hidden states of a text to its embedding, as the model's own files state it.
+
+sentence-transformers saves ``modules.json``, which lists the steps, and a ``config.json`` for each
+of them in a folder of its own. A model without these files gets the usual: the mean over all
+tokens, scaled to length 1 [1]_.
+
+References
+----------
+.. [1] Reimers and Gurevych, "Sentence-BERT: Sentence Embeddings using Siamese BERT-Networks",
+   EMNLP 2019, arXiv:1908.10084.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ModelError, UnsupportedModelError
+from .family import MODULES_FILE
+from .session import read_json
+
+# In the order in which sentence-transformers concatenates them.
+_MODES: Mapping[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
+    "cls_token": lambda hidden: hidden[0],
+    "max_tokens": lambda hidden: hidden.max(axis=0),
+    "mean_tokens": lambda hidden: hidden.mean(axis=0),
+    "mean_sqrt_len_tokens": lambda hidden: hidden.sum(axis=0) / np.sqrt(len(hidden)),
+    "lasttoken": lambda hidden: hidden[-1],
+}
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """How token vectors become one vector.
+
+    Attributes
+    ----------
+    modes : tuple of str
+        What is taken over a text's tokens; several are concatenated.
+    normalize : bool
+        Whether the result is scaled to length 1.
+
+    Examples
+    --------
+    >>> Pooling()(np.array([[3.0, 0.0], [0.0, 4.0]], np.float32)).tolist()
+    [0.6, 0.8]
+    """
+
+    modes: tuple[str, ...] = ("mean_tokens",)
+    normalize: bool = True
+
+    def __call__(self, hidden: NDArray[Any]) -> NDArray[np.float64]:
+        """Embedding of one text from the (tokens, width) hidden states of its real tokens."""
+        exact = hidden.astype(np.float64)
+        vector = np.concatenate([_MODES[mode](exact) for mode in self.modes])
+        length = np.linalg.norm(vector) if self.normalize else 1.0
+        # A vector of zeros has no direction; left as it is, it is similar to nothing.
+        return vector / length if length else vector
+
+
+def read_pooling(folder: Path) -> Pooling:
+    """The pooling a model directory states; mean and length 1 where it states none.
+
+    Raises
+    ------
+    UnsupportedModelError
+        A step or a way of pooling that is not implemented.
+    ModelError
+        A file that is named and absent, or not what it should be.
+    """
+    if not (folder / MODULES_FILE).is_file():
+        return Pooling()
+    pooling, normalize = Pooling(), False
+    for kind, path in _steps(folder):
+        if kind == "Pooling":
+            pooling = _pooling(folder / path)
+        elif kind == "Normalize":
+            normalize = True
+        elif kind != "Transformer":
+            raise UnsupportedModelError(
+                f"{folder / MODULES_FILE} has a step {kind!r} behind the transformer; known are "
+                "Pooling and Normalize: merge it into the model, or use another encoder."
+            )
+    return Pooling(pooling.modes, normalize)
+
+
+def _steps(folder: Path) -> list[tuple[str, str]]:
+    """Class name and folder of each step."""
+    try:
+        modules = json.loads((folder / MODULES_FILE).read_text(encoding="utf-8"))
+        return [(str(m["type"]).rpartition(".")[2], str(m["path"])) for m in modules]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{folder / MODULES_FILE} is not a list of sentence-transformers' modules: {error!r}."
+        ) from error
+
+
+def _pooling(folder: Path) -> Pooling:
+    prefix = "pooling_mode_"
+    stated = read_json(folder, "config.json", needed=True)
+    asked = [n.removeprefix(prefix) for n, on in stated.items() if n.startswith(prefix) and on]
+    unknown = sorted(set(asked) - set(_MODES))
+    if unknown or not asked:
+        raise UnsupportedModelError(
+            f"{folder / 'config.json'} asks for pooling {unknown or 'of no kind'}; known are "
+            f"{', '.join(_MODES)}: use an encoder with one of these."
+        )
+    return Pooling(tuple(mode for mode in _MODES if mode in asked))
