@@ -6,12 +6,14 @@ from collections.abc import Callable
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..cache import digest_directory
 from ..errors import ModelError
 from ..optimize.model_directory import MANIFEST_FILE, library_versions
 from ..runtime.decoder import OnnxDecoder
+from ..runtime.encoder import OnnxEncoder
+from ..runtime.family import model_family
 from ..runtime.machine import processor_name
 from ..runtime.probes import (
     SHORTEST_PROMPT,
@@ -19,7 +21,6 @@ from ..runtime.probes import (
     BatchInvariance,
     PathEquivalence,
     ScoringPath,
-    probe_batch_invariance,
     probe_path_equivalence,
 )
 from ..runtime.providers import resolve_device
@@ -33,7 +34,10 @@ from .suite import Suite, SuiteTask
 
 if TYPE_CHECKING:
     from .backend import OnnxLM
+    from .encoder_backend import OnnxEncoderLM
     from .run import EvaluationSettings
+
+    Model: TypeAlias = OnnxLM | OnnxEncoderLM
 
 # Raised when the engine computes other numbers than before: older results are not reused then.
 _ENGINE = 1
@@ -114,19 +118,24 @@ class Arm:
         }
 
     @cached_property
-    def _model(self) -> OnnxLM:
-        from .backend import OnnxLM
-
-        decoder = OnnxDecoder(
-            self.folder, device=self._settings.device, batch_size=self._settings.batch_size
-        )
+    def _model(self) -> Model:
+        device, batch_size = self._settings.device, self._settings.batch_size
 
         def advance(count: int) -> None:
             if self._advance is not None:
                 self._advance(count)
 
         # Which path is taken is decided here, for both models of a comparison.
-        return OnnxLM(decoder, path="batched", advance=advance)
+        if model_family(self.folder) == "decoder":
+            from .backend import OnnxLM
+
+            decoder = OnnxDecoder(self.folder, device=device, batch_size=batch_size)
+            return OnnxLM(decoder, path="batched", advance=advance)
+        from .encoder_backend import OnnxEncoderLM, require_multiple_choice
+
+        require_multiple_choice({task.name: task.output_type for task in self._suite.tasks})
+        encoder = OnnxEncoder(self.folder, device=device, batch_size=batch_size)
+        return OnnxEncoderLM(encoder, path="batched", advance=advance)
 
     @cached_property
     def probe(self) -> BatchInvariance:
@@ -138,9 +147,7 @@ class Arm:
             return BatchInvariance(**known["probe"])
         with progress_bar(f"Probing {self._label}", self._settings.progress) as bar:
             bar(1, 0)
-            probe = probe_batch_invariance(
-                self._model.decoder, self._probed, generation=self._suite.generates
-            )
+            probe = self._model.probe(self._probed, generation=self._suite.generates)
             bar(0, 1)
         entry.finish({"probe": probe.fields()})
         return probe
@@ -174,18 +181,20 @@ class Arm:
         return float(known["saving"])
 
     def _planned_saving(self) -> float:
+        from .backend import OnnxLM
         from .task_run import scored_pairs
 
-        decoder = self._model.decoder
-        if not decoder.can_reuse_prefixes:
+        model = self._model
+        if not isinstance(model, OnnxLM) or not model.decoder.can_reuse_prefixes:
             return 0.0
+        decoder = model.decoder
         full = less = 0.0
         before = decoder.unpadded, decoder.reuse_prefixes
         decoder.unpadded, decoder.reuse_prefixes = False, True
         try:
             for task in self._suite.tasks:
                 pairs = scored_pairs(
-                    self._model,
+                    model,
                     task,
                     _PLANNED,
                     seed=self._suite.seed,
@@ -214,11 +223,13 @@ class Arm:
     @cached_property
     def equivalence(self) -> PathEquivalence | None:
         """Whether this model's scores change with shared prefixes; None without usable prompts."""
+        from .backend import OnnxLM
+
         found = self.known_equivalence()
         if found is not None:
             return found
         prompts = [prompt for prompt in self._probed if len(prompt) >= SHORTEST_PROMPT]
-        if not prompts:
+        if not prompts or not isinstance(self._model, OnnxLM):
             return None
         with progress_bar(f"Probing {self._label}", self._settings.progress) as bar:
             bar(1, 0)
@@ -248,7 +259,7 @@ class Arm:
             results[task.name] = facts["results"]
             tasks[task.name] = {**facts["run"], "reused": known is not None}
         if "_model" in self.__dict__:
-            self._model.decoder.close()
+            self._model.close()
         return parts, results, tasks
 
     def _run(self, task: SuiteTask, entry: Entry, path: ScoringPath) -> dict[str, Any]:

@@ -97,10 +97,27 @@ class OnnxLM(TemplateLM):  # type: ignore[misc]
         self._probing = path == "auto"
         self._advance = advance
 
+    metrics: frozenset[str] | None = None
+    """Which of a task's metrics say something about this model; None for all of them."""
+
     def take(self, path: ScoringPath) -> None:
         """Score by this path from now on."""
         self.decoder.unpadded = path == "one-by-one"
         self.decoder.reuse_prefixes = path == "shared-prefix"
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text."""
+        return self.decoder.encoder.encode(texts)
+
+    def probe(
+        self, prompts: Sequence[Sequence[int]], *, generation: bool = False
+    ) -> BatchInvariance:
+        """Whether this model's scores depend on the batch."""
+        return probe_batch_invariance(self.decoder, prompts, generation=generation)
+
+    def close(self) -> None:
+        """Free the session's memory."""
+        self.decoder.close()
 
     # -- what lm-eval asks about the model ------------------------------------------------
 
@@ -275,7 +292,7 @@ class OnnxLM(TemplateLM):  # type: ignore[misc]
         if not self._probing or use in self.probes or self.decoder.unpadded or not usable:
             return
         some = usable[:: -(-len(usable) // _PROBE_PROMPTS)]
-        probe = probe_batch_invariance(self.decoder, some, generation=use == "generation")
+        probe = self.probe(some, generation=use == "generation")
         self.probes[use] = probe
         self.take(choose_path(probe))
 

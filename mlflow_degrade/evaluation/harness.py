@@ -20,6 +20,7 @@ from ..errors import (
 )
 from ..readers.lm_eval import OWN_FACTS, LmEvalOutput, output_of
 from .quiet import quiet_libraries
+from .records import keep_metrics
 from .tasks import find_tasks, load
 
 _ONNX = "onnx"
@@ -33,9 +34,10 @@ class HarnessSettings:
     ----------
     model : str
         A model of lm-eval, such as ``"hf"`` or ``"vllm"``; ``"onnx"`` is the engine of this
-        package.
+        package, for decoders, and for encoders and classifiers on multiple-choice tasks.
     model_args : str
-        ``"key=value,…"``, e.g. ``"pretrained=org/name,dtype=bfloat16"``.
+        ``"key=value,…"``, e.g. ``"pretrained=org/name,dtype=bfloat16"``. For ``"onnx"`` a model
+        directory, or what `mlflow_degrade.optimize.source.resolve_model` takes, which is exported.
     tasks : tuple of str
         lm-eval tasks, groups or tags; ``starter`` is the packaged suite.
     include_path : str or None
@@ -154,11 +156,15 @@ def run_lm_eval(settings: HarnessSettings) -> HarnessRun | None:
         loaded = load(manager, specs, ", ".join(settings.tasks))
     # Nor are the data loaded a second time.
     manager.load = lambda _specs: loaded
+    if settings.model == _ONNX:
+        name = _engine(arguments, {n: str(t.OUTPUT_TYPE) for n, t in loaded["tasks"].items()})
     digest = _local_digest(arguments)
     model = _load_model(name, arguments, settings)
     found, tracker = _evaluate(model, name, arguments, manager, specs, settings)
     if found is None:
         return None
+    if (kept := getattr(model, "metrics", None)) is not None:
+        keep_metrics(found, kept)
     samples = found.pop("samples")
     results = _results(found, tracker)
     if digest is not None:
@@ -201,6 +207,24 @@ def _model_name(given: str) -> str:
     if given not in known:
         raise UnknownNameError("lm-eval model", given, [_ONNX, *known])
     return given
+
+
+def _engine(arguments: dict[str, Any], output_types: Mapping[str, str]) -> str:
+    """The backend for a model of this package's engine, whose directory is put into `arguments`."""
+    from ..optimize.export import export_onnx
+    from ..optimize.graph import optimize_graph
+    from ..optimize.onnx_files import GRAPH_FILE
+    from ..optimize.source import resolve_model
+    from ..runtime.family import model_family
+    from . import backend, encoder_backend
+
+    given = str(arguments.get("pretrained", ""))
+    if not (Path(given).expanduser() / GRAPH_FILE).is_file():
+        arguments["pretrained"] = str(optimize_graph(export_onnx(resolve_model(given))))
+    if model_family(Path(arguments["pretrained"]).expanduser()) == "decoder":
+        return backend.NAME
+    encoder_backend.require_multiple_choice(output_types)
+    return encoder_backend.NAME
 
 
 def _load_model(name: str, arguments: dict[str, Any], settings: HarnessSettings) -> Any:

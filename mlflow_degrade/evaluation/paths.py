@@ -44,8 +44,8 @@ class PathChoice:
     def sentences(self) -> list[str]:
         """What was found and follows from it, for people."""
         lines = [
-            f"{label}: a batch changes log-probabilities by up to {probe.max_abs_difference:.2g} "
-            f"nats (limit {probe.tolerance:g})"
+            f"{label}: a batch changes {probe.quantity} by up to {probe.max_abs_difference:.2g} "
+            f"{probe.unit} (limit {probe.tolerance:g})"
             for label, probe in self.probes.items()
         ]
         lines += [

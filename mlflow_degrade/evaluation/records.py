@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..cache import digest_json
+from ..errors import InputError
 from ..readers._lm_eval_metrics import NOT_PER_SAMPLE, assumed_direction, sample_score
 
 # What people read of a prompt: its end, because a long one begins with few-shot examples.
@@ -66,6 +67,39 @@ def sample_records(
             if score is not NOT_PER_SAMPLE:
                 higher = directions.get(metric, assumed_direction(metric))
                 yield {**common, "metric": metric, "score": score, "higher_is_better": higher}
+
+
+def keep_metrics(found: dict[str, Any], kept: Collection[str]) -> None:
+    """Remove metrics that say nothing about a model from lm-eval's results and samples, in place.
+
+    Raises
+    ------
+    InputError
+        Nothing is left of a task.
+    """
+    for task, samples in found["samples"].items():
+        names = {name for sample in samples for name in sample["metrics"]}
+        if not names & set(kept):
+            raise InputError(
+                f"task {task!r} has the metrics {sorted(names)}, none of which says something "
+                f"about an encoder or classifier: add one of {sorted(kept)} to its metric_list."
+            )
+        for sample in samples:
+            for name in set(sample["metrics"]) - set(kept):
+                sample.pop(name, None)
+            sample["metrics"] = [name for name in sample["metrics"] if name in kept]
+    for part in ("results", "groups", "higher_is_better"):
+        for stated in found.get(part, {}).values():
+            for name in [n for n in stated if _metric(n, part) not in (None, *kept)]:
+                del stated[name]
+
+
+def _metric(name: str, part: str) -> str | None:
+    """The metric a key of lm-eval's results is about; None where it is about none."""
+    if part == "higher_is_better":
+        return name
+    head, comma, _ = name.partition(",")
+    return head.removesuffix("_stderr") if comma else None
 
 
 def _arguments(arguments: Sequence[Any]) -> list[Any]:

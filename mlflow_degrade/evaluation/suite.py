@@ -12,6 +12,7 @@ from typing import Any
 
 from ..cache import digest_json
 from ..errors import InputError
+from ..runtime.family import model_family
 from .quiet import quiet_libraries
 from .tasks import load_tasks
 
@@ -132,6 +133,28 @@ class Suite:
         return {task.name: task.version for task in self.tasks}
 
 
+def default_tasks(model: str | Path) -> tuple[str, ...]:
+    """The packaged suite that fits a model, for those who name no tasks.
+
+    Parameters
+    ----------
+    model : path
+        Directory with its ``config.json``.
+
+    Raises
+    ------
+    InputError
+        None fits a classifier: its labels are its own.
+    """
+    family = model_family(model)
+    if family == "classifier":
+        raise InputError(
+            f"no packaged suite fits the classifier in {model}: name tasks whose choices are its "
+            "labels."
+        )
+    return ("starter",) if family == "decoder" else ("starter-encoder",)
+
+
 def load_suite(
     names: Sequence[str],
     *,
@@ -145,7 +168,8 @@ def load_suite(
     Parameters
     ----------
     names : sequence of str
-        lm-eval tasks, groups or tags; ``starter`` is the packaged suite.
+        lm-eval tasks, groups or tags; ``starter`` is the packaged suite,
+        ``starter-encoder`` its part for sentence encoders.
     include_path : path, optional
         Directory with task files of one's own.
     limit : int, optional

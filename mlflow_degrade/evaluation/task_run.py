@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from .journal import Journal, ResumedModel
 from .quiet import quiet_libraries
-from .records import sample_records
+from .records import keep_metrics, sample_records
 from .suite import SuiteTask
 
 if TYPE_CHECKING:
+    from .arm import Model
     from .backend import OnnxLM
 
 
@@ -49,7 +50,7 @@ class _Indices(list[int]):
 
 
 def run_task(
-    model: OnnxLM,
+    model: Model,
     task: SuiteTask,
     journal: Journal,
     *,
@@ -61,7 +62,7 @@ def run_task(
 
     Parameters
     ----------
-    model : OnnxLM
+    model : OnnxLM or OnnxEncoderLM
     task : SuiteTask
     journal : Journal
         Open.
@@ -100,9 +101,11 @@ def run_task(
             apply_chat_template=apply_chat_template,
             fewshot_as_multiturn=apply_chat_template,
         )
+    if model.metrics is not None:
+        keep_metrics(found, model.metrics)
     samples = found["samples"][task.name]
     prompts = [str(sample["arguments"][-1][0]) for sample in samples]
-    tokens = [len(ids) for ids in model.decoder.encoder.encode(prompts)]
+    tokens = [len(ids) for ids in model.encode(prompts)]
     directions = found["higher_is_better"][task.name]
     return TaskOutcome(
         records=list(sample_records(task.name, task.output_type, samples, directions, tokens)),
@@ -117,13 +120,13 @@ def run_task(
 
 
 def prompts_of(
-    model: OnnxLM, task: SuiteTask, count: int, *, seed: int, apply_chat_template: bool = False
+    model: Model, task: SuiteTask, count: int, *, seed: int, apply_chat_template: bool = False
 ) -> list[list[int]]:
     """Token ids of what the model is asked about the first `count` drawn documents."""
     instances = _instances(model, task, count, seed, apply_chat_template)
     first = {instance.doc_id: instance.args for instance in reversed(instances)}
     texts = ["".join(a for a in args if isinstance(a, str)) for args in first.values()]
-    return model.decoder.encoder.encode(texts)
+    return model.encode(texts)
 
 
 def scored_pairs(
@@ -139,7 +142,7 @@ def scored_pairs(
 
 
 def _instances(
-    model: OnnxLM, task: SuiteTask, count: int, seed: int, apply_chat_template: bool
+    model: Model, task: SuiteTask, count: int, seed: int, apply_chat_template: bool
 ) -> list[Any]:
     """lm-eval's requests about the first `count` drawn documents."""
     with quiet_libraries(), _seeded(seed):

@@ -15,6 +15,8 @@ from ..policy import GatePolicy
 from ..results import Decision, Verdict
 from .command import joined_run_id
 
+_STARTER_NAMES = {"starter": "smollm2-135m-instruct", "starter-encoder": "all-minilm-l6-v2"}
+
 
 class QuantizeOptions(BaseModel):
     """What to quantize, and what must be shown.
@@ -22,11 +24,12 @@ class QuantizeOptions(BaseModel):
     Attributes
     ----------
     model : str
-        ``starter``, a Hugging Face id, a local directory, or ``models:/name@alias``.
+        ``starter``, ``starter-encoder``, a Hugging Face id, a local directory, or ``models:/name@alias``.
     scheme : str
         A name from `mlflow_degrade.optimize.schemes.SCHEMES`.
     tasks : tuple of str
-        lm-eval tasks or groups; ``starter`` is the packaged suite.
+        lm-eval tasks or groups; ``auto`` is the packaged suite that fits the model, ``starter`` or
+        ``starter-encoder``.
     include_path : Path, optional
         Directory with lm-eval task files of one's own.
     limit : int, optional
@@ -56,7 +59,7 @@ class QuantizeOptions(BaseModel):
 
     model: str = "starter"
     scheme: str = "int8-weight-only"
-    tasks: tuple[str, ...] = Field(default=("starter",), min_length=1)
+    tasks: tuple[str, ...] = Field(default=("auto",), min_length=1)
     include_path: Path | None = None
     limit: int | None = Field(default=DEFAULT_LIMIT, ge=1)
     policy: GatePolicy = GatePolicy()
@@ -151,7 +154,7 @@ def _run(options: QuantizeOptions, run_id: str) -> Outcome:
     providers = resolve_device(options.device)
     find_scheme(options.scheme, providers)
     suite = load_suite(
-        options.tasks,
+        steps.packaged_suite(options.model) if options.tasks == ("auto",) else options.tasks,
         include_path=options.include_path,
         limit=options.limit,
         seed=options.seed,
@@ -180,7 +183,7 @@ def _run(options: QuantizeOptions, run_id: str) -> Outcome:
 def _registry_name(options: QuantizeOptions) -> str | None:
     if options.register_as != "auto":
         return options.register_as
-    model = "smollm2-135m-instruct" if options.model == "starter" else Path(options.model).name
+    model = _STARTER_NAMES.get(options.model, Path(options.model).name)
     return re.sub(r"[^\w.-]+", "-", model).strip("-").lower() + "-onnx"
 
 

@@ -14,9 +14,13 @@ from .quantize import QuantizeOptions, quantize_and_gate
 
 
 @click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
-@click.option("--model", default="starter", help="starter, a hub id, a directory, or models:/n@a.")
+@click.option(
+    "--model",
+    default="starter",
+    help="starter, starter-encoder, a hub id, a directory, or models:/n@a.",
+)
 @click.option("--scheme", default="int8-weight-only", help="What to do to the candidate.")
-@click.option("--tasks", default="starter", help="lm-eval tasks or groups, comma-separated.")
+@click.option("--tasks", default="auto", help="lm-eval tasks or groups, comma-separated.")
 @click.option("--include-path", default="", help="Directory with task files of your own.")
 @click.option("--limit", default=str(DEFAULT_LIMIT), help="Samples per task; 0 takes all.")
 @click.option("--alpha", default="0.05", help="One-sided significance level.")

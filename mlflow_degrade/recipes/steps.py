@@ -64,6 +64,17 @@ class Conclusion:
     cost: Mapping[str, Mapping[str, tuple[float, str]]]
 
 
+def packaged_suite(model: str) -> tuple[str, ...]:
+    """The packaged suite that fits a model, by its config."""
+    from ..evaluation.suite import default_tasks
+    from ..optimize.source import resolve_model
+
+    with step(f"Find {model}"):
+        tasks = default_tasks(resolve_model(model).path)
+        say(f"tasks: {', '.join(tasks)}")
+    return tasks
+
+
 def make_models(
     model: str, scheme: str, *, baseline: str | None, providers: tuple[str, ...]
 ) -> Models:

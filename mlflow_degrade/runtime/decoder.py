@@ -115,7 +115,7 @@ class OnnxDecoder:
         self.unpadded = False
         self.reuse_prefixes = False
         self.last_plan: Plan | None = None
-        self.batch_size = None if batch_size == "auto" else _positive(batch_size)
+        self.batch_size = None if batch_size == "auto" else positive(batch_size)
         self._threads = threads
 
     # -- session --------------------------------------------------------------------------
@@ -360,7 +360,14 @@ def _score(answers: Answers, first: int, continuation: Tokens) -> Score:
     return Score(math.fsum(value for value, _ in found), all(best for _, best in found))
 
 
-def _positive(batch_size: int | str) -> int:
+def positive(batch_size: int | str) -> int:
+    """A stated batch size as a number.
+
+    Raises
+    ------
+    InputError
+        It is none, or below 1.
+    """
     try:
         size = int(batch_size)
     except ValueError:

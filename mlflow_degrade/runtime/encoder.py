@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import EngineError, InputError, NonFiniteLogitsError, UnsupportedModelError
-from .decoder import Score
+from .decoder import Score, positive
 from .encoder_text import EncoderText
 from .family import model_family
 from .plan import UNPADDED, Batch, Limits, Plan, Row, Tokens, pack
@@ -43,8 +43,8 @@ class OnnxEncoder:
         A model directory: ``model.onnx``, ``config.json`` and tokenizer files.
     device : {"auto", "cpu", "cuda"}
         Where to run; nothing silently runs elsewhere.
-    batch_size : int, optional
-        Most texts per batch; by default a token budget decides.
+    batch_size : int or "auto"
+        Most texts per batch; ``"auto"`` goes by a token budget.
     threads : int, optional
         Threads per operator; all available cores by default.
 
@@ -85,7 +85,7 @@ class OnnxEncoder:
         folder: str | Path,
         *,
         device: str = "auto",
-        batch_size: int | None = None,
+        batch_size: int | str = "auto",
         threads: int | None = None,
     ) -> None:
         self.folder = Path(folder)
@@ -102,7 +102,8 @@ class OnnxEncoder:
         self.text = EncoderText(self.folder, config)
         self.unpadded = False
         self.last_plan: Plan | None = None
-        self._batch_size, self._threads = batch_size, threads
+        self.batch_size = None if batch_size == "auto" else positive(batch_size)
+        self._threads = threads
 
     # -- session --------------------------------------------------------------------------
 
@@ -142,9 +143,9 @@ class OnnxEncoder:
         tokens, overhead = _CPU_TOKENS, _CPU_OVERHEAD
         if self.providers[0] != CPU:
             tokens, overhead = _GPU_TOKENS, _GPU_OVERHEAD
-        if self._batch_size is not None:
-            tokens = self._batch_size * self.text.max_length
-        return Limits(tokens=tokens, rows=self._batch_size, overhead=overhead)
+        if self.batch_size is not None:
+            tokens = self.batch_size * self.text.max_length
+        return Limits(tokens=tokens, rows=self.batch_size, overhead=overhead)
 
     # -- answers --------------------------------------------------------------------------
 
@@ -214,7 +215,7 @@ class OnnxEncoder:
         found: list[Vectors | None] = [None] * len(sequences)
         for batch in batches:
             finished = []
-            for row, vector in self._run(rows, batch):
+            for row, vector in self.run_batch(rows, batch):
                 if not np.isfinite(vector).all():
                     raise self._not_finite(rows[row])
                 for index in asking[row]:
@@ -288,8 +289,8 @@ class OnnxEncoder:
 
     # -- one batch ------------------------------------------------------------------------
 
-    def _run(self, rows: Sequence[Row], batch: Batch) -> Iterator[tuple[int, Vectors]]:
-        """Run one batch; halve it as long as memory does not suffice."""
+    def run_batch(self, rows: Sequence[Row], batch: Batch) -> Iterator[tuple[int, Vectors]]:
+        """Vectors of one batch by row; it is halved as long as memory does not suffice."""
         try:
             found = self._forward([rows[i].tokens for i in batch.rows], batch.length)
         except Exception as error:
@@ -302,7 +303,7 @@ class OnnxEncoder:
                 ) from error
             half = len(batch.rows) // 2
             for part in (batch.rows[:half], batch.rows[half:]):
-                yield from self._run(rows, Batch(part, batch.length))
+                yield from self.run_batch(rows, Batch(part, batch.length))
             return
         yield from zip(batch.rows, found, strict=True)
 
@@ -342,10 +343,10 @@ def cosines(left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.float64]:
 
 def log_softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
     """Row-wise log-softmax in float64."""
-    shifted: NDArray[np.float64] = logits.astype(np.float64)
+    shifted = logits.astype(np.float64)
     shifted -= shifted.max(axis=-1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return shifted
+    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return result
 
 
 def _labels(config: dict[str, Any], folder: Path) -> tuple[str, ...]:

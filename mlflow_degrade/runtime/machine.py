@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
 
@@ -55,3 +56,12 @@ def _cpu() -> list[str]:
     # x86 calls them flags, Arm features.
     flags = set(f"{facts.get('flags', '')} {facts.get('Features', '')}".split())
     return [facts.get("model name", platform.processor()), *sorted(flags & _KERNELS)]
+
+
+def resident_bytes() -> int | None:
+    """Memory of this process in RAM, where the system tells it (Linux)."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, IndexError, ValueError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")

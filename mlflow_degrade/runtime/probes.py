@@ -58,6 +58,8 @@ class BatchInvariance:
         Prompts whose greedy continuation changed; None when that was not tried.
     tolerance : float
         Largest difference accepted.
+    quantity : {"log-probabilities", "similarities"}
+        What was compared; cosines of texts for a sentence encoder.
     """
 
     prompts: int
@@ -67,6 +69,12 @@ class BatchInvariance:
     top1_changes: int
     generation_changes: int | None
     tolerance: float
+    quantity: Literal["log-probabilities", "similarities"] = "log-probabilities"
+
+    @property
+    def unit(self) -> str:
+        """Of the differences."""
+        return "nats" if self.quantity == "log-probabilities" else "cosine"
 
     @property
     def invariant(self) -> bool:
@@ -119,7 +127,7 @@ def probe_batch_invariance(
         )
     before, decoder.unpadded = decoder.unpadded, False
     try:
-        batches = _batches(usable)
+        batches = mixed_lengths(usable)
         alone = [s for batch in batches for p in batch for s in _token_scores(decoder, [p])]
         together = [s for batch in batches for s in _token_scores(decoder, batch)]
         changes = None
@@ -263,7 +271,7 @@ def choose_path(
     return "batched"
 
 
-def _batches(prompts: Sequence[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
+def mixed_lengths(prompts: Sequence[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
     """Groups of eight with lengths as unequal as the prompts offer, so that padding is real."""
     ordered = sorted(prompts, key=len)
     count = -(-len(ordered) // _BATCH)

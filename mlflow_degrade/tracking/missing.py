@@ -30,8 +30,8 @@ def evaluate_both(
     baseline, candidate : Subject
     questions : mapping, optional
         Arguments of `mlflow_degrade.evaluation.suite.load_suite`, and of an evaluation that is to
-        be repeated the suite's digest and whether it took the chat template; the starter suite by
-        default.
+        be repeated the suite's digest and whether it took the chat template; the packaged suite
+        that fits the candidate by default.
     device : str
     fresh : bool
         Evaluate even what is logged.
@@ -57,8 +57,8 @@ def evaluate_both(
     from .evaluations import find_evaluation, log_evaluation
     from .runs import terminate_gracefully, tracked_run
 
-    suite = _suite(questions)
     sides = {"baseline": baseline, "candidate": candidate}
+    suite = _suite(questions or _packaged(candidate))
     folders = {label: _directory(side) for label, side in sides.items()}
     template = bool((questions or {}).get("apply_chat_template", False))
     settings = EvaluationSettings(device=device, apply_chat_template=template, resume=not fresh)
@@ -78,10 +78,15 @@ def evaluate_both(
     return runs[0], runs[1]
 
 
-def _suite(questions: Mapping[str, Any] | None) -> Suite:
-    from ..evaluation.suite import DEFAULT_LIMIT, load_suite
+def _packaged(side: Subject) -> dict[str, Any]:
+    from ..evaluation.suite import DEFAULT_LIMIT, default_tasks
 
-    asked = dict(questions or {"tasks": ["starter"], "limit": DEFAULT_LIMIT})
+    return {"tasks": list(default_tasks(_directory(side))), "limit": DEFAULT_LIMIT}
+
+
+def _suite(asked: Mapping[str, Any]) -> Suite:
+    from ..evaluation.suite import load_suite
+
     if "tasks" not in asked:
         raise InputError(
             "the earlier evaluation was not made by mlflow-degrade, which cannot ask its questions "

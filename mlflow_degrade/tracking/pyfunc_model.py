@@ -1,4 +1,4 @@
-"""The model that MLflow loads: an ONNX directory that generates text or scores choices.
+"""The model that MLflow loads: an ONNX directory that generates text, scores choices or embeds.
 
 MLflow runs this file itself ("models from code") instead of unpickling an object, and the ONNX
 directory travels next to it byte for byte: what is served is what was tested.
@@ -14,17 +14,21 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from mlflow_degrade.errors import InputError
 from mlflow_degrade.runtime.decoder import OnnxDecoder
+from mlflow_degrade.runtime.encoder import OnnxEncoder
+from mlflow_degrade.runtime.family import model_family
 from mlflow_degrade.runtime.generation import Sampling
 
 
 class OnnxLanguageModel(PythonModel):
-    """Text generation and choice scoring over ONNX Runtime."""
+    """Text generation, choice scoring and embeddings over ONNX Runtime."""
 
     def load_context(self, context: PythonModelContext) -> None:
         """Open the model directory, on CUDA where it works and on the CPU otherwise."""
-        self._decoder = OnnxDecoder(context.artifacts["model_dir"], device="auto")
+        folder = context.artifacts["model_dir"]
+        kind = OnnxDecoder if model_family(folder) == "decoder" else OnnxEncoder
+        self._model = kind(folder, device="auto")
         # Whether scores depend on the batch was measured before the model was registered.
-        self._decoder.unpadded = bool((context.model_config or {}).get("one_by_one", False))
+        self._model.unpadded = bool((context.model_config or {}).get("one_by_one", False))
 
     def predict(
         self,
@@ -41,7 +45,8 @@ class OnnxLanguageModel(PythonModel):
         model_input : DataFrame
             Column ``prompt``. Where a column ``choices`` (a list of strings) is given, its strings
             are scored as continuations of the prompt; a space is put between the two unless one of
-            them brings it. Without choices text is generated, greedily.
+            them brings it. Without choices text is generated, greedily; a classifier chooses among
+            all its labels, and an encoder gives the prompt's embedding.
         params : dict, optional
             ``max_new_tokens`` of generation, 64 by default.
 
@@ -49,12 +54,21 @@ class OnnxLanguageModel(PythonModel):
         -------
         DataFrame
             Column ``text``, the generation or the most likely choice, and column
-            ``log_likelihoods``, the natural logarithm of each choice's probability, or None.
+            ``log_likelihoods``, the natural logarithm of each choice's probability, or None. For
+            an encoder these are the cosines of prompt and choices, and a column ``embedding``
+            holds the prompt's.
         """
         prompts = [str(prompt) for prompt in model_input["prompt"]]
         choices: list[list[str] | None] = [None] * len(prompts)
         if "choices" in model_input:
             choices = [None if value is None else list(value) for value in model_input["choices"]]
+        embeddings = None
+        if isinstance(self._model, OnnxEncoder):
+            if self._model.labels:
+                labels = list(self._model.labels)
+                choices = [labels if options is None else options for options in choices]
+            else:
+                embeddings = self._model.embed(prompts)
         scored = [i for i, options in enumerate(choices) if options is not None]
         asked = [i for i, options in enumerate(choices) if options is None]
         texts = [""] * len(prompts)
@@ -63,6 +77,11 @@ class OnnxLanguageModel(PythonModel):
             scored, self._score([(prompts[i], choices[i]) for i in scored]), strict=True
         ):
             texts[i], likelihoods[i] = best, values
+        if embeddings is not None:
+            vectors = [vector.tolist() for vector in embeddings]
+            return pd.DataFrame(
+                {"text": texts, "log_likelihoods": likelihoods, "embedding": vectors}
+            )
         length = int((params or {}).get("max_new_tokens", 64))
         for i, text in zip(asked, self._generate([prompts[i] for i in asked], length), strict=True):
             texts[i] = text
@@ -78,7 +97,11 @@ class OnnxLanguageModel(PythonModel):
                 pairs.append((prompt, option if spaced else f" {option}"))
         if not pairs:
             return []
-        scores = iter(self._decoder.score(self._decoder.encoder.encode_pairs(pairs)))
+        if isinstance(self._model, OnnxDecoder):
+            found = self._model.score(self._model.encoder.encode_pairs(pairs))
+        else:
+            found = self._model.score(pairs)
+        scores = iter(found)
         answers = []
         for _, options in rows:
             values = [next(scores).logprob for _ in options]
@@ -86,10 +109,10 @@ class OnnxLanguageModel(PythonModel):
         return answers
 
     def _generate(self, prompts: list[str], max_new_tokens: int) -> list[str]:
-        if not prompts:
+        if not prompts or not isinstance(self._model, OnnxDecoder):
             return []
-        tokens = self._decoder.encoder.encode(prompts)
-        return self._decoder.generate(tokens, Sampling(max_new_tokens=max_new_tokens))
+        tokens = self._model.encoder.encode(prompts)
+        return self._model.generate(tokens, Sampling(max_new_tokens=max_new_tokens))
 
 
 set_model(OnnxLanguageModel())

@@ -48,7 +48,7 @@ def log_model(
     Notes
     -----
     ``predict`` generates text for the rows of a column ``prompt``, or scores the strings of a
-    column ``choices`` as its continuations; see `mlflow_degrade.tracking.pyfunc_model`.
+    column ``choices`` as its continuations, and gives an encoder's embeddings; see `mlflow_degrade.tracking.pyfunc_model`.
     """
     import mlflow
 
@@ -179,6 +179,7 @@ def _signature() -> Any:
             [
                 ColSpec(DataType.string, "text"),
                 ColSpec(Array(DataType.double), "log_likelihoods", required=False),
+                ColSpec(Array(DataType.double), "embedding", required=False),
             ]
         ),
         params=ParamSchema([ParamSpec("max_new_tokens", DataType.integer, 64)]),
