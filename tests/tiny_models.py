@@ -110,3 +110,91 @@ def make_tiny_llama(
         model = LlamaForCausalLM(config).eval()
     model.save_pretrained(path)
     return path
+
+
+def make_tiny_bert(
+    path: str | Path,
+    seed: int = 0,
+    *,
+    labels: tuple[str, ...] = (),
+    pooling: tuple[str, ...] = (),
+    hidden: int = 64,
+) -> Path:
+    """Save a random BERT with a WordPiece tokenizer: a sentence encoder, or a classifier.
+
+    Parameters
+    ----------
+    path : path
+        Directory to fill; made if absent.
+    seed : int
+        Same seed, same weights.
+    labels : tuple of str
+        Makes it a classifier with these labels.
+    pooling : tuple of str
+        Ways of pooling (``"cls_token"``, ``"mean_tokens"``, …) that sentence-transformers' files
+        state, without scaling to length 1; no such files when empty.
+    hidden : int
+        Hidden width, a multiple of 4.
+
+    Returns
+    -------
+    Path
+        `path`.
+    """
+    import json
+
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import (
+        BertConfig,
+        BertForSequenceClassification,
+        BertModel,
+        PreTrainedTokenizerFast,
+    )
+
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    words = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    words.normalizer = normalizers.BertNormalizer()
+    words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(vocab_size=400, special_tokens=special, show_progress=False)
+    words.train_from_iterator(sorted(SENTENCES), trainer)
+    words.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_max_length=64,
+    )
+    tokenizer.save_pretrained(path)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        # Far above the usual 0.02, so that texts differ and a damaged model shows.
+        initializer_range=0.25,
+        **({"id2label": dict(enumerate(labels))} if labels else {}),
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = (BertForSequenceClassification if labels else BertModel)(config).eval()
+    model.save_pretrained(path)
+    if pooling:
+        kinds = (("", "Transformer"), ("1_Pooling", "Pooling"))
+        modules = [
+            {"idx": i, "path": where, "type": f"sentence_transformers.models.{kind}"}
+            for i, (where, kind) in enumerate(kinds)
+        ]
+        (path / "modules.json").write_text(json.dumps(modules))
+        (path / "1_Pooling").mkdir(exist_ok=True)
+        stated = {f"pooling_mode_{mode}": True for mode in pooling}
+        (path / "1_Pooling" / "config.json").write_text(json.dumps(stated))
+    return path

@@ -24,7 +24,8 @@ class QuantizeOptions(BaseModel):
     Attributes
     ----------
     model : str
-        ``starter``, ``starter-encoder``, a Hugging Face id, a local directory, or ``models:/name@alias``.
+        ``starter``, ``starter-encoder``, a Hugging Face id, a local directory, or
+        ``models:/name@alias``.
     scheme : str
         A name from `mlflow_degrade.optimize.schemes.SCHEMES`.
     tasks : tuple of str

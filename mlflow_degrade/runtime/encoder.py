@@ -16,7 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import EngineError, InputError, NonFiniteLogitsError, UnsupportedModelError
+from ..errors import (
+    DegradeError,
+    EngineError,
+    InputError,
+    NonFiniteLogitsError,
+    UnsupportedModelError,
+)
 from .decoder import Score, positive
 from .encoder_text import EncoderText
 from .family import model_family
@@ -293,6 +299,8 @@ class OnnxEncoder:
         """Vectors of one batch by row; it is halved as long as memory does not suffice."""
         try:
             found = self._forward([rows[i].tokens for i in batch.rows], batch.length)
+        except DegradeError:
+            raise
         except Exception as error:
             if not ran_out_of_memory(error):
                 raise run_error(error, self.folder) from error
@@ -338,15 +346,18 @@ def cosines(left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.float64]:
     a, b = left.astype(np.float64), right.astype(np.float64)
     lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     products: NDArray[np.float64] = (a * b).sum(axis=-1)
-    return np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
+    result: NDArray[np.float64] = np.divide(
+        products, lengths, out=np.zeros_like(products), where=lengths > 0
+    )
+    return result
 
 
 def log_softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
     """Row-wise log-softmax in float64."""
-    shifted = logits.astype(np.float64)
+    shifted: NDArray[np.float64] = logits.astype(np.float64)
     shifted -= shifted.max(axis=-1, keepdims=True)
-    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return result
+    totals: NDArray[np.float64] = np.exp(shifted).sum(axis=-1, keepdims=True)
+    return shifted - np.log(totals)
 
 
 def _labels(config: dict[str, Any], folder: Path) -> tuple[str, ...]:

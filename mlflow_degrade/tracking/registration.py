@@ -48,7 +48,8 @@ def log_model(
     Notes
     -----
     ``predict`` generates text for the rows of a column ``prompt``, or scores the strings of a
-    column ``choices`` as its continuations, and gives an encoder's embeddings; see `mlflow_degrade.tracking.pyfunc_model`.
+    column ``choices`` as its continuations, and gives an encoder's embeddings; see
+    `mlflow_degrade.tracking.pyfunc_model`.
     """
     import mlflow
 

@@ -193,7 +193,7 @@ def test_lm_eval_finds_the_tasks(monkeypatch, tmp_path):
 
     monkeypatch.chdir(tmp_path)
     manager = TaskManager(include_path=str(starter.include_path()), include_defaults=False)
-    assert manager.all_groups == ["starter"]
+    assert manager.all_groups == ["starter", "starter-encoder"]
     assert sorted(manager.all_subtasks) == sorted(starter.TASKS)
     task = manager.load(["starter_numbers"])["tasks"]["starter_numbers"]
     document = task.eval_docs[0]
