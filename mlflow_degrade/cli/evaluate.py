@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 _HELP = """Run lm-eval on a model and log what it finds to MLflow.
 
 Any model of lm-eval can be used (hf, vllm, openai-completions, …); onnx is the engine of this
-package, for directories that hold an ONNX export. The run is the same as log-lm-eval makes of
+package: pretrained is then a directory that holds an ONNX export, or a model to be exported, such
+as starter or starter-encoder. Encoders and classifiers answer multiple-choice tasks. The run is the same as log-lm-eval makes of
 lm-eval's own files: samples, results, settings and a note. It can be compared and gated with any
 run of the same tasks.
 
@@ -25,6 +26,8 @@ run of the same tasks.
 Examples:
   mlflow-degrade evaluate --model hf --model-args pretrained=org/chat-7b --tasks arc_easy,piqa
   mlflow-degrade evaluate --model onnx --model-args pretrained=models/int8 --tasks starter
+  mlflow-degrade evaluate --model onnx --model-args pretrained=starter-encoder \\
+      --tasks starter-encoder
   mlflow-degrade evaluate --model hf --model-args pretrained=./chat,dtype=bfloat16 \\
       --tasks my_task --include-path ./tasks --limit 500 --batch-size 16 --device cuda:0
   mlflow-degrade evaluate --model hf --model-args pretrained=./chat --tasks gsm8k \\

@@ -133,7 +133,7 @@ def test_the_evaluate_command_takes_names_and_picks_the_engine(
     asked = HarnessSettings("onnx", arguments, ("tiny_choice",), str(task_folder), device="cpu")
     run = run_lm_eval(asked)
     assert run is not None
-    rows = run.output.scores.to_pandas()
+    rows = run.output.samples.to_pandas()
     assert set(rows["metric"]) == {"acc"}
     assert len(rows) == len(choice_items())
     direct = evaluate_model(
