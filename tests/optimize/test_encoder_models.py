@@ -32,7 +32,7 @@ def test_every_scheme_applies_and_says_what_it_costs(
     task = {"encoder": "feature-extraction", "classifier": "text-classification"}[kind]
     assert base.recipe[0]["task"] == task
     assert encoder_parity(tiny.source, base.path).max_abs_difference < 1e-5
-    limits = {"fp16": 0.999, "int8-weight-only": 0.99, "int4-weight-only": 0.9}
+    limits = {"fp16": 0.999, "int8-weight-only": 0.99, "int4-weight-only": 0.7}
     for scheme in SCHEMES:
         made = ModelDirectory.load(tiny.made(scheme))
         made.verify()
