@@ -16,10 +16,13 @@ from ..errors import InputError
 from ..runtime.decoder import OnnxDecoder, Score
 from ..runtime.generation import Sampling
 from ..runtime.probes import (
+    SHORTEST_PROMPT,
     BatchInvariance,
+    PathEquivalence,
     ScoringPath,
     choose_path,
     probe_batch_invariance,
+    probe_path_equivalence,
 )
 
 NAME = "mlflow-degrade-onnx"
@@ -51,8 +54,8 @@ class OnnxLM(TemplateLM):  # type: ignore[misc]
         Most sequences per batch; ``"auto"`` goes by a token budget.
     path : {"auto", "shared-prefix", "batched", "one-by-one"}
         See `mlflow_degrade.runtime.probes.choose_path`. By default the model is probed on the first
-        requests it gets, and scored in batches if it may be. That settles it for this model alone:
-        models that are compared must be told one path.
+        requests it gets and scored on the fastest path it may take. That settles it for this model
+        alone: models that are compared must be told one path.
     max_batch_size : int, optional
         Accepted because lm-eval's command line passes it; batches are planned, not searched.
     advance : callable, optional
@@ -66,6 +69,8 @@ class OnnxLM(TemplateLM):  # type: ignore[misc]
         What was run; see `mlflow_degrade.runtime.plan.Plan.summary`.
     probes : dict of str to BatchInvariance
         With ``path="auto"``: what was found for ``"scoring"`` and ``"generation"``.
+    equivalence : PathEquivalence or None
+        With ``path="auto"``: whether shared prefixes change scores, where that could be tried.
 
     Notes
     -----
@@ -94,6 +99,7 @@ class OnnxLM(TemplateLM):  # type: ignore[misc]
         self.tokenizer = self.decoder.encoder.tokenizer
         self.plans: list[dict[str, Any]] = []
         self.probes: dict[str, BatchInvariance] = {}
+        self.equivalence: PathEquivalence | None = None
         self._probing = path == "auto"
         self._advance = advance
 
@@ -287,14 +293,18 @@ class OnnxLM(TemplateLM):  # type: ignore[misc]
         return [(score.logprob, score.is_greedy) for score in scores]
 
     def _settle(self, use: str, prompts: Sequence[list[int]]) -> None:
-        """Leave batches for good when this model's answers depend on them."""
+        """Take the fastest path; leave batches for good when answers depend on them."""
         usable = [prompt for prompt in prompts if len(prompt) > 1]
         if not self._probing or use in self.probes or self.decoder.unpadded or not usable:
             return
         some = usable[:: -(-len(usable) // _PROBE_PROMPTS)]
         probe = self.probe(some, generation=use == "generation")
         self.probes[use] = probe
-        self.take(choose_path(probe))
+        long = [prompt for prompt in some if len(prompt) >= SHORTEST_PROMPT]
+        if use == "scoring" and probe.invariant and long and self.decoder.can_reuse_prefixes:
+            self.equivalence = probe_path_equivalence(self.decoder, long)
+        known = [] if self.equivalence is None else [self.equivalence]
+        self.take(choose_path(probe, equivalences=known))
 
     def _by_sampling(self, requests: Sequence[Instance]) -> dict[Sampling, list[int]]:
         """Indices of the requests that are decoded alike."""

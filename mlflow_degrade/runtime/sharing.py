@@ -33,7 +33,7 @@ CACHE_BYTES = 256 << 20
 # attention takes.
 _MOST_LAID_OUT = 8
 # Sequences with fewer tokens in common may be parted, to be run with others of their length.
-_TIED = 8
+_TIED = 4
 
 
 @dataclass(frozen=True)
@@ -118,12 +118,15 @@ def share(
     Two questions after the same examples, with two choices each:
 
     >>> shots = tuple(range(100))
-    >>> rows = [Row((*shots, q, q + 1, c), {101: [c], 102: [0]}) for q in (7, 8) for c in (1, 2)]
+    >>> rows = [
+    ...     Row((*shots, *question, c), {105: [c], 106: [0]})
+    ...     for question in ((7,) * 6, (8,) * 6) for c in (1, 2)
+    ... ]
     >>> found = share(rows, Limits(tokens=16), token_bytes=1)
     >>> [(len(group.prefix), group.batches) for group in found.groups]
-    [(100, (Batch(rows=(0, 1, 2, 3), length=3),))]
+    [(100, (Batch(rows=(0, 1, 2, 3), length=7),))]
     >>> found.positions
-    108
+    116
     """
     order = sorted(range(len(rows)), key=lambda i: rows[i].tokens)
     texts = [rows[i].tokens for i in order]
