@@ -1,0 +1,135 @@
+"""Weights rounded to a number format for which there is no kernel, stored as float32 again.
+
+What a format costs in quality can be judged before anything runs in it: the rounded weights are
+exactly those that a kernel would compute with. The file is as large and as fast as before; its
+size in the format is computed, and said to be simulated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import QuantizationError
+from .embeddings import head_node
+from .formats.names import parse_format
+from .formats.number_format import NumberFormat
+from .formats.rounding import round_weights
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """An initializer to be rounded.
+
+    Attributes
+    ----------
+    tensor : onnx.TensorProto
+    inputs_last : bool
+        Whether its rows are output channels already.
+    """
+
+    tensor: Any
+    inputs_last: bool
+
+
+def simulate_weights(model: Any, *, number_format: str, ends: bool) -> dict[str, Any]:
+    """Round the constant matrices of products to a number format, in place.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+        With weights in float32.
+    number_format : str
+        As `mlflow_degrade.optimize.formats.names.parse_format` reads it.
+    ends : bool
+        Round embeddings and the projection to the vocabulary too. Tied, they stay tied: rows of
+        the embedding are output channels of the projection.
+
+    Returns
+    -------
+    dict
+        Findings for the manifest: ``matrices`` and ``weights`` (how many were rounded),
+        ``bits_per_weight`` (their mean, scales included), ``relative_mse`` (squared error over
+        squared weights), and ``simulated_bytes`` (all weights, the others as they are).
+
+    Raises
+    ------
+    QuantizationError
+        When the graph has no product with a constant matrix of float32.
+    """
+    form = parse_format(number_format)
+    matrices = _matrices(model, ends)
+    if not matrices:
+        raise QuantizationError(
+            f"there is nothing to round to {number_format!r}: the graph has no product with a "
+            "constant matrix of float32. Apply it to an export in fp32."
+        )
+    count, bits, error, total = 0, 0.0, 0.0, 0.0
+    for matrix in matrices:
+        part = _round(matrix, form)
+        count, bits = count + part[0], bits + part[1]
+        error, total = error + part[2], total + part[3]
+    everything = sum(_bytes(tensor) for tensor in model.graph.initializer)
+    return {
+        "matrices": len(matrices),
+        "weights": count,
+        "bits_per_weight": round(bits / count, 4),
+        "relative_mse": error / total if total else 0.0,
+        "simulated_bytes": round(everything - 4 * count + bits / 8),
+    }
+
+
+def _matrices(model: Any, ends: bool) -> list[_Matrix]:
+    """What is multiplied with activations, and by wish what stands at the model's ends."""
+    from onnx import TensorProto
+
+    weights = {
+        tensor.name: tensor
+        for tensor in model.graph.initializer
+        if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) >= 2
+    }
+    head = head_node(model)
+    found: dict[str, _Matrix] = {}
+    for node in model.graph.node:
+        inputs_last = False
+        if node.op_type in ("MatMul", "Gemm"):
+            name = node.input[1]
+            inputs_last = any(a.name == "transB" and a.i for a in node.attribute)
+            wanted = ends or node.name != head.name or node.output[0] != head.output[0]
+        else:
+            # Embeddings are looked up; a tied projection reads their transpose.
+            name = node.input[0] if node.input else ""
+            inputs_last = True
+            wanted = ends and node.op_type == "Gather"
+        if wanted and name in weights:
+            found.setdefault(name, _Matrix(weights[name], inputs_last))
+    return list(found.values())
+
+
+def _round(matrix: _Matrix, form: NumberFormat) -> tuple[int, float, float, float]:
+    """Round one initializer; its weights, their bits, and the squares of errors and weights."""
+    from onnx import numpy_helper
+
+    tensor = matrix.tensor
+    before: NDArray[np.float32] = numpy_helper.to_array(tensor)
+    turned = before if matrix.inputs_last else np.swapaxes(before, -1, -2)
+    rows = np.ascontiguousarray(turned).reshape(-1, turned.shape[-1])
+    rounded = round_weights(rows, form)
+    error = float(np.square(rounded - rows).sum(dtype=np.float64))
+    total = float(np.square(rows).sum(dtype=np.float64))
+    bits = form.bits_per_weight(*rows.shape) * rows.size
+    after = rounded.reshape(turned.shape)
+    after = after if matrix.inputs_last else np.swapaxes(after, -1, -2)
+    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(after), tensor.name))
+    return rows.size, bits, error, total
+
+
+def _bytes(tensor: Any) -> int:
+    """Bytes of an initializer's numbers."""
+    from onnx import helper
+
+    size = int(np.prod(tensor.dims, dtype=np.int64))
+    return size * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
