@@ -109,6 +109,15 @@ class ModelDirectory:
         """Bytes of the graph and its weights: what has to be shipped and loaded."""
         return size_bytes(self.path)
 
+    @property
+    def simulated_bytes(self) -> int | None:
+        """Bytes in the number format its weights were rounded to; None where nothing is simulated.
+
+        The file keeps its `size_bytes` and its speed: see `mlflow_degrade.optimize.simulate`.
+        """
+        found = self.recipe[-1].get("simulated_bytes") if self.recipe else None
+        return None if found is None else int(found)
+
     def verify(self) -> None:
         """Raise `ModelError` when any file differs from what was finished."""
         found = digest_directory(self.path, ignore=(MANIFEST_FILE,))

@@ -3,6 +3,10 @@
 A scheme is an entry in `SCHEMES`: what it does in a line, the function that rewrites a graph, its
 options, the operators that prove it did something, and where it should not be used. Everything
 else (caching, saving, reading back, comparing) is the same for all of them.
+
+Number formats are too many for a table: ``simulated-<format>`` is a scheme for each that
+`mlflow_degrade.optimize.formats.names.parse_format` reads, and ``simulated-<format>+ends`` rounds
+the embedding and the projection to the vocabulary as well.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from ..errors import InputError, MissingExtraError, QuantizationError, UnknownNa
 from ..runtime.providers import CPU, CUDA
 from .agreement import agreement
 from .dynamic import quantize_dynamically
+from .formats.names import parse_format
 from .half import convert_to_half
 from .model_directory import (
     ModelDirectory,
@@ -28,6 +33,7 @@ from .model_directory import (
 )
 from .onnx_files import load_graph, save_graph
 from .quiet_work import quiet_work
+from .simulate import simulate_weights
 from .weight_only import quantize_weights
 
 # Raise when a scheme's code changes what it writes, so that older cache entries are not reused.
@@ -56,6 +62,8 @@ class Scheme:
         Execution provider to the reason why the scheme should not be used there and what to use.
     notes : mapping
         Execution provider to a remark worth showing there.
+    simulated : bool
+        Whether weights are only rounded: the file is neither smaller nor faster.
     """
 
     name: str
@@ -65,6 +73,7 @@ class Scheme:
     proof: tuple[str, ...] = ()
     refused: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
+    simulated: bool = False
 
 
 SCHEMES: Mapping[str, Scheme] = {
@@ -105,7 +114,10 @@ SCHEMES: Mapping[str, Scheme] = {
         ),
     )
 }
-"""Every scheme by its name, in the order in which they are shown."""
+"""Every scheme that runs as it is, by its name, in the order in which they are shown."""
+
+SIMULATED = "simulated-"
+"""What the names of simulated schemes begin with; a number format follows."""
 
 
 def find_scheme(name: str, providers: tuple[str, ...] = (CPU,), *, force: bool = False) -> Scheme:
@@ -114,7 +126,7 @@ def find_scheme(name: str, providers: tuple[str, ...] = (CPU,), *, force: bool =
     Parameters
     ----------
     name : str
-        A key of `SCHEMES`.
+        A key of `SCHEMES`, or ``simulated-<format>``.
     providers : tuple of str
         Where the model is to run, from `mlflow_degrade.runtime.providers.resolve_device`.
     force : bool
@@ -128,22 +140,43 @@ def find_scheme(name: str, providers: tuple[str, ...] = (CPU,), *, force: bool =
     Raises
     ------
     UnknownNameError
-        When there is no such scheme.
+        When there is no such scheme or number format.
     InputError
-        When the scheme makes no sense on the first of `providers`.
+        When the scheme makes no sense on the first of `providers`, or the format in itself.
 
     Examples
     --------
     >>> find_scheme("int8-weight-only").options["bits"]
     8
+    >>> find_scheme("simulated-mxfp4").simulated
+    True
     """
+    if name.startswith(SIMULATED):
+        return _simulated(name)
     if name not in SCHEMES:
-        raise UnknownNameError("scheme", name, SCHEMES)
+        hint = f"'{SIMULATED}<format>' rounds weights to a number format, e.g. '{SIMULATED}mxfp4'."
+        raise UnknownNameError("scheme", name, SCHEMES, hint)
     scheme = SCHEMES[name]
     reason = scheme.refused.get(providers[0])
     if reason and not force:
         raise InputError(f"scheme {name!r} is refused on {providers[0]}: {reason}.")
     return scheme
+
+
+def _simulated(name: str) -> Scheme:
+    """The scheme of a number format."""
+    number_format, plus, ends = name.removeprefix(SIMULATED).partition("+")
+    if plus and ends != "ends":
+        raise UnknownNameError("suffix of a simulated scheme", f"+{ends}", ["+ends"])
+    parse_format(number_format)
+    what = "all weights, embedding and head included," if ends else "the weights of all layers"
+    return Scheme(
+        name,
+        f"{what} rounded to {number_format} and stored as float32: quality only",
+        simulate_weights,
+        {"number_format": number_format, "ends": bool(ends)},
+        simulated=True,
+    )
 
 
 def apply_scheme(
@@ -162,7 +195,7 @@ def apply_scheme(
         From `mlflow_degrade.optimize.export.export_onnx` or
         `mlflow_degrade.optimize.graph.optimize_graph`; unchanged.
     scheme : str
-        A key of `SCHEMES`.
+        A key of `SCHEMES`, or ``simulated-<format>``.
     providers : tuple of str
         Where the candidate is to run.
     force : bool
@@ -248,6 +281,8 @@ def _require_effect(
     scheme: Scheme, base: ModelDirectory, target: Path, added: Counter[str]
 ) -> None:
     """Raise unless the pass did what its name says: other operators, fewer bytes."""
+    if scheme.simulated:
+        return  # the pass itself sees to it that weights change, and nothing else does
     if scheme.proof and not any(added[op] for op in scheme.proof):
         raise QuantizationError(
             f"{scheme.name} quantized nothing in {base.path}: no {' or '.join(scheme.proof)} among "

@@ -58,7 +58,8 @@ def simulate_weights(model: Any, *, number_format: str, ends: bool) -> dict[str,
     Raises
     ------
     QuantizationError
-        When the graph has no product with a constant matrix of float32.
+        When the graph has no product with a constant matrix of float32, or rounding changes none
+        of them.
     """
     form = parse_format(number_format)
     matrices = _matrices(model, ends)
@@ -72,12 +73,17 @@ def simulate_weights(model: Any, *, number_format: str, ends: bool) -> dict[str,
         part = _round(matrix, form)
         count, bits = count + part[0], bits + part[1]
         error, total = error + part[2], total + part[3]
+    if error == 0:
+        raise QuantizationError(
+            f"rounding to {number_format!r} changes none of {count:,} weights: they have this "
+            "format already. There is nothing to judge."
+        )
     everything = sum(_bytes(tensor) for tensor in model.graph.initializer)
     return {
         "matrices": len(matrices),
         "weights": count,
         "bits_per_weight": round(bits / count, 4),
-        "relative_mse": error / total if total else 0.0,
+        "relative_mse": error / total,
         "simulated_bytes": round(everything - 4 * count + bits / 8),
     }
 
@@ -98,12 +104,12 @@ def _matrices(model: Any, ends: bool) -> list[_Matrix]:
         if node.op_type in ("MatMul", "Gemm"):
             name = node.input[1]
             inputs_last = any(a.name == "transB" and a.i for a in node.attribute)
-            wanted = ends or node.name != head.name or node.output[0] != head.output[0]
+            wanted = ends or node.output[0] != head.output[0]
         else:
             # Embeddings are looked up; a tied projection reads their transpose.
             name = node.input[0] if node.input else ""
             inputs_last = True
-            wanted = ends and node.op_type == "Gather"
+            wanted = ends and node.op_type == "Gather" and node.input[1] == "input_ids"
         if wanted and name in weights:
             found.setdefault(name, _Matrix(weights[name], inputs_last))
     return list(found.values())

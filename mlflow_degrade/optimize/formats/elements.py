@@ -86,12 +86,13 @@ class FloatElement:
         """
         np.clip(values, -self.largest, self.largest, out=values)
         # The exponent field alone is the power of two at or below a value's magnitude.
-        shift = (values.view(np.uint32) & np.uint32(0x7F800000)).view(np.float32)
+        shift: Float32 = (values.view(np.uint32) & np.uint32(0x7F800000)).view(np.float32)
         np.maximum(shift, np.float32(2.0**self.lowest_exponent), out=shift)
         shift *= np.float32(1.5 * 2.0 ** (23 - self.mantissa))
         rounded = values + shift
         rounded -= shift
-        return np.copysign(rounded, values, out=values)
+        np.copysign(rounded, values, out=values)
+        return values
 
 
 Element = IntegerElement | FloatElement
@@ -101,21 +102,20 @@ def _integer(bits: int) -> IntegerElement:
     return IntegerElement(f"int{bits}", bits, -(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1)
 
 
-ELEMENTS: Mapping[str, Element] = {
-    element.name: element
-    for element in (
-        *(_integer(bits) for bits in range(2, 9)),
-        # Five values of three fit into a byte: 3^5 = 243.
-        IntegerElement("ternary", 8 / 5, -1.0, 1.0),
-        # The codes above 448 are NaN, so the last binade is cut short (Micikevicius et al. 2022).
-        FloatElement("fp8-e4m3", 8, 3, -6, 448.0),
-        FloatElement("fp8-e5m2", 8, 2, -14, 57344.0),
-        # The types below have neither infinity nor NaN (OCP MX v1.0, section 5.3).
-        FloatElement("fp6-e3m2", 6, 2, -2, 28.0),
-        FloatElement("fp6-e2m3", 6, 3, 0, 7.5),
-        FloatElement("fp4-e2m1", 4, 1, 0, 6.0),
-    )
-}
+_TABLE: tuple[Element, ...] = (
+    *(_integer(bits) for bits in range(2, 9)),
+    # Five values of three fit into a byte: 3^5 = 243.
+    IntegerElement("ternary", 8 / 5, -1.0, 1.0),
+    # The codes above 448 are NaN, so the last binade is cut short (Micikevicius et al. 2022).
+    FloatElement("fp8-e4m3", 8, 3, -6, 448.0),
+    FloatElement("fp8-e5m2", 8, 2, -14, 57344.0),
+    # The types below have neither infinity nor NaN (OCP MX v1.0, section 5.3).
+    FloatElement("fp6-e3m2", 6, 2, -2, 28.0),
+    FloatElement("fp6-e2m3", 6, 3, 0, 7.5),
+    FloatElement("fp4-e2m1", 4, 1, 0, 6.0),
+)
+
+ELEMENTS: Mapping[str, Element] = {element.name: element for element in _TABLE}
 """Every grid by its name."""
 
 

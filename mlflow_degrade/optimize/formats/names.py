@@ -96,8 +96,8 @@ def parse_format(name: str) -> NumberFormat:
                 f"number format {name!r} says {given[kind]!r} and {word!r}, which are both about "
                 f"{kind}: keep one."
             )
-        if kind == "scales" and fields.get("scale") or head == "fp32" and kind != "pruning":
-            raise InputError(f"number format {name!r}: {head} leaves no choice of {kind}.")
+        if kind == "scales" and "scale" in FAMILIES[head]:
+            raise InputError(f"number format {name!r}: the scales of {head} are part of it.")
         given[kind] = word
         fields |= changes
     return NumberFormat(name, **fields)

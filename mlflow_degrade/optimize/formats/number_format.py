@@ -117,7 +117,7 @@ class NumberFormat:
 
     def _contradictions(self) -> list[tuple[bool, str]]:
         """Conditions that must not hold, each with the reason."""
-        integer = self.element in ELEMENTS and isinstance(ELEMENTS[self.element], IntegerElement)
+        integer = self.element is not None and isinstance(self.grid, IntegerElement)
         ternary = self.element == "ternary"
         plain = self.scale in ("float32", "float16")
         share = self.pruned if isinstance(self.pruned, float) else 0.0
@@ -129,7 +129,10 @@ class NumberFormat:
                 not self.symmetric and (not integer or ternary or not plain),
                 "zero points are for integers with float scales",
             ),
-            (not (self.symmetric and plain) and self.split, "split ranges have float scales and no zero point"),
+            (
+                not (self.symmetric and plain) and self.split,
+                "split ranges have float scales and no zero point",
+            ),
             (
                 self.split and (not integer or ternary or self.grid.bits < 3),
                 "split ranges need integers of at least 3 bits",
