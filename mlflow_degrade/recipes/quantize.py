@@ -27,7 +27,7 @@ class QuantizeOptions(BaseModel):
         ``starter``, ``starter-encoder``, a Hugging Face id, a local directory, or
         ``models:/name@alias``.
     scheme : str
-        A name from `mlflow_degrade.optimize.schemes.SCHEMES`.
+        A name from `mlflow_degrade.optimize.schemes.SCHEMES`, or ``simulated-<format>``.
     tasks : tuple of str
         lm-eval tasks or groups; ``auto`` is the packaged suite that fits the model, ``starter`` or
         ``starter-encoder``.

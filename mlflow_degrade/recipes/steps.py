@@ -37,6 +37,25 @@ class Models:
     baseline: Path
     candidate: Path
 
+    @property
+    def simulated_cost(self) -> dict[str, dict[str, tuple[float, str]]] | None:
+        """What is known of the cost when the candidate's format is only simulated; else None.
+
+        Its speed and its memory are the baseline's, and say nothing about the format.
+        """
+        from ..optimize.model_directory import ModelDirectory
+
+        candidate = ModelDirectory.load(self.candidate)
+        if candidate.simulated_bytes is None:
+            return None
+        return {
+            "baseline": {"size/bytes": (ModelDirectory.load(self.baseline).size_bytes, "bytes")},
+            "candidate": {
+                "size/simulated_bytes": (candidate.simulated_bytes, "bytes"),
+                "size/simulated_bits_per_weight": (candidate.recipe[-1]["bits_per_weight"], "bits"),
+            },
+        }
+
     def directory(self, side: str) -> Path:
         """Model directory of ``"baseline"`` or ``"candidate"``."""
         return self.baseline if side == "baseline" else self.candidate
@@ -93,17 +112,23 @@ def make_models(
     from ..optimize.export import export_onnx
     from ..optimize.graph import optimize_graph
     from ..optimize.model_directory import ModelDirectory
-    from ..optimize.schemes import SCHEMES, apply_scheme
+    from ..optimize.schemes import apply_scheme, find_scheme
     from ..optimize.source import resolve_model
 
     with step(f"Resolve, export and optimize {model}"):
         exported = optimize_graph(export_onnx(resolve_model(model)))
         say(f"{ModelDirectory.load(exported).size_bytes / 1e6:.0f} MB in {exported}")
-    with step(f"Apply {scheme}: {SCHEMES[scheme].summary}"):
+    chosen = find_scheme(scheme, providers)
+    with step(f"Apply {scheme}: {chosen.summary}"):
         candidate = apply_scheme(exported, scheme, providers=providers)
         made = ModelDirectory.load(candidate)
         say(f"{made.size_bytes / 1e6:.0f} MB in {candidate}")
-        if note := SCHEMES[scheme].notes.get(providers[0]):
+        if made.simulated_bytes is not None:
+            say(
+                f"note: the format is simulated. {made.simulated_bytes / 1e6:.0f} MB is what it "
+                "would take; this file is as large and as fast as the export"
+            )
+        if note := chosen.notes.get(providers[0]):
             say(f"note: {note}")
     if baseline is not None:
         with step(f"Resolve and export the baseline {baseline}"):
@@ -175,6 +200,8 @@ def _evaluate_arm(
             samples = found.samples.with_model(name)
             facts = {**found.facts(), "asked": suite.asked}
             speed = {f"throughput/{k}": v for k, v in found.timing.items() if "per_second" in k}
+            if side == "candidate" and models.simulated_cost is not None:
+                speed = {}  # the speed of float32 is none of the format's
         log_evaluation(samples, key, metrics=speed, facts=facts, reused_from=earlier)
     return samples
 
@@ -197,12 +224,16 @@ def measure_cost(
     Returns
     -------
     dict
-        Per side: metric name to (value, unit).
+        Per side: metric name to (value, unit). Where the format is simulated, the size it would
+        have is all there is.
     """
     from ..report.benchmark import speed_sentence
     from ..runtime import cost
     from ..tracking.evaluations import log_finite_metrics
 
+    if (simulated := models.simulated_cost) is not None:
+        say("speed and memory are not measured: the candidate's format is simulated")
+        return simulated
     with step("Measure size, speed and memory of both, side by side"):
         folders = {side: models.directory(side) for side in SIDES}
         measured = cost.measure_cost(folders, device=device, seconds=seconds)
@@ -270,6 +301,8 @@ def log_and_register(
             "degrade.scheme": models.scheme,
             "degrade.source": models.name,
         }
+        if directory.simulated_bytes is not None:
+            tags["degrade.simulated"] = "true"
         version = register(
             info.model_uri,
             name,
@@ -288,6 +321,11 @@ def report(conclusion: Conclusion, models: Models, registered: str | None) -> No
 
     decision, paired = conclusion.decision, conclusion.paired
     provenance = {"model": models.name, "scheme": models.scheme, "registered": registered}
+    if models.simulated_cost is not None:
+        provenance["simulated"] = (
+            "weights are rounded to the format and stored as float32; the size is computed, speed "
+            "and memory are not measured"
+        )
     found = log_report(decision, paired, cost=conclusion.cost, provenance=provenance)
     out = console()
     out.print(decision_view(decision, paired))
