@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import mlflow
+import pytest
 from mlflow.tracking import MlflowClient
 
 from mlflow_degrade import GatePolicy, QuantizeOptions, Verdict, quantize_and_gate
 from mlflow_degrade.optimize.model_directory import ModelDirectory
 
 
+@pytest.mark.slow
 def test_a_simulated_format_is_judged_and_its_speed_is_not_shown(
     store: MlflowClient, workshop: Path
 ) -> None:
