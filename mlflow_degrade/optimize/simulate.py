@@ -97,14 +97,16 @@ def _matrices(model: Any, ends: bool) -> list[_Matrix]:
         for tensor in model.graph.initializer
         if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) >= 2
     }
-    head = head_node(model)
+    # What has no logits, a sentence encoder, has no head either.
+    has_head = any(output.name == "logits" for output in model.graph.output)
+    head = head_node(model).output[0] if has_head else None
     found: dict[str, _Matrix] = {}
     for node in model.graph.node:
         inputs_last = False
         if node.op_type in ("MatMul", "Gemm"):
             name = node.input[1]
             inputs_last = any(a.name == "transB" and a.i for a in node.attribute)
-            wanted = ends or node.output[0] != head.output[0]
+            wanted = ends or node.output[0] != head
         else:
             # Embeddings are looked up; a tied projection reads their transpose.
             name = node.input[0] if node.input else ""

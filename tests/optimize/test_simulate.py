@@ -138,6 +138,13 @@ def test_rows_are_output_channels_however_the_graph_stores_them() -> None:
         np.testing.assert_array_equal(after, expected)
 
 
+def test_a_model_without_logits_has_no_head_to_leave_alone() -> None:
+    stack = np.linspace(-1, 1, 60, dtype=np.float32).reshape(5, 4, 3)
+    model = _two_products(np.eye(4, 8, dtype=np.float32), stack)
+    model.graph.output[0].name = model.graph.node[-1].output[0] = "last_hidden_state"
+    assert simulate_weights(model, number_format="int4", ends=False)["matrices"] == 3
+
+
 def test_what_has_the_format_already_is_not_judged() -> None:
     rng = np.random.default_rng(0)
     model = _two_products(
