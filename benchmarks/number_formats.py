@@ -57,7 +57,10 @@ NAMES = (
     *("int2", "int2-mse", "int2-group64-asym-mse", "ternary", "ternary-mse"),
     *("ternary-group64-mse", "fp32-2:4", "fp32-prune50", "int8-2:4", "int4-group32-2:4"),
 )
-KL_NAMES = ("int8", "mxint8", "fp8-e4m3", "mxfp8-e4m3", "mxfp6-e2m3", "int6", "fp32-2:4")
+KL_NAMES = (
+    *("int8", "fp8-e4m3", "mxfp8-e4m3", "mxfp6-e2m3", "int6", "fp32+act-int8"),
+    *("fp32+act-fp8-e4m3", "fp32+kv-int8", "fp32+kv-fp8-e4m3", "fp32+kv-int4"),
+)
 
 Matrix = NDArray[np.float32]
 

@@ -5,8 +5,9 @@ options, the operators that prove it did something, and where it should not be u
 else (caching, saving, reading back, comparing) is the same for all of them.
 
 Number formats are too many for a table: ``simulated-<format>`` is a scheme for each that
-`mlflow_degrade.optimize.formats.names.parse_format` reads, and ``simulated-<format>+ends`` rounds
-the embedding and the projection to the vocabulary as well.
+`mlflow_degrade.optimize.formats.names.parse_format` reads. More is rounded by what follows it:
+``+ends`` (embedding and projection to the vocabulary), ``+act-int8`` (activations), ``+kv-int8``
+(key-value cache).
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from .model_directory import (
 )
 from .onnx_files import load_graph, save_graph
 from .quiet_work import quiet_work
-from .simulate import simulate_weights
+from .simulate import simulate_format
+from .simulate_values import VALUE_ELEMENTS, require_value_element
 from .weight_only import quantize_weights
 
 # Raise when a scheme's code changes what it writes, so that older cache entries are not reused.
@@ -119,6 +121,9 @@ SCHEMES: Mapping[str, Scheme] = {
 SIMULATED = "simulated-"
 """What the names of simulated schemes begin with; a number format follows."""
 
+_ROUNDED_VALUES = {"act": ("activations", "activations"), "kv": ("cache", "key-value cache")}
+_ADDITIONS = ("ends", *(f"{what}-{e}" for what in _ROUNDED_VALUES for e in VALUE_ELEMENTS))
+
 
 def find_scheme(name: str, providers: tuple[str, ...] = (CPU,), *, force: bool = False) -> Scheme:
     """Look a scheme up, before anything expensive is done for it.
@@ -165,18 +170,26 @@ def find_scheme(name: str, providers: tuple[str, ...] = (CPU,), *, force: bool =
 
 def _simulated(name: str) -> Scheme:
     """The scheme of a number format."""
-    number_format, plus, ends = name.removeprefix(SIMULATED).partition("+")
-    if plus and ends != "ends":
-        raise UnknownNameError("suffix of a simulated scheme", f"+{ends}", ["+ends"])
-    parse_format(number_format)
-    what = "all weights, embedding and head included," if ends else "the weights of all layers"
-    return Scheme(
-        name,
-        f"{what} rounded to {number_format} and stored as float32: quality only",
-        simulate_weights,
-        {"number_format": number_format, "ends": bool(ends)},
-        simulated=True,
-    )
+    number_format, *further = name.removeprefix(SIMULATED).split("+")
+    if number_format != "fp32" or not further:  # weights may stay when other values are rounded
+        parse_format(number_format)
+    options: dict[str, str | bool] = {"number_format": number_format}
+    summary = f"weights rounded to {number_format}"
+    for word in further:
+        what, _, element = word.partition("-")
+        if what in _ROUNDED_VALUES and element:
+            require_value_element(element)
+            option, said = _ROUNDED_VALUES[what]
+        elif word == "ends":
+            option, said = "ends", "embedding and projection too"
+        else:
+            raise UnknownNameError("addition to a simulated scheme", word, _ADDITIONS)
+        if option in options:
+            raise InputError(f"scheme {name!r} says {what!r} twice: keep one.")
+        options[option] = element or True
+        summary += f", {said}" + (f" to {element}" if element else "")
+    text = f"{summary}; stored and computed in float32: quality only"
+    return Scheme(name, text, simulate_format, options, simulated=True)
 
 
 def apply_scheme(

@@ -1,4 +1,4 @@
-"""Weights rounded to a number format for which there is no kernel, stored as float32 again.
+"""A model in a number format for which there is no kernel: weights rounded, stored as float32.
 
 What a format costs in quality can be judged before anything runs in it: the rounded weights are
 exactly those that a kernel would compute with. The file is as large and as fast as before; its
@@ -18,6 +18,7 @@ from .embeddings import head_node
 from .formats.names import parse_format
 from .formats.number_format import NumberFormat
 from .formats.rounding import round_weights
+from .simulate_values import simulate_activations, simulate_cache
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,55 @@ class _Matrix:
 
     tensor: Any
     inputs_last: bool
+
+
+def simulate_format(
+    model: Any,
+    *,
+    number_format: str,
+    ends: bool = False,
+    activations: str | None = None,
+    cache: str | None = None,
+) -> dict[str, Any]:
+    """Round weights to a number format and, by wish, values while the model runs, in place.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+        With weights in float32.
+    number_format, ends
+        See `simulate_weights`; ``"fp32"`` leaves all weights as they are.
+    activations, cache : str, optional
+        One of `mlflow_degrade.optimize.simulate_values.VALUE_ELEMENTS` for what enters the
+        products whose weights are rounded, and for keys and values. None leaves them in float32.
+
+    Returns
+    -------
+    dict
+        Findings of `simulate_weights`, ``rounded_activations`` and ``rounded_cache`` (how many).
+
+    Raises
+    ------
+    QuantizationError
+        When the graph has no such weights, or no cache.
+    """
+    everything = sum(_bytes(tensor) for tensor in model.graph.initializer)
+    matrices = {matrix.tensor.name for matrix in _matrices(model, ends)}
+    head = _head(model)
+    products = {
+        node.output[0]
+        for node in model.graph.node
+        if node.op_type in ("MatMul", "Gemm")
+        and (node.input[1] in matrices if node.output[0] != head else ends)
+    }
+    findings: dict[str, Any] = {"bits_per_weight": 32.0, "simulated_bytes": everything}
+    if number_format != "fp32":
+        findings = simulate_weights(model, number_format=number_format, ends=ends)
+    if activations is not None:
+        findings["rounded_activations"] = simulate_activations(model, activations, products)
+    if cache is not None:
+        findings["rounded_cache"] = simulate_cache(model, cache)
+    return findings
 
 
 def simulate_weights(model: Any, *, number_format: str, ends: bool) -> dict[str, Any]:
@@ -97,9 +147,7 @@ def _matrices(model: Any, ends: bool) -> list[_Matrix]:
         for tensor in model.graph.initializer
         if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) >= 2
     }
-    # What has no logits, a sentence encoder, has no head either.
-    has_head = any(output.name == "logits" for output in model.graph.output)
-    head = head_node(model).output[0] if has_head else None
+    head = _head(model)
     found: dict[str, _Matrix] = {}
     for node in model.graph.node:
         inputs_last = False
@@ -115,6 +163,13 @@ def _matrices(model: Any, ends: bool) -> list[_Matrix]:
         if wanted and name in weights:
             found.setdefault(name, _Matrix(weights[name], inputs_last))
     return list(found.values())
+
+
+def _head(model: Any) -> str | None:
+    """Output of the projection to the vocabulary; a sentence encoder has none."""
+    if all(output.name != "logits" for output in model.graph.output):
+        return None
+    return str(head_node(model).output[0])
 
 
 def _round(matrix: _Matrix, form: NumberFormat) -> tuple[int, float, float, float]:

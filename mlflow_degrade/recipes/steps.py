@@ -323,8 +323,8 @@ def report(conclusion: Conclusion, models: Models, registered: str | None) -> No
     provenance = {"model": models.name, "scheme": models.scheme, "registered": registered}
     if models.simulated_cost is not None:
         provenance["simulated"] = (
-            "weights are rounded to the format and stored as float32; the size is computed, speed "
-            "and memory are not measured"
+            "numbers are rounded to the format and computed in float32; its size is calculated, "
+            "speed and memory are not measured"
         )
     found = log_report(decision, paired, cost=conclusion.cost, provenance=provenance)
     out = console()

@@ -184,7 +184,6 @@ def test_a_simulated_model_is_finished_and_not_rounded_again(tiny_base: Path) ->
         ("simulated-mxfp5", "unknown number format 'mxfp5': did you mean 'mxfp"),
         ("simulated-", "unknown number format ''"),
         ("simulated-int4-group", "did you mean 'group<n>'"),
-        ("simulated-mxfp4+head", "did you mean '+ends'"),
         ("mxfp4", "'simulated-<format>' rounds weights to a number format"),
     ],
 )

@@ -19,7 +19,7 @@ def test_a_simulated_format_is_judged_and_its_speed_is_not_shown(
     outcome = quantize_and_gate(
         QuantizeOptions(
             model=str(workshop / "model"),
-            scheme="simulated-int8-group32",
+            scheme="simulated-int8-group32+act-int8+kv-int8",
             tasks=("tiny_boats", "tiny_trains"),
             include_path=workshop / "tasks",
             limit=None,
@@ -43,6 +43,6 @@ def test_a_simulated_format_is_judged_and_its_speed_is_not_shown(
         assert timed == (run.data.tags["degrade.side"] == "baseline")
     assert store.get_model_version("tiny", "1").tags["degrade.simulated"] == "true"
     report = mlflow.artifacts.load_text(f"runs:/{outcome.run_id}/report.md")
-    assert "the size is computed, speed and memory are not measured" in report
+    assert "its size is calculated, speed and memory are not measured" in report
     assert "faster" not in report
     assert "smaller" not in report
