@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from gguf.constants import GGMLQuantizationType
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mlflow_degrade.errors import InputError
 from mlflow_degrade.optimize.formats.elements import ELEMENTS
@@ -200,6 +202,22 @@ def test_every_format_keeps_zeros_and_takes_odd_shapes(name: str) -> None:
         assert found[1, 5] == pytest.approx(-1e-3, rel=0.26)
 
 
+@pytest.mark.parametrize("name", VARIED)
+@given(exponent=st.integers(-148, 49), seed=st.integers(0, 99))
+@settings(max_examples=10)
+def test_weights_of_any_size_stay_finite_and_within_their_range(
+    name: str, exponent: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    spread = rng.uniform(-20, 0, size=(3, 80))
+    weights = np.float32(rng.choice([-1, 0, 1], size=(3, 80)) * 2.0 ** (exponent + spread))
+    found = _rounded(weights, name)
+    assert np.isfinite(found).all()
+    # The largest may be rounded up, by a third at most.
+    assert np.abs(found).max() <= 4 / 3 * np.abs(weights).max() + 2.0**-120
+    assert (found * weights >= 0).all()
+
+
 @pytest.mark.parametrize("name", MX)
 def test_block_formats_leave_alone_what_they_made(name: str) -> None:
     # Not so mxint8: a block whose largest is rounded up to -128 has the next larger scale.
@@ -311,6 +329,7 @@ def test_the_scale_is_that_of_what_is_left() -> None:
         (np.ones(8, np.float32), "1-dimensional array of float32"),
         (np.ones((2, 4)), "2-dimensional array of float64"),
         (np.float32([[1, np.nan]]), "1 of 2 weights are NaN"),
+        (np.float32([[1, -2e15]]), "weights reach to 2e\\+15, at most 1e\\+15"),
         (np.float32([[np.inf, -np.inf]]), "2 of 2 weights are NaN or infinite"),
     ],
 )

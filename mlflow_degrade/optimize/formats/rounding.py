@@ -10,6 +10,9 @@ from .number_format import NumberFormat
 from .ranges import round_groups
 from .sparsity import largest, prune
 
+# Beyond this, squared errors of a large matrix leave the range of float32.
+_LIMIT = 1e15
+
 # Weights per step: buffers of this size stay in the processor's cache.
 _CHUNK = 1 << 16
 
@@ -32,7 +35,8 @@ def round_weights(weights: Float32, form: NumberFormat) -> Float32:
     Raises
     ------
     InputError
-        When `weights` is no matrix, not finite, or cannot be cut as the format needs.
+        When `weights` is no matrix, not finite, absurdly large, or cannot be cut as the format
+        needs.
 
     Notes
     -----
@@ -52,6 +56,11 @@ def round_weights(weights: Float32, form: NumberFormat) -> Float32:
     require_finite(weights)
     if weights.size == 0:
         return weights.copy()
+    if (top := float(np.abs(weights).max())) > _LIMIT:
+        raise InputError(
+            f"weights reach to {top:.3g}, at most {_LIMIT:g} can be judged: the model is broken "
+            "before it is rounded."
+        )
     matrix = prune(weights, form.pruned) if form.pruned else weights
     if form.element is None:
         return matrix
