@@ -10,7 +10,8 @@ from .elements import Element, Float32
 from .number_format import NumberFormat
 
 # A group's best range can be a small part of its largest magnitude: one outlier among a thousand
-# weights, or three values for all of them. So the search goes down to 4% of it ...
+# weights, or three values for all of them. So the search goes down to 4% of it, in narrow groups
+# to what the root mean square is at least ...
 _COARSE = tuple(0.8**k for k in range(1, 15))
 # ... and then looks around the best.
 _FINE = (1.12, 1.06, 0.95, 0.9)
@@ -133,12 +134,16 @@ def _search(
         fit, error = fit.better(other, where), np.where(where, found, error)
         width = np.where(where, widths, width)
 
-    for factor in _POWERS_OF_TWO if form.stored_scale.power_of_two else _COARSE:
+    if form.stored_scale.power_of_two:
+        for factor in _POWERS_OF_TWO:
+            attempt(np.full_like(width, factor))
+        return fit
+    narrowest = groups.shape[1] ** -0.5
+    for factor in (factor for factor in _COARSE if factor >= narrowest):
         attempt(np.full_like(width, factor))
-    if not form.stored_scale.power_of_two:
-        coarse = width
-        for factor in _FINE:
-            attempt(coarse * np.float32(factor))
+    coarse = width
+    for factor in _FINE:
+        attempt(coarse * np.float32(factor))
     return fit
 
 
