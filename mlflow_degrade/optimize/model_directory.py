@@ -113,7 +113,7 @@ class ModelDirectory:
     def simulated_bytes(self) -> int | None:
         """Bytes in the number format its weights were rounded to; None where nothing is simulated.
 
-        The file keeps its `size_bytes` and its speed: see `mlflow_degrade.optimize.simulate`.
+        The file itself is no smaller and no faster: see `mlflow_degrade.optimize.simulate`.
         """
         found = self.recipe[-1].get("simulated_bytes") if self.recipe else None
         return None if found is None else int(found)
