@@ -1,8 +1,8 @@
 """A model in a number format for which there is no kernel: weights rounded, stored as float32.
 
 What a format costs in quality can be judged before anything runs in it: the rounded weights are
-exactly those that a kernel would compute with. The file is no smaller and no faster than before; its
-size in the format is computed, and said to be simulated.
+exactly those that a kernel would compute with. The file is no smaller and no faster than before;
+its size in the format is computed, and said to be simulated.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ def make_models(
         if made.simulated_bytes is not None:
             say(
                 f"note: the format is simulated. {made.simulated_bytes / 1e6:.0f} MB is what it "
-                "would take; this file is as large and as fast as the export"
+                "would take; this file is no smaller and no faster than the export"
             )
         if note := chosen.notes.get(providers[0]):
             say(f"note: {note}")
