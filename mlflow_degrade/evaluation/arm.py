@@ -25,7 +25,6 @@ from ..runtime.probes import (
 )
 from ..runtime.providers import resolve_device
 from ..runtime.session import read_json
-from ..runtime.sharing import batch_cost
 from ..scores import SampleScores
 from .journal import Journal
 from .progress import progress_bar
@@ -42,8 +41,6 @@ if TYPE_CHECKING:
 # Raised when the engine computes other numbers than before: older results are not reused then.
 _ENGINE = 1
 _PROBE_PROMPTS = 16
-# Documents per task whose plan says what shared prefixes save.
-_PLANNED = 100
 
 
 def model_digest(model_dir: str | Path) -> str:
@@ -170,46 +167,6 @@ class Arm:
             apply_chat_template=self._settings.apply_chat_template,
         )
 
-    @cached_property
-    def saving(self) -> float:
-        """Share of the work that shared prefixes would spare, from the plans of some documents."""
-        entry = Entry("saving", {**self._common, "suite": self._suite.digest, "per_task": _PLANNED})
-        known = entry.facts()
-        if known is None:
-            known = {"saving": self._planned_saving()}
-            entry.finish(known)
-        return float(known["saving"])
-
-    def _planned_saving(self) -> float:
-        from .backend import OnnxLM
-        from .task_run import scored_pairs
-
-        model = self._model
-        if not isinstance(model, OnnxLM) or not model.decoder.can_reuse_prefixes:
-            return 0.0
-        decoder = model.decoder
-        full = less = 0.0
-        before = decoder.unpadded, decoder.reuse_prefixes
-        decoder.unpadded, decoder.reuse_prefixes = False, True
-        try:
-            for task in self._suite.tasks:
-                pairs = scored_pairs(
-                    model,
-                    task,
-                    _PLANNED,
-                    seed=self._suite.seed,
-                    apply_chat_template=self._settings.apply_chat_template,
-                )
-                if not pairs:
-                    continue
-                plan = decoder.plan(pairs)
-                cost = batch_cost(plan.batches)
-                full += cost
-                less += cost if plan.sharing is None else plan.sharing.cost
-        finally:
-            decoder.unpadded, decoder.reuse_prefixes = before
-        return 1 - less / full if full else 0.0
-
     @property
     def _equivalence_entry(self) -> Entry:
         key = {**self._common, "suite": self._suite.digest, "tolerance": TOLERANCE}
@@ -222,18 +179,19 @@ class Arm:
 
     @cached_property
     def equivalence(self) -> PathEquivalence | None:
-        """Whether this model's scores change with shared prefixes; None without usable prompts."""
+        """Whether this model's scores change with shared prefixes; None where it cannot share."""
         from .backend import OnnxLM
 
         found = self.known_equivalence()
         if found is not None:
             return found
         prompts = [prompt for prompt in self._probed if len(prompt) >= SHORTEST_PROMPT]
-        if not prompts or not isinstance(self._model, OnnxLM):
+        model = self._model
+        if not prompts or not isinstance(model, OnnxLM) or not model.decoder.can_reuse_prefixes:
             return None
         with progress_bar(f"Probing {self._label}", self._settings.progress) as bar:
             bar(1, 0)
-            found = probe_path_equivalence(self._model.decoder, prompts)
+            found = probe_path_equivalence(model.decoder, prompts)
             bar(0, 1)
         self._equivalence_entry.finish({"equivalence": found.fields()})
         return found

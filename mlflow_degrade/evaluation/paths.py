@@ -11,12 +11,6 @@ from ..runtime.probes import BatchInvariance, PathEquivalence, ScoringPath, choo
 if TYPE_CHECKING:
     from .arm import Arm
 
-LEAST_SAVING = 0.2
-"""Share of the work that shared prefixes must spare to be used.
-
-The second probe costs some seconds, and finished evaluations of the usual path can be taken again.
-"""
-
 
 @dataclass(frozen=True)
 class PathChoice:
@@ -29,17 +23,13 @@ class PathChoice:
     probes : dict of str to BatchInvariance
         Per model: whether its scores depend on the batch.
     equivalences : dict of str to PathEquivalence
-        Per model: whether its scores change with shared prefixes; empty where they would spare
-        too little, or batches are no choice.
-    saving : float or None
-        Share of the work that shared prefixes spare, the least of all models; None where batches
-        are no choice.
+        Per model: whether its scores change with shared prefixes; empty where batches are no choice
+        or a model cannot share.
     """
 
     path: ScoringPath
     probes: dict[str, BatchInvariance]
     equivalences: dict[str, PathEquivalence]
-    saving: float | None
 
     def sentences(self) -> list[str]:
         """What was found and follows from it, for people."""
@@ -56,16 +46,9 @@ class PathChoice:
         if self.path == "one-by-one":
             lines.append("so both are scored one sample at a time")
         elif self.path == "shared-prefix":
-            lines.append(
-                f"so what prompts have in common is run once, which spares {self.saving:.0%}"
-            )
+            lines.append("so what prompts have in common is run once")
         elif self.equivalences:
             lines.append("so both are scored without shared prefixes")
-        elif self.saving is not None:
-            lines.append(
-                f"shared prefixes would spare {self.saving:.0%} of the work, less than "
-                f"{LEAST_SAVING:.0%}: not used"
-            )
         return lines
 
 
@@ -84,13 +67,11 @@ def choose(arms: Mapping[str, Arm]) -> PathChoice:
     """
     probes = {label: arm.probe for label, arm in arms.items()}
     if choose_path(*probes.values()) == "one-by-one":
-        return PathChoice("one-by-one", probes, {}, None)
-    saving = min(arm.saving for arm in arms.values())
+        return PathChoice("one-by-one", probes, {})
     found = {}
-    if saving >= LEAST_SAVING:
-        for label, arm in arms.items():
-            if arm.equivalence is None:
-                break
-            found[label] = arm.equivalence
+    for label, arm in arms.items():
+        if arm.equivalence is None:
+            break
+        found[label] = arm.equivalence
     path = choose_path(*probes.values(), equivalences=list(found.values()))
-    return PathChoice(path, probes, found, saving)
+    return PathChoice(path, probes, found)

@@ -16,7 +16,6 @@ from .suite import SuiteTask
 
 if TYPE_CHECKING:
     from .arm import Model
-    from .backend import OnnxLM
 
 
 @dataclass(frozen=True)
@@ -123,28 +122,6 @@ def prompts_of(
     model: Model, task: SuiteTask, count: int, *, seed: int, apply_chat_template: bool = False
 ) -> list[list[int]]:
     """Token ids of what the model is asked about the first `count` drawn documents."""
-    instances = _instances(model, task, count, seed, apply_chat_template)
-    first = {instance.doc_id: instance.args for instance in reversed(instances)}
-    texts = ["".join(a for a in args if isinstance(a, str)) for args in first.values()]
-    return model.encode(texts)
-
-
-def scored_pairs(
-    model: OnnxLM, task: SuiteTask, count: int, *, seed: int, apply_chat_template: bool = False
-) -> list[tuple[list[int], list[int]]]:
-    """Token ids of the (context, continuation) pairs of the first `count` drawn documents.
-
-    Empty for tasks that generate text or score it in rolling windows.
-    """
-    instances = _instances(model, task, count, seed, apply_chat_template)
-    pairs = [i.args for i in instances if i.request_type == "loglikelihood"]
-    return model.decoder.encoder.encode_pairs(pairs)
-
-
-def _instances(
-    model: Model, task: SuiteTask, count: int, seed: int, apply_chat_template: bool
-) -> list[Any]:
-    """lm-eval's requests about the first `count` drawn documents."""
     with quiet_libraries(), _seeded(seed):
         task.task.set_fewshot_seed(seed=seed)
         task.task.build_all_requests(
@@ -154,7 +131,10 @@ def _instances(
             chat_template=model.apply_chat_template if apply_chat_template else None,
             tokenizer_name=model.tokenizer_name if apply_chat_template else "",
         )
-        return list(task.task.instances)
+        instances = list(task.task.instances)
+    first = {instance.doc_id: instance.args for instance in reversed(instances)}
+    texts = ["".join(a for a in args if isinstance(a, str)) for args in first.values()]
+    return model.encode(texts)
 
 
 def _results(stated: Mapping[str, Any]) -> dict[str, float]:

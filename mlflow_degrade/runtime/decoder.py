@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import DegradeError, EngineError, InputError, ModelError, NonFiniteLogitsError
+from ..errors import EngineError, InputError, ModelError, NonFiniteLogitsError
 from .engine_graph import DerivedGraph, build_engine_graph
-from .forward_pass import Answers, Cache, run_rows
+from .forward_pass import Answers, run_rows
 from .generation import Sampling, generate
-from .plan import UNPADDED, Batch, Limits, Plan, Row, Tokens, make_plan
+from .plan import UNPADDED, Limits, Plan, Row, Tokens, make_plan
+from .plan_run import PlanRun
 from .providers import CPU, resolve_device
 from .session import (
     DecoderInputs,
     decoder_inputs,
     open_derived,
-    ran_out_of_memory,
     read_json,
     run_error,
 )
-from .sharing import Group, batch_cost, share
+from .sharing import batch_cost, share
 from .tokenization import TextEncoder
 
 _log = logging.getLogger(__name__)
@@ -209,13 +209,13 @@ class OnnxDecoder:
         if self.unpadded or not self.reuse_prefixes or not self.can_reuse_prefixes:
             return plan
         sharing = share(
-            plan.rows, plan.limits, token_bytes=self._token_bytes, always=always_continue
+            plan.rows, plan.limits, token_bytes=self.token_bytes, always=always_continue
         )
         pays = always_continue or sharing.cost < batch_cost(plan.batches)
         return replace(plan, sharing=sharing) if pays else plan
 
     @property
-    def _token_bytes(self) -> int:
+    def token_bytes(self) -> int:
         """Bytes of cache per token; 0 where a cache cannot be continued.
 
         That needs an export with a cache and explicit positions. On a GPU the caches would pass
@@ -269,7 +269,7 @@ class OnnxDecoder:
         for index, (row, _) in enumerate(plan.places):
             asking[row].append(index)
         scores: list[Score | None] = [None] * len(requests)
-        for answered in self._answers(plan):
+        for answered in PlanRun(self, plan).answers():
             finished = []
             for row, answers in answered:
                 for index in asking[row]:
@@ -291,58 +291,6 @@ class OnnxDecoder:
     ) -> list[str]:
         """Continue each prompt; see `mlflow_degrade.runtime.generation.generate`."""
         return generate(self, prompts, sampling or Sampling(), on_texts)
-
-    def _answers(self, plan: Plan) -> Iterator[list[tuple[int, Answers]]]:
-        """Rows with what the model said about them, batch by batch."""
-        whole = [Group((), plan.batches)]
-        for group in whole if plan.sharing is None else plan.sharing.groups:
-            start, past = len(group.prefix), None
-            if group.prefix:
-                _, past = self._forward([Row(group.prefix)], start, keep_cache=True)
-            for batch in group.batches:
-                answered = self._run(plan, batch, start, past)
-                yield [(row, answers.after(start)) for row, answers in answered]
-
-    def _run(
-        self, plan: Plan, batch: Batch, start: int, past: Cache | None
-    ) -> Iterator[tuple[int, Answers]]:
-        """Run what rows of a batch have from `start` on; halve it while memory does not suffice."""
-        rows = [plan.rows[i].part(start) for i in batch.rows]
-        try:
-            answers, _ = self._forward(
-                rows, batch.length, share=plan.sharing is not None, past=past
-            )
-        except MemoryError:
-            half = len(batch.rows) // 2
-            for part in (batch.rows[:half], batch.rows[half:]):
-                yield from self._run(plan, Batch(part, batch.length), start, past)
-        else:
-            yield from zip(batch.rows, answers, strict=True)
-
-    def _forward(
-        self, rows: Sequence[Row], length: int, **options: Any
-    ) -> tuple[list[Answers], Cache]:
-        """One call; a `MemoryError` says that fewer rows may do."""
-        try:
-            return run_rows(
-                self.session,
-                self.inputs,
-                rows,
-                length,
-                multiple=self.limits.multiple,
-                **options,
-            )
-        except DegradeError:
-            raise
-        except Exception as error:
-            if not ran_out_of_memory(error):
-                raise run_error(error, self.folder) from error
-            if len(rows) == 1:
-                raise EngineError(
-                    f"memory ran out for a single sequence of {length} tokens of the model in "
-                    f"{self.folder}: use a machine with more memory, or shorter prompts."
-                ) from error
-            raise MemoryError from error
 
     def _not_finite(self, row: Row, answers: Answers) -> NonFiniteLogitsError:
         position = answers.first_non_finite()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,11 @@ class Answers:
 
     def __init__(self, found: Mapping[int, tuple[Mapping[int, float], int]]) -> None:
         self._found = found
+
+    @classmethod
+    def of_parts(cls, parts: Iterable[Answers]) -> Answers:
+        """Answers of a row from those of its parts, which count positions as the row does."""
+        return cls({position: said for part in parts for position, said in part._found.items()})
 
     def after(self, start: int) -> Answers:
         """The same answers in a row that has `start` tokens before this one."""

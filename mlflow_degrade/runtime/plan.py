@@ -45,11 +45,11 @@ class Row:
     tokens: tuple[int, ...]
     wanted: dict[int, list[int]] = field(default_factory=dict)
 
-    def part(self, start: int) -> Row:
-        """The row from `start` on; nothing is wanted before."""
-        if not start:
-            return self
-        return Row(self.tokens[start:], {p - start: t for p, t in self.wanted.items()})
+    def part(self, start: int, stop: int | None = None) -> Row:
+        """The row from `start` to `stop`, with what is wanted there."""
+        end = len(self.tokens) if stop is None else stop
+        wanted = {p - start: t for p, t in self.wanted.items() if start <= p < end}
+        return Row(self.tokens[start:end], wanted)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from engine_models import ModelDir
 from tiny_models import SENTENCES
 
 from mlflow_degrade.errors import EngineError, InputError, ModelError, NonFiniteLogitsError
-from mlflow_degrade.runtime import decoder as engine
+from mlflow_degrade.runtime import plan_run
 from mlflow_degrade.runtime.decoder import OnnxDecoder, Score
 from mlflow_degrade.runtime.generation import Sampling
 from mlflow_degrade.runtime.plan import Tokens
@@ -149,7 +149,7 @@ def test_nan_stops_the_scoring_and_says_after_which_words(
 
 def _cramp(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
     """More than `most` sequences run out of memory, in onnxruntime's words."""
-    real, sizes = engine.run_rows, []
+    real, sizes = plan_run.run_rows, []
 
     def run(session: Any, inputs: Any, rows: Any, length: int, **options: Any) -> Any:
         if len(rows) > most:
@@ -157,7 +157,7 @@ def _cramp(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
         sizes.append(len(rows))
         return real(session, inputs, rows, length, **options)
 
-    monkeypatch.setattr(engine, "run_rows", run)
+    monkeypatch.setattr(plan_run, "run_rows", run)
     return sizes
 
 
