@@ -1,15 +1,17 @@
-"""Documents per CPU-second of the scoring engine and of lm-eval's Hugging Face backend.
+"""Documents per CPU-second of the scoring engine and of lm-eval's own backends.
 
     python benchmarks/scoring.py --documents 24
     python benchmarks/scoring.py --choices items.jsonl.gz --letters other.jsonl.gz --documents 100
 
 Two kinds of task: choices of several tokens after a question, and the letters of the choices after
-five examples. Every backend gets the same token ids. All are run in turn in one process, the whole
-round `--repeats` times, and the best round of each counts; ratios are printed because CPU-seconds
-depend on the machine. PyTorch runs at the batch size, of 1, 8 and 32, that is fastest in fp32 on
-the first documents. Decisions are the choices with the highest log-likelihood; documents whose two
-best choices are within 1e-4 nats are ties and not compared. Without a file, items of the starter
-suite are asked. A line of a file is {"question": …, "choices": […], "answer": index}.
+five examples. Every backend gets the same token ids: the engine, lm-eval's Hugging Face backend and
+lm-eval's own onnxruntime backend, which runs the engine's model file. All are run in turn in one
+process, the whole round `--repeats` times, and the best round of each counts; ratios are printed
+because CPU-seconds depend on the machine. PyTorch runs at the batch size, of 1, 8 and 32, that is
+fastest in fp32 on the first documents; every backend uses `--threads` threads. Decisions are the
+choices with the highest log-likelihood; documents whose two best choices are within 1e-4 nats are
+ties and not compared. Without a file, items of the starter suite are asked. A line of a file is
+{"question": …, "choices": […], "answer": index}.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ TIE = 1e-4
 
 Item = dict[str, Any]
 Pairs = list[tuple[list[int], list[int]]]
-Scorer = Callable[[Pairs], list[float]]
+Scorer = Callable[[Pairs], Sequence[tuple[float, bool]]]
 
 
 def load_items(path: Path | None, fallback: str, count: int) -> list[Item]:
@@ -79,11 +81,18 @@ def letter_texts(items: Sequence[Item]) -> list[list[tuple[str, str]]]:
 def engine(decoder: OnnxDecoder, *, shared: bool) -> Scorer:
     """The scoring engine, with or without shared prefixes."""
 
-    def score(pairs: Pairs) -> list[float]:
+    def score(pairs: Pairs) -> Sequence[tuple[float, bool]]:
         decoder.reuse_prefixes = shared
-        return [found.logprob for found in decoder.score(pairs)]
+        return decoder.score(pairs)
 
     return score
+
+
+def onnxruntime_backend(folder: Path) -> Scorer:
+    """lm-eval's own onnxruntime backend: one sequence at a time, all logits."""
+    from lm_eval.models.onnxruntime_ort import ONNXRuntimeLM
+
+    return _scorer(ONNXRuntimeLM(pretrained=str(folder)))
 
 
 def torch_backend(folder: Path, dtype: str, batch_size: int) -> Scorer:
@@ -93,11 +102,14 @@ def torch_backend(folder: Path, dtype: str, batch_size: int) -> Scorer:
     lm = HFLM(
         pretrained=_torch_model(folder, dtype), tokenizer=_tokenizer(folder), batch_size=batch_size
     )
+    return _scorer(lm)
 
-    def score(pairs: Pairs) -> list[float]:
+
+def _scorer(lm: Any) -> Scorer:
+    def score(pairs: Pairs) -> Sequence[tuple[float, bool]]:
         requests = [((str(i), ""), context, rest) for i, (context, rest) in enumerate(pairs)]
-        found = lm._loglikelihood_tokens(requests, disable_tqdm=True)
-        return [value for value, _ in found]
+        found: Sequence[tuple[float, bool]] = lm._loglikelihood_tokens(requests, disable_tqdm=True)
+        return found
 
     return score
 
@@ -135,6 +147,7 @@ def measure(
         "engine, batched": engine(decoder, shared=False),
         reference: torch_backend(source, "float32", best),
         f"PyTorch bf16, batch {best}": torch_backend(source, "bfloat16", best),
+        "lm-eval's onnxruntime": onnxruntime_backend(decoder.folder),
     }
     taken: dict[str, list[float]] = {name: [] for name in scorers}
     scores: dict[str, NDArray[np.float64]] = {}
@@ -143,7 +156,7 @@ def measure(
     for _ in range(repeats):
         for name, scorer in scorers.items():
             start = time.process_time()
-            scores[name] = np.array(scorer(pairs))
+            scores[name] = np.array([value for value, _ in scorer(pairs)])
             taken[name].append(time.process_time() - start)
     tokens = sum(len(context) + len(rest) for context, rest in pairs)
     print(f"{len(sizes)} documents, {len(pairs)} requests, {tokens / len(pairs):.0f} tokens each")
@@ -192,10 +205,17 @@ def decisions(
 @click.option("--letters", type=click.Path(exists=True, path_type=Path), help="Items, JSON lines.")
 @click.option("--documents", default=24, show_default=True)
 @click.option("--repeats", default=2, show_default=True)
-def main(choices: Path | None, letters: Path | None, documents: int, repeats: int) -> None:
+@click.option("--threads", default=1, show_default=True)
+def main(
+    choices: Path | None, letters: Path | None, documents: int, repeats: int, threads: int
+) -> None:
     """Measure both kinds of task on the starter model."""
+    import torch
+
+    torch.set_num_threads(threads)
     source = fetch_starter_model()
-    decoder = OnnxDecoder(optimize_graph(export_onnx(resolve_model("starter"))), device="cpu")
+    folder = optimize_graph(export_onnx(resolve_model("starter")))
+    decoder = OnnxDecoder(folder, device="cpu", threads=threads)
     print(f"{date.today():%Y-%m-%d}, {processor_name(CPU)}")
     tasks = (
         ("choices", choice_texts(load_items(choices, "starter_definitions", documents))),
