@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import EngineError, InputError, ModelError, NonFiniteLogitsError
+from .calls import Calls, CapturedCalls
 from .engine_graph import DerivedGraph, build_engine_graph
 from .forward_pass import Answers, run_rows
 from .generation import Sampling, generate
@@ -85,8 +86,13 @@ class OnnxDecoder:
         Whether beginnings that sequences share are computed once (see
         `mlflow_degrade.runtime.sharing`). Off by default; for models whose scores this leaves
         alone (see `mlflow_degrade.runtime.probes`).
+    cuda_graphs : bool
+        Whether calls of `score` are captured as CUDA graphs, where the model allows it; on by
+        default on a GPU. To be set before the first call.
     last_plan : Plan or None
         What the latest call of `score` ran.
+    halved : int
+        How many batches of that call were halved because memory did not suffice.
 
     Raises
     ------
@@ -114,34 +120,44 @@ class OnnxDecoder:
         self.context_length = context_length(self.config, self.encoder.tokenizer)
         self.unpadded = False
         self.reuse_prefixes = False
+        self.cuda_graphs = self.device_type == "cuda"
         self.last_plan: Plan | None = None
+        self.halved = 0
         self.batch_size = None if batch_size == "auto" else positive(batch_size)
         self._threads = threads
 
     # -- session --------------------------------------------------------------------------
 
-    @cached_property
+    @property
     def session(self) -> Any:
         """The onnxruntime session, opened when it is first needed."""
-        if self._graph.distinct:
-            try:
-                session = open_derived(self._graph, self.providers, threads=self._threads)
-                self._try(session)
-                return session
-            except (ModelError, EngineError) as error:
-                # The graph was changed by rules that its architecture does not follow.
-                _log.info("%s: positions are not shared within batches: %s", self.folder, error)
-                self._graph = build_engine_graph(self.folder / "model.onnx", distinct=False)
-        return open_derived(self._graph, self.providers, threads=self._threads)
+        return self.calls.session
 
-    def _try(self, session: Any) -> None:
-        """Run two short sequences that begin alike."""
-        inputs = decoder_inputs(session, self.folder)
+    @cached_property
+    def calls(self) -> Calls:
+        """Calls of the session: as CUDA graphs if the device and the model allow it."""
+        graph = self._graph
+        if graph.distinct:
+            for capture in (True, False) if self.cuda_graphs else (False,):
+                try:
+                    return self._opened(capture)
+                except (ModelError, EngineError) as error:
+                    what = "calls are not captured" if capture else "positions are not shared"
+                    _log.info("%s: %s: %s", self.folder, what, error)
+            # The graph was changed by rules that its architecture does not follow.
+            self._graph = build_engine_graph(self.folder / "model.onnx", distinct=False)
+        return Calls(open_derived(self._graph, self.providers, threads=self._threads))
+
+    def _opened(self, capture: bool) -> Calls:
+        """Open the session and run two short sequences that begin alike."""
+        session = open_derived(self._graph, self.providers, threads=self._threads, capture=capture)
+        calls = CapturedCalls(session, self.device_type) if capture else Calls(session)
         rows = [Row((0, 0), {1: [0]}), Row((0, 1, 0), {2: [0]})]
         try:
-            run_rows(session, inputs, rows, 3, multiple=1, share=True)
+            run_rows(calls, decoder_inputs(session, self.folder), rows, 3, multiple=1, share=True)
         except Exception as error:
             raise run_error(error, self.folder) from error
+        return calls
 
     @cached_property
     def inputs(self) -> DecoderInputs:
@@ -164,7 +180,7 @@ class OnnxDecoder:
 
     def close(self) -> None:
         """Free the session's memory; the next call opens it again."""
-        self.__dict__.pop("session", None)
+        self.__dict__.pop("calls", None)
 
     @property
     def limits(self) -> Limits:
@@ -265,6 +281,7 @@ class OnnxDecoder:
         wanted tokens go through the LM head, and the softmax is float32.
         """
         plan = self.last_plan = plan or self.plan(requests)
+        self.halved = 0
         asking: list[list[int]] = [[] for _ in plan.rows]
         for index, (row, _) in enumerate(plan.places):
             asking[row].append(index)

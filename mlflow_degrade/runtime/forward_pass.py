@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .calls import Calls
 from .distinct_positions import DISTINCT, PLACES
 from .engine_graph import ARGMAX, POSITIONS, TARGET_LOGPROBS, TARGETS
 from .layout import Layout, right_padded
@@ -54,8 +55,12 @@ class Answers:
         )
 
 
+# Fills a batch up to the number of rows that it is given.
+_NOTHING = Row((0,))
+
+
 def run_rows(
-    session: Any,
+    calls: Calls,
     inputs: DecoderInputs,
     rows: Sequence[Row],
     length: int,
@@ -69,8 +74,8 @@ def run_rows(
 
     Parameters
     ----------
-    session : onnxruntime.InferenceSession
-        On the graph of `mlflow_degrade.runtime.engine_graph`.
+    calls : Calls
+        Of a session on the graph of `mlflow_degrade.runtime.engine_graph`.
     inputs : DecoderInputs
         What it takes.
     rows : sequence of Row
@@ -94,18 +99,22 @@ def run_rows(
     cache : list of ndarray
         Past and rows; empty unless `keep_cache`.
     """
-    count = len(rows)
-    layout = Layout.shared(rows, length, multiple) if share else Layout.whole(count, length)
+    count, length = calls.size(len(rows)), calls.size(length)
+    given, rows = len(rows), [*rows, *[_NOTHING] * (count - len(rows))]
+    layout = Layout.shared(rows, length) if share else Layout.whole(count, length)
+    if share:
+        layout = layout.repeated(calls.size(len(layout.distinct), multiple))
     wanted: dict[int, list[int]] = {}
     for index, row in enumerate(rows):
         for position, tokens in row.wanted.items():
             asked = wanted.setdefault(int(layout.places[index, position]), [])
             asked += [token for token in tokens if token not in asked]
     # A beginning that is only read wants nothing, but the graph wants to be fed.
-    size = max(1, -(-len(wanted) // multiple)) * multiple
+    size = calls.size(max(1, len(wanted)), multiple)
     positions = np.zeros(size, np.int64)
     positions[: len(wanted)] = list(wanted)
-    targets = np.zeros((size, max(map(len, wanted.values()), default=1)), np.int64)
+    width = calls.size(max(map(len, wanted.values()), default=1))
+    targets = np.zeros((size, width), np.int64)
     for line, tokens in zip(targets, wanted.values(), strict=False):
         line[: len(tokens)] = tokens
 
@@ -130,17 +139,13 @@ def run_rows(
     if inputs.distinct:
         feeds[DISTINCT], feeds[PLACES] = layout.distinct, layout.places
 
-    binding = session.io_binding()
-    # The binding reads the arrays where they are: `feeds` keeps them alive.
-    for name, array in feeds.items():
-        binding.bind_cpu_input(name, array)
-    for name in (TARGET_LOGPROBS, ARGMAX):
-        binding.bind_output(name, "cpu")
+    outputs = {TARGET_LOGPROBS: (targets.shape, "float32"), ARGMAX: ((size,), "int64")}
     if keep_cache:
-        for spec in inputs.cache:
-            binding.bind_output(spec.output, "cpu")
-    session.run_with_iobinding(binding)
-    logprobs, best, *cache = (value.numpy() for value in binding.get_outputs())
+        outputs |= {
+            spec.output: (spec.shape_after(count, before + length), spec.dtype)
+            for spec in inputs.cache
+        }
+    logprobs, best, *cache = calls.run(feeds, outputs)
 
     said = {
         place: (dict(zip(tokens, values.tolist(), strict=False)), int(winner))
@@ -148,6 +153,6 @@ def run_rows(
     }
     answers = [
         Answers({p: said[int(layout.places[index, p])] for p in row.wanted})
-        for index, row in enumerate(rows)
+        for index, row in enumerate(rows[:given])
     ]
     return answers, cache

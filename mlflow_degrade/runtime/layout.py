@@ -45,7 +45,7 @@ class Layout:
         return cls(each, each.reshape(count, length))
 
     @classmethod
-    def shared(cls, rows: Sequence[Row], length: int, multiple: int) -> Layout:
+    def shared(cls, rows: Sequence[Row], length: int) -> Layout:
         """Positions after equal tokens once, without padding.
 
         Parameters
@@ -53,10 +53,7 @@ class Layout:
         rows : sequence of Row
             Those that begin alike stand next to each other.
         length : int
-            Of the longest.
-        multiple : int
-            The number of distinct positions is brought to a multiple of this by repeating the
-            first: matrix kernels treat whole tiles alike (see `plan.ROW_MULTIPLE`).
+            At least that of the longest.
         """
         places = np.zeros((len(rows), length), np.int64)
         distinct: list[int] = []
@@ -68,5 +65,12 @@ class Layout:
             places[index, common:end] = range(len(distinct), len(distinct) + end - common)
             distinct += range(index * length + common, index * length + end)
             before = row.tokens
-        distinct += distinct[:1] * (-len(distinct) % multiple)
         return cls(np.array(distinct, np.int64), places)
+
+    def repeated(self, count: int) -> Layout:
+        """With the first distinct position repeated until there are `count`.
+
+        Matrix kernels treat whole tiles alike (see `plan.ROW_MULTIPLE`).
+        """
+        first = self.distinct[:1].repeat(count - len(self.distinct))
+        return Layout(np.concatenate([self.distinct, first]), self.places)

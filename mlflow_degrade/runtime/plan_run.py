@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from .sharing import Group
 
 if TYPE_CHECKING:
     from .decoder import OnnxDecoder
+
+_log = logging.getLogger(__name__)
 
 # Positions of a long sequence that are run at once, where it can be continued from its cache.
 _PIECE = 512
@@ -30,7 +33,8 @@ class PlanRun:
     """
 
     def __init__(self, decoder: OnnxDecoder, plan: Plan) -> None:
-        self._session, self._inputs = decoder.session, decoder.inputs
+        self._decoder = decoder
+        self._calls, self._inputs = decoder.calls, decoder.inputs
         self._folder = decoder.folder
         self._plan = plan
         self._shared = plan.sharing is not None
@@ -65,6 +69,14 @@ class PlanRun:
             found, _ = self._forward(rows, batch.length, share=self._shared, past=past)
         except MemoryError:
             half = len(batch.rows) // 2
+            self._decoder.halved += 1
+            _log.warning(
+                "%s: memory did not suffice for %d sequences of %d tokens at once; going on with "
+                "half of them, which changes no score",
+                self._folder,
+                len(rows),
+                batch.length,
+            )
             for part in (batch.rows[:half], batch.rows[half:]):
                 yield from self._run(Batch(part, batch.length), start, past)
         else:
@@ -91,7 +103,7 @@ class PlanRun:
         """One call; a `MemoryError` says that fewer rows may do."""
         try:
             return run_rows(
-                self._session,
+                self._calls,
                 self._inputs,
                 rows,
                 length,

@@ -56,9 +56,13 @@ class CacheInput:
         fixed = math.prod(d for d in self.shape if d > 0)
         return fixed * (2 if self.dtype == "float16" else 4)
 
+    def shape_after(self, batch: int, tokens: int) -> tuple[int, ...]:
+        """Shape of the cache of `tokens` tokens."""
+        return tuple({-1: batch, 0: tokens}.get(d, d) for d in self.shape)
+
     def empty_shape(self, batch: int) -> tuple[int, ...]:
         """Shape of the cache before the first token."""
-        return tuple(batch if d == -1 else d for d in self.shape)
+        return self.shape_after(batch, 0)
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,11 @@ class DecoderInputs:
 
 
 def open_derived(
-    graph: DerivedGraph, providers: tuple[str, ...], *, threads: int | None = None
+    graph: DerivedGraph,
+    providers: tuple[str, ...],
+    *,
+    threads: int | None = None,
+    capture: bool = False,
 ) -> Any:
     """Open a session on a derived graph; the weights are read from the source's folder.
 
@@ -93,6 +101,8 @@ def open_derived(
         From `mlflow_degrade.runtime.providers.resolve_device`.
     threads : int, optional
         See `mlflow_degrade.runtime.providers.session_options`.
+    capture : bool
+        Whether calls on a GPU may be captured as CUDA graphs (see `mlflow_degrade.runtime.calls`).
 
     Returns
     -------
@@ -111,9 +121,12 @@ def open_derived(
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(graph.folder)
     )
+    asked: list[Any] = list(providers)
+    if capture:
+        asked[0] = (providers[0], {"enable_cuda_graph": "1"})
     try:
         session = onnxruntime.InferenceSession(
-            graph.model, options, providers=list(providers), enable_fallback=0
+            graph.model, options, providers=asked, enable_fallback=0
         )
     except Exception as error:
         raise ModelError(f"onnxruntime cannot load the model in {graph.folder}: {error}") from error

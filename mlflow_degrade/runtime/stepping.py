@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import NonFiniteLogitsError, UnsupportedModelError
+from .calls import run_options
 from .distinct_positions import DISTINCT, PLACES
 from .engine_graph import POSITIONS, ROW_LOGITS, TARGETS
 from .layout import Layout, right_padded
@@ -132,7 +133,7 @@ class Stepper:
         for spec in self._inputs.cache:
             binding.bind_output(spec.output, self._device)
         try:
-            self._session.run_with_iobinding(binding)
+            self._session.run_with_iobinding(binding, run_options())
         except Exception as error:
             hint = ""
             if ran_out_of_memory(error):

@@ -151,11 +151,11 @@ def _cramp(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
     """More than `most` sequences run out of memory, in onnxruntime's words."""
     real, sizes = plan_run.run_rows, []
 
-    def run(session: Any, inputs: Any, rows: Any, length: int, **options: Any) -> Any:
+    def run(calls: Any, inputs: Any, rows: Any, length: int, **options: Any) -> Any:
         if len(rows) > most:
             raise RuntimeError("[ONNXRuntimeError] : 6 : Failed to allocate memory for requested")
         sizes.append(len(rows))
-        return real(session, inputs, rows, length, **options)
+        return real(calls, inputs, rows, length, **options)
 
     monkeypatch.setattr(plan_run, "run_rows", run)
     return sizes
@@ -163,7 +163,10 @@ def _cramp(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_out_of_memory_halves_the_batch_and_changes_nothing(
-    model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch, shared: bool
+    model_dir: ModelDir,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    shared: bool,
 ) -> None:
     decoder = OnnxDecoder(model_dir("fp32"), device="cpu")
     decoder.reuse_prefixes = shared
@@ -172,6 +175,8 @@ def test_out_of_memory_halves_the_batch_and_changes_nothing(
     sizes = _cramp(monkeypatch, 2)
     assert decoder.score(pairs) == expected
     assert max(sizes) == 2
+    assert decoder.halved > 0
+    assert "memory did not suffice for" in caplog.text
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -50,7 +50,7 @@ def test_every_row_is_run_once_after_what_it_begins_with(
             if len(members) > 1:
                 assert len(members) <= (limits.rows or len(members))
                 assert len(members) * start * token_bytes <= CACHE_BYTES
-                layout = Layout.shared([row.part(start) for row in members], batch.length, 1)
+                layout = Layout.shared([row.part(start) for row in members], batch.length)
                 assert len(layout.distinct) <= limits.tokens
                 assert sum(len(row.wanted) for row in members) <= limits.outputs
 
@@ -70,8 +70,8 @@ def test_the_same_rows_are_shared_alike_and_counted_right(
         distinct, laid_out = distinct + start, laid_out + start
         for batch in group.batches:
             members = [rows[i].part(start) for i in batch.rows]
-            layout = Layout.shared(members, batch.length, limits.multiple)
-            distinct += len(layout.distinct)
+            layout = Layout.shared(members, batch.length)
+            distinct += -(-len(layout.distinct) // limits.multiple) * limits.multiple
             laid_out += layout.places.size
     # Pieces of a beginning that stand in one batch by chance are shared as well.
     assert distinct <= found.positions
@@ -88,8 +88,7 @@ def test_a_layout_computes_what_stands_after_equal_tokens_once(
 ) -> None:
     rows = sorted(_rows(requests), key=lambda row: row.tokens)
     length = max(len(row.tokens) for row in rows)
-    layout = Layout.shared(rows, length, 8)
-    assert len(layout.distinct) % 8 == 0
+    layout = Layout.shared(rows, length)
     beginnings: dict[tuple[int, ...], int] = {}
     for index, row in enumerate(rows):
         for end in range(1, len(row.tokens) + 1):
@@ -100,7 +99,9 @@ def test_a_layout_computes_what_stands_after_equal_tokens_once(
             assert position == end - 1
             assert rows[source].tokens[:end] == row.tokens[:end]
     assert len(set(beginnings.values())) == len(beginnings)
-    assert len(layout.distinct) - len(beginnings) < 8
+    assert len(layout.distinct) == len(beginnings)
+    filled = layout.repeated(len(layout.distinct) + 3)
+    assert filled.distinct.tolist()[-3:] == [layout.distinct[0]] * 3
 
 
 def _question(seed: int, length: int) -> list[int]:

@@ -1,0 +1,135 @@
+"""Calls of a session: with arrays as they come, or on fixed device buffers as CUDA graphs.
+
+Launching thousands of small kernels costs a GPU more than running them. Onnxruntime can capture a
+call as a CUDA graph and replay it, provided that shapes and addresses stay the same. So shapes are
+rounded up to powers of two, each combination has its own buffers, and a call only overwrites what
+is in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Arrays = Mapping[str, NDArray[Any]]
+Outputs = Mapping[str, tuple[tuple[int, ...], str]]
+"""Name of an output → shape and NumPy type it will have."""
+
+_MOST_GRAPHS = 64
+"""Graphs per session; calls of further shapes are not captured. Each holds its activations."""
+
+
+def run_options(graph: int = -1) -> Any:
+    """Options of one call: the CUDA graph it is captured as and replayed from, −1 for none.
+
+    A session that may capture would otherwise take every call for one of the same shapes.
+    """
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", str(graph))
+    return options
+
+
+class Calls:
+    """Calls with arrays of any shape.
+
+    Parameters
+    ----------
+    session : onnxruntime.InferenceSession
+    """
+
+    def __init__(self, session: Any) -> None:
+        self.session = session
+
+    def size(self, needed: int, multiple: int = 1) -> int:
+        """The extent that an array with `needed` entries along an axis is given."""
+        return -(-needed // multiple) * multiple
+
+    def run(self, feeds: Arrays, outputs: Outputs) -> list[NDArray[Any]]:
+        """Run the session.
+
+        Parameters
+        ----------
+        feeds : mapping of str to ndarray
+            Every input.
+        outputs : mapping
+            What is fetched, in this order.
+
+        Returns
+        -------
+        list of ndarray
+        """
+        binding = self.session.io_binding()
+        # The binding reads the arrays where they are: `feeds` keeps them alive.
+        for name, array in feeds.items():
+            binding.bind_cpu_input(name, array)
+        for name in outputs:
+            binding.bind_output(name, "cpu")
+        self.session.run_with_iobinding(binding, run_options())
+        return [value.numpy() for value in binding.get_outputs()]
+
+
+class CapturedCalls(Calls):
+    """Calls that are captured once per combination of shapes and replayed.
+
+    Parameters
+    ----------
+    session : onnxruntime.InferenceSession
+        Opened with ``enable_cuda_graph``.
+    device : str
+        Onnxruntime's name of the device, ``"cuda"``.
+    """
+
+    def __init__(self, session: Any, device: str) -> None:
+        super().__init__(session)
+        self._device = device
+        self._captured: dict[tuple[Any, ...], _Buffers] = {}
+
+    def size(self, needed: int, multiple: int = 1) -> int:
+        """The next power of two, so that few combinations of shapes occur."""
+        return int(super().size(1 << (needed - 1).bit_length(), multiple))
+
+    def run(self, feeds: Arrays, outputs: Outputs) -> list[NDArray[Any]]:
+        """Run the session; see `Calls.run`."""
+        key = (*((name, array.shape) for name, array in feeds.items()), *outputs)
+        buffers = self._captured.get(key)
+        if buffers is None:
+            if len(self._captured) >= _MOST_GRAPHS:
+                return super().run(feeds, outputs)
+            number = len(self._captured) + 1
+            buffers = _Buffers(self.session, self._device, number, feeds, outputs)
+            self._captured[key] = buffers
+        return buffers.run(feeds)
+
+
+class _Buffers:
+    """Inputs and outputs of one combination of shapes, at fixed addresses."""
+
+    def __init__(
+        self, session: Any, device: str, number: int, feeds: Arrays, outputs: Outputs
+    ) -> None:
+        from onnxruntime import OrtValue
+
+        self._session, self._options = session, run_options(number)
+        self._inputs = {n: OrtValue.ortvalue_from_numpy(a, device) for n, a in feeds.items()}
+        self._outputs = [
+            OrtValue.ortvalue_from_shape_and_type(shape, np.dtype(kind), device)
+            for shape, kind in outputs.values()
+        ]
+        self._binding = session.io_binding()
+        for name, value in self._inputs.items():
+            self._binding.bind_ortvalue_input(name, value)
+        for name, value in zip(outputs, self._outputs, strict=True):
+            self._binding.bind_ortvalue_output(name, value)
+
+    def run(self, feeds: Arrays) -> list[NDArray[Any]]:
+        for name, array in feeds.items():
+            if array.size:
+                self._inputs[name].update_inplace(np.ascontiguousarray(array))
+        self._session.run_with_iobinding(self._binding, self._options)
+        # Copies: on a CPU the values would be overwritten by the next call.
+        return [value.numpy().copy() for value in self._outputs]
