@@ -6,21 +6,26 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ..errors import InputError, ModelError, SameModelError
 from .output import whole_file, write_text
 
+if TYPE_CHECKING:
+    from ..optimize.source import SourceModel
+
 _PLOTS = (".png", ".svg")
 
 _HELP = """Measure speed, memory, size and energy of CANDIDATEs against BASELINE.
 
-Each is a model directory (an ONNX decoder with its tokenizer), models:/<name>@<alias>, or what the
-recipes take: starter, a Hugging Face id, a PyTorch directory; those are exported first. All models
-run in one process, in rounds that take them in random order, and ratios are taken within rounds:
-what else the machine does meanwhile hits all of them. A first run of each is discarded. Memory is
-measured in a process for each model.
+Each is a model directory (an ONNX model with its tokenizer), models:/<name>@<alias>, or what the
+recipes take: starter, a Hugging Face id, a PyTorch directory; those are exported first. Decoders
+compare with decoders, encoders and classifiers with each other. All models run in one process, in
+rounds that take them in random order, and ratios are taken within rounds: what else the machine
+does meanwhile hits all of them. A first run of each is discarded. Memory is measured in a process
+for each model.
 
 \b
 Examples:
@@ -53,7 +58,7 @@ def _whole_numbers(_: click.Context, option: click.Parameter, text: str) -> tupl
     default="1,8",
     show_default=True,
     metavar="N,…",
-    help="Prompts per batch.",
+    help="Prompts or texts per batch.",
 )
 @click.option(
     "--lengths",
@@ -61,10 +66,14 @@ def _whole_numbers(_: click.Context, option: click.Parameter, text: str) -> tupl
     default="128,512",
     show_default=True,
     metavar="N,…",
-    help="Tokens per prompt.",
+    help="Tokens of each.",
 )
 @click.option(
-    "--new-tokens", type=int, default=16, show_default=True, help="Tokens generated after each."
+    "--new-tokens",
+    type=int,
+    default=16,
+    show_default=True,
+    help="Tokens that decoders generate after each.",
 )
 @click.option(
     "--seconds",
@@ -157,9 +166,15 @@ def _prepare_logging(log: bool, experiment: str | None, run_name: str | None) ->
 
 def _labelled(references: Sequence[str]) -> dict[str, Path]:
     """Model directories under names that tell them apart."""
+    from ..optimize.source import resolve_model
+    from ..runtime.family import check_same_work
+
+    sources = {reference: resolve_model(reference) for reference in references}
+    # Before an export, which takes minutes.
+    check_same_work({reference: source.path for reference, source in sources.items()})
     folders: dict[str, Path] = {}
     for reference in references:
-        folder = _folder(reference)
+        folder = _folder(sources[reference])
         for other, known in folders.items():
             if known == folder:
                 raise SameModelError(
@@ -174,12 +189,10 @@ def _labelled(references: Sequence[str]) -> dict[str, Path]:
     }
 
 
-def _folder(reference: str) -> Path:
+def _folder(source: SourceModel) -> Path:
     from ..optimize.export import export_onnx
     from ..optimize.graph import optimize_graph
-    from ..optimize.source import resolve_model
 
-    source = resolve_model(reference)
     # A finished directory is measured as it is; anything else as the recipes would export it.
     if source.layout == "onnx":
         return source.path.resolve()

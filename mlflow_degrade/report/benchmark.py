@@ -26,6 +26,7 @@ from .terminal import heading, table
 _TITLES = {
     "prefill": "Prefill: reading the prompts until the first token is known",
     "decode": "Decode: each token after the first",
+    "encode": "Encode: reading the texts until their vectors are known",
 }
 _COLOURS = ("#44546a", "#2f6fb4", "#c4761b", "#3d8b57", "#8a4f9e", "#b42318")
 _BAR = 0.8
@@ -84,7 +85,8 @@ def _sizes(report: BenchmarkReport) -> RenderableType:
 
 
 def _phase(report: BenchmarkReport, phase: Phase) -> RenderableType:
-    names = ["batch", "prompt", *(f"p{p} ms" for p in PERCENTILES), "tokens/s"]
+    read = "text" if phase == "encode" else "prompt"
+    names = ["batch", read, *(f"p{p} ms" for p in PERCENTILES), "tokens/s"]
     names += ["of roof"] * (report.roof is not None) + ["J/token"] * bool(report.energy)
     names += [f"× baseline [{100 * LEVEL:g}%]"] * (len(report.models) > 1)
     shown = table("model", *((name, "right") for name in names))
@@ -119,8 +121,7 @@ def _remarks(report: BenchmarkReport) -> list[str]:
     most = most_tokens(report.shapes)
     found = [
         f"{report.rounds} interleaved rounds on {report.device}: {where}.",
-        f"Percentiles of {report.rounds} calls of prefill, and of "
-        f"{report.rounds * most.new_tokens} of decode.",
+        _percentiles(report),
         "Memory: each model alone in a process; running, above: how much more at "
         f"batch {most.batch_size}, {numbers.count(most.length)} tokens.",
     ]
@@ -142,6 +143,15 @@ def _remarks(report: BenchmarkReport) -> list[str]:
         of = "" if len(labels) == len(report.models) else f" ({', '.join(labels)})"
         missing.append(f"not measured: {reason}{of}")
     return found + missing
+
+
+def _percentiles(report: BenchmarkReport) -> str:
+    """Of how many calls they are."""
+    calls = {times.phase: len(times.calls) for model in report.models for times in model.times}
+    listed = ", and of ".join(
+        f"{calls[phase]} calls of {phase}" for phase in PHASES if phase in calls
+    )
+    return f"Percentiles of {listed}."
 
 
 def benchmark_figure(report: BenchmarkReport) -> Any:

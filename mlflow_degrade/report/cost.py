@@ -7,7 +7,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ..runtime.ratios import LEVEL
 from . import numbers
+
+RATIO = "×"
+"""Unit of a candidate's figures that relate it to the baseline, such as ``speed_ratio/decode``."""
 
 #: Per side, "baseline" and "candidate": metric name to (value, unit).
 CostFigures = Mapping[str, Mapping[str, tuple[float, str]]]
@@ -39,9 +43,11 @@ class CostRow:
     baseline, candidate : str
         Value with unit; an en dash where it was not measured.
     relation : str
-        In words, e.g. ``2.03× smaller``; empty where there is nothing to compare.
+        In words, e.g. ``2.03× smaller`` or, by ratios within rounds, ``2.1× faster [1.9, 2.5]``;
+        empty where there is nothing to compare.
     better : bool or None
-        Whether the candidate is better; None when equal within 2% or unknown.
+        Whether the candidate is better; None when equal within 2%, when the interval contains 1,
+        or unknown.
     """
 
     name: str
@@ -64,9 +70,20 @@ def cost_rows(cost: CostFigures | None) -> list[CostRow]:
     if not cost:
         return []
     left, right = cost.get("baseline", {}), cost.get("candidate", {})
-    names = list(dict.fromkeys([*left, *right]))
+    ratios = {name: value for name, (value, unit) in right.items() if unit == RATIO}
+    names = [name for name in dict.fromkeys([*left, *right]) if name not in ratios]
     names.sort(key=_rank)  # stable: within a group the caller's order stays
-    return [_row(name, left.get(name), right.get(name)) for name in names]
+    return [_row(name, left.get(name), right.get(name), ratios) for name in names]
+
+
+def interval_note(cost: CostFigures | None) -> str:
+    """What brackets in the cost table mean; empty where there are none."""
+    if not cost or not any(name.endswith("_ci_low") for name in cost.get("candidate", {})):
+        return ""
+    return (
+        "Throughput is related by the median of the ratios of speeds within rounds that ran both "
+        f"models, with its {100 * LEVEL:g}% interval; the quotient of the two columns may differ."
+    )
 
 
 def gain(name: str, ratio: float) -> float:
@@ -112,10 +129,18 @@ def relative_cost(cost: CostFigures | None) -> dict[str, float]:
 
 
 def _row(
-    name: str, baseline: tuple[float, str] | None, candidate: tuple[float, str] | None
+    name: str,
+    baseline: tuple[float, str] | None,
+    candidate: tuple[float, str] | None,
+    ratios: Mapping[str, float],
 ) -> CostRow:
     relation, better = "", None
-    if baseline and candidate and baseline[1] == candidate[1]:
+    group, _, rest = name.partition("/")
+    speed = f"speed_ratio/{_UNIT_IN_NAME.sub('', rest)}"
+    if group == "throughput" and f"{speed}_ci_low" in ratios:
+        ends = ratios[f"{speed}_ci_low"], ratios[f"{speed}_ci_high"]
+        relation, better = _speed(ratios[speed], *ends)
+    elif baseline and candidate and baseline[1] == candidate[1]:
         relation, better = _relate(name, baseline[0], candidate[0])
     unit = (baseline or candidate or (0.0, ""))[1]
     return CostRow(_in_words(name, unit), _shown(baseline), _shown(candidate), relation, better)
@@ -132,6 +157,15 @@ def _relate(name: str, baseline: float, candidate: float) -> tuple[str, bool | N
     lower, higher, higher_is_better = _WORDS[_group(name)]
     factor = numbers.times(max(ratio, 1 / ratio))
     return f"{factor} {higher if ratio > 1 else lower}", (ratio > 1) == higher_is_better
+
+
+def _speed(estimate: float, low: float, high: float) -> tuple[str, bool | None]:
+    """A ratio of speeds in words, all three numbers turned so that they mean what the word says."""
+    word, ends = "faster", (low, high)
+    if estimate < 1:
+        word, estimate, ends = "slower", 1 / estimate, (1 / high, 1 / low)
+    said = "about the same" if estimate - 1 < _SAME else f"{numbers.times(estimate)} {word}"
+    return f"{said} [{ends[0]:.2f}, {ends[1]:.2f}]", None if low <= 1 <= high else low > 1
 
 
 def _shown(measured: tuple[float, str] | None) -> str:

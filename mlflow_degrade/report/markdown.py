@@ -14,7 +14,7 @@ from ..pairing import PairedScores
 from ..results import Decision
 from . import content, findings, tables
 from .content import Provenance
-from .cost import CostFigures, cost_rows
+from .cost import CostFigures, cost_rows, interval_note
 from .findings import SubgroupFindings
 from .remedies import remedies
 from .samples import FlippedSample, caption, worst_flips
@@ -134,6 +134,7 @@ def report(
     if priced:
         rows = [(row.name, row.baseline, row.candidate, row.relation) for row in priced]
         parts += ["## Cost", _table(("", "baseline", "candidate", "candidate is"), rows, "lrrl")]
+        parts += filter(None, [interval_note(cost)])
     samples = worst_flips(decision, paired, _SAMPLES_SHOWN)
     parts += ["## Flipped samples", caption(decision, len(samples)), *_samples(samples)]
     notes = tables.notes(decision)

@@ -16,11 +16,16 @@ from .roofline import ModelWork, Roof, Work
 Figures = dict[str, tuple[float, str]]
 """Metric name → value and unit."""
 
-Phase = Literal["prefill", "decode"]
-PHASES: tuple[Phase, ...] = ("prefill", "decode")
+Phase = Literal["prefill", "decode", "encode"]
+"""A decoder's two, and the one of an encoder or a classifier."""
+PHASES: tuple[Phase, ...] = ("prefill", "decode", "encode")
 
 PERCENTILES = (50, 90, 99)
-_LATENCY_NAMES: Mapping[Phase, str] = {"prefill": "first_token", "decode": "next_token"}
+_LATENCY_NAMES: Mapping[Phase, str] = {
+    "prefill": "first_token",
+    "decode": "next_token",
+    "encode": "text",
+}
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class Shape:
     Attributes
     ----------
     batch_size, length, new_tokens : int
+        Nothing is generated after the texts of an encoder: `new_tokens` is 0.
     """
 
     batch_size: int
@@ -53,13 +59,14 @@ class PhaseTimes:
 
     Attributes
     ----------
-    phase : {"prefill", "decode"}
-        Reading the prompts until the first token is known, or generating the tokens after it.
+    phase : {"prefill", "decode", "encode"}
+        Reading the prompts until the first token is known, generating the tokens after it, or
+        reading texts until their vectors are known.
     shape : Shape
     rounds : tuple of float
         Seconds per round.
     calls : tuple of float
-        Seconds per call: of prefill there is one a round, of decode one per generated token.
+        Seconds per call: of decode there is one per generated token, else one a round.
     joules : mapping of str to float
         Energy over all rounds, per counter.
     """
@@ -73,7 +80,7 @@ class PhaseTimes:
     @property
     def tokens(self) -> int:
         """Tokens per round."""
-        each = self.shape.length if self.phase == "prefill" else self.shape.new_tokens
+        each = self.shape.new_tokens if self.phase == "decode" else self.shape.length
         return self.shape.batch_size * each
 
     @property
@@ -94,7 +101,7 @@ class PhaseTimes:
     def work(self, model: ModelWork) -> Work:
         """What a round asks of the machine."""
         shape = self.shape
-        if self.phase == "prefill":
+        if self.phase != "decode":
             return model.prefill(shape.batch_size, shape.length)
         # The cache grows by a token a step; the mean context stands for all steps.
         step = model.decode(shape.batch_size, shape.length + (shape.new_tokens + 1) / 2)

@@ -15,14 +15,15 @@ import numpy as np
 
 from ..errors import InputError, SameModelError
 from .benchmark_results import BenchmarkReport, Shape, most_tokens
-from .decoder import OnnxDecoder
 from .energy import open_energy_meter
+from .family import check_same_work
 from .machine import processor_name
 from .memory import MemoryUse, measure_memory
 from .providers import CPU, cpu_count, resolve_device
 from .ratios import MIN_ROUNDS
 from .roofline import measure_roof
-from .timed_model import TimedModel, make_prompts
+from .timed_model import TimedModel
+from .workload import Workload, open_workload
 
 Progress = Callable[[int, int], None]
 """Called with what comes to the work ahead, and what of it was done."""
@@ -44,7 +45,7 @@ def measure_cost(
     seed: int = 0,
     on_progress: Progress | None = None,
 ) -> BenchmarkReport:
-    """Measure models in rounds that run all of them.
+    """Measure models in rounds that run all of them: decoders, or encoders and classifiers.
 
     Parameters
     ----------
@@ -52,11 +53,11 @@ def measure_cost(
         Label, e.g. ``"baseline"``, → model directory; the first is the baseline. All are held in
         memory together.
     batch_sizes : sequence of int
-        Prompts per batch.
+        Prompts, or texts, per batch.
     lengths : sequence of int, optional
-        Tokens per prompt; by default 128, or what the shortest context leaves.
+        Tokens of each; by default 128, or what the shortest context leaves.
     new_tokens : int
-        Tokens generated after each prompt.
+        Tokens that decoders generate after each prompt.
     device : {"auto", "cpu", "cuda"}
         Where to run.
     threads : int, optional
@@ -79,7 +80,8 @@ def measure_cost(
     Raises
     ------
     InputError
-        No model, a size below 1, or prompts that do not fit into a model's context.
+        No model, a size below 1, a decoder beside an encoder, or prompts that do not fit into a
+        model's context.
     SameModelError
         One directory under two labels.
     ModelError, EngineError
@@ -87,9 +89,10 @@ def measure_cost(
     """
     folders = {label: Path(folder) for label, folder in models.items()}
     _check(folders, batch_sizes, lengths, new_tokens, seconds)
+    check_same_work(folders)
     providers = resolve_device(device)
     loaded = {
-        label: OnnxDecoder(folder, device=device, threads=threads)
+        label: open_workload(folder, device=device, threads=threads)
         for label, folder in folders.items()
     }
     shapes = _shapes(loaded, batch_sizes, lengths, new_tokens)
@@ -99,9 +102,9 @@ def measure_cost(
     at_once = len(loaded) if providers[0] == CPU else 1
     longest = most_tokens(shapes)
 
-    def alone(decoder: OnnxDecoder) -> MemoryUse:
-        prompts = make_prompts(decoder, longest)
-        return measure_memory(decoder.folder, prompts, device=device, threads=threads)
+    def alone(workload: Workload) -> MemoryUse:
+        prompts = workload.prompts(longest)
+        return measure_memory(workload.folder, prompts, device=device, threads=threads)
 
     memory: dict[str, MemoryUse] = {}
     # Before anything is held in memory here: together they take what the rounds will take.
@@ -111,7 +114,7 @@ def measure_cost(
             tell(0, 1)
     roof = measure_roof(providers, threads=threads) if roofline else None
     meter = open_energy_meter(gpu=providers[0] != CPU)
-    benches = [TimedModel(decoder, shapes, meter) for decoder in loaded.values()]
+    benches = [TimedModel(workload, shapes, meter) for workload in loaded.values()]
     start = time.perf_counter()
     for bench in benches:
         for shape in shapes:
@@ -163,22 +166,27 @@ def _check(
 
 
 def _shapes(
-    decoders: Mapping[str, OnnxDecoder],
+    models: Mapping[str, Workload],
     batch_sizes: Sequence[int],
     lengths: Sequence[int] | None,
     new_tokens: int,
 ) -> tuple[Shape, ...]:
     """Every batch size with every length, small ones first."""
     label, least = min(
-        ((label, decoder.context_length) for label, decoder in decoders.items()),
+        ((label, workload.most_tokens) for label, workload in models.items()),
         key=lambda pair: pair[1],
     )
+    if not all(workload.generates for workload in models.values()):
+        new_tokens = 0
     room = least - new_tokens
     chosen = [max(1, min(_QUICK_LENGTH, room))] if lengths is None else list(lengths)
     if max(chosen) > room:
+        also, fewer = "", ""
+        if new_tokens:
+            also, fewer = f" and {new_tokens} new ones", ", or fewer new tokens"
         raise InputError(
-            f"a prompt of {max(chosen)} tokens and {new_tokens} new ones do not fit into the "
-            f"context of {label}, {least} tokens: use lengths up to {room}, or fewer new tokens."
+            f"{max(chosen)} tokens{also} do not fit into the context of {label}, {least} tokens: "
+            f"use lengths up to {room}{fewer}."
         )
     return tuple(
         Shape(batch_size, length, new_tokens)

@@ -24,11 +24,12 @@ from ..errors import (
     UnsupportedModelError,
 )
 from .decoder import Score, positive
+from .encoder_session import EncoderSession
 from .encoder_text import EncoderText
 from .family import model_family
 from .plan import UNPADDED, Batch, Limits, Plan, Row, Tokens, pack
 from .pooling import Pooling, read_pooling
-from .providers import CPU, open_session, resolve_device
+from .providers import CPU, resolve_device
 from .session import ran_out_of_memory, read_json, run_error
 
 Vectors = NDArray[np.float32]
@@ -36,8 +37,6 @@ OnRows = Callable[[list[int]], None]
 
 _CPU_TOKENS, _CPU_OVERHEAD = 512, 24
 _GPU_TOKENS, _GPU_OVERHEAD = 16_384, 1_024
-_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
-_HIDDEN = ("last_hidden_state", "token_embeddings")
 
 
 class OnnxEncoder:
@@ -114,28 +113,11 @@ class OnnxEncoder:
     # -- session --------------------------------------------------------------------------
 
     @cached_property
-    def session(self) -> Any:
-        """The onnxruntime session, opened when it is first needed."""
-        session = open_session(self.folder / "model.onnx", self.providers, threads=self._threads)
-        unknown = {i.name for i in session.get_inputs()} - _INPUTS
-        if unknown:
-            raise UnsupportedModelError(
-                f"the model in {self.folder} takes {sorted(unknown)}, which the engine does not "
-                "know how to fill: export it with Optimum's task 'feature-extraction' or "
-                "'text-classification'."
-            )
-        return session
-
-    @cached_property
-    def _output(self) -> str:
-        names = [o.name for o in self.session.get_outputs()]
-        known = ("logits",) if self.labels else _HIDDEN
-        found = next((name for name in known if name in names), None)
-        if found is None:
-            raise UnsupportedModelError(
-                f"the model in {self.folder} gives {', '.join(names)}, and no {' or '.join(known)}."
-            )
-        return found
+    def session(self) -> EncoderSession:
+        """The session, opened when it is first needed."""
+        return EncoderSession(
+            self.folder, self.providers, classifier=bool(self.labels), threads=self._threads
+        )
 
     def close(self) -> None:
         """Free the session's memory; the next call opens it again."""
@@ -316,16 +298,7 @@ class OnnxEncoder:
         yield from zip(batch.rows, found, strict=True)
 
     def _forward(self, rows: Sequence[Tokens], length: int) -> list[Vectors]:
-        ids = np.full((len(rows), length), self.text.pad_id, np.int64)
-        mask = np.zeros_like(ids)
-        for i, tokens in enumerate(rows):
-            ids[i, : len(tokens)] = tokens
-            mask[i, : len(tokens)] = 1
-        feeds = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
-        wanted = {i.name for i in self.session.get_inputs()}
-        (values,) = self.session.run(
-            [self._output], {n: a for n, a in feeds.items() if n in wanted}
-        )
+        values = self.session.run(rows, length, pad_id=self.text.pad_id)
         if self.labels:
             return [row.astype(np.float32) for row in values]
         return [

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
+from ..errors import InputError
 from .session import read_json
 
 Family = Literal["decoder", "encoder", "classifier"]
@@ -18,6 +20,8 @@ MODULES_FILE = "modules.json"
 _CLASSIFIER = ("ForSequenceClassification",)
 _ENCODER = ("Model", "ForMaskedLM", "ForPreTraining")
 _DECODER = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+
+_NOUNS: Mapping[Family, str] = {"encoder": "an encoder", "classifier": "a classifier"}
 
 
 def model_family(folder: str | Path) -> Family:
@@ -49,3 +53,26 @@ def model_family(folder: str | Path) -> Family:
     if name.endswith(_ENCODER) and not name.endswith(_DECODER):
         return "encoder"
     return "decoder"
+
+
+def check_same_work(folders: Mapping[str, Path]) -> None:
+    """Refuse to compare the cost of models that continue texts with that of models that read them.
+
+    Parameters
+    ----------
+    folders : mapping of str to Path
+        Label → model directory, before or after its export.
+
+    Raises
+    ------
+    InputError
+        A decoder beside an encoder or a classifier.
+    """
+    families = {label: model_family(folder) for label, folder in folders.items()}
+    decoders = [label for label, family in families.items() if family == "decoder"]
+    others = [label for label in families if label not in decoders]
+    if decoders and others:
+        raise InputError(
+            f"{decoders[0]} is a decoder and {others[0]} is {_NOUNS[families[others[0]]]}: they "
+            "have no work in common whose cost could be compared. Measure them by themselves."
+        )

@@ -12,10 +12,10 @@ from .plan import Row, Tokens, common_length
 
 
 def right_padded(
-    sequences: Sequence[Tokens], length: int
+    sequences: Sequence[Tokens], length: int, *, fill: int = 0
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Token ids and attention mask of shape ``[sequences, length]``, zeros after each sequence."""
-    ids = np.zeros((len(sequences), length), np.int64)
+    """Token ids and attention mask of shape ``[sequences, length]``, `fill` after each sequence."""
+    ids = np.full((len(sequences), length), fill, np.int64)
     mask = np.zeros_like(ids)
     for row, tokens in enumerate(sequences):
         ids[row, : len(tokens)] = tokens

@@ -11,17 +11,19 @@ import gc
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from .. import errors
 from ..errors import DegradeError, EngineError, ModelError
+from .encoder_session import EncoderSession
 from .engine_graph import build_engine_graph
+from .family import model_family
 from .plan import Tokens
 from .providers import CPU, resolve_device
-from .session import DecoderInputs, decoder_inputs, open_derived
+from .session import DecoderInputs, decoder_inputs, open_derived, run_error
 from .stepping import Stepper
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -67,7 +69,7 @@ def measure_memory(
     prompts : sequence of tokens
         One batch of prompts of one length.
     new_tokens : int
-        Tokens generated after them, where the export has a cache.
+        Tokens generated after them by a decoder whose export has a cache.
     device : {"auto", "cpu", "cuda"}
     threads : int, optional
         Threads per operator.
@@ -117,29 +119,67 @@ def measure_memory(
 
 
 @dataclass(frozen=True)
-class _Model:
-    """A model without its tokenizer, whose import would cost seconds and hundreds of megabytes."""
+class _Decoder:
+    """A decoder without its tokenizer, whose import takes seconds and hundreds of megabytes."""
 
     folder: Path
     session: Any
     inputs: DecoderInputs
     device_type: str
 
+    def run(self, prompts: Sequence[Tokens], new_tokens: int) -> None:
+        stepper = Stepper(self, prefill_only=not self.inputs.cache)
+        logits = stepper.prefill(prompts, len(prompts[0]))
+        for _ in range(new_tokens if self.inputs.cache else 0):
+            logits = stepper.step([int(token) for token in logits.argmax(axis=1)])
+
+
+@dataclass(frozen=True)
+class _Encoder:
+    """An encoder or a classifier without its tokenizer."""
+
+    folder: Path
+    session: EncoderSession
+
+    def run(self, prompts: Sequence[Tokens], new_tokens: int) -> None:  # noqa: ARG002
+        try:
+            self.session.run(prompts, len(prompts[0]), pad_id=0)  # nothing is padded
+        except Exception as error:
+            raise run_error(error, self.folder) from error
+
+
+def _opener(
+    folder: Path, providers: tuple[str, ...], threads: int | None
+) -> Callable[[], _Decoder | _Encoder]:
+    """What opens the model; deriving the engine's graph is done before, and not counted."""
+    family = model_family(folder)
+    if family != "decoder":
+        classifier = family == "classifier"
+        return lambda: _Encoder(
+            folder, EncoderSession(folder, providers, classifier=classifier, threads=threads)
+        )
+    graph = build_engine_graph(folder / "model.onnx")
+
+    def decoder() -> _Decoder:
+        session = open_derived(graph, providers, threads=threads)
+        inputs = decoder_inputs(session, folder)
+        return _Decoder(folder, session, inputs, "cpu" if providers[0] == CPU else "cuda")
+
+    return decoder
+
 
 def _measure(request: dict[str, Any]) -> MemoryUse:
     folder, prompts = Path(request["folder"]), request["prompts"]
     providers = resolve_device(request["device"])
     gpu, reasons = _gpu(providers[0])
-    graph = build_engine_graph(folder / "model.onnx")
+    open_model = _opener(folder, providers, request["threads"])
     gc.collect()
     start, device_start = _resident("VmRSS"), gpu and gpu.used_bytes()
-    session = open_derived(graph, providers, threads=request["threads"])
-    inputs = decoder_inputs(session, folder)
-    model = _Model(folder, session, inputs, "cpu" if providers[0] == CPU else "cuda")
-    _run(model, [prompts[0][:1]], 1)
+    model = open_model()
+    model.run([prompts[0][:1]], 1)
     loaded, device_loaded = _resident("VmRSS"), gpu and gpu.used_bytes()
     _forget_peak()
-    _run(model, prompts, request["new_tokens"])
+    model.run(prompts, request["new_tokens"])
     peak, device_peak = _resident("VmHWM"), gpu and gpu.used_bytes()
     if start is None:
         reasons.append(f"host memory: this system has no {_STATUS}")
@@ -150,13 +190,6 @@ def _measure(request: dict[str, Any]) -> MemoryUse:
         _growth(device_loaded, device_peak),
         tuple(reasons),
     )
-
-
-def _run(model: _Model, prompts: Sequence[Tokens], new_tokens: int) -> None:
-    stepper = Stepper(model, prefill_only=not model.inputs.cache)
-    logits = stepper.prefill(prompts, len(prompts[0]))
-    for _ in range(new_tokens if model.inputs.cache else 0):
-        logits = stepper.step([int(token) for token in logits.argmax(axis=1)])
 
 
 def _gpu(provider: str) -> tuple[Any, list[str]]:

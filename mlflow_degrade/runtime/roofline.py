@@ -77,7 +77,7 @@ class Work:
 
 @dataclass(frozen=True)
 class ModelWork:
-    """What a decoder's graph says about the work per token.
+    """What a model's graph says about the work per token.
 
     Attributes
     ----------
@@ -85,11 +85,12 @@ class ModelWork:
         Weights of matrix products that every token goes through; embeddings are looked up and not
         counted.
     head_parameters : int
-        Weights of the last product, which only positions go through whose logits are wanted.
+        Weights of the last product, which only positions go through whose logits are wanted; 0 for
+        a sentence encoder, which has no such product.
     weight_bytes : int
         All stored weights but those that are only looked up, as they lie in the file.
     cache_token_bytes : int
-        Key-value cache per token of one sequence.
+        Key-value cache per token of one sequence; 0 without a cache.
     """
 
     body_parameters: int
@@ -100,7 +101,8 @@ class ModelWork:
     def prefill(self, batch_size: int, length: int) -> Work:
         """Work of reading prompts: 2 operations per parameter and token, the head once a prompt.
 
-        The products within attention are left out: they grow with the square of the length.
+        An encoder reads its texts by the same work. The products within attention are left out:
+        they grow with the square of the length.
         """
         tokens = batch_size * length
         flops = 2.0 * (self.body_parameters * tokens + self.head_parameters * batch_size)
@@ -185,7 +187,7 @@ def _fastest(
     return min(times[1:])
 
 
-def model_work(folder: Path, *, cache_token_bytes: int) -> ModelWork:
+def model_work(folder: Path, *, cache_token_bytes: int, has_head: bool = True) -> ModelWork:
     """Count the weights of a model directory's matrix products; none of them is loaded.
 
     Parameters
@@ -193,6 +195,9 @@ def model_work(folder: Path, *, cache_token_bytes: int) -> ModelWork:
     folder : Path
     cache_token_bytes : int
         Of all cache tensors together; 0 without a cache.
+    has_head : bool
+        Whether the last product is one that a sequence goes through once: that of a decoder's or a
+        classifier's logits.
 
     Raises
     ------
@@ -211,8 +216,8 @@ def model_work(folder: Path, *, cache_token_bytes: int) -> ModelWork:
         name for node in graph.node if node.op_type not in _LOOKUPS for name in node.input
     }
     moved = sum(_stored_bytes(tensor) for name, tensor in stored.items() if name in multiplied)
-    *body, head = products
-    return ModelWork(sum(body), head, moved, cache_token_bytes)
+    head = products[-1] if has_head else 0
+    return ModelWork(sum(products) - head, head, moved, cache_token_bytes)
 
 
 def _product_size(node: Any, stored: dict[str, Any], makers: dict[str, Any]) -> int:

@@ -15,13 +15,14 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from encoder_models import TinyModel, tiny_classifier
 from engine_models import ModelDir, model_dir, tiny_source
 from mlflow_stores import empty_store
 
 from mlflow_degrade.cli.bench import bench
 from mlflow_degrade.runtime.benchmark_results import PHASES
 
-__all__ = ["model_dir", "tiny_source"]
+__all__ = ["model_dir", "tiny_classifier", "tiny_source"]
 
 Call = Callable[..., Any]
 
@@ -91,6 +92,23 @@ def test_directories_with_a_manifest_are_called_what_they_are(
 ) -> None:
     result = call("bench", model_dir("int8-weight-only"), *QUICK)
     assert "tiny-llama int8-weight-only" in result.out
+
+
+@pytest.mark.usefixtures("here")
+def test_classifiers_are_measured_and_not_beside_decoders(
+    tiny_classifier: TinyModel, call: Call
+) -> None:
+    folders = [str(tiny_classifier.made(scheme)) for scheme in ("fp32", "int8-weight-only")]
+    result = call("bench", *folders, *QUICK)
+    assert result.code == 0, result.err
+    assert "Encode: reading the texts" in result.out
+    assert "Percentiles of 6 calls of encode." in result.out
+    assert "not measured: decode" not in result.out
+    # A directory of PyTorch's is refused before it is exported.
+    refused = call("bench", "models/fp32", str(tiny_classifier.source))
+    assert (refused.code, refused.out) == (3, "")
+    assert "models/fp32 is a decoder" in refused.err
+    assert "is a classifier" in refused.err
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,9 @@ def test_an_encoder_passes_and_is_served(store: mlflow.MlflowClient, tmp_path: P
     assert outcome.decision.verdict is Verdict.PASS, outcome.decision.reasons
     assert outcome.registered == "models:/tiny-encoder/1"
     metrics = store.get_run(outcome.run_id).data.metrics
-    assert metrics["throughput/batch_tokens_per_second"] > 0
+    assert metrics["throughput/encode_tokens_per_second"] > 0
+    assert metrics["latency/text_ms_p50"] > 0
+    assert metrics["speed_ratio/encode"] > 0
     served = mlflow.pyfunc.load_model("models:/tiny-encoder/1")
     found = served.predict([{"prompt": "The harbour", "choices": ["boat", "car"]}])
     values = list(found["log_likelihoods"][0])

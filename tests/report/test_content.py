@@ -11,7 +11,7 @@ import report_cases as cases
 
 from mlflow_degrade import GatePolicy, decide, pair
 from mlflow_degrade.report import content, tables
-from mlflow_degrade.report.cost import cost_rows
+from mlflow_degrade.report.cost import cost_rows, interval_note
 from mlflow_degrade.report.forest import forest_panels
 from mlflow_degrade.report.remedies import remedies
 from mlflow_degrade.report.samples import shorten, worst_flips
@@ -219,6 +219,35 @@ def test_costs_in_words() -> None:
     slower = rows["throughput: prefill"]
     assert (slower.relation, slower.better) == ("1.16× slower", False)
     assert rows["memory: peak RSS"].relation == "about the same"
+
+
+@pytest.mark.parametrize(
+    ("ratio", "relation", "better"),
+    [
+        ((2.1, 1.9, 2.5), "2.10× faster [1.90, 2.50]", True),
+        # 1 / 0.8, 1 / 0.9 and 1 / 0.5.
+        ((0.8, 0.5, 0.9), "1.25× slower [1.11, 2.00]", False),
+        ((1.1, 0.9, 1.2), "1.10× faster [0.90, 1.20]", None),
+        ((1.01, 1.005, 1.3), "about the same [1.00, 1.30]", True),
+    ],
+)
+def test_speed_is_related_by_the_rounds_where_they_are_known(
+    ratio: tuple[float, float, float], relation: str, better: bool | None
+) -> None:
+    ends = ("", "_ci_low", "_ci_high")
+    known = {
+        f"speed_ratio/decode{end}": (value, "×") for end, value in zip(ends, ratio, strict=True)
+    }
+    given = {**cases.COST, "candidate": {**cases.COST["candidate"], **known}}
+    rows = {row.name: row for row in cost_rows(given)}
+    assert len(rows) == len(cost_rows(cases.COST))
+    assert (rows["throughput: decode"].relation, rows["throughput: decode"].better) == (
+        relation,
+        better,
+    )
+    assert rows["throughput: prefill"].relation == "1.16× slower"
+    assert "95% interval" in interval_note(given)
+    assert interval_note(cases.COST) == ""
 
 
 def test_costs_that_cannot_be_compared() -> None:

@@ -7,12 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from encoder_models import TinyModel, tiny_classifier, tiny_encoder
 from engine_models import ModelDir
 
 from mlflow_degrade.errors import InputError, SameModelError
 from mlflow_degrade.runtime.benchmark_results import BenchmarkReport
 from mlflow_degrade.runtime.cost import measure_cost
+from mlflow_degrade.runtime.encoder import OnnxEncoder
+from mlflow_degrade.runtime.plan import Batch, Row
 from mlflow_degrade.runtime.ratios import MIN_ROUNDS
+
+__all__ = ["tiny_classifier", "tiny_encoder"]
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +111,66 @@ def test_an_export_without_a_cache_has_no_decode(tiny_source: Path, tmp_path: Pa
     assert "decode: the export has no cache" in model.not_measured
 
 
+def test_encoders_and_classifiers_read_texts(
+    tiny_encoder: TinyModel, tiny_classifier: TinyModel
+) -> None:
+    report = measure_cost(
+        {
+            "a": tiny_encoder.made("fp32"),
+            "b": tiny_encoder.made("int8-weight-only"),
+            "labels": tiny_classifier.made("fp32"),
+        },
+        batch_sizes=(1, 12),
+        # The whole context: nothing is generated, whatever `new_tokens` says.
+        lengths=(64,),
+        device="cpu",
+        seconds=0,
+        roofline=True,
+    )
+    assert [(s.batch_size, s.new_tokens) for s in report.shapes] == [(1, 0), (12, 0)]
+    for model in report.models:
+        assert [times.phase for times in model.times] == ["encode", "encode"]
+        assert model.not_measured == ("device memory: no CUDA device is used",)
+        assert model.memory.loaded_bytes
+        for times in model.times:
+            assert len(times.calls) == report.rounds
+            assert times.tokens == 64 * times.shape.batch_size
+            share = report.utilization(model, times)
+            assert share is not None
+            assert 0 < share < 2
+    assert "latency/batch12_length64/text_ms_p90" in report.models[0].figures()
+    assert report.ratio_metrics("b")["speed_ratio/batch12_length64/encode_ci_low"] > 0
+
+
+def test_a_batch_of_texts_is_one_call(
+    tiny_encoder: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[tuple[int, int]] = []
+    run_batch = OnnxEncoder.run_batch
+
+    def watched(self: OnnxEncoder, rows: list[Row], batch: Batch) -> object:
+        ran.append((len(batch.rows), batch.length))
+        return run_batch(self, rows, batch)
+
+    monkeypatch.setattr(OnnxEncoder, "run_batch", watched)
+    report = measure_cost(
+        {"a": tiny_encoder.made("fp32")}, batch_sizes=(50,), lengths=(63,), device="cpu", seconds=0
+    )
+    # More texts than the sample sentence has tokens, so that some are equal; and the first run.
+    assert ran == [(50, 63)] * (report.rounds + 1)
+
+
 class TestRefused:
+    def test_a_decoder_beside_an_encoder(
+        self, model_dir: ModelDir, tiny_encoder: TinyModel
+    ) -> None:
+        with pytest.raises(InputError, match="a is a decoder and b is an encoder"):
+            measure_cost({"a": model_dir("fp32"), "b": tiny_encoder.made("fp32")})
+
+    def test_texts_beyond_what_the_encoder_takes(self, tiny_encoder: TinyModel) -> None:
+        with pytest.raises(InputError, match=r"65 tokens do not fit .* 64 tokens: .* up to 64\."):
+            measure_cost({"a": tiny_encoder.made("fp32")}, lengths=(65,), device="cpu")
+
     def test_no_model(self) -> None:
         with pytest.raises(InputError, match="no model"):
             measure_cost({})

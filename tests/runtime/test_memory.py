@@ -7,11 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from encoder_models import TinyModel, tiny_classifier, tiny_encoder
 from engine_models import ModelDir
 
 from mlflow_degrade.errors import EngineError, ModelError, ProviderUnavailableError
 from mlflow_degrade.runtime.memory import measure_memory
 from mlflow_degrade.runtime.providers import CUDA, available_providers
+
+__all__ = ["tiny_classifier", "tiny_encoder"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
@@ -28,6 +31,23 @@ def test_longer_prompts_take_more(model_dir: ModelDir) -> None:
     caches = 16 * 232 * 2 * 2 * 2 * 16 * 4
     assert long.peak_above_loaded_bytes > short.peak_above_loaded_bytes + caches
     assert short.not_measured == ("device memory: no CUDA device is used",)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+def test_more_texts_take_more(tiny_encoder: TinyModel, tiny_classifier: TinyModel) -> None:
+    for tiny in (tiny_encoder, tiny_classifier):
+        one, many = (
+            measure_memory(tiny.made("fp32"), [[5] * 64] * rows, device="cpu", threads=1)
+            for rows in (1, 400)
+        )
+        assert one.loaded_bytes
+        assert one.peak_above_loaded_bytes is not None
+        assert many.peak_above_loaded_bytes is not None
+        # The states of one layer alone, 64 numbers a token.
+        assert many.peak_above_loaded_bytes > one.peak_above_loaded_bytes + 399 * 64 * 64 * 4
+    # No row of the embedding has this number.
+    with pytest.raises(EngineError, match="while running"):
+        measure_memory(tiny_encoder.made("fp32"), [[10**6]], device="cpu")
 
 
 def test_what_goes_wrong_there_is_raised_here(model_dir: ModelDir, tmp_path: Path) -> None:

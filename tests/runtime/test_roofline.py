@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+from encoder_models import LABELS, TinyModel, tiny_classifier, tiny_encoder
 from engine_models import SCHEMES, ModelDir
 
 from mlflow_degrade.runtime.roofline import ModelWork, Roof, Work, measure_roof, model_work
+
+__all__ = ["tiny_classifier", "tiny_encoder"]
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -20,6 +23,20 @@ def test_parameters_are_those_of_the_architecture(scheme: str, model_dir: ModelD
     work = model_work(folder, cache_token_bytes=0)
     assert work.body_parameters == config["num_hidden_layers"] * layer
     assert work.head_parameters == config["vocab_size"] * hidden
+
+
+def test_an_encoder_has_no_head(tiny_encoder: TinyModel, tiny_classifier: TinyModel) -> None:
+    config = json.loads((tiny_encoder.source / "config.json").read_text())
+    hidden = config["hidden_size"]
+    layer = 4 * hidden * hidden + 2 * hidden * config["intermediate_size"]
+    body = config["num_hidden_layers"] * layer
+    for scheme in ("fp32", "int8-weight-only"):
+        work = model_work(tiny_encoder.made(scheme), cache_token_bytes=0, has_head=False)
+        assert (work.body_parameters, work.head_parameters) == (body, 0)
+    work = model_work(tiny_classifier.made("fp32"), cache_token_bytes=0)
+    # The pooler, which a text goes through once, is counted as if each token did.
+    assert work.body_parameters == body + hidden * hidden
+    assert work.head_parameters == hidden * len(LABELS)
 
 
 def test_what_is_only_looked_up_is_not_moved(model_dir: ModelDir) -> None:
