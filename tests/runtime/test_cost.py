@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from encoder_models import TinyModel, tiny_classifier, tiny_encoder
+from encoder_models import TinyModel
 from engine_models import ModelDir
 
 from mlflow_degrade.errors import InputError, SameModelError
@@ -16,8 +16,6 @@ from mlflow_degrade.runtime.cost import measure_cost
 from mlflow_degrade.runtime.encoder import OnnxEncoder
 from mlflow_degrade.runtime.plan import Batch, Row
 from mlflow_degrade.runtime.ratios import MIN_ROUNDS
-
-__all__ = ["tiny_classifier", "tiny_encoder"]
 
 
 @pytest.fixture(scope="module")
@@ -115,17 +113,12 @@ def test_encoders_and_classifiers_read_texts(
     tiny_encoder: TinyModel, tiny_classifier: TinyModel
 ) -> None:
     report = measure_cost(
-        {
-            "a": tiny_encoder.made("fp32"),
-            "b": tiny_encoder.made("int8-weight-only"),
-            "labels": tiny_classifier.made("fp32"),
-        },
+        {"vectors": tiny_encoder.made("fp32"), "labels": tiny_classifier.made("fp32")},
         batch_sizes=(1, 12),
         # The whole context: nothing is generated, whatever `new_tokens` says.
         lengths=(64,),
         device="cpu",
         seconds=0,
-        roofline=True,
     )
     assert [(s.batch_size, s.new_tokens) for s in report.shapes] == [(1, 0), (12, 0)]
     for model in report.models:
@@ -133,13 +126,14 @@ def test_encoders_and_classifiers_read_texts(
         assert model.not_measured == ("device memory: no CUDA device is used",)
         assert model.memory.loaded_bytes
         for times in model.times:
+            texts = times.shape.batch_size
             assert len(times.calls) == report.rounds
-            assert times.tokens == 64 * times.shape.batch_size
-            share = report.utilization(model, times)
-            assert share is not None
-            assert 0 < share < 2
+            assert times.tokens == 64 * texts
+            each = 64 * model.work.body_parameters + model.work.head_parameters
+            assert times.work(model.work).flops == 2 * texts * each
+    assert [bool(model.work.head_parameters) for model in report.models] == [False, True]
     assert "latency/batch12_length64/text_ms_p90" in report.models[0].figures()
-    assert report.ratio_metrics("b")["speed_ratio/batch12_length64/encode_ci_low"] > 0
+    assert report.ratio_metrics("labels")["speed_ratio/batch12_length64/encode_ci_low"] > 0
 
 
 def test_a_batch_of_texts_is_one_call(

@@ -11,8 +11,6 @@ import pytest
 from encoder_models import (
     LABELS,
     TinyModel,
-    tiny_classifier,
-    tiny_encoder,
     tiny_model,
     torch_embeddings,
     torch_hidden,
@@ -35,8 +33,6 @@ from mlflow_degrade.runtime.family import model_family
 from mlflow_degrade.runtime.plan import Tokens
 from mlflow_degrade.runtime.pooling import Pooling, read_pooling
 
-__all__ = ["tiny_classifier", "tiny_encoder"]
-
 # Of many lengths, one of them twice and one longer than the model takes.
 TEXTS = [*SENTENCES, "boat", "the red cars", SENTENCES[0], " ".join(SENTENCES)]
 
@@ -53,7 +49,15 @@ def test_embeddings_are_those_of_pytorch(tiny_encoder: TinyModel) -> None:
 
 
 @pytest.mark.parametrize(
-    "modes", [("cls_token",), ("max_tokens",), ("mean_tokens", "cls_token"), ("lasttoken",)]
+    "modes",
+    [
+        # Each is an export, which takes seconds.
+        ("mean_tokens", "cls_token"),
+        *(
+            pytest.param((m,), marks=pytest.mark.slow)
+            for m in ("cls_token", "max_tokens", "lasttoken")
+        ),
+    ],
 )
 def test_pooling_is_the_one_the_model_states(tmp_path: Path, modes: tuple[str, ...]) -> None:
     tiny = tiny_model(tmp_path, pooling=modes)

@@ -7,14 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from encoder_models import TinyModel, tiny_classifier, tiny_encoder
+from encoder_models import TinyModel
 from engine_models import ModelDir
 
 from mlflow_degrade.errors import EngineError, ModelError, ProviderUnavailableError
 from mlflow_degrade.runtime.memory import measure_memory
 from mlflow_degrade.runtime.providers import CUDA, available_providers
-
-__all__ = ["tiny_classifier", "tiny_encoder"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from encoder_models import LABELS, TinyModel, tiny_classifier, tiny_encoder
+from encoder_models import LABELS, TinyModel
 from engine_models import SCHEMES, ModelDir
 
 from mlflow_degrade.runtime.roofline import ModelWork, Roof, Work, measure_roof, model_work
-
-__all__ = ["tiny_classifier", "tiny_encoder"]
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
