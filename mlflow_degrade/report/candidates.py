@@ -18,7 +18,7 @@ from .cost import gain, in_words
 from .terminal import heading, table
 
 #: What a plot has on its horizontal axis where nothing else is asked for, in this order.
-PREFERRED = ("throughput/decode", "throughput/prefill", "size")
+PREFERRED = ("throughput/decode", "throughput/prefill", "throughput/encode", "size")
 
 _COLOURS = {Verdict.PASS: "#1a7f37", Verdict.FAIL: "#b42318", Verdict.INCONCLUSIVE: "#8a5a00"}
 _MARKERS = {Verdict.PASS: "o", Verdict.FAIL: "X", Verdict.INCONCLUSIVE: "s"}
@@ -29,6 +29,7 @@ _COLUMNS = {
     "size": "smaller",
     "throughput/prefill": "prefill",
     "throughput/decode": "decode",
+    "throughput/encode": "encode",
     "memory/loaded": "memory",
 }
 _NAME_LENGTH = 60

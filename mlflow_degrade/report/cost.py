@@ -82,7 +82,8 @@ def interval_note(cost: CostFigures | None) -> str:
         return ""
     return (
         "Throughput is related by the median of the ratios of speeds within rounds that ran both "
-        f"models, with its {100 * LEVEL:g}% interval; the quotient of the two columns may differ."
+        f"models, with its {100 * LEVEL:g}% interval (no colour: it contains 1); the quotient of the two "
+        "columns may differ."
     )
 
 
@@ -122,8 +123,7 @@ def relative_cost(cost: CostFigures | None) -> dict[str, float]:
         if other is None or other[1] != unit or not (0 < value < math.inf and other[0] > 0):
             continue
         group, _, rest = name.partition("/")
-        # A unit in the middle, as in first_token_ms_p50, says nothing of a ratio either.
-        rest = _UNIT_IN_NAME.sub("", rest).replace("_ms_", "_").strip("_")
+        rest = _without_unit(rest)
         found["relative/" + "/".join(part for part in (group, rest) if part)] = other[0] / value
     return found
 
@@ -136,7 +136,7 @@ def _row(
 ) -> CostRow:
     relation, better = "", None
     group, _, rest = name.partition("/")
-    speed = f"speed_ratio/{_UNIT_IN_NAME.sub('', rest)}"
+    speed = f"speed_ratio/{_without_unit(rest)}"
     if group == "throughput" and f"{speed}_ci_low" in ratios:
         ends = ratios[f"{speed}_ci_low"], ratios[f"{speed}_ci_high"]
         relation, better = _speed(ratios[speed], *ends)
@@ -174,6 +174,11 @@ def _shown(measured: tuple[float, str] | None) -> str:
     return numbers.quantity(*measured)
 
 
+def _without_unit(rest: str) -> str:
+    """A metric's name without its unit, also one in the middle, as in ``first_token_ms_p50``."""
+    return _UNIT_IN_NAME.sub("", rest).replace("_ms_", "_").strip("_")
+
+
 def _group(name: str) -> str:
     return name.partition("/")[0]
 
@@ -186,6 +191,6 @@ def _rank(name: str) -> int:
 def _in_words(name: str, unit: str) -> str:
     group, _, rest = name.partition("/")
     if unit:  # it stands beside the value already
-        rest = _UNIT_IN_NAME.sub("", rest)
+        rest = _without_unit(rest)
     detail = rest.replace("_", " ").replace("rss", "RSS")
     return f"{group}: {detail}" if detail else group
