@@ -82,8 +82,8 @@ def interval_note(cost: CostFigures | None) -> str:
         return ""
     return (
         "Throughput is related by the median of the ratios of speeds within rounds that ran both "
-        f"models, with its {100 * LEVEL:g}% interval (no colour: it contains 1); the quotient of the two "
-        "columns may differ."
+        f"models, with its {100 * LEVEL:g}% interval (no colour: it contains 1); the quotient of "
+        "the two columns may differ."
     )
 
 
