@@ -424,9 +424,14 @@ def test_a_newer_run_without_samples_is_said(folder: Path, call: Any) -> None:
 def test_a_signal_leaves_no_running_run(
     folder: Path, sent: signal.Signals, code: int, call: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A process started in the background of a shell ignores SIGINT until it is told otherwise.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     # It arrives when most of the run is there.
     monkeypatch.setattr(lm_eval_runs, "log_evaluation", lambda *_, **__: os.kill(os.getpid(), sent))
-    assert call("log-lm-eval", folder)[0] == code
+    try:
+        assert call("log-lm-eval", folder)[0] == code
+    finally:
+        signal.signal(signal.SIGINT, before)
     (found,) = all_runs()
     assert found.info.status == "KILLED"
     assert KEY_TAG not in found.data.tags
