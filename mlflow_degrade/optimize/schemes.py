@@ -4,6 +4,9 @@ A scheme is an entry in `SCHEMES`: what it does in a line, the function that rew
 options, the operators that prove it did something, and where it should not be used. Everything
 else (caching, saving, reading back, comparing) is the same for all of them.
 
+Words after a scheme's name change its options, ``int4-weight-only-gptq-block64``: see
+`mlflow_degrade.optimize.scheme.Scheme.variants`.
+
 Number formats are too many for a table: ``simulated-<format>`` is a scheme for each that
 `mlflow_degrade.optimize.formats.names.parse_format` reads. More is rounded by what follows it:
 ``+ends`` (embedding and projection to the vocabulary), ``+act-int8`` (activations), ``+kv-int8``
@@ -13,15 +16,21 @@ Number formats are too many for a table: ``simulated-<format>`` is a scheme for 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..cache import cached_directory, require_space
-from ..errors import InputError, MissingExtraError, QuantizationError, UnknownNameError
-from ..runtime.providers import CPU, CUDA
+from ..cache import cached_directory, digest_json, require_space
+from ..errors import (
+    DegradeError,
+    InputError,
+    MissingExtraError,
+    QuantizationError,
+    UnknownNameError,
+)
+from ..runtime.providers import CPU, CUDA, TENSORRT
 from .agreement import agreement
+from .calibration import Calibration, calibration_texts
 from .dynamic import quantize_dynamically
 from .formats.names import parse_format
 from .half import convert_to_half
@@ -34,49 +43,25 @@ from .model_directory import (
 )
 from .onnx_files import load_graph, save_graph
 from .quiet_work import quiet_work
+from .scheme import Scheme
 from .simulate import simulate_format
 from .simulate_values import VALUE_ELEMENTS, require_value_element
-from .weight_only import quantize_weights
+from .static import CALIBRATIONS, quantize_statically
+from .weight_only import BLOCK_SIZES, quantize_weights
 
 # Raise when a scheme's code changes what it writes, so that older cache entries are not reused.
 _VERSION = 1
 
 
-@dataclass(frozen=True)
-class Scheme:
-    """One named optimization.
-
-    Attributes
-    ----------
-    name : str
-        What users write.
-    summary : str
-        One line for tables and help.
-    rewrite : callable or None
-        Changes an ``onnx.ModelProto`` in place, given `options`; returns findings for the
-        manifest. None for the identity.
-    options : mapping
-        Keyword arguments of `rewrite`; part of the key in the cache.
-    proof : tuple of str
-        Operators of which the result must contain at least one; empty where weights change type
-        only.
-    refused : mapping
-        Execution provider to the reason why the scheme should not be used there and what to use.
-    notes : mapping
-        Execution provider to a remark worth showing there.
-    simulated : bool
-        Whether weights are only rounded: the file is neither smaller nor faster.
-    """
-
-    name: str
-    summary: str
-    rewrite: Callable[..., dict[str, Any]] | None
-    options: Mapping[str, Any] = field(default_factory=dict)
-    proof: tuple[str, ...] = ()
-    refused: Mapping[str, str] = field(default_factory=dict)
-    notes: Mapping[str, str] = field(default_factory=dict)
-    simulated: bool = False
-
+_Variants = Mapping[str, Mapping[str, Any]]
+_BLOCKS: _Variants = {f"block{size}": {"block_size": size} for size in BLOCK_SIZES}
+_ROUNDED_BLOCKS: _Variants = {**_BLOCKS, "asym": {"symmetric": False}}
+_RANGES: _Variants = {method: {"calibration_method": method} for method in CALIBRATIONS}
+_NO_INTEGER_PRODUCTS = (
+    "its integer products have no CUDA kernels, and each would run in float between two "
+    "roundings: use 'int8-weight-only' or 'fp16'"
+)
+_CHOSEN_INTEGERS = {"bits": 4, "block_size": 32, "symmetric": False, "accuracy_level": 4}
 
 SCHEMES: Mapping[str, Scheme] = {
     scheme.name: scheme
@@ -94,6 +79,7 @@ SCHEMES: Mapping[str, Scheme] = {
             quantize_weights,
             {"bits": 8, "block_size": 32, "symmetric": True, "accuracy_level": 4},
             proof=("MatMulNBits",),
+            variants=_ROUNDED_BLOCKS,
         ),
         Scheme(
             "int4-weight-only",
@@ -101,6 +87,24 @@ SCHEMES: Mapping[str, Scheme] = {
             quantize_weights,
             {"bits": 4, "block_size": 32, "symmetric": True, "accuracy_level": 4},
             proof=("MatMulNBits",),
+            variants=_ROUNDED_BLOCKS,
+        ),
+        Scheme(
+            "int4-weight-only-hqq",
+            "the same with zero points fitted to the weights (HQQ)",
+            quantize_weights,
+            {**_CHOSEN_INTEGERS, "algorithm": "hqq"},
+            proof=("MatMulNBits",),
+            variants=_BLOCKS,
+        ),
+        Scheme(
+            "int4-weight-only-gptq",
+            "the same with integers fitted to what the layers compute on texts (GPTQ)",
+            quantize_weights,
+            {**_CHOSEN_INTEGERS, "algorithm": "gptq"},
+            proof=("MatMulNBits",),
+            calibrated=True,
+            variants=_BLOCKS,
         ),
         Scheme(
             "int8-dynamic",
@@ -110,9 +114,35 @@ SCHEMES: Mapping[str, Scheme] = {
             proof=("MatMulInteger", "DynamicQuantizeMatMul"),
             refused={
                 CUDA: "its integer products have no CUDA kernels and fall back to the CPU node by "
-                "node, many times slower than fp16: use 'int8-weight-only' or 'fp16'"
+                "node, many times slower than fp16: use 'int8-weight-only' or 'fp16'",
+                TENSORRT: "TensorRT takes no ranges found while running: use "
+                "'int8-static-symmetric'",
             },
             notes={CPU: "scores depend on the batch: samples are scored one at a time"},
+        ),
+        Scheme(
+            "int8-static",
+            "weights in 8 bits per channel, activations in 8 bits with ranges seen on texts",
+            quantize_statically,
+            {"calibration_method": "percentile", "symmetric": False},
+            proof=("QuantizeLinear",),
+            refused={
+                CUDA: _NO_INTEGER_PRODUCTS,
+                TENSORRT: "TensorRT takes no zero points: use 'int8-static-symmetric'",
+            },
+            calibrated=True,
+            variants=_RANGES,
+        ),
+        Scheme(
+            "int8-static-symmetric",
+            "the same without zero points for activations; for TensorRT",
+            quantize_statically,
+            {"calibration_method": "percentile", "symmetric": True},
+            proof=("QuantizeLinear",),
+            refused={CUDA: _NO_INTEGER_PRODUCTS},
+            notes={CPU: "made for TensorRT; 'int8-static' rounds activations more finely"},
+            calibrated=True,
+            variants=_RANGES,
         ),
     )
 }
@@ -158,10 +188,11 @@ def find_scheme(name: str, providers: tuple[str, ...] = (CPU,), *, force: bool =
     """
     if name.startswith(SIMULATED):
         return _simulated(name)
-    if name not in SCHEMES:
+    bases = [base for base in SCHEMES if name == base or name.startswith(f"{base}-")]
+    if not bases:
         hint = f"'{SIMULATED}<format>' rounds weights to a number format, e.g. '{SIMULATED}mxfp4'."
         raise UnknownNameError("scheme", name, SCHEMES, hint)
-    scheme = SCHEMES[name]
+    scheme = SCHEMES[max(bases, key=len)].variant(name)
     reason = scheme.refused.get(providers[0])
     if reason and not force:
         raise InputError(f"scheme {name!r} is refused on {providers[0]}: {reason}.")
@@ -198,6 +229,7 @@ def apply_scheme(
     *,
     providers: tuple[str, ...] = (CPU,),
     force: bool = False,
+    calibration: Sequence[str] | None = None,
     progress: bool = True,
 ) -> Path:
     """Make the candidate: apply a scheme to a float model directory.
@@ -213,6 +245,9 @@ def apply_scheme(
         Where the candidate is to run.
     force : bool
         Apply a scheme even where it is refused.
+    calibration : sequence of str, optional
+        Texts on which activations are observed, for schemes that need it; by default
+        `mlflow_degrade.optimize.calibration_prompts.CALIBRATION_PROMPTS`.
     progress : bool
         Show what is being done, on standard error.
 
@@ -225,7 +260,7 @@ def apply_scheme(
     Raises
     ------
     UnknownNameError, InputError
-        As `find_scheme`.
+        As `find_scheme`, and when calibration texts are too few.
     QuantizationError
         When the pass fails, changes nothing, saves nothing, or breaks the model.
     ParityError
@@ -245,8 +280,13 @@ def apply_scheme(
         )
     versions = {name: v for name, v in library_versions().items() if name.startswith("onnx")}
     key = [chosen.name, dict(chosen.options), _VERSION, base.digest, versions]
+    texts = calibration_texts(calibration) if chosen.calibrated else None
+    if texts is not None:
+        key.append(digest_json(texts))
     rewrite = chosen.rewrite
-    return cached_directory("scheme", key, lambda to: _apply(chosen, rewrite, base, to, progress))
+    return cached_directory(
+        "scheme", key, lambda to: _apply(chosen, rewrite, base, to, texts, progress)
+    )
 
 
 def _apply(
@@ -254,14 +294,18 @@ def _apply(
     rewrite: Callable[..., dict[str, Any]],
     base: ModelDirectory,
     target: Path,
+    texts: Sequence[str] | None,
     progress: bool,
 ) -> None:
     require_space(target, int(1.1 * base.size_bytes), f"making {scheme.name}")
     with quiet_work(f"Applying {scheme.name}", progress):
         model = load_graph(base.path)
         before = _operators(model)
+        observed = {} if texts is None else {"calibration": Calibration(base.path, texts)}
         try:
-            findings = rewrite(model, **scheme.options)
+            findings = rewrite(model, **scheme.options, **observed)
+        except DegradeError:
+            raise
         except ImportError as error:
             raise MissingExtraError(error.name or "onnxruntime", "cpu") from error
         except (ValueError, KeyError, TypeError, RuntimeError, AssertionError) as error:

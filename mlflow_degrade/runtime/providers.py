@@ -16,6 +16,7 @@ from ..errors import MissingExtraError, ModelError, ProviderUnavailableError, Un
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
 
 DEVICES = ("auto", "cpu", "cuda")
 """What `resolve_device` accepts."""

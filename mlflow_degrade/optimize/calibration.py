@@ -1,0 +1,192 @@
+"""Activations of a float model on real texts: what enters its matrix products.
+
+Passes that round with the data in mind (GPTQ, static int8) look at a model from outside: the
+tensors they ask for become outputs of a copy of its graph, and the texts run through it one at a
+time and unpadded, so that no padding is ever counted. The weights stay in the model's own file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from ..runtime.engine_graph import DerivedGraph
+from ..runtime.family import model_family
+from ..runtime.providers import CPU
+from ..runtime.session import decoder_inputs, open_derived, run_error
+from .calibration_prompts import CALIBRATION_PROMPTS
+from .onnx_files import load_graph
+
+MIN_TOKENS = 256
+"""Fewest tokens that say anything about the distribution of an activation."""
+
+_MAX_TOKENS = 256  # of one text: what is observed is kept whole for as long as the text runs
+_HESSIAN_BYTES = 1 << 30  # of sums that are held at once; more layers take more passes
+_ROWS = 1024  # tokens that are gathered before a product: small products waste the cores
+
+
+class Calibration:
+    """A float model directory and the texts on which it is observed.
+
+    Parameters
+    ----------
+    directory : path
+        A model directory in float32.
+    texts : sequence of str, optional
+        `mlflow_degrade.optimize.calibration_prompts.CALIBRATION_PROMPTS` by default. Each is cut
+        after 256 tokens.
+
+    Attributes
+    ----------
+    n_tokens : int
+        Tokens in all texts.
+
+    Raises
+    ------
+    InputError
+        When there is no text, or fewer than `MIN_TOKENS` tokens in all of them.
+    """
+
+    def __init__(self, directory: str | Path, texts: Sequence[str] | None = None) -> None:
+        self.directory = Path(directory)
+        chosen = calibration_texts(texts)
+        self._ids = _tokenize(self.directory, chosen)
+        self.n_tokens = sum(map(len, self._ids))
+        if self.n_tokens < MIN_TOKENS:
+            raise InputError(
+                f"the {len(chosen)} calibration texts have {self.n_tokens} tokens, the least is "
+                f"{MIN_TOKENS}: give more texts, of the kind that the model will read."
+            )
+
+    def observe(self, names: Sequence[str]) -> Iterator[Mapping[str, NDArray[np.float32]]]:
+        """Values of some tensors of the graph, text by text.
+
+        Parameters
+        ----------
+        names : sequence of str
+            Tensors of float32 whose last dimension is their width.
+
+        Yields
+        ------
+        mapping
+            Name to an array of shape (tokens, width).
+        """
+        from onnx import TensorProto, helper
+
+        model = load_graph(self.directory, weights=False)
+        given = {value.name for value in model.graph.output}
+        for name in names:
+            if name not in given:
+                value = helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+                model.graph.output.append(value)
+        derived = DerivedGraph(model.SerializeToString(), self.directory, "", False)
+        session = open_derived(derived, (CPU,))
+        empty = _empty_cache(session, self.directory)
+        for ids in self._ids:
+            feeds = _feeds(session, ids) | empty
+            try:
+                found = session.run(list(names), feeds)
+            except Exception as error:
+                raise run_error(error, self.directory) from error
+            yield {
+                name: value.reshape(-1, value.shape[-1])
+                for name, value in zip(names, found, strict=True)
+            }
+
+    def second_moments(
+        self, widths: Mapping[str, int]
+    ) -> Iterator[tuple[str, NDArray[np.float64]]]:
+        """Mean outer product of each tensor's rows with themselves.
+
+        Parameters
+        ----------
+        widths : mapping
+            Name of each tensor to its width.
+
+        Yields
+        ------
+        name : str
+        moment : ndarray of shape (width, width)
+        """
+        waiting = list(widths)
+        while waiting:
+            group, size = [waiting.pop(0)], 0
+            size = 8 * widths[group[0]] ** 2
+            while waiting and size + 8 * widths[waiting[0]] ** 2 <= _HESSIAN_BYTES:
+                size += 8 * widths[waiting[0]] ** 2
+                group.append(waiting.pop(0))
+            yield from self._moments(group, widths)
+
+    def _moments(
+        self, group: list[str], widths: Mapping[str, int]
+    ) -> Iterator[tuple[str, NDArray[np.float64]]]:
+        sums = {name: np.zeros((widths[name],) * 2) for name in group}
+        held: dict[str, list[NDArray[np.float32]]] = {name: [] for name in group}
+        count = 0
+
+        def add() -> None:
+            for name, parts in held.items():
+                rows = np.concatenate(parts)
+                sums[name] += rows.T @ rows
+                parts.clear()
+
+        for values in self.observe(group):
+            for name, rows in values.items():
+                held[name].append(rows)
+            count += len(rows)
+            if count >= _ROWS:
+                add()
+                count = 0
+        if count:
+            add()
+        for name in group:
+            yield name, sums.pop(name) / self.n_tokens
+
+
+def calibration_texts(texts: Sequence[str] | None = None) -> tuple[str, ...]:
+    """The texts to calibrate on: the given ones, or the package's own.
+
+    Raises
+    ------
+    InputError
+        When none was given in a list of texts.
+    """
+    chosen = CALIBRATION_PROMPTS if texts is None else tuple(texts)
+    if not chosen:
+        raise InputError(
+            "the calibration set is empty: give texts of the kind that the model will read, or "
+            "None for the package's own."
+        )
+    return chosen
+
+
+def _tokenize(directory: Path, texts: Sequence[str]) -> list[NDArray[np.int64]]:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    ids = tokenizer(list(texts), truncation=True, max_length=_MAX_TOKENS)["input_ids"]
+    return [np.asarray(i, np.int64) for i in ids if len(i) > 0]
+
+
+def _feeds(session: Any, ids: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    """Inputs for one text without padding and without a past."""
+    known = {
+        "input_ids": ids,
+        "attention_mask": np.ones_like(ids),
+        "position_ids": np.arange(len(ids), dtype=np.int64),
+        "token_type_ids": np.zeros_like(ids),
+    }
+    wanted = {value.name for value in session.get_inputs()}
+    return {name: value[None] for name, value in known.items() if name in wanted}
+
+
+def _empty_cache(session: Any, directory: Path) -> dict[str, NDArray[Any]]:
+    if model_family(directory) != "decoder":
+        return {}
+    cache = decoder_inputs(session, directory).cache
+    return {entry.name: np.zeros(entry.empty_shape(1), entry.dtype) for entry in cache}

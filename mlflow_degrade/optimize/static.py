@@ -1,0 +1,190 @@
+"""Static int8: weights in 8 bits per output channel, activations in 8 bits with fixed ranges.
+
+What a range is was decided beforehand, on real texts, so scores do not depend on the batch and no
+time goes into finding scales. What lies outside the range is cut off: activations with rare, very
+large values, which language models have, suffer from any choice.
+
+Pairs of ``QuantizeLinear`` and ``DequantizeLinear`` stand around the inputs of each product with a
+constant matrix; providers fuse them into integer kernels. Results are not rounded.
+"""
+
+from __future__ import annotations
+
+import io
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError, QuantizationError
+from .calibration import Calibration
+from .embeddings import narrow_embedding, untie_head
+from .weight_only import constant_products, replace_gemm
+
+CALIBRATIONS = ("minmax", "percentile", "entropy")
+"""How a range is chosen: all that was seen; all but 1 in 100,000 values; the range whose rounded
+histogram is closest to the whole one in KL divergence."""
+
+_PERCENTILE = 99.999
+_BINS = 2048
+_ENTROPY_BINS = 128
+
+
+@dataclass(frozen=True)
+class _Range:
+    """Scale and zero point of an activation."""
+
+    scale: np.float32
+    zero: int
+
+
+def quantize_statically(
+    model: Any, *, calibration_method: str, symmetric: bool, calibration: Calibration
+) -> dict[str, Any]:
+    """Round the inputs and weights of each ``MatMul`` by a constant matrix to 8 bits, in place.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+        With weights.
+    calibration_method : str
+        One of `CALIBRATIONS`.
+    symmetric : bool
+        Activations as signed integers without a zero point, which TensorRT requires, instead of
+        unsigned ones with a zero point, for which CPUs have kernels.
+    calibration : Calibration
+        The model and the texts on which ranges are observed.
+
+    Returns
+    -------
+    dict
+        Findings for the manifest.
+
+    Raises
+    ------
+    InputError
+        When there is no such calibration method.
+    QuantizationError
+        When the texts show NaN or infinity.
+    """
+    if calibration_method not in CALIBRATIONS:
+        raise InputError(
+            f"unknown calibration method {calibration_method!r}: use {', '.join(CALIBRATIONS)}."
+        )
+    untied = untie_head(model)
+    replace_gemm(model)
+    products = constant_products(model)
+    names = list(dict.fromkeys(node.input[0] for node, _ in products))
+    limits = _limits(calibration, names, calibration_method, symmetric)
+    for name in names:
+        low, high = limits[name]
+        _round_activation(model, name, _range(low, high, symmetric), symmetric)
+    for node, tensor in products:
+        _round_weight(model, node, tensor)
+    return {
+        "untied_head": untied,
+        "half_embeddings": narrow_embedding(model),
+        "calibration_tokens": calibration.n_tokens,
+    }
+
+
+def _limits(
+    calibration: Calibration, names: list[str], method: str, symmetric: bool
+) -> dict[str, tuple[float, float]]:
+    """Ends of the range of each activation."""
+    if not names:
+        return {}
+    seen = dict.fromkeys(names, (np.inf, -np.inf))
+    collector = None
+    if method != "minmax":
+        from onnxruntime.quantization.calibrate import HistogramCollector
+
+        collector = HistogramCollector(
+            method, symmetric, _BINS, _ENTROPY_BINS, _PERCENTILE, scenario="same"
+        )
+    for values in calibration.observe(names):
+        for name, rows in values.items():
+            low, high = float(rows.min()), float(rows.max())
+            if not np.isfinite((low, high)).all():
+                raise QuantizationError(
+                    f"{name} is NaN or infinite on the calibration texts: the model is broken."
+                )
+            seen[name] = min(seen[name][0], low), max(seen[name][1], high)
+        if collector is not None:
+            # One text at a time: the collector cannot stack texts of different length.
+            with redirect_stdout(io.StringIO()):  # it prints a line for each
+                collector.collect({name: [rows] for name, rows in values.items()})
+    if collector is None:
+        return seen
+    with redirect_stdout(io.StringIO()):
+        found = collector.compute_collection_result()
+    return {name: (float(found[name][0]), float(found[name][1])) for name in names}
+
+
+def _range(low: float, high: float, symmetric: bool) -> _Range:
+    """Scale and zero point for a range that is widened to include 0."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    if symmetric:
+        reach = max(-low, high) or 1.0
+        return _Range(np.float32(reach / 127), 0)
+    scale = (high - low) / 255 or 1.0
+    return _Range(np.float32(scale), int(np.clip(np.rint(-low / scale), 0, 255)))
+
+
+def _round_activation(model: Any, name: str, chosen: _Range, symmetric: bool) -> None:
+    """Put a pair of nodes behind `name`, which the products with constant matrices read."""
+    from onnx import helper
+
+    graph = model.graph
+    stored = {tensor.name for tensor in graph.initializer}
+    scale = _store(graph, f"{name}_scale", np.array(chosen.scale, np.float32))
+    kind = np.int8 if symmetric else np.uint8
+    zero = _store(graph, f"{name}_zero_point", np.array(chosen.zero, kind))
+    rounded, back = f"{name}_rounded", f"{name}_dequantized"
+    readers = [
+        node
+        for node in graph.node
+        if node.op_type == "MatMul" and node.input[0] == name and node.input[1] in stored
+    ]
+    place = next(i for i, node in enumerate(graph.node) if node.output == readers[0].output)
+    for node in readers:
+        node.input[0] = back
+    for step, (op, source, result) in enumerate(
+        (("QuantizeLinear", name, rounded), ("DequantizeLinear", rounded, back))
+    ):
+        made = helper.make_node(op, [source, scale, zero], [result], name=result)
+        graph.node.insert(place + step, made)
+
+
+def _round_weight(model: Any, node: Any, tensor: Any) -> None:
+    """Store a matrix in signed integers with a scale for each column."""
+    from onnx import helper, numpy_helper
+
+    graph = model.graph
+    matrix: NDArray[np.float32] = numpy_helper.to_array(tensor)
+    scales = (np.abs(matrix).max(axis=0) / 127).astype(np.float32)
+    scales[scales == 0] = 1.0
+    codes = np.clip(np.rint(matrix / scales), -127, 127).astype(np.int8)
+    name = tensor.name
+    back = f"{name}_dequantized"
+    if all(back not in other.output for other in graph.node):
+        inputs = [
+            _store(graph, f"{name}_Q8", codes),
+            _store(graph, f"{name}_scales", scales),
+            _store(graph, f"{name}_zero_points", np.zeros(len(scales), np.int8)),
+        ]
+        made = helper.make_node("DequantizeLinear", inputs, [back], name=back, axis=1)
+        place = next(i for i, other in enumerate(graph.node) if other.output == node.output)
+        graph.node.insert(place, made)
+    node.input[1] = back
+    if all(name not in other.input for other in graph.node):
+        graph.initializer.remove(tensor)
+
+
+def _store(graph: Any, name: str, values: NDArray[Any]) -> str:
+    from onnx import numpy_helper
+
+    graph.initializer.append(numpy_helper.from_array(values, name))
+    return name
