@@ -97,6 +97,8 @@ def half_quadratic(
     top = 2**bits - 1
     blocks = _cut(weights, block_size)
     low, high = blocks.min(-1), blocks.max(-1)
+    if whole_zeros:  # such a zero point is a code, so 0 must lie in the range
+        low, high = np.minimum(low, 0), np.maximum(high, 0)
     scales = ((high - low) / top).astype(np.float32)
     scales[scales == 0] = 1.0
     zeros = -low / scales
@@ -108,7 +110,10 @@ def half_quadratic(
         codes = _encode(blocks, scales, tried, bits)
         errors = blocks - (codes - tried[..., None]) * scales[..., None]
         loss = (np.abs(errors) ** _NORM).sum(-1)
-        chosen = np.where(loss < best, tried, chosen)
+        better = loss < best
+        if not better.any():
+            break
+        chosen = np.where(better, tried, chosen)
         best = np.minimum(loss, best)
         kept = _shrink(errors, beta)
         zeros = (codes - (blocks - kept) / scales[..., None]).mean(-1, dtype=np.float32)

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..runtime.encoder_text import EncoderText
 from ..runtime.engine_graph import DerivedGraph
 from ..runtime.family import model_family
 from ..runtime.providers import CPU
-from ..runtime.session import decoder_inputs, open_derived, run_error
+from ..runtime.session import decoder_inputs, open_derived, read_json, run_error
 from .calibration_prompts import CALIBRATION_PROMPTS
 from .onnx_files import load_graph
 
@@ -39,7 +40,7 @@ class Calibration:
         A model directory in float32.
     texts : sequence of str, optional
         `mlflow_degrade.optimize.calibration_prompts.CALIBRATION_PROMPTS` by default. Each is cut
-        after 256 tokens.
+        after 256 tokens, or as many as the model reads.
 
     Attributes
     ----------
@@ -166,11 +167,18 @@ def calibration_texts(texts: Sequence[str] | None = None) -> tuple[str, ...]:
 
 
 def _tokenize(directory: Path, texts: Sequence[str]) -> list[NDArray[np.int64]]:
-    from transformers import AutoTokenizer
+    config = read_json(directory, "config.json", needed=True)
+    if model_family(directory) == "decoder":
+        from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    ids = tokenizer(list(texts), truncation=True, max_length=_MAX_TOKENS)["input_ids"]
-    return [np.asarray(i, np.int64) for i in ids if len(i) > 0]
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        ids = tokenizer(list(texts), verbose=False)["input_ids"]
+        limit = int(config.get("max_position_embeddings") or _MAX_TOKENS)
+    else:
+        text = EncoderText(directory, config)
+        ids, limit = text.encode(texts)[0], text.max_length
+    limit = min(limit, _MAX_TOKENS)
+    return [np.asarray(i[:limit], np.int64) for i in ids if len(i) > 0]
 
 
 def _feeds(session: Any, ids: NDArray[np.int64]) -> dict[str, NDArray[Any]]:

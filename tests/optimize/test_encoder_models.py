@@ -33,6 +33,7 @@ def test_every_scheme_applies_and_says_what_it_costs(
     assert base.recipe[0]["task"] == task
     assert encoder_parity(tiny.source, base.path).max_abs_difference < 1e-5
     limits = {"fp16": 0.999, "int8-weight-only": 0.99, "int4-weight-only": 0.7}
+    limits |= {"int4-weight-only-hqq": 0.6, "int4-weight-only-gptq": 0.7}
     for scheme in SCHEMES:
         made = ModelDirectory.load(tiny.made(scheme))
         made.verify()

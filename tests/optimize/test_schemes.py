@@ -38,13 +38,21 @@ KL_BELOW = {
     "fp16": 1e-4,
     "int8-weight-only": 0.03,
     "int4-weight-only": 1.5,
+    "int4-weight-only-hqq": 1.5,
+    "int4-weight-only-gptq": 1.5,
     "int8-dynamic": 0.03,
+    "int8-static": 0.1,
+    "int8-static-symmetric": 0.1,
 }
 SMALLER_BY = {
     "fp16": 1.95,
     "int8-weight-only": 2.0,
     "int4-weight-only": 2.5,
+    "int4-weight-only-hqq": 2.5,
+    "int4-weight-only-gptq": 2.5,
     "int8-dynamic": 1.3,
+    "int8-static": 2.4,
+    "int8-static-symmetric": 2.4,
 }
 
 
