@@ -27,6 +27,8 @@ Matrix = NDArray[np.float32]
 # HQQ's own settings: the norm, the weight of the split and its growth, the iterations.
 _NORM, _BETA, _GROWTH, _ITERATIONS = 0.7, 10.0, 1.01, 20
 
+_CACHED = 1 << 16  # weights that are worked on at once: their intermediate results stay in cache
+
 # Ranges that are tried for each block: from all of it to 64% of it.
 _SHRINKS = np.linspace(1.0, 0.64, 10, dtype=np.float32)
 
@@ -94,22 +96,32 @@ def half_quadratic(
     Alternates between the errors, shrunk towards 0 by the proximal operator of the norm, and the
     zero point that leaves just them. Needs no data.
     """
-    top = 2**bits - 1
     blocks = _cut(weights, block_size)
+    rows = max(1, _CACHED // weights.shape[1])
+    fitted = [
+        _fit_zeros(blocks[start : start + rows], bits, whole_zeros)
+        for start in range(0, len(blocks), rows)
+    ]
+    scales, zeros = (np.concatenate(parts) for parts in zip(*fitted, strict=True))
+    return Blocks(_encode(blocks, scales, zeros, bits), scales, zeros)
+
+
+def _fit_zeros(blocks: Matrix, bits: int, whole: bool) -> tuple[Matrix, Matrix]:
+    """Scales and the best of the zero points that the iterations come by."""
+    top = 2**bits - 1
     low, high = blocks.min(-1), blocks.max(-1)
-    if whole_zeros:  # such a zero point is a code, so 0 must lie in the range
+    if whole:  # such a zero point is a code, so 0 must lie in the range
         low, high = np.minimum(low, 0), np.maximum(high, 0)
-    scales = ((high - low) / top).astype(np.float32)
+    scales = (high - low) / np.float32(top)
     scales[scales == 0] = 1.0
     zeros = -low / scales
-    best = np.full_like(scales, np.inf)
-    chosen = zeros
+    chosen, best = zeros, np.full_like(scales, np.inf)
     beta = _BETA
     for _ in range(_ITERATIONS):
-        tried = np.clip(np.rint(zeros), 0, top) if whole_zeros else zeros
+        tried = np.clip(np.rint(zeros), 0, top) if whole else zeros
         codes = _encode(blocks, scales, tried, bits)
         errors = blocks - (codes - tried[..., None]) * scales[..., None]
-        loss = (np.abs(errors) ** _NORM).sum(-1)
+        loss = (np.abs(errors) ** np.float32(_NORM)).sum(-1)
         better = loss < best
         if not better.any():
             break
@@ -118,8 +130,7 @@ def half_quadratic(
         kept = _shrink(errors, beta)
         zeros = (codes - (blocks - kept) / scales[..., None]).mean(-1, dtype=np.float32)
         beta *= _GROWTH
-    chosen = chosen.astype(np.float32)
-    return Blocks(_encode(blocks, scales, chosen, bits), scales, chosen)
+    return scales, chosen
 
 
 def gptq(
@@ -249,6 +260,6 @@ def _searched_grid(
 def _shrink(errors: Matrix, beta: float) -> Matrix:
     """Proximal operator of the norm: errors above a threshold, less a little ([2]_, eq. 4)."""
     size = np.abs(errors)
-    less = size - (size + 1e-8) ** (_NORM - 1) / beta
+    less = size - (size + np.float32(1e-8)) ** np.float32(_NORM - 1) / np.float32(beta)
     kept: Matrix = np.sign(errors) * np.maximum(less, 0)
     return kept

@@ -91,7 +91,7 @@ SCHEMES: Mapping[str, Scheme] = {
         ),
         Scheme(
             "int4-weight-only-hqq",
-            "the same with zero points fitted to the weights (HQQ)",
+            "the same with zero points fitted to the weights (HQQ); the vocabulary in 8 bits",
             quantize_weights,
             {**_CHOSEN_INTEGERS, "algorithm": "hqq"},
             proof=("MatMulNBits",),

@@ -82,14 +82,14 @@ def quantize_weights(
     if algorithm == "nearest":
         _nearest(model, bits, block_size, symmetric, accuracy_level)
     else:
-        solved: Iterable[tuple[Any, Blocks]]
+        solved: Iterable[tuple[Any, Blocks, int]]
         if algorithm == "gptq" and calibration is not None:
             findings["calibration_tokens"] = calibration.n_tokens
             solved = _solve_gptq(products, bits, block_size, calibration)
         else:
             solved = _solve_hqq(products, bits, block_size, _head_output(model))
-        for node, blocks in solved:
-            replace_product(model, node, blocks, bits, accuracy_level)
+        for node, blocks, used in solved:
+            replace_product(model, node, blocks, used, accuracy_level)
     findings["half_embeddings"] = narrow_embedding(model)
     return findings
 
@@ -135,17 +135,18 @@ def constant_products(model: Any) -> list[tuple[Any, Any]]:
 
 def _solve_hqq(
     products: list[tuple[Any, Any]], bits: int, block_size: int, head: str | None
-) -> Iterable[tuple[Any, Blocks]]:
+) -> Iterable[tuple[Any, Blocks, int]]:
     for node, tensor in products:
-        # Nothing may stand between the projection to the vocabulary and the logits but it: engines
-        # gather rows in front of it.
+        # Engines gather rows in front of the projection to the vocabulary, so it must be one
+        # product, which leaves it whole zero points. With 8 bits they suffice.
         whole = node.output[0] == head
-        yield node, half_quadratic(_rows(tensor), bits, block_size, whole_zeros=whole)
+        used = 8 if whole else bits
+        yield node, half_quadratic(_rows(tensor), used, block_size, whole_zeros=whole), used
 
 
 def _solve_gptq(
     products: list[tuple[Any, Any]], bits: int, block_size: int, calibration: Calibration
-) -> Iterable[tuple[Any, Blocks]]:
+) -> Iterable[tuple[Any, Blocks, int]]:
     readers: dict[str, list[tuple[Any, Any]]] = {}
     for node, tensor in products:
         readers.setdefault(node.input[0], []).append((node, tensor))
@@ -158,7 +159,8 @@ def _solve_gptq(
         starts = np.cumsum([0, *map(len, rows)])
         for (node, _), start, stop in zip(together, starts, starts[1:], strict=False):
             part = slice(int(start), int(stop))
-            yield node, Blocks(blocks.codes[part], blocks.scales[part], blocks.zeros[part])
+            found = Blocks(blocks.codes[part], blocks.scales[part], blocks.zeros[part])
+            yield node, found, bits
 
 
 def _rows(tensor: Any) -> Matrix:

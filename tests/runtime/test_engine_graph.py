@@ -34,7 +34,7 @@ GATHERS = {
     "fp16": "before MatMul",
     "int8-weight-only": "before MatMulNBits",
     "int4-weight-only": "before MatMulNBits",
-    "int4-weight-only-hqq": "before MatMulNBits",  # its head has whole zero points
+    "int4-weight-only-hqq": "before MatMulNBits",  # without offsets behind its head
     "int8-static": "before MatMul",
     "int8-dynamic": "between DynamicQuantizeLinear and MatMulInteger",
 }
