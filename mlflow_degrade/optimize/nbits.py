@@ -44,18 +44,22 @@ def replace_product(model: Any, node: Any, blocks: Blocks, bits: int, accuracy_l
     whole = bool((blocks.zeros == np.rint(blocks.zeros)).all())
     centred = whole and bool((blocks.zeros == middle).all())
 
-    def store(name: str, values: NDArray[Any]) -> str:
-        graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
-        return name
+    stored = {tensor.name for tensor in graph.initializer}
+    # Two products may read one matrix, and have been given different codes for it.
+    name = weight if f"{weight}_Q{bits}" not in stored else f"{weight}_{result}"
+
+    def store(key: str, values: NDArray[Any]) -> str:
+        graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), key))
+        return key
 
     inputs = [
         source,
-        store(f"{weight}_Q{bits}", pack(blocks.codes, bits)),
-        store(f"{weight}_scales", blocks.scales),
+        store(f"{name}_Q{bits}", pack(blocks.codes, bits)),
+        store(f"{name}_scales", blocks.scales),
     ]
     if whole and not centred:
         zeros = pack(blocks.zeros.astype(np.uint8)[:, None, :], bits)[:, 0]
-        inputs.append(store(f"{weight}_zero_points", zeros))
+        inputs.append(store(f"{name}_zero_points", zeros))
     attributes = {
         "K": n_blocks * block_size,
         "N": outputs,
@@ -76,7 +80,7 @@ def replace_product(model: Any, node: Any, blocks: Blocks, bits: int, accuracy_l
     if not whole:
         offsets = (middle - blocks.zeros) * blocks.scales
         ones = f"block_sums_{n_blocks}x{block_size}"
-        if all(tensor.name != ones for tensor in graph.initializer):
+        if ones not in stored:
             store(ones, np.kron(np.eye(n_blocks), np.ones((block_size, 1))).astype(np.float32))
         sums = f"{source}_{ones}"
         if all(sums not in other.output for other in graph.node):
@@ -85,7 +89,7 @@ def replace_product(model: Any, node: Any, blocks: Blocks, bits: int, accuracy_l
         nodes += [
             helper.make_node(
                 "MatMul",
-                [sums, store(f"{weight}_offsets", offsets.T)],
+                [sums, store(f"{name}_offsets", offsets.T)],
                 [offset],
                 name=f"{node.name}_offset",
             ),

@@ -130,6 +130,7 @@ SCHEMES: Mapping[str, Scheme] = {
                 CUDA: _NO_INTEGER_PRODUCTS,
                 TENSORRT: "TensorRT takes no zero points: use 'int8-static-symmetric'",
             },
+            notes={CPU: "for encoders and classifiers: language models lose much by fixed ranges"},
             calibrated=True,
             variants=_RANGES,
         ),

@@ -66,6 +66,31 @@ def run(
     return found
 
 
+def test_two_products_of_one_matrix_keep_their_own_codes(weights: NDArray[np.float32]) -> None:
+    import onnxruntime
+
+    value = helper.make_tensor_value_info
+    products = [helper.make_node("MatMul", ["x", "w"], [y], name=y) for y in ("first", "second")]
+    graph = helper.make_graph(
+        products,
+        "layers",
+        [value("x", TensorProto.FLOAT, [None, INPUTS])],
+        [value(y, TensorProto.FLOAT, [None, OUTPUTS]) for y in ("first", "second")],
+        [numpy_helper.from_array(np.ascontiguousarray(weights.T), "w")],
+    )
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, ir_version=10, opset_imports=opsets)
+    chosen = round_to_nearest(weights, 4, BLOCK), half_quadratic(weights, 4, BLOCK)
+    for node, blocks in zip(list(model.graph.node), chosen, strict=True):
+        replace_product(model, node, blocks, 4, accuracy_level=0)
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    rows = np.eye(INPUTS, dtype=np.float32)
+    for found, blocks in zip(session.run(None, {"x": rows}), chosen, strict=True):
+        np.testing.assert_allclose(found, blocks.weights().T, atol=1e-4)
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("make", ["nearest", "hqq", "hqq-whole", "gptq"])
 def test_the_kernel_computes_with_the_weights_that_were_chosen(
