@@ -185,7 +185,7 @@ def _reference(
     directory: str | Path, prompts: Sequence[str] | None, providers: tuple[str, ...]
 ) -> tuple[list[Logits], list[Tokens]]:
     """Logits of the reference on each text, and the texts' token ids."""
-    tokens = _tokenize(Path(directory), PARITY_PROMPTS if prompts is None else prompts)
+    tokens = prompt_tokens(Path(directory), PARITY_PROMPTS if prompts is None else prompts)
     model = open_forward(directory, providers)
     logits = list(_all_logits(model, tokens, str(directory), with_past=False))
     model.close()
@@ -206,8 +206,14 @@ def _compare(
     return Parity(largest, float(kl), float(same), positions)
 
 
-def _tokenize(directory: Path, prompts: Sequence[str]) -> list[Tokens]:
-    """Token ids of each prompt that has at least two."""
+def prompt_tokens(directory: Path, prompts: Sequence[str]) -> list[Tokens]:
+    """Token ids of each prompt that has at least two, cut after 128.
+
+    Raises
+    ------
+    InputError
+        When no prompt has two tokens.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import InputError, UnknownNameError
+from .exclusion import ExclusionRule
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Scheme:
         manifest. None for the identity.
     options : mapping
         Keyword arguments of `rewrite`; part of the key in the cache.
+    exclusion : ExclusionRule, optional
+        Decides which layers stay in float; `rewrite` takes their names as ``keep``.
     proof : tuple of str
         Operators of which the result must contain at least one; empty where weights change type
         only.
@@ -43,6 +46,7 @@ class Scheme:
     summary: str
     rewrite: Callable[..., dict[str, Any]] | None
     options: Mapping[str, Any] = field(default_factory=dict)
+    exclusion: ExclusionRule | None = None
     proof: tuple[str, ...] = ()
     refused: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)

@@ -15,6 +15,7 @@ Number formats are too many for a table: ``simulated-<format>`` is a scheme for 
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ from ..runtime.providers import CPU, CUDA, TENSORRT
 from .agreement import agreement
 from .calibration import Calibration, calibration_texts
 from .dynamic import quantize_dynamically
+from .exclusion import ExclusionRule
 from .formats.names import parse_format
 from .half import convert_to_half
 from .model_directory import (
@@ -44,6 +46,7 @@ from .model_directory import (
 from .onnx_files import load_graph, save_graph
 from .quiet_work import quiet_work
 from .scheme import Scheme
+from .sensitivity_report import SENSITIVITY_FILE
 from .simulate import simulate_format
 from .simulate_values import VALUE_ELEMENTS, require_value_element
 from .static import CALIBRATIONS, quantize_statically
@@ -108,9 +111,10 @@ SCHEMES: Mapping[str, Scheme] = {
         ),
         Scheme(
             "int8-dynamic",
-            "weights in 8 bits per channel, activations in 8 bits per tensor; for CPUs",
+            "weights in 8 bits per channel, activations in 8 bits per tensor, the most sensitive "
+            "layers in float; for CPUs",
             quantize_dynamically,
-            {"keep_contracting": 1.5},
+            exclusion=ExclusionRule(),
             proof=("MatMulInteger", "DynamicQuantizeMatMul"),
             refused={
                 CUDA: "its integer products have no CUDA kernels and fall back to the CPU node by "
@@ -280,10 +284,12 @@ def apply_scheme(
             f"{base.path} is already {base.scheme!r}: apply {scheme!r} to the export it came from."
         )
     versions = {name: v for name, v in library_versions().items() if name.startswith("onnx")}
-    key = [chosen.name, dict(chosen.options), _VERSION, base.digest, versions]
+    key: list[Any] = [chosen.name, dict(chosen.options), _VERSION, base.digest, versions]
     texts = calibration_texts(calibration) if chosen.calibrated else None
     if texts is not None:
         key.append(digest_json(texts))
+    if chosen.exclusion is not None:
+        key.append(chosen.exclusion.as_dict())
     rewrite = chosen.rewrite
     return cached_directory(
         "scheme", key, lambda to: _apply(chosen, rewrite, base, to, texts, progress)
@@ -299,12 +305,16 @@ def _apply(
     progress: bool,
 ) -> None:
     require_space(target, int(1.1 * base.size_bytes), f"making {scheme.name}")
+    options, excluded = dict(scheme.options), None
+    if scheme.exclusion is not None:
+        excluded = scheme.exclusion(base, scheme.name, rewrite, options, progress=progress)
+        options["keep"] = excluded.kept
     with quiet_work(f"Applying {scheme.name}", progress):
         model = load_graph(base.path)
         before = _operators(model)
         observed = {} if texts is None else {"calibration": Calibration(base.path, texts)}
         try:
-            findings = rewrite(model, **scheme.options, **observed)
+            findings = rewrite(model, **options, **observed)
         except DegradeError:
             raise
         except ImportError as error:
@@ -318,6 +328,10 @@ def _apply(
         del model
         _require_effect(scheme, base, target, after - before)
         copy_companions(base.path, target)
+        if excluded is not None:
+            text = json.dumps(excluded.report.to_dict(), indent=1) + "\n"
+            (target / SENSITIVITY_FILE).write_text(text, encoding="utf-8")
+            findings |= excluded.as_dict()
     with quiet_work(f"Comparing {scheme.name} with its source", progress):
         found = agreement(base.path, target)
     if found.broken is not None:

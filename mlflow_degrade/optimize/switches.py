@@ -24,11 +24,6 @@ def switch_name(layer: Layer) -> str:
     return _SWITCH + layer.name
 
 
-def is_switch(name: str) -> bool:
-    """Whether a graph input is a switch."""
-    return name.startswith(_SWITCH)
-
-
 def add_switches(model: Any, quantized: Any) -> tuple[Layer, ...]:
     """Give every layer of a float graph its quantized form as well, in place.
 
@@ -59,6 +54,8 @@ def add_switches(model: Any, quantized: Any) -> tuple[Layer, ...]:
     changed = []
     for layer in find_layers(model):
         part = _slice(layer.output, makers, shared)
+        if not part:
+            continue  # the scheme merged it with something else
         part.sort(key=lambda node: order[id(node)])
         names = {name for node in part for name in node.input if name in tensors}
         float_node = graph.node[nodes[layer.output]]

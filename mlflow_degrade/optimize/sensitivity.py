@@ -1,0 +1,81 @@
+"""Which layers of a model a scheme hurts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from ..errors import InputError, QuantizationError
+from .exclusion import RANKING_TEXTS
+from .layer_trials import LayerTrials
+from .model_directory import ModelDirectory
+from .prompts import PARITY_PROMPTS
+from .schemes import SCHEMES, find_scheme
+from .sensitivity_report import SensitivityReport, sensitivity_table
+
+
+def measure_sensitivity(
+    model_dir: str | Path,
+    scheme: str,
+    prompts: Collection[str] | None = None,
+    *,
+    single_layers: bool = True,
+    progress: bool = True,
+) -> SensitivityReport:
+    """Quantize layers one by one and kind by kind, and see how far the model moves.
+
+    Parameters
+    ----------
+    model_dir : path
+        A float model directory, from `mlflow_degrade.optimize.export.export_onnx` or
+        `mlflow_degrade.optimize.graph.optimize_graph`.
+    scheme : str
+        As `mlflow_degrade.optimize.schemes.find_scheme` takes it; layers that it would keep in
+        float are quantized here.
+    prompts : collection of str, optional
+        Texts to compare on, by default those that schemes rank layers by. Give no items of an
+        evaluation: what was tuned on them proves nothing on them.
+    single_layers : bool
+        Try every layer as well, not only every kind.
+    progress : bool
+        Show what is being done, on standard error.
+
+    Returns
+    -------
+    SensitivityReport
+
+    Raises
+    ------
+    UnknownNameError
+        There is no such scheme.
+    InputError
+        The scheme changes the type of the whole graph, or no prompt has two tokens.
+    QuantizationError
+        The model is quantized already, or the scheme changes none of its layers.
+    NonFiniteLogitsError
+        A layer breaks the model.
+
+    Notes
+    -----
+    Each answer is a forward pass of a graph that holds every layer in both forms. Answers are kept
+    in the cache by the model's content, the scheme's options and the prompts.
+    """
+    chosen = find_scheme(scheme, force=True)
+    if chosen.rewrite is None or not (chosen.proof or chosen.simulated):
+        fitting = [name for name, other in SCHEMES.items() if other.proof]
+        raise InputError(
+            f"scheme {scheme!r} does not quantize layers one by one: choose {', '.join(fitting)} "
+            "or a simulated one."
+        )
+    base = ModelDirectory.load(model_dir)
+    if not base.is_float:
+        raise QuantizationError(
+            f"{base.path} is already {base.scheme!r}: measure {scheme!r} on the export it came "
+            "from."
+        )
+    texts = RANKING_TEXTS if prompts is None else None
+    given = PARITY_PROMPTS if prompts is None else prompts
+    with LayerTrials(base, chosen.rewrite, chosen.options, given, progress=progress) as trials:
+        return sensitivity_table(
+            trials, scheme, texts=texts, single_layers=single_layers, progress=progress
+        )
