@@ -36,6 +36,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "Put lm-eval's output into MLflow.",
     ),
     "plan": ("mlflow_degrade.cli.plan:plan", "How many samples, and what they can detect."),
+    "sensitivity": (
+        "mlflow_degrade.cli.sensitivity:sensitivity",
+        "Show which layers a scheme hurts.",
+    ),
     "verify": (
         "mlflow_degrade.cli.verify:verify",
         "Compute a registered version's verdict again.",

@@ -6,15 +6,12 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from ..errors import InputError, ModelError, SameModelError
 from .output import whole_file, write_text
-
-if TYPE_CHECKING:
-    from ..optimize.source import SourceModel
+from .references import exported_folder
 
 _PLOTS = (".png", ".svg")
 
@@ -174,7 +171,7 @@ def _labelled(references: Sequence[str]) -> dict[str, Path]:
     check_same_work({reference: source.path for reference, source in sources.items()})
     folders: dict[str, Path] = {}
     for reference in references:
-        folder = _folder(sources[reference])
+        folder = exported_folder(sources[reference])
         for other, known in folders.items():
             if known == folder:
                 raise SameModelError(
@@ -187,16 +184,6 @@ def _labelled(references: Sequence[str]) -> dict[str, Path]:
         name if names.count(name) == 1 else reference: folder
         for name, (reference, folder) in zip(names, folders.items(), strict=True)
     }
-
-
-def _folder(source: SourceModel) -> Path:
-    from ..optimize.export import export_onnx
-    from ..optimize.graph import optimize_graph
-
-    # A finished directory is measured as it is; anything else as the recipes would export it.
-    if source.layout == "onnx":
-        return source.path.resolve()
-    return optimize_graph(export_onnx(source))
 
 
 def _name(reference: str, folder: Path) -> str:

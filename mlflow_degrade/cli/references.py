@@ -5,13 +5,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from ..errors import InputError, SameModelError
 from ..readers import READERS, ReaderNote, read_samples
 from ..scores import SampleScores
+
+if TYPE_CHECKING:
+    from ..optimize.source import SourceModel
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -92,3 +95,20 @@ def parse_option(option: str) -> tuple[str, str]:
     if not equals or not key:
         raise InputError(f"option {option!r} is not of the form KEY=VALUE.")
     return key.replace("-", "_"), value
+
+
+def model_folder(reference: str) -> Path:
+    """The model directory that a word names; what is no such directory is exported first."""
+    from ..optimize.source import resolve_model
+
+    return exported_folder(resolve_model(reference))
+
+
+def exported_folder(source: SourceModel) -> Path:
+    """The model directory of a model, exported as the recipes would where it is not one yet."""
+    from ..optimize.export import export_onnx
+    from ..optimize.graph import optimize_graph
+
+    if source.layout == "onnx":
+        return source.path.resolve()
+    return optimize_graph(export_onnx(source))

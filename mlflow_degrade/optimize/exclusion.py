@@ -15,7 +15,8 @@ from typing import Any
 from .layer_trials import LayerTrials, Rewrite
 from .model_directory import ModelDirectory
 from .quiet_work import counted_work
-from .sensitivity_report import SensitivityReport, sensitivity_table
+from .sensitivity_report import SensitivityReport
+from .sensitivity_table import sensitivity_table
 
 RANKING_TEXTS = 4
 """Texts that layers are ranked by: single layers differ by orders of magnitude."""

@@ -19,6 +19,7 @@ from ..cache import digest_directory
 from ..errors import ModelError
 from ..runtime.family import MODULES_FILE
 from .onnx_files import GRAPH_FILE, WEIGHTS_FILE
+from .sensitivity_report import SENSITIVITY_FILE, SensitivityReport
 
 MANIFEST_FILE = "degrade.json"
 
@@ -117,6 +118,14 @@ class ModelDirectory:
         """
         found = self.recipe[-1].get("simulated_bytes") if self.recipe else None
         return None if found is None else int(found)
+
+    @property
+    def sensitivity(self) -> SensitivityReport | None:
+        """The table that its scheme chose layers by; None where it chose none."""
+        file = self.path / SENSITIVITY_FILE
+        if not file.is_file():
+            return None
+        return SensitivityReport.from_dict(json.loads(file.read_text(encoding="utf-8")))
 
     def verify(self) -> None:
         """Raise `ModelError` when any file differs from what was finished."""

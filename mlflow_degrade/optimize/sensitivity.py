@@ -7,11 +7,12 @@ from pathlib import Path
 
 from ..errors import InputError, QuantizationError
 from .exclusion import RANKING_TEXTS
-from .layer_trials import LayerTrials
+from .layer_trials import LayerTrials, Rewrite
 from .model_directory import ModelDirectory
 from .prompts import PARITY_PROMPTS
-from .schemes import SCHEMES, find_scheme
-from .sensitivity_report import SensitivityReport, sensitivity_table
+from .schemes import SCHEMES, Scheme, find_scheme
+from .sensitivity_report import SensitivityReport
+from .sensitivity_table import sensitivity_table
 
 
 def measure_sensitivity(
@@ -60,13 +61,7 @@ def measure_sensitivity(
     Each answer is a forward pass of a graph that holds every layer in both forms. Answers are kept
     in the cache by the model's content, the scheme's options and the prompts.
     """
-    chosen = find_scheme(scheme, force=True)
-    if chosen.rewrite is None or not (chosen.proof or chosen.simulated):
-        fitting = [name for name, other in SCHEMES.items() if other.proof]
-        raise InputError(
-            f"scheme {scheme!r} does not quantize layers one by one: choose {', '.join(fitting)} "
-            "or a simulated one."
-        )
+    chosen, rewrite = require_layerwise(scheme)
     base = ModelDirectory.load(model_dir)
     if not base.is_float:
         raise QuantizationError(
@@ -75,7 +70,27 @@ def measure_sensitivity(
         )
     texts = RANKING_TEXTS if prompts is None else None
     given = PARITY_PROMPTS if prompts is None else prompts
-    with LayerTrials(base, chosen.rewrite, chosen.options, given, progress=progress) as trials:
+    with LayerTrials(base, rewrite, chosen.options, given, progress=progress) as trials:
         return sensitivity_table(
             trials, scheme, texts=texts, single_layers=single_layers, progress=progress
         )
+
+
+def require_layerwise(scheme: str) -> tuple[Scheme, Rewrite]:
+    """A scheme that quantizes layers one by one, and its function.
+
+    Raises
+    ------
+    UnknownNameError
+        There is no such scheme.
+    InputError
+        It changes the type of the whole graph, or nothing.
+    """
+    chosen = find_scheme(scheme, force=True)
+    if chosen.rewrite is None or not (chosen.proof or chosen.simulated):
+        fitting = [name for name, other in SCHEMES.items() if other.proof]
+        raise InputError(
+            f"scheme {scheme!r} does not quantize layers one by one: choose {', '.join(fitting)} "
+            "or a simulated one."
+        )
+    return chosen, chosen.rewrite

@@ -114,6 +114,7 @@ def make_models(
     from ..optimize.model_directory import ModelDirectory
     from ..optimize.schemes import apply_scheme, find_scheme
     from ..optimize.source import resolve_model
+    from ..tracking.sensitivity import log_sensitivity
 
     with step(f"Resolve, export and optimize {model}"):
         exported = optimize_graph(export_onnx(resolve_model(model)))
@@ -128,6 +129,10 @@ def make_models(
                 f"note: the format is simulated. {made.simulated_bytes / 1e6:.0f} MB is what it "
                 "would take; this file is no smaller and no faster than the export"
             )
+        if made.sensitivity is not None:
+            kept = made.recipe[-1]["kept_in_float"]
+            say(f"{len(kept)} of {len(made.sensitivity.layers)} layers stay in float")
+            log_sensitivity(made.sensitivity)
         if note := chosen.notes.get(providers[0]):
             say(f"note: {note}")
     if baseline is not None:
