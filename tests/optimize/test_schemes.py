@@ -12,8 +12,7 @@ from tiny_models import SENTENCES
 
 from mlflow_degrade.cache import cache_root
 from mlflow_degrade.errors import InputError, ParityError, QuantizationError, UnknownNameError
-from mlflow_degrade.optimize.dynamic import contracting_layers
-from mlflow_degrade.optimize.embeddings import head_node, untie_head
+from mlflow_degrade.optimize.embeddings import head_node
 from mlflow_degrade.optimize.export import export_onnx
 from mlflow_degrade.optimize.forward import OnnxForward
 from mlflow_degrade.optimize.model_directory import ModelDirectory
@@ -33,7 +32,7 @@ from mlflow_degrade.runtime.providers import CPU, CUDA
 REDUCED = [name for name, scheme in SCHEMES.items() if scheme.rewrite is not None]
 
 # Mean KL in nats on the tiny model, and float bytes over scheme bytes of its weight file. The KLs
-# were measured (fp16 1.4e-5, int8 .0066, int4 .53, dynamic .0048) and have room for other CPUs.
+# were measured (fp16 1.4e-5, int8 .0066, int4 .53, dynamic .012) and have room for other CPUs.
 KL_BELOW = {
     "fp16": 1e-4,
     "int8-weight-only": 0.03,
@@ -127,19 +126,10 @@ def test_every_product_with_a_constant_matrix_is_quantized(name: str, tiny_base:
     assert not [n for n in graph.graph.node if n.op_type == "MatMul" and n.input[1] in stored]
 
 
-def test_dynamic_keeps_what_contracts_in_float(tiny_base: Path) -> None:
-    graph = load_graph(tiny_base)
-    untie_head(graph)
-    kept = contracting_layers(graph, 1.5)
-    parts = ("down_proj", "k_proj", "v_proj")
-    assert sorted(kept) == sorted(
-        n.name
-        for n in graph.graph.node
-        if n.op_type == "MatMul" and any(part in n.name for part in parts)
-    )
+def test_dynamic_keeps_nothing_in_float_where_nothing_hurts(tiny_base: Path) -> None:
     made = ModelDirectory.load(apply_scheme(tiny_base, "int8-dynamic", progress=False))
-    assert made.recipe[-1]["kept_in_float"] == kept
-    assert made.recipe[-1]["nodes"] == {"MatMulInteger": 15 - len(kept)}
+    assert made.recipe[-1]["kept_in_float"] == []
+    assert made.recipe[-1]["nodes"] == {"MatMulInteger": 15}
 
 
 def test_biased_layers_are_quantized_too(tmp_path: Path) -> None:
