@@ -1,0 +1,90 @@
+"""What the schemes make of the starter model: size, speed and distance, side by side.
+
+    python benchmarks/schemes.py
+    python benchmarks/schemes.py int8-dynamic int8-weight-only --seconds 120
+
+Prints the table of docs/schemes.md. All models are loaded into one process and run in rounds, in
+random order, and speeds are ratios to fp32 within rounds: see docs/bench.md. KL and top-1 agreement
+are those of the saved file on the parity texts, as its manifest records them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+
+import click
+
+from mlflow_degrade.evaluation.progress import progress_bar
+from mlflow_degrade.optimize.export import export_onnx
+from mlflow_degrade.optimize.graph import optimize_graph
+from mlflow_degrade.optimize.model_directory import ModelDirectory
+from mlflow_degrade.optimize.schemes import SCHEMES, apply_scheme
+from mlflow_degrade.optimize.source import resolve_model
+from mlflow_degrade.runtime.benchmark_results import BenchmarkReport
+from mlflow_degrade.runtime.cost import measure_cost
+from mlflow_degrade.runtime.machine import processor_name
+from mlflow_degrade.runtime.providers import CPU
+
+BASELINE = "fp32"
+
+
+def make(names: Sequence[str]) -> dict[str, Path]:
+    """The starter model under every scheme, the float one first."""
+    base = optimize_graph(export_onnx(resolve_model("starter")))
+    return {name: apply_scheme(base, name) for name in (BASELINE, *names)}
+
+
+def speeds(report: BenchmarkReport, name: str) -> list[str]:
+    """Prefill and decode of a scheme as times the baseline's speed, with intervals."""
+    found = []
+    for phase in ("prefill", "decode"):
+        for speed in report.ratios():
+            if (speed.label, speed.phase) == (name, phase):
+                ratio = speed.ratio
+                found.append(f"{ratio.estimate:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]")
+    return found
+
+
+def row(report: BenchmarkReport, name: str, folder: Path) -> str:
+    """One line of the table."""
+    made = ModelDirectory.load(folder)
+    size = f"| `{name}` | {made.size_bytes / 1e6:.0f} "
+    if name == BASELINE:
+        return size + "| 1 | 1 | 0 | 100% |"
+    agreement = made.manifest["parity"]
+    cells = [*speeds(report, name), f"{agreement['mean_kl']:.2g}"]
+    return size + f"| {' | '.join(cells)} | {agreement['top1_agreement']:.1%} |"
+
+
+@click.command()
+@click.argument("names", nargs=-1)
+@click.option("--seconds", default=60.0, show_default=True, help="Time for rounds.")
+@click.option("--length", default=128, show_default=True, help="Tokens of the prompt.")
+@click.option("--new-tokens", default=16, show_default=True, help="Tokens generated after it.")
+def main(names: tuple[str, ...], seconds: float, length: int, new_tokens: int) -> None:
+    """Print a row for each named scheme, or for all of them."""
+    folders = make(names or tuple(SCHEMES))
+    with progress_bar("Measuring", sys.stderr.isatty()) as tell:
+        report = measure_cost(
+            folders,
+            lengths=[length],
+            new_tokens=new_tokens,
+            device="cpu",
+            seconds=seconds,
+            on_progress=tell,
+        )
+    print(
+        f"{date.today():%Y-%m-%d}, {processor_name(CPU)}, {report.threads} thread(s), "
+        f"{report.rounds} rounds, one prompt of {length} tokens\n"
+    )
+    print("| scheme | MB | × prefill [95%] | × decode [95%] | mean KL in nats | top-1 agreement |")
+    print("|---|---|---|---|---|---|")
+    for name, folder in folders.items():
+        print(row(report, name, folder), flush=True)
+
+
+if __name__ == "__main__":
+    main()
