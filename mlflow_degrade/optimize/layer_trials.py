@@ -158,12 +158,15 @@ class LayerTrials:
         if not self._journal.is_file():
             return
         content = self._journal.read_bytes()
-        # Whatever follows the last line break was being written when the process died.
-        for line in content[: content.rfind(b"\n") + 1].splitlines():
+        if not content.endswith(b"\n"):
+            # A process died while it wrote its last line: what is written next must not join it.
+            with self._journal.open("ab") as stream:
+                stream.write(b"\n")
+        for line in content.splitlines():
             try:
                 found = json.loads(line)
             except ValueError:
-                continue  # the torn line of an earlier process, continued by a later one
+                continue
             if isinstance(found[0], list):
                 self._layers = tuple(Layer(*values) for values in found)
             else:
