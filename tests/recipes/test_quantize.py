@@ -168,6 +168,8 @@ def test_every_scheme_reaches_a_verdict(store: MlflowClient, workshop: Path, sch
         side: json.loads(mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/evaluation.json"))
         for side, run in _children(store, outcome.run_id).items()
     }
+    logged = {item.path for item in store.list_artifacts(outcome.run_id)}
+    assert ("sensitivity.png" in logged) == (scheme == "int8-dynamic")
     assert facts["baseline"]["path"] == facts["candidate"]["path"]
     for side in facts:
         probe = facts[side]["probe"]
