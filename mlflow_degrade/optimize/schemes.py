@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -307,22 +308,15 @@ def _apply(
     require_space(target, int(1.1 * base.size_bytes), f"making {scheme.name}")
     options, excluded = dict(scheme.options), None
     if scheme.exclusion is not None:
-        excluded = scheme.exclusion(base, scheme.name, rewrite, options, progress=progress)
+        with library_errors(scheme.name, base):
+            excluded = scheme.exclusion(base, scheme.name, rewrite, options, progress=progress)
         options["keep"] = excluded.kept
     with quiet_work(f"Applying {scheme.name}", progress):
         model = load_graph(base.path)
         before = _operators(model)
         observed = {} if texts is None else {"calibration": Calibration(base.path, texts)}
-        try:
+        with library_errors(scheme.name, base):
             findings = rewrite(model, **options, **observed)
-        except DegradeError:
-            raise
-        except ImportError as error:
-            raise MissingExtraError(error.name or "onnxruntime", "cpu") from error
-        except (ValueError, KeyError, TypeError, RuntimeError, AssertionError) as error:
-            raise QuantizationError(
-                f"{scheme.name} failed on {base.path}: {type(error).__name__}: {error}"
-            ) from error
         after = _operators(model)
         save_graph(model, target)
         del model
@@ -347,6 +341,21 @@ def _apply(
         recipe=[*base.recipe, step],
         parity={"reference": "before the pass", **found.as_dict()},
     )
+
+
+@contextmanager
+def library_errors(scheme: str, base: ModelDirectory) -> Iterator[None]:
+    """Raise what libraries raise while they quantize `base` as errors of this package."""
+    try:
+        yield
+    except DegradeError:
+        raise
+    except ImportError as error:
+        raise MissingExtraError(error.name or "onnxruntime", "cpu") from error
+    except (ValueError, KeyError, TypeError, RuntimeError, AssertionError) as error:
+        raise QuantizationError(
+            f"{scheme} failed on {base.path}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _require_effect(

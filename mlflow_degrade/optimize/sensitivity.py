@@ -10,7 +10,7 @@ from .exclusion import RANKING_TEXTS
 from .layer_trials import LayerTrials, Rewrite
 from .model_directory import ModelDirectory
 from .prompts import PARITY_PROMPTS
-from .schemes import SCHEMES, Scheme, find_scheme
+from .schemes import SCHEMES, Scheme, find_scheme, library_errors
 from .sensitivity_report import SensitivityReport
 from .sensitivity_table import sensitivity_table
 
@@ -70,7 +70,10 @@ def measure_sensitivity(
         )
     texts = RANKING_TEXTS if prompts is None else None
     given = PARITY_PROMPTS if prompts is None else prompts
-    with LayerTrials(base, rewrite, chosen.options, given, progress=progress) as trials:
+    with (
+        library_errors(scheme, base),
+        LayerTrials(base, rewrite, chosen.options, given, progress=progress) as trials,
+    ):
         return sensitivity_table(
             trials, scheme, texts=texts, single_layers=single_layers, progress=progress
         )

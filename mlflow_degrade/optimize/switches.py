@@ -69,7 +69,10 @@ def add_switches(model: Any, quantized: Any) -> tuple[Layer, ...]:
         graph.node[nodes[layer.output]].CopyFrom(_either(layer, float_node, part, names))
         changed.append(layer)
     if not changed:
-        raise QuantizationError("the scheme changes no product with a constant matrix.")
+        raise QuantizationError(
+            "the scheme quantized nothing: it changes no product with a constant matrix. Apply it "
+            "to a float export."
+        )
     _add_inputs(graph, changed)
     domains = {o.domain for o in model.opset_import}
     model.opset_import.extend(o for o in quantized.opset_import if o.domain not in domains)
