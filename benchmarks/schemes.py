@@ -62,9 +62,12 @@ def row(report: BenchmarkReport, name: str, folder: Path) -> str:
 @click.command()
 @click.argument("names", nargs=-1)
 @click.option("--seconds", default=60.0, show_default=True, help="Time for rounds.")
+@click.option("--threads", type=click.IntRange(min=1), help="Per operator; all by default.")
 @click.option("--length", default=128, show_default=True, help="Tokens of the prompt.")
 @click.option("--new-tokens", default=16, show_default=True, help="Tokens generated after it.")
-def main(names: tuple[str, ...], seconds: float, length: int, new_tokens: int) -> None:
+def main(
+    names: tuple[str, ...], seconds: float, threads: int | None, length: int, new_tokens: int
+) -> None:
     """Print a row for each named scheme, or for all of them."""
     folders = make(names or tuple(SCHEMES))
     with progress_bar("Measuring", sys.stderr.isatty()) as tell:
@@ -73,6 +76,7 @@ def main(names: tuple[str, ...], seconds: float, length: int, new_tokens: int) -
             lengths=[length],
             new_tokens=new_tokens,
             device="cpu",
+            threads=threads,
             seconds=seconds,
             on_progress=tell,
         )
