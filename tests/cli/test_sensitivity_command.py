@@ -48,7 +48,7 @@ def test_standard_output_holds_the_json_and_nothing_else(here: Path, call: Call)
         (["models/fp32", "--scheme", "fp16"], "does not quantize layers one by one"),
         (["models/fp32", "--scheme", "int8-dynamo"], "did you mean 'int8-dynamic'"),
         (["models/fp32", "--plot", "x.txt"], "must end in .png"),
-        (["models/fp33"], "did you mean"),
+        (["./models/fp33"], "did you mean models/fp32"),
         (["models/int8"], "already 'int8-weight-only'"),
         (["models/fp32", "--top", "0"], "--top"),
     ],

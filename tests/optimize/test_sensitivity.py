@@ -84,7 +84,7 @@ def test_part_of_the_switches_is_the_model_with_the_others_kept(
     assert {n.name for n in graph.graph.node if n.op_type == "MatMul"} >= kept
     save_graph(graph, tmp_path)
     copy_companions(tiny_base, tmp_path)
-    assert distance == pytest.approx(parity(tiny_base, tmp_path, SENTENCES).mean_kl, rel=0.05)
+    assert distance == pytest.approx(parity(tiny_base, tmp_path, SENTENCES).mean_kl, rel=0.15)
 
 
 def test_kinds_and_single_layers_are_all_there(tiny_base: Path) -> None:
