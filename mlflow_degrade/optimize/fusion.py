@@ -1,0 +1,360 @@
+"""Attention, norms and rotary embeddings of a decoder as one node each.
+
+An exported decoder spells attention out: dozens of nodes a layer, most of them arithmetic on
+shapes, and keys and values copied for every query head that shares them. Since opset 23 ONNX has
+operators for the whole of it: ``Attention`` (grouped queries, any mask, a past that goes in and
+comes out), ``RotaryEmbedding`` and ``RMSNormalization``. They take what the scoring engine needs:
+padded batches, positions of one's own, several new tokens on top of a past in every row of a batch.
+(onnxruntime's ``GroupQueryAttention`` continues a past with several tokens for one row only, and
+its ``MultiHeadAttention`` wants keys and values repeated for every head.)
+
+Only what is recognized for certain is replaced; a graph of another family stays as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from graphlib import CycleError
+from typing import Any
+
+from .wiring import Wiring, attribute
+
+_OPSET, _OLDEST = 23, 18
+_IR = 11  # the first that goes with opset 23
+_HEADS_FIRST = [0, 2, 1, 3]  # [batch, length, heads, size] <-> [batch, heads, length, size]
+
+
+@dataclass(frozen=True)
+class Fused:
+    """What `fuse_decoder` replaced.
+
+    Attributes
+    ----------
+    attention : int
+        Attention layers that are one node now.
+    rotary : int
+        Rotary embeddings of queries or keys.
+    norms : int
+        RMS norms.
+    reason : str
+        Why nothing was replaced; empty if something was.
+    """
+
+    attention: int = 0
+    rotary: int = 0
+    norms: int = 0
+    reason: str = ""
+
+
+def fuse_decoder(model: Any) -> Fused:
+    """Replace attention, rotary embeddings and RMS norms by operators of ONNX opset 23, in place.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+        A decoder with a key-value cache, after constant folding; its weights may be absent.
+
+    Returns
+    -------
+    Fused
+        Where not a single attention was recognized the model is unchanged.
+
+    References
+    ----------
+    Operators ``Attention``, ``RotaryEmbedding`` and ``RMSNormalization`` of ONNX 1.18. Grouped
+    queries: Ainslie et al., "GQA", 2023, arXiv:2305.13245. Rotary embeddings: Su et al.,
+    "RoFormer", 2021, arXiv:2104.09864. RMS norms: Zhang and Sennrich, 2019, arXiv:1910.07467.
+    """
+    if all(value.name != "logits" for value in model.graph.output):
+        return Fused(reason="the model is no decoder")
+    opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
+    if opset < _OLDEST:
+        return Fused(reason=f"the graph uses ONNX opset {opset}, fusing needs {_OLDEST} or newer")
+    fusing = _Fusing(Wiring(model.graph))
+    try:
+        found = fusing.run()
+    except CycleError:
+        return Fused(reason="the mask depends on keys in a way that is not recognized")
+    if not found.reason:
+        for entry in model.opset_import:
+            if entry.domain in ("", "ai.onnx"):
+                # From 18 to 23 the operators only gained types and attributes with defaults.
+                entry.version = max(entry.version, _OPSET)
+        model.ir_version = max(model.ir_version, _IR)
+    return found
+
+
+class _Fusing:
+    """Patterns, each from the tensor that a new node is to make back to what it reads."""
+
+    def __init__(self, wiring: Wiring) -> None:
+        self._wiring = wiring
+        self._halves: dict[str, str] = {}
+        self._masks: dict[str, str] = {}
+
+    def run(self) -> Fused:
+        """Replace what matches and write the graph."""
+        nodes = self._wiring.nodes()
+        norms = sum(map(self._norm, nodes))
+        rotary = sum(map(self._rotary, nodes))
+        attention = sum(map(self._attention, nodes))
+        if not attention:
+            return Fused(reason="no attention of a form that is recognized")
+        self._wiring.write()
+        return Fused(attention, rotary, norms)
+
+    def _norm(self, node: Any) -> bool:
+        """``weight * (x / sqrt(mean(x * x) + epsilon))``."""
+        wiring = self._wiring
+        if node.op_type != "Mul" or (found := wiring.either(node, "Div")) is None:
+            return False
+        divided, weight = found
+        root = wiring.maker(divided.input[1], "Sqrt")
+        shifted = root and wiring.maker(root.input[0], "Add")
+        averaged = shifted and wiring.either(shifted, "ReduceMean")
+        if not averaged:
+            return False
+        mean, epsilon = averaged[0], wiring.number(averaged[1])
+        square = wiring.maker(mean.input[0], "Pow")
+        data = divided.input[0]
+        if (
+            epsilon is None
+            or square is None
+            or square.input[0] != data
+            or wiring.number(square.input[1]) != 2
+            or attribute(mean, "keepdims") == 0
+            or len(mean.input) < 2
+            or wiring.integers(mean.input[1]) != [-1]
+            or not self._is_vector(weight)
+        ):
+            return False
+        wiring.put("RMSNormalization", [data, weight], [node.output[0]], axis=-1, epsilon=epsilon)
+        return True
+
+    def _is_vector(self, name: str) -> bool:
+        """Whether it is a weight with one dimension, or one more than such a weight (Gemma)."""
+        wiring = self._wiring
+        if (added := wiring.maker(name, "Add")) is not None:
+            numbers = [i for i in added.input if wiring.number(i) is not None]
+            rest = [i for i in added.input if i not in numbers]
+            return len(rest) == 1 and wiring.rank(rest[0]) == 1
+        return wiring.rank(name) == 1
+
+    def _rotary(self, node: Any) -> bool:
+        """``x * cos + rotated(x) * sin``, with the halves of x exchanged and one negated."""
+        wiring = self._wiring
+        if node.op_type != "Add":
+            return False
+        for one, other in (node.input, reversed(node.input)):
+            plain, turned = wiring.maker(one, "Mul"), wiring.maker(other, "Mul")
+            if plain is None or turned is None:
+                continue
+            rotated = wiring.either(turned, "Concat")
+            data = rotated and self._unrotated(rotated[0])
+            if not rotated or not data or data not in plain.input:
+                continue
+            cosine = plain.input[0] if plain.input[1] == data else plain.input[1]
+            caches = [self._half(name, kind) for name, kind in ((cosine, "Cos"), (rotated[1], "Sin"))]
+            if all(caches):
+                wiring.put("RotaryEmbedding", [data, *map(str, caches)], [node.output[0]])
+                return True
+        return False
+
+    def _unrotated(self, joined: Any) -> str | None:
+        """What ``concat(-x[half:], x[:half])`` was made of."""
+        wiring = self._wiring
+        if attribute(joined, "axis") not in (-1, 3) or len(joined.input) != 2:
+            return None
+        negated, head = wiring.maker(joined.input[0], "Neg"), wiring.maker(joined.input[1], "Slice")
+        tail = negated and wiring.maker(negated.input[0], "Slice")
+        if not tail or not head or len(tail.input) < 4 or len(head.input) < 4:
+            return None
+        for part in (tail, head):
+            if wiring.integers(part.input[3]) not in ([3], [-1]):
+                return None
+            if len(part.input) > 4 and wiring.integers(part.input[4]) != [1]:
+                return None
+        half, end = tail.input[1], wiring.integers(tail.input[2])
+        # The exporter computes where the middle is: shape[3] / 2.
+        middle = wiring.maker(half, "Unsqueeze")
+        divided = middle and wiring.maker(middle.input[0], "Div")
+        if (
+            not divided
+            or wiring.number(divided.input[1]) != 2
+            or end is None
+            or end[0] < 2**31 - 1
+            or wiring.integers(head.input[1]) != [0]
+            or head.input[2] != half
+            or head.input[0] != tail.input[0]
+        ):
+            return None
+        return str(tail.input[0])
+
+    def _half(self, name: str, function: str) -> str | None:
+        """First half of a cosine or sine ``[batch, 1, length, size]``, which is its second half."""
+        wiring = self._wiring
+        spread = wiring.maker(name, "Unsqueeze")
+        if spread is None or wiring.integers(spread.input[1]) != [1]:
+            return None
+        whole = at = str(spread.input[0])
+        if whole in self._halves:
+            return self._halves[whole]
+        # Scaled by a constant in some families.
+        while (node := wiring.maker(at, "Mul", "Cast")) is not None:
+            if node.op_type == "Mul" and wiring.number(node.input[1]) is None:
+                return None
+            at = node.input[0]
+        node = wiring.maker(at, function)
+        node = node and wiring.maker(node.input[0], "Concat", "Transpose")
+        if node and node.op_type == "Transpose":
+            node = wiring.maker(node.input[0], "Concat")
+        # One row of positions for each row of the batch, from outside.
+        if not node or len(set(node.input)) != 1 or wiring.sources(at) != {"position_ids"}:
+            return None
+        half = f"{whole}.half"
+        wiring.put("Split", [whole], [half, f"{whole}.rest"], axis=-1, num_outputs=2)
+        self._halves[whole] = half
+        return half
+
+    def _attention(self, node: Any) -> bool:
+        """``softmax(scale * query @ key + mask) @ value`` on top of a past."""
+        wiring = self._wiring
+        if node.op_type != "MatMul":
+            return False
+        weights = node.input[0]
+        if (guarded := wiring.maker(weights, "Where")) is not None:
+            # Rows that may look nowhere are 0, as `Attention` has them.
+            if wiring.maker(guarded.input[0], "IsNaN") is None or wiring.number(guarded.input[1]):
+                return False
+            weights = guarded.input[2]
+        softmax = wiring.maker(weights, "Softmax")
+        masked = softmax and wiring.maker(softmax.input[0], "Add")
+        scored = masked and wiring.either(masked, "MatMul")
+        if not scored or attribute(softmax, "axis") not in (-1, 3):
+            return False
+        query, scale = self._unscaled(scored[0].input[0])
+        turned, other_scale = self._unscaled(scored[0].input[1])
+        transposed = wiring.maker(turned, "Transpose")
+        if transposed is None or attribute(transposed, "perm") != [0, 1, 3, 2]:
+            return False
+        key, value = self._appended(transposed.input[0]), self._appended(node.input[1])
+        if key is None or value is None:
+            return False
+        wiring.put(
+            "Attention",
+            [query, key.input[1], value.input[1], self._mask(scored[1]), key.input[0], value.input[0]],
+            [node.output[0], key.output[0], value.output[0]],
+            scale=scale * other_scale,
+        )
+        for tensor in (query, key.input[1], value.input[1]):
+            self._plain_heads(tensor, node.output[0])
+        return True
+
+    def _unscaled(self, name: str) -> tuple[str, float]:
+        """A tensor before it was multiplied by a constant, and the constant."""
+        node = self._wiring.maker(name, "Mul")
+        if node is None or (factor := self._wiring.number(node.input[1])) is None:
+            return name, 1.0
+        return node.input[0], factor
+
+    def _appended(self, name: str) -> Any | None:
+        """The node that appends keys or values to a past, before they are repeated for heads."""
+        wiring = self._wiring
+        if (merged := wiring.maker(name, "Reshape")) is not None:
+            expanded = wiring.maker(merged.input[0], "Expand")
+            spread = expanded and wiring.maker(expanded.input[0], "Unsqueeze")
+            if not spread or wiring.integers(spread.input[1]) != [2]:
+                return None
+            name = spread.input[0]
+        joined = wiring.maker(name, "Concat")
+        if (
+            joined is None
+            or len(joined.input) != 2
+            or attribute(joined, "axis") not in (-2, 2)
+            or joined.input[0] not in wiring.inputs
+            or joined.output[0] not in wiring.outputs
+        ):
+            return None
+        return joined
+
+    def _mask(self, name: str) -> str:
+        """What is added to scores, computed once for all layers.
+
+        Each layer cuts the mask to the length of its keys, which is that of ``attention_mask``.
+        """
+        wiring = self._wiring
+        chosen = wiring.maker(name, "Where")
+        cut = chosen and wiring.maker(chosen.input[0], "Slice")
+        if (
+            not cut
+            or "attention_mask" not in wiring.inputs
+            or len(cut.input) < 4
+            or wiring.integers(cut.input[1]) != [0]
+            or wiring.integers(cut.input[3]) != [3]
+        ):
+            return name
+        whole = cut.input[0]
+        if whole not in self._masks:
+            length, short, bias = (f"{whole}.{word}" for word in ("length", "cut", "bias"))
+            wiring.put("Shape", ["attention_mask"], [length], start=1)
+            wiring.put("Slice", [whole, cut.input[1], length, cut.input[3]], [short])
+            wiring.put("Where", [short, *chosen.input[1:]], [bias])
+            self._masks[whole] = bias
+        return self._masks[whole]
+
+    def _plain_heads(self, name: str, attended: str) -> None:
+        """Split into heads, and join them after attention, by constant shapes where they were not.
+
+        ``[batch, length, heads * size]`` is what it is whatever the tensor is called whose shape the
+        exporter asked for it.
+        """
+        wiring = self._wiring
+        while (node := wiring.maker(name, "RotaryEmbedding", "RMSNormalization")) is not None:
+            name = node.input[0]
+        turned = wiring.maker(name, "Transpose")
+        split = turned and wiring.maker(turned.input[0], "Reshape", "RMSNormalization")
+        while split and split.op_type == "RMSNormalization":
+            split = wiring.maker(split.input[0], "Reshape", "RMSNormalization")
+        if not split or attribute(turned, "perm") != _HEADS_FIRST:
+            return
+        rows = self._rows(split.input[0])
+        sizes = self._sizes(split.input[1])
+        if sizes[:2] != [(rows, 0), (rows, 1)] or not isinstance(sizes[-1], int) or len(sizes) != 4:
+            return
+        shape = wiring.constant(0, 0, -1, sizes[-1])
+        wiring.put("Reshape", [split.input[0], shape], [split.output[0]])
+        for node in wiring.nodes():
+            back = node.op_type == "Reshape" and wiring.maker(node.input[0], "Transpose")
+            if back and back.input[0] == attended and attribute(back, "perm") == _HEADS_FIRST:
+                found = self._sizes(node.input[1])
+                if len(found) == 3 and found[:2] == [(rows, 0), (rows, 1)]:
+                    joined = [node.input[0], wiring.constant(0, 0, -1)]
+                    wiring.put("Reshape", joined, [node.output[0]])
+
+    def _rows(self, name: str) -> str:
+        """The tensor that a projection reads: it has the same batch and length."""
+        wiring = self._wiring
+        while (node := wiring.maker(name, "MatMul", "Add")) is not None:
+            if node.op_type == "MatMul" and wiring.rank(node.input[1]) == 2:
+                name = node.input[0]
+            elif node.op_type == "Add" and 1 in (ranks := [wiring.rank(i) for i in node.input]):
+                name = node.input[1 - ranks.index(1)]
+            else:
+                break
+        return name
+
+    def _sizes(self, name: str) -> list[int | tuple[str, int] | None]:
+        """A shape: numbers, or which dimension of which tensor; None for what is neither."""
+        wiring = self._wiring
+        joined = wiring.maker(name, "Concat")
+        found: list[int | tuple[str, int] | None] = []
+        for part in joined.input if joined is not None else ():
+            if (numbers := wiring.integers(part)) is not None:
+                found.extend(numbers)
+                continue
+            single = wiring.maker(part, "Unsqueeze")
+            taken = single and wiring.maker(single.input[0], "Gather")
+            shape = taken and wiring.maker(taken.input[0], "Shape")
+            index = wiring.integers(taken.input[1]) if taken else None
+            found.append((shape.input[0], index[0]) if shape and index else None)
+        return found
