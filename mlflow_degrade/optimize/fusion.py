@@ -154,7 +154,9 @@ class _Fusing:
             if not rotated or not data or data not in plain.input:
                 continue
             cosine = plain.input[0] if plain.input[1] == data else plain.input[1]
-            caches = [self._half(name, kind) for name, kind in ((cosine, "Cos"), (rotated[1], "Sin"))]
+            caches = [
+                self._half(name, kind) for name, kind in ((cosine, "Cos"), (rotated[1], "Sin"))
+            ]
             if all(caches):
                 wiring.put("RotaryEmbedding", [data, *map(str, caches)], [node.output[0]])
                 return True
@@ -208,11 +210,17 @@ class _Fusing:
         node = node and wiring.maker(node.input[0], "Concat", "Transpose")
         if node and node.op_type == "Transpose":
             node = wiring.maker(node.input[0], "Concat")
-        # One row of positions for each row of the batch, from outside.
-        if not node or len(set(node.input)) != 1 or wiring.sources(at) != {"position_ids"}:
+        if not node or len(set(node.input)) != 1:
             return None
         half = f"{whole}.half"
         wiring.put("Split", [whole], [half, f"{whole}.rest"], axis=-1, num_outputs=2)
+        if wiring.sources(at) != {"position_ids"}:
+            # Positions that the graph counts itself are one row for the whole batch.
+            batch, shape, rows = (f"{whole}.{word}" for word in ("batch", "shape", "rows"))
+            wiring.put("Shape", ["input_ids"], [batch], start=0, end=1)
+            wiring.put("Concat", [batch, wiring.constant(1, 1)], [shape], axis=0)
+            wiring.put("Expand", [half, shape], [rows])
+            half = rows
         self._halves[whole] = half
         return half
 
@@ -242,7 +250,14 @@ class _Fusing:
             return False
         wiring.put(
             "Attention",
-            [query, key.input[1], value.input[1], self._mask(scored[1]), key.input[0], value.input[0]],
+            [
+                query,
+                key.input[1],
+                value.input[1],
+                self._mask(scored[1]),
+                key.input[0],
+                value.input[0],
+            ],
             [node.output[0], key.output[0], value.output[0]],
             scale=scale * other_scale,
         )
@@ -303,10 +318,9 @@ class _Fusing:
         return self._masks[whole]
 
     def _plain_heads(self, name: str, attended: str) -> None:
-        """Split into heads, and join them after attention, by constant shapes where they were not.
+        """Split into heads, and join them after attention, by constant shapes.
 
-        ``[batch, length, heads * size]`` is what it is whatever the tensor is called whose shape the
-        exporter asked for it.
+        The exporter asks the tensor before the projection for batch and length.
         """
         wiring = self._wiring
         while (node := wiring.maker(name, "RotaryEmbedding", "RMSNormalization")) is not None:
@@ -355,6 +369,6 @@ class _Fusing:
             single = wiring.maker(part, "Unsqueeze")
             taken = single and wiring.maker(single.input[0], "Gather")
             shape = taken and wiring.maker(taken.input[0], "Shape")
-            index = wiring.integers(taken.input[1]) if taken else None
+            index = wiring.integers(taken.input[1]) if taken and shape else None
             found.append((shape.input[0], index[0]) if shape and index else None)
         return found

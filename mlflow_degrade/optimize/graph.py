@@ -1,13 +1,14 @@
 """Graph optimization: what can be computed or removed before the model ever runs.
 
-Onnxruntime's own optimizer does the work, at the level that keeps the graph valid on every
+Onnxruntime's own optimizer does the first part, at the level that keeps the graph valid on every
 execution provider: constants folded, duplicate and dead nodes removed, shape arithmetic merged.
 Fusions that belong to one provider are left to the session that runs on it, which repeats them on
 each load. Optimum's O2 was tried on the starter model: no faster on CPU, half a minute of work, and
-it unties the embeddings.
+it unties the embeddings. `mlflow_degrade.optimize.fusion` does the second part: attention as one
+node of standard ONNX.
 
-The optimizer never sees the weights: they are handed to it as inputs, so it can neither copy nor
-fold them, and a graph of any size is optimized in seconds.
+The weights are never touched: they are handed to the optimizer as inputs, so it can neither copy
+nor fold them, and a graph of any size is optimized in seconds.
 """
 
 from __future__ import annotations
@@ -20,23 +21,28 @@ from typing import Any
 
 from ..cache import cached_directory, require_space
 from ..errors import ParityError, UnknownNameError
+from ..runtime.family import model_family
 from ..runtime.providers import CPU, session_options
 from .agreement import agreement, export_tolerance
+from .encoder_parity import EncoderParity
+from .fusion import fuse_decoder
 from .model_directory import ModelDirectory, copy_companions, library_versions, write_manifest
 from .onnx_files import load_graph, save_derived, without_weights
+from .parity import Parity, parity
 from .prompts import PARITY_PROMPTS
 from .quiet_work import quiet_work
 
 LEVELS: Mapping[str, str] = {
     "none": "the export as it is",
-    "basic": "constant folding, common subexpressions, dead nodes; valid on every provider",
+    "basic": "constant folding, common subexpressions, dead nodes",
+    "fused": "the same, and attention, rotary embeddings and norms as one node each (decoders)",
 }
 """Levels of `optimize_graph` and what they do."""
 
 _VERSION = 1
 
 
-def optimize_graph(model: str | Path, level: str = "basic", *, progress: bool = True) -> Path:
+def optimize_graph(model: str | Path, level: str = "fused", *, progress: bool = True) -> Path:
     """Optimize the graph of a model directory; its weights stay the same.
 
     Parameters
@@ -53,7 +59,8 @@ def optimize_graph(model: str | Path, level: str = "basic", *, progress: bool = 
     -------
     Path
         A model directory in the cache. Where nothing could be done the graph is the same, and the
-        last entry of the manifest's recipe says why under ``"skipped"``.
+        last entry of the manifest's recipe says why under ``"skipped"``; ``"not_fused"`` says why
+        a decoder's attention is still many nodes.
 
     Raises
     ------
@@ -77,21 +84,13 @@ def _optimize(base: ModelDirectory, target: Path, level: str, progress: bool) ->
     with quiet_work("Optimizing the graph", progress):
         before = load_graph(base.path, weights=False)
         step: dict[str, Any] = {"pass": "graph", "level": level, "nodes": len(before.graph.node)}
-        after, reason = _optimized(before)
+        plain, reason = _optimized(before)
         if reason:
             step["skipped"] = reason
-        step["nodes_after"] = len(after.graph.node)
-        save_derived(after, target, base.path)
         copy_companions(base.path, target)
-        # The weights are the same bytes and the arithmetic is the same: a few texts show as much
-        # as all of them would.
-        found = agreement(base.path, target, PARITY_PROMPTS[:4])
-    limit = export_tolerance(base.path)
-    if found.max_abs_difference > limit:
-        raise ParityError(
-            f"the optimized graph of {base.path} computes something else: {found}; the limit is "
-            f"{limit:g}. Use level 'none'."
-        )
+        found = _fused(plain, base, target, step) if level == "fused" else None
+        if found is None:
+            found = _written(plain, base, target, step)
     write_manifest(
         target,
         scheme=base.scheme,
@@ -99,6 +98,53 @@ def _optimize(base: ModelDirectory, target: Path, level: str, progress: bool) ->
         recipe=[*base.recipe, step],
         parity={"reference": "before the pass", **found.as_dict()},
     )
+
+
+def _fused(
+    plain: Any, base: ModelDirectory, target: Path, step: dict[str, Any]
+) -> Parity | EncoderParity | None:
+    """Write the graph with attention as one node, if that is possible; `step` is told otherwise."""
+    if model_family(base.path) != "decoder":
+        return None
+    fused = type(plain)()
+    fused.CopyFrom(plain)
+    found = fuse_decoder(fused)
+    if found.reason:
+        step["not_fused"] = found.reason
+        return None
+    try:
+        agreed = _written(fused, base, target, step)
+        # Attention is what continues a cache, so both ways through it are looked at.
+        continued = parity(base.path, target, PARITY_PROMPTS[:4], with_past=True)
+        _require_equal(base, continued)
+    except Exception as error:  # noqa: BLE001 - onnxruntime's errors share no base class
+        # Whatever else is wrong (no space, say) shows again with the plain graph.
+        step["not_fused"] = f"the fused graph was given up: {error}"
+        return None
+    step["fused"] = {"attention": found.attention, "rotary": found.rotary, "norms": found.norms}
+    return agreed
+
+
+def _written(
+    model: Any, base: ModelDirectory, target: Path, step: dict[str, Any]
+) -> Parity | EncoderParity:
+    """Save a graph and see that it computes what it did before."""
+    step["nodes_after"] = len(model.graph.node)
+    save_derived(model, target, base.path)
+    # The weights are the same bytes and the arithmetic is the same: a few texts show as much as
+    # all of them would.
+    found = agreement(base.path, target, PARITY_PROMPTS[:4])
+    _require_equal(base, found)
+    return found
+
+
+def _require_equal(base: ModelDirectory, found: Parity | EncoderParity) -> None:
+    limit = export_tolerance(base.path)
+    if found.max_abs_difference > limit:
+        raise ParityError(
+            f"the optimized graph of {base.path} computes something else: {found}; the limit is "
+            f"{limit:g}. Use level 'none'."
+        )
 
 
 def _optimized(model: Any) -> tuple[Any, str]:
