@@ -337,13 +337,13 @@ class _Fusing:
             return
         shape = wiring.constant(0, 0, -1, sizes[-1])
         wiring.put("Reshape", [split.input[0], shape], [split.output[0]])
-        for node in wiring.nodes():
-            back = node.op_type == "Reshape" and wiring.maker(node.input[0], "Transpose")
+        for join in wiring.nodes():
+            back = join.op_type == "Reshape" and wiring.maker(join.input[0], "Transpose")
             if back and back.input[0] == attended and attribute(back, "perm") == _HEADS_FIRST:
-                found = self._sizes(node.input[1])
+                found = self._sizes(join.input[1])
                 if len(found) == 3 and found[:2] == [(rows, 0), (rows, 1)]:
-                    joined = [node.input[0], wiring.constant(0, 0, -1)]
-                    wiring.put("Reshape", joined, [node.output[0]])
+                    joined = [join.input[0], wiring.constant(0, 0, -1)]
+                    wiring.put("Reshape", joined, [join.output[0]])
 
     def _rows(self, name: str) -> str:
         """The tensor that a projection reads: it has the same batch and length."""
@@ -362,13 +362,13 @@ class _Fusing:
         wiring = self._wiring
         joined = wiring.maker(name, "Concat")
         found: list[int | tuple[str, int] | None] = []
-        for part in joined.input if joined is not None else ():
+        for part in joined.input if joined else ():
             if (numbers := wiring.integers(part)) is not None:
                 found.extend(numbers)
                 continue
             single = wiring.maker(part, "Unsqueeze")
             taken = single and wiring.maker(single.input[0], "Gather")
             shape = taken and wiring.maker(taken.input[0], "Shape")
-            index = wiring.integers(taken.input[1]) if taken and shape else None
-            found.append((shape.input[0], index[0]) if shape and index else None)
+            index = (taken and wiring.integers(taken.input[1])) or [0]
+            found.append((shape.input[0], index[0]) if shape else None)
         return found

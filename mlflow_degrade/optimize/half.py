@@ -63,14 +63,17 @@ def angle_nodes(model: Any) -> set[str]:
 
 
 def norm_nodes(model: Any) -> set[str]:
-    """Names of the nodes from a norm's squares to its normalized activation."""
+    """Names of the nodes from a norm's squares to its normalized activation, or of the one node.
+
+    Onnxruntime's CPU kernel of ``RMSNormalization`` sums squares in the type of its input.
+    """
     makers: dict[str, Any] = {}
     users: dict[str, list[Any]] = {}
     for node in model.graph.node:
         makers.update((output, node) for output in node.output)
         for name in node.input:
             users.setdefault(name, []).append(node)
-    found: set[str] = set()
+    found = {n.name for n in model.graph.node if n.op_type == "RMSNormalization"}
     for mean in (n for n in model.graph.node if n.op_type == "ReduceMean"):
         found.add(mean.name)
         square = makers.get(mean.input[0])

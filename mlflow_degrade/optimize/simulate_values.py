@@ -46,7 +46,7 @@ def simulate_activations(model: Any, element: str, products: set[str]) -> int:
         How many values are rounded; several products may read one.
     """
     return _round_inputs(
-        model, element, lambda node: 0 if node.output and node.output[0] in products else None
+        model, element, lambda node: (0,) if node.output and node.output[0] in products else ()
     )
 
 
@@ -72,9 +72,11 @@ def simulate_cache(model: Any, element: str) -> int:
     given = {value.name for value in model.graph.input}
     kept = {value.name for value in model.graph.output}
 
-    def newest(node: Any) -> int | None:
+    def newest(node: Any) -> tuple[int, ...]:
+        if node.op_type == "Attention" and len(node.input) > 5:
+            return (1, 2) if given.issuperset(node.input[4:6]) else ()
         appends = node.op_type == "Concat" and node.input[0] in given and node.output[0] in kept
-        return 1 if appends else None
+        return (1,) if appends else ()
 
     count = _round_inputs(model, element, newest)
     if not count:
@@ -85,15 +87,14 @@ def simulate_cache(model: Any, element: str) -> int:
     return count
 
 
-def _round_inputs(model: Any, element: str, place: Callable[[Any], int | None]) -> int:
-    """Put rounding before the inputs that `place` gives an index for; how many values it is."""
+def _round_inputs(model: Any, element: str, places: Callable[[Any], tuple[int, ...]]) -> int:
+    """Put rounding before the inputs that `places` gives indices of; how many values it is."""
     require_value_element(element)
     _require_opset(model, _FLOAT8_OPSET if element in _FLOAT8 else _OPSET)
     rounded: dict[str, str] = {}
     nodes = []
     for node in model.graph.node:
-        index = place(node)
-        if index is not None:
+        for index in places(node):
             name = node.input[index]
             if name not in rounded:
                 made = _rounding(name, element)
