@@ -326,10 +326,13 @@ class _Fusing:
         while (node := wiring.maker(name, "RotaryEmbedding", "RMSNormalization")) is not None:
             name = node.input[0]
         turned = wiring.maker(name, "Transpose")
-        split = turned and wiring.maker(turned.input[0], "Reshape", "RMSNormalization")
-        while split and split.op_type == "RMSNormalization":
-            split = wiring.maker(split.input[0], "Reshape", "RMSNormalization")
-        if not split or attribute(turned, "perm") != _HEADS_FIRST:
+        if turned is None or attribute(turned, "perm") != _HEADS_FIRST:
+            return
+        name = turned.input[0]
+        while (node := wiring.maker(name, "RMSNormalization")) is not None:  # of single heads
+            name = node.input[0]
+        split = wiring.maker(name, "Reshape")
+        if split is None:
             return
         rows = self._rows(split.input[0])
         sizes = self._sizes(split.input[1])

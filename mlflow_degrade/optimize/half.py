@@ -65,7 +65,8 @@ def angle_nodes(model: Any) -> set[str]:
 def norm_nodes(model: Any) -> set[str]:
     """Names of the nodes from a norm's squares to its normalized activation, or of the one node.
 
-    Onnxruntime's CPU kernel of ``RMSNormalization`` sums squares in the type of its input.
+    ``RMSNormalization`` has float32 for its mean by default, but not every implementation heeds it:
+    ONNX's own does not.
     """
     makers: dict[str, Any] = {}
     users: dict[str, list[Any]] = {}

@@ -88,15 +88,18 @@ def test_norms_do_not_overflow(loud_base: Path) -> None:
     assert not np.abs(naive - want).mean() < 0.5  # NaN or nonsense
 
 
-def test_what_stays_in_float32_has_no_rounding_in_between(tiny_base: Path) -> None:
-    model = load_graph(tiny_base)
+@pytest.mark.parametrize(
+    ("level", "norm"), [("basic", {"Pow", "ReduceMean", "Sqrt"}), ("fused", {"RMSNormalization"})]
+)
+def test_what_stays_in_float32_has_no_rounding_in_between(
+    tiny_export: Path, level: str, norm: set[str]
+) -> None:
+    model = load_graph(optimize_graph(tiny_export, level, progress=False))
     kept = angle_nodes(model) | norm_nodes(model)
     convert_to_half(model)
     makers = {name: node for node in model.graph.node for name in node.output}
     by_name = {node.name: node for node in model.graph.node}
-    assert {"Sin", "Cos", "Pow", "ReduceMean", "Sqrt"} <= {
-        by_name[name].op_type for name in kept if name in by_name
-    }
+    assert {"Sin", "Cos", *norm} <= {by_name[name].op_type for name in kept if name in by_name}
     for node in model.graph.node:
         if node.op_type != "Cast" or node.attribute[0].i != TensorProto.FLOAT:
             continue
