@@ -301,7 +301,8 @@ class _Fusing:
         chosen = wiring.maker(name, "Where")
         cut = chosen and wiring.maker(chosen.input[0], "Slice")
         if (
-            not cut
+            not chosen
+            or not cut
             or "attention_mask" not in wiring.inputs
             or len(cut.input) < 4
             or wiring.integers(cut.input[1]) != [0]

@@ -8,6 +8,10 @@ from typing import Any
 import pytest
 from tiny_models import SENTENCES, make_tiny_tokenizer
 
+from mlflow_degrade.optimize.export import export_onnx
+from mlflow_degrade.optimize.graph import optimize_graph
+from mlflow_degrade.optimize.model_directory import ModelDirectory
+from mlflow_degrade.optimize.source import resolve_model
 from mlflow_degrade.runtime.decoder import OnnxDecoder
 from mlflow_degrade.runtime.generation import Sampling
 from mlflow_degrade.runtime.probes import probe_batch_invariance
@@ -35,6 +39,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt2": _GPT,
     "gpt_bigcode": _GPT,
     "granite": {**_LLAMA, "logits_scaling": 4.0},
+    "mistral": {**_LLAMA, "sliding_window": 16},
     "opt": {
         "hidden_size": 64,
         "ffn_dim": 128,
@@ -45,17 +50,21 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "qwen2": _LLAMA,
 }
+# Families whose attention becomes one node; the others stay as they are.
+FUSED = {"gemma", "gpt_bigcode", "granite", "mistral", "qwen2"}
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch's tracer comments on every model
 @pytest.mark.parametrize("family", FAMILIES)
-def test_scores_and_texts_are_those_of_pytorch(family: str, tmp_path: Path) -> None:
+def test_scores_and_texts_are_those_of_pytorch(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
-    from optimum.exporters.onnx import main_export
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    source, exported = tmp_path / "source", tmp_path / "onnx"
+    monkeypatch.setenv("MLFLOW_DEGRADE_CACHE", str(tmp_path / "cache"))
+    source = tmp_path / "source"
     source.mkdir()
     size = make_tiny_tokenizer(source)
     config = AutoConfig.for_model(
@@ -67,9 +76,11 @@ def test_scores_and_texts_are_those_of_pytorch(family: str, tmp_path: Path) -> N
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config).eval()
     model.save_pretrained(source)
-    main_export(str(source), str(exported), task="text-generation-with-past", do_validation=False)
+    exported = export_onnx(resolve_model(str(source)), progress=False)
+    optimized = optimize_graph(exported, progress=False)
+    assert ("fused" in ModelDirectory.load(optimized).recipe[-1]) == (family in FUSED)
 
-    decoder = OnnxDecoder(exported, device="cpu")
+    decoder = OnnxDecoder(optimized, device="cpu")
     heads = [sentence[:25].rsplit(" ", 1)[0] for sentence in SENTENCES]
     pairs = decoder.encoder.encode_pairs(
         (head, sentence[len(head) :]) for head, sentence in zip(heads, SENTENCES, strict=True)
