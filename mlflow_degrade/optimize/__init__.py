@@ -6,7 +6,7 @@
     source.py         export.py       graph.py           schemes.py
     name -> files     PyTorch ->      fewer nodes,       the table of schemes, one function each:
                       ONNX, fp32      same numbers       half.py, weight_only.py, dynamic.py;
-                                                         simulate.py for each of formats/
+                                      fusion.py          simulate.py for each of formats/
 
 Each step takes a finished directory and returns a finished directory from the cache
 (`model_directory`), named by the content it was made from: what was done once is never done again,

@@ -118,7 +118,10 @@ def make_models(
 
     with step(f"Resolve, export and optimize {model}"):
         exported = optimize_graph(export_onnx(resolve_model(model)))
-        say(f"{ModelDirectory.load(exported).size_bytes / 1e6:.0f} MB in {exported}")
+        made = ModelDirectory.load(exported)
+        say(f"{made.size_bytes / 1e6:.0f} MB in {exported}")
+        if why := made.recipe[-1].get("not_fused"):
+            say(f"note: attention is not fused: {why}")
     chosen = find_scheme(scheme, providers)
     with step(f"Apply {scheme}: {chosen.summary}"):
         candidate = apply_scheme(exported, scheme, providers=providers)
