@@ -39,7 +39,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt2": _GPT,
     "gpt_bigcode": _GPT,
     "granite": {**_LLAMA, "logits_scaling": 4.0},
-    "mistral": {**_LLAMA, "sliding_window": 16},
+    "mistral": {**_LLAMA, "sliding_window": None},
     "opt": {
         "hidden_size": 64,
         "ffn_dim": 128,
