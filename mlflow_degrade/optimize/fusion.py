@@ -70,6 +70,8 @@ def fuse_decoder(model: Any) -> Fused:
     opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
     if opset < _OLDEST:
         return Fused(reason=f"the graph uses ONNX opset {opset}, fusing needs {_OLDEST} or newer")
+    if any(a.HasField("g") for node in model.graph.node for a in node.attribute):
+        return Fused(reason="the graph has branches")
     fusing = _Fusing(Wiring(model.graph))
     try:
         found = fusing.run()
@@ -232,7 +234,8 @@ class _Fusing:
         weights = node.input[0]
         if (guarded := wiring.maker(weights, "Where")) is not None:
             # Rows that may look nowhere are 0, as `Attention` has them.
-            if wiring.maker(guarded.input[0], "IsNaN") is None or wiring.number(guarded.input[1]):
+            empty = wiring.maker(guarded.input[0], "IsNaN")
+            if empty is None or wiring.number(guarded.input[1]) != 0:
                 return False
             weights = guarded.input[2]
         softmax = wiring.maker(weights, "Softmax")

@@ -88,13 +88,6 @@ class Wiring:
         """Number of dimensions of a weight; None for what is computed while running."""
         return len(self._weights[name].dims) if name in self._weights else None
 
-    def is_constant(self, name: str) -> bool:
-        """Whether a tensor is a weight, or computed from weights alone."""
-        if name in self._weights:
-            return True
-        node = self._makers.get(name)
-        return node is not None and all(self.is_constant(i) for i in node.input if i)
-
     def integers(self, name: str) -> list[int] | None:
         """A small constant as integers; None for anything else."""
         found = self._value(name)
