@@ -10,7 +10,8 @@ from .exclusion import RANKING_TEXTS
 from .layer_trials import LayerTrials, Rewrite
 from .model_directory import ModelDirectory
 from .prompts import PARITY_PROMPTS
-from .schemes import SCHEMES, Scheme, find_scheme, library_errors
+from .scheme import Scheme
+from .schemes import SCHEMES, find_scheme, library_errors
 from .sensitivity_report import SensitivityReport
 from .sensitivity_table import sensitivity_table
 
