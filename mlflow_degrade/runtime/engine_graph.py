@@ -104,7 +104,10 @@ def build_engine_graph(model_file: str | Path, *, distinct: bool = True) -> Deri
 
     model = _load(model_file)
     graph = model.graph
-    distinct = distinct and compute_distinct_positions(graph)
+    # With fixed ranges, onnxruntime 1.31 moves roundings across the changes of layout and computes
+    # something else (logits off by .6 on a small model; exact with its optimizations off).
+    fixed_ranges = any(node.op_type == "QuantizeLinear" for node in graph.node)
+    distinct = distinct and not fixed_ranges and compute_distinct_positions(graph)
     where, logits = _gather_rows(graph)
     kept = [output for output in graph.output if output.name != "logits"]
     value = helper.make_tensor_value_info
