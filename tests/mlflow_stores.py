@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 import tempfile
@@ -40,7 +41,7 @@ def make_store(folder: Path) -> str:
 @contextmanager
 def empty_store(folder: Path) -> Iterator[str]:
     """Point MLflow to an empty store, and back again; no run is left active."""
-    uri, previous = make_store(folder), mlflow.get_tracking_uri()
+    uri, stated = make_store(folder), os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(uri)
     mlflow.set_experiment("Default")
     try:
@@ -48,4 +49,7 @@ def empty_store(folder: Path) -> Iterator[str]:
     finally:
         while mlflow.active_run() is not None:
             mlflow.end_run()
-        mlflow.set_tracking_uri(previous)
+        # A URI that is put back by name would stand above the environment from then on.
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+        if stated is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = stated
