@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny_models import make_tiny_llama
 
@@ -40,3 +42,22 @@ def model_dir(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Mo
             return base if scheme == "fp32" else apply_scheme(base, scheme, progress=False)
 
     return made
+
+
+def with_broken_embedding(source: Path, target: Path, token: int) -> Path:
+    """A copy of a model directory in which one token's embedding is not a number."""
+    from mlflow_degrade.optimize.onnx_files import load_graph, save_graph
+
+    shutil.copytree(source, target)
+    model = load_graph(target)
+    gather = next(
+        n for n in model.graph.node if n.op_type == "Gather" and n.input[1] == "input_ids"
+    )
+    tensor = next(t for t in model.graph.initializer if t.name == gather.input[0])
+    values = np.frombuffer(tensor.raw_data, np.float32).reshape(tuple(tensor.dims)).copy()
+    values[token] = np.nan
+    tensor.raw_data = values.tobytes()
+    for name in ("model.onnx", "model.onnx.data"):
+        (target / name).unlink()
+    save_graph(model, target)
+    return target

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +9,8 @@ from pathlib import Path
 import click
 
 from ..errors import InputError, ModelError, SameModelError
-from .output import whole_file, write_text
+from .output import require_plot_name, write_json, write_plot
 from .references import exported_folder
-
-_PLOTS = (".png", ".svg")
 
 _HELP = """Measure speed, memory, size and energy of CANDIDATEs against BASELINE.
 
@@ -105,15 +102,13 @@ def bench(
 ) -> None:
     from ..evaluation.progress import progress_bar
     from ..report.benchmark import benchmark_figure, benchmark_view
-    from ..report.candidates import save_figure
     from ..report.terminal import console
     from ..runtime.cost import measure_cost
     from ..runtime.providers import resolve_device
     from ..tracking.runs import terminate_gracefully
 
     # What is wrong in a word is found before anything is loaded.
-    if plot is not None and not plot.lower().endswith(_PLOTS):
-        raise InputError(f"plot {plot!r}: the name must end in {' or '.join(_PLOTS)}.")
+    require_plot_name(plot)
     resolve_device(device)
     _prepare_logging(log, experiment, run_name)
     with terminate_gracefully():
@@ -132,15 +127,9 @@ def bench(
                 on_progress=tell,
             )
         console(stderr=json_ == "-").print(benchmark_view(report))
-        text = json.dumps(report.as_dict(), indent=2, ensure_ascii=False) + "\n"
-        if json_ == "-":
-            click.echo(text, nl=False)
-        elif json_ is not None:
-            write_text(json_, text)
+        write_json(report.as_dict(), json_)
         if plot is not None:
-            with whole_file(plot) as scratch:
-                save_figure(benchmark_figure(report), scratch)
-            click.echo(f"plot: {plot}", err=True)
+            write_plot(benchmark_figure(report), plot)
         if log:
             from ..tracking.benchmarks import log_benchmark
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
 
 from ..errors import InputError
-from .output import whole_file, write_text
+from .output import require_plot_name, write_json, write_plot
 
 if TYPE_CHECKING:
     from ..report.candidates import Candidate
 
-_PLOTS = (".png", ".svg")
 
 _HELP = """List the decisions in MLflow that share one baseline: verdict, change and cost.
 
@@ -65,14 +63,12 @@ def candidates(
         candidates_view,
         choose_axis,
         records,
-        save_figure,
     )
     from ..report.terminal import console
     from ..tracking.candidates import find_candidates
     from ..tracking.connection import require_tracking_server
 
-    if plot is not None and not plot.lower().endswith(_PLOTS):
-        raise InputError(f"plot {plot!r}: the name must end in {' or '.join(_PLOTS)}.")
+    require_plot_name(plot)
     if against is not None and plot is None:
         raise InputError("--against says what --plot draws: give --plot as well.")
     require_tracking_server()
@@ -87,15 +83,8 @@ def candidates(
     for note in notes:
         click.echo(f"note: {note}", err=True)
     if plot is not None and axis is not None:
-        with whole_file(plot) as scratch:
-            save_figure(candidates_figure(group, axis), scratch)
-        click.echo(f"plot: {plot}", err=True)
-    if json_ is not None:
-        text = json.dumps(records(group), indent=2, ensure_ascii=False) + "\n"
-        if json_ == "-":
-            click.echo(text, nl=False)
-        else:
-            write_text(json_, text)
+        write_plot(candidates_figure(group, axis), plot)
+    write_json(records(group), json_)
 
 
 def _choose(groups: list[list[Candidate]], wanted: str | None, *, named: bool) -> list[Candidate]:

@@ -1,11 +1,15 @@
-"""Files that a command writes: whole or not at all."""
+"""What a command writes besides its tables: files, whole or not at all, and JSON."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+import click
 
 from ..errors import InputError
 
@@ -37,3 +41,35 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file whole or not at all."""
     with whole_file(path) as scratch:
         scratch.write_text(text, encoding="utf-8")
+
+
+def write_json(document: Any, where: str | None) -> None:
+    """Write a document as JSON to a file, or to standard output for ``"-"``; nothing for None."""
+    if where is None:
+        return
+    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    if where == "-":
+        click.echo(text, nl=False)
+    else:
+        write_text(where, text)
+
+
+def require_plot_name(plot: str | None, endings: tuple[str, ...] = (".png", ".svg")) -> None:
+    """Raise unless the name of a plot, if there is one, says a format.
+
+    Raises
+    ------
+    InputError
+        It has another ending.
+    """
+    if plot is not None and not plot.lower().endswith(endings):
+        raise InputError(f"plot {plot!r}: the name must end in {' or '.join(endings)}.")
+
+
+def write_plot(figure: Any, plot: str) -> None:
+    """Save a matplotlib figure whole or not at all, and say where."""
+    from ..report.candidates import save_figure
+
+    with whole_file(plot) as scratch:
+        save_figure(figure, scratch)
+    click.echo(f"plot: {plot}", err=True)

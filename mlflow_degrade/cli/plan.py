@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ..errors import InputError
-from .output import whole_file
+from .output import require_plot_name, whole_file
 from .references import read_sides, reader_options
 
 _DROPS_PP = (0.3, 0.5, 1.0, 2.0, 3.0)
@@ -75,8 +75,7 @@ def plan(
     from ..report import plan_view
     from ..report.terminal import console
 
-    if plot is not None and not plot.lower().endswith(_PLOTS):
-        raise InputError(f"plot {plot!r}: the name must end in {', '.join(_PLOTS)}.")
+    require_plot_name(plot, _PLOTS)
     if (baseline is None) != (rerun is None):
         raise InputError("one log alone shows no change: give two runs of the same model.")
     out = console()

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TextIO
 
 import click
 
-from ..errors import InputError
-from .output import whole_file, write_text
-
-_PLOTS = (".png", ".svg")
+from .output import require_plot_name, write_json, write_plot
 
 _HELP = """Show which layers of MODEL a scheme hurts.
 
@@ -55,15 +51,13 @@ def sensitivity(
     json_: str | None,
 ) -> None:
     from ..optimize.sensitivity import measure_sensitivity, require_layerwise
-    from ..report.candidates import save_figure
     from ..report.sensitivity import sensitivity_figure, sensitivity_view
     from ..report.terminal import console
     from ..tracking.runs import terminate_gracefully
     from .references import model_folder
 
     # What is wrong in a word is found before anything is loaded.
-    if plot is not None and not plot.lower().endswith(_PLOTS):
-        raise InputError(f"plot {plot!r}: the name must end in {' or '.join(_PLOTS)}.")
+    require_plot_name(plot)
     require_layerwise(scheme)
     texts = None if prompts is None else [line for line in prompts.read().splitlines() if line]
     with terminate_gracefully():
@@ -71,12 +65,6 @@ def sensitivity(
             model_folder(model), scheme, texts, single_layers=not kinds_only
         )
         console(stderr=json_ == "-").print(sensitivity_view(report, layers=top))
-        text = json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n"
-        if json_ == "-":
-            click.echo(text, nl=False)
-        elif json_ is not None:
-            write_text(json_, text)
+        write_json(report.to_dict(), json_)
         if plot is not None:
-            with whole_file(plot) as scratch:
-                save_figure(sensitivity_figure(report), scratch)
-            click.echo(f"plot: {plot}", err=True)
+            write_plot(sensitivity_figure(report), plot)

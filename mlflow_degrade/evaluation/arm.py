@@ -16,6 +16,7 @@ from ..runtime.encoder import OnnxEncoder
 from ..runtime.family import model_family
 from ..runtime.machine import processor_name
 from ..runtime.probes import (
+    PROBED_PROMPTS,
     SHORTEST_PROMPT,
     TOLERANCE,
     BatchInvariance,
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 
 # Raised when the engine computes other numbers than before: older results are not reused then.
 _ENGINE = 1
-_PROBE_PROMPTS = 16
 
 
 def model_digest(model_dir: str | Path) -> str:
@@ -153,8 +153,8 @@ class Arm:
     def _probed(self) -> list[list[int]]:
         """Prompts of all tasks of the suite."""
         tasks = self._suite.tasks
-        share = -(-_PROBE_PROMPTS // len(tasks))
-        return [p for task in tasks for p in self._prompts(task, share)][:_PROBE_PROMPTS]
+        share = -(-PROBED_PROMPTS // len(tasks))
+        return [p for task in tasks for p in self._prompts(task, share)][:PROBED_PROMPTS]
 
     def _prompts(self, task: SuiteTask, count: int) -> list[list[int]]:
         from .task_run import prompts_of

@@ -23,12 +23,12 @@ from ..runtime.probes import (
     choose_path,
     probe_batch_invariance,
     probe_path_equivalence,
+    spread,
 )
 
 NAME = "mlflow-degrade-onnx"
 """Name of this backend in lm-eval's registry."""
 
-_PROBE_PROMPTS = 16
 _MAX_NEW_TOKENS = 256  # lm-eval's default for tasks that do not say
 _SAMPLING: dict[str, Callable[[Any], Any]] = {
     "top_k": int,
@@ -298,7 +298,7 @@ class OnnxLM(TemplateLM):  # type: ignore[misc]
         usable = [prompt for prompt in prompts if len(prompt) > 1]
         if not self._probing or use in self.probes or self.decoder.unpadded or not usable:
             return
-        some = usable[:: -(-len(usable) // _PROBE_PROMPTS)]
+        some = spread(usable)
         probe = self.probe(some, generation=use == "generation")
         self.probes[use] = probe
         long = [prompt for prompt in some if len(prompt) >= SHORTEST_PROMPT]

@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..runtime.encoder import OnnxEncoder
 from ..runtime.encoder_probe import probe_encoder
 from ..runtime.plan import Tokens
-from ..runtime.probes import BatchInvariance, ScoringPath, choose_path
+from ..runtime.probes import BatchInvariance, ScoringPath, choose_path, spread
 
 NAME = "mlflow-degrade-encoder"
 """Name of this backend in lm-eval's registry."""
@@ -25,8 +25,6 @@ METRICS = frozenset({"acc", "f1", "mcc"})
 Others divide the score of a choice by its length, or take it for the logarithm of a probability of
 the choice's text, and would mean nothing.
 """
-
-_PROBE_PROMPTS = 16
 
 
 @register_model(NAME)
@@ -132,8 +130,7 @@ class OnnxEncoderLM(LM):  # type: ignore[misc]
     def _settle(self, contexts: Sequence[str]) -> None:
         """Leave batches for good when this model's answers depend on them."""
         if self._probing and self.batch_probe is None and contexts:
-            some = list(dict.fromkeys(contexts))
-            some = some[:: -(-len(some) // _PROBE_PROMPTS)]
+            some = spread(list(dict.fromkeys(contexts)))
             self.batch_probe = self.probe(self.encode(some))
             self.take(choose_path(self.batch_probe))
 

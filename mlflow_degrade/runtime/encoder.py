@@ -17,8 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import (
-    DegradeError,
-    EngineError,
     InputError,
     NonFiniteLogitsError,
     UnsupportedModelError,
@@ -27,10 +25,11 @@ from .decoder import Score, positive
 from .encoder_session import EncoderSession
 from .encoder_text import EncoderText
 from .family import model_family
+from .halving import run_in_halves
 from .plan import UNPADDED, Batch, Limits, Plan, Row, Tokens, pack
 from .pooling import Pooling, read_pooling
 from .providers import CPU, resolve_device
-from .session import ran_out_of_memory, read_json, run_error
+from .session import read_json
 
 Vectors = NDArray[np.float32]
 OnRows = Callable[[list[int]], None]
@@ -68,6 +67,8 @@ class OnnxEncoder:
         numbers depend on their batch (see `mlflow_degrade.runtime.encoder_probe`).
     last_plan : Plan or None
         What the latest call ran.
+    halved : int
+        How many batches of that call were halved because memory did not suffice.
 
     Raises
     ------
@@ -107,6 +108,7 @@ class OnnxEncoder:
         self.text = EncoderText(self.folder, config)
         self.unpadded = False
         self.last_plan: Plan | None = None
+        self.halved = 0
         self.batch_size = None if batch_size == "auto" else positive(batch_size)
         self._threads = threads
 
@@ -196,6 +198,7 @@ class OnnxEncoder:
         rows = tuple(Row(tokens) for tokens in distinct)
         places = tuple((place[tuple(tokens)], 0) for tokens in sequences)
         batches = pack(rows, self.limits)
+        self.halved = 0
         self.last_plan = Plan(rows, batches, places, truncated, self.limits)
         asking: list[list[int]] = [[] for _ in rows]
         for index, (row, _) in enumerate(places):
@@ -279,23 +282,11 @@ class OnnxEncoder:
 
     def run_batch(self, rows: Sequence[Row], batch: Batch) -> Iterator[tuple[int, Vectors]]:
         """Vectors of one batch by row; it is halved as long as memory does not suffice."""
-        try:
-            found = self._forward([rows[i].tokens for i in batch.rows], batch.length)
-        except DegradeError:
-            raise
-        except Exception as error:
-            if not ran_out_of_memory(error):
-                raise run_error(error, self.folder) from error
-            if len(batch.rows) == 1:
-                raise EngineError(
-                    f"memory ran out for a single text of {batch.length} tokens of the model in "
-                    f"{self.folder}: use a machine with more memory, or shorter texts."
-                ) from error
-            half = len(batch.rows) // 2
-            for part in (batch.rows[:half], batch.rows[half:]):
-                yield from self.run_batch(rows, Batch(part, batch.length))
-            return
-        yield from zip(batch.rows, found, strict=True)
+
+        def run(part: Batch) -> list[Vectors]:
+            return self._forward([rows[i].tokens for i in part.rows], part.length)
+
+        yield from run_in_halves(self, batch, run)
 
     def _forward(self, rows: Sequence[Tokens], length: int) -> list[Vectors]:
         values = self.session.run(rows, length, pad_id=self.text.pad_id)

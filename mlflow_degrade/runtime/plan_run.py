@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DegradeError, EngineError
 from .forward_pass import Answers, Cache, run_rows
+from .halving import run_in_halves
 from .plan import Batch, Plan, Row
-from .session import ran_out_of_memory, run_error
 from .sharing import Group
 
 if TYPE_CHECKING:
     from .decoder import OnnxDecoder
-
-_log = logging.getLogger(__name__)
 
 # Positions of a long sequence that are run at once, where it can be continued from its cache.
 _PIECE = 512
@@ -35,7 +31,6 @@ class PlanRun:
     def __init__(self, decoder: OnnxDecoder, plan: Plan) -> None:
         self._decoder = decoder
         self._calls, self._inputs = decoder.calls, decoder.inputs
-        self._folder = decoder.folder
         self._plan = plan
         self._shared = plan.sharing is not None
         self._continues = self._shared and decoder.token_bytes > 0
@@ -53,34 +48,27 @@ class PlanRun:
         for group in whole if plan.sharing is None else plan.sharing.groups:
             start, past = len(group.prefix), None
             if group.prefix:
-                _, past = self._read(Row(group.prefix), None)
+                past = self._cache_of(Row(group.prefix))
             for batch in group.batches:
                 answered = self._run(batch, start, past)
                 yield [(row, answers.after(start)) for row, answers in answered]
 
+    def _cache_of(self, row: Row) -> Cache:
+        """The cache of a row alone."""
+        whole = Batch((0,), len(row.tokens))
+        ((_, cache),) = run_in_halves(self._decoder, whole, lambda _: [self._read(row, None)[1]])
+        return cache
+
     def _run(self, batch: Batch, start: int, past: Cache | None) -> Iterator[tuple[int, Answers]]:
-        """Run what rows of a batch have from `start` on; halve it while memory does not suffice."""
-        rows = [self._plan.rows[i].part(start) for i in batch.rows]
-        if self._continues and len(rows) == 1 and batch.length > _PIECE:
-            answers, _ = self._read(rows[0], past)
-            yield batch.rows[0], answers
-            return
-        try:
-            found, _ = self._forward(rows, batch.length, share=self._shared, past=past)
-        except MemoryError:
-            half = len(batch.rows) // 2
-            self._decoder.halved += 1
-            _log.warning(
-                "%s: memory did not suffice for %d sequences of %d tokens at once; going on with "
-                "half of them, which changes no score",
-                self._folder,
-                len(rows),
-                batch.length,
-            )
-            for part in (batch.rows[:half], batch.rows[half:]):
-                yield from self._run(Batch(part, batch.length), start, past)
-        else:
-            yield from zip(batch.rows, found, strict=True)
+        """What rows of a batch have from `start` on."""
+
+        def run(part: Batch) -> list[Answers]:
+            rows = [self._plan.rows[i].part(start) for i in part.rows]
+            if self._continues and len(rows) == 1 and part.length > _PIECE:
+                return [self._read(rows[0], past)[0]]
+            return self._forward(rows, part.length, share=self._shared, past=past)[0]
+
+        yield from run_in_halves(self._decoder, batch, run)
 
     def _read(self, row: Row, past: Cache | None) -> tuple[Answers, Cache]:
         """One row piece by piece, each continued from the cache of those before.
@@ -100,24 +88,5 @@ class PlanRun:
     def _forward(
         self, rows: Sequence[Row], length: int, **options: Any
     ) -> tuple[list[Answers], Cache]:
-        """One call; a `MemoryError` says that fewer rows may do."""
-        try:
-            return run_rows(
-                self._calls,
-                self._inputs,
-                rows,
-                length,
-                multiple=self._plan.limits.multiple,
-                **options,
-            )
-        except DegradeError:
-            raise
-        except Exception as error:
-            if not ran_out_of_memory(error):
-                raise run_error(error, self._folder) from error
-            if len(rows) == 1:
-                raise EngineError(
-                    f"memory ran out for a single sequence of {length} tokens of the model in "
-                    f"{self._folder}: use a machine with more memory, or shorter prompts."
-                ) from error
-            raise MemoryError from error
+        multiple = self._plan.limits.multiple
+        return run_rows(self._calls, self._inputs, rows, length, multiple=multiple, **options)

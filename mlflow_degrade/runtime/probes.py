@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,11 @@ from ..errors import InputError
 from .decoder import OnnxDecoder, Score
 from .generation import Sampling
 from .plan import Tokens
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_T = TypeVar("_T")
 
 ScoringPath = Literal["shared-prefix", "batched", "one-by-one"]
 """How sequences are run: what they have in common once, in padded batches of whole sequences, or
@@ -41,10 +46,13 @@ _CONTINUATIONS, _TOKENS = 4, 16
 SHORTEST_PROMPT = 16
 """Tokens a prompt needs for its first half to be shared."""
 
+PROBED_PROMPTS = 16
+"""Prompts that a probe is run on."""
+
 
 @dataclass(frozen=True)
-class BatchInvariance:
-    """Log-probabilities of the same prompts alone and in padded batches of eight.
+class _Difference:
+    """How far the same tokens' log-probabilities are apart when computed in two ways.
 
     Attributes
     ----------
@@ -53,13 +61,9 @@ class BatchInvariance:
     max_abs_difference, mean_abs_difference : float
         Of the tokens' log-probabilities, in nats.
     top1_changes : int
-        Tokens that were the most likely one in one run and not in the other.
-    generation_changes : int or None
-        Prompts whose greedy continuation changed; None when that was not tried.
+        Tokens that were the most likely one in one way and not in the other.
     tolerance : float
         Largest difference accepted.
-    quantity : {"log-probabilities", "similarities"}
-        What was compared; cosines of texts for a sentence encoder.
     """
 
     prompts: int
@@ -67,8 +71,40 @@ class BatchInvariance:
     max_abs_difference: float
     mean_abs_difference: float
     top1_changes: int
-    generation_changes: int | None
     tolerance: float
+
+    @classmethod
+    def between(cls, one: Sequence[Score], other: Sequence[Score], **stated: Any) -> Self:
+        """Compare the scores of the same tokens."""
+        apart = np.abs(np.subtract([s.logprob for s in one], [s.logprob for s in other]))
+        return cls(
+            tokens=len(one),
+            max_abs_difference=float(apart.max()),
+            mean_abs_difference=float(apart.mean()),
+            top1_changes=sum(a.is_greedy != b.is_greedy for a, b in zip(one, other, strict=True)),
+            **stated,
+        )
+
+    def fields(self) -> dict[str, Any]:
+        """What the class is made from."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class BatchInvariance(_Difference):
+    """Log-probabilities of the same prompts alone and in padded batches of eight.
+
+    Attributes
+    ----------
+    prompts, tokens, max_abs_difference, mean_abs_difference, top1_changes, tolerance
+        What was compared, how far it is apart, in nats, and what is accepted.
+    generation_changes : int or None
+        Prompts whose greedy continuation changed; None when that was not tried.
+    quantity : {"log-probabilities", "similarities"}
+        What was compared; cosines of texts for a sentence encoder.
+    """
+
+    generation_changes: int | None = None
     quantity: Literal["log-probabilities", "similarities"] = "log-probabilities"
 
     @property
@@ -81,13 +117,9 @@ class BatchInvariance:
         """Whether scores may be computed in batches."""
         return self.max_abs_difference <= self.tolerance and not self.generation_changes
 
-    def fields(self) -> dict[str, Any]:
-        """What the class is made from."""
-        return asdict(self)
-
     def to_dict(self) -> dict[str, Any]:
         """All fields and the conclusion, for logging."""
-        return {**asdict(self), "invariant": self.invariant}
+        return {**self.fields(), "invariant": self.invariant}
 
 
 def probe_batch_invariance(
@@ -139,53 +171,29 @@ def probe_batch_invariance(
             changes = sum(a != b for a, b in pairs)
     finally:
         decoder.unpadded = before
-    difference = np.abs(np.subtract([s.logprob for s in alone], [s.logprob for s in together]))
-    return BatchInvariance(
-        prompts=len(usable),
-        tokens=len(alone),
-        max_abs_difference=float(difference.max()),
-        mean_abs_difference=float(difference.mean()),
-        top1_changes=sum(a.is_greedy != b.is_greedy for a, b in zip(alone, together, strict=True)),
-        generation_changes=changes,
-        tolerance=tolerance,
+    return BatchInvariance.between(
+        alone, together, prompts=len(usable), tolerance=tolerance, generation_changes=changes
     )
 
 
 @dataclass(frozen=True)
-class PathEquivalence:
+class PathEquivalence(_Difference):
     """Log-probabilities of continuations after shared prefixes and from the first token on.
 
     Attributes
     ----------
-    prompts, tokens : int
-        How many prefixes and scored tokens were compared.
-    max_abs_difference, mean_abs_difference : float
-        Of the tokens' log-probabilities, in nats.
-    top1_changes : int
-        Tokens that were the most likely one on one path and not on the other.
-    tolerance : float
-        Largest difference accepted.
+    prompts, tokens, max_abs_difference, mean_abs_difference, top1_changes, tolerance
+        What was compared, how far it is apart, in nats, and what is accepted.
     """
-
-    prompts: int
-    tokens: int
-    max_abs_difference: float
-    mean_abs_difference: float
-    top1_changes: int
-    tolerance: float
 
     @property
     def equivalent(self) -> bool:
         """Whether scores may be computed from shared prefixes."""
         return self.max_abs_difference <= self.tolerance
 
-    def fields(self) -> dict[str, Any]:
-        """What the class is made from."""
-        return asdict(self)
-
     def to_dict(self) -> dict[str, Any]:
         """All fields and the conclusion, for logging."""
-        return {**asdict(self), "equivalent": self.equivalent}
+        return {**self.fields(), "equivalent": self.equivalent}
 
 
 def probe_path_equivalence(
@@ -238,15 +246,7 @@ def probe_path_equivalence(
         shared = decoder.score(requests, plan=decoder.plan(requests, always_continue=True))
     finally:
         decoder.unpadded, decoder.reuse_prefixes = before
-    difference = np.abs(np.subtract([s.logprob for s in whole], [s.logprob for s in shared]))
-    return PathEquivalence(
-        prompts=len(usable),
-        tokens=len(requests),
-        max_abs_difference=float(difference.max()),
-        mean_abs_difference=float(difference.mean()),
-        top1_changes=sum(a.is_greedy != b.is_greedy for a, b in zip(whole, shared, strict=True)),
-        tolerance=tolerance,
-    )
+    return PathEquivalence.between(whole, shared, prompts=len(usable), tolerance=tolerance)
 
 
 def choose_path(
@@ -269,6 +269,11 @@ def choose_path(
     if len(equivalences) == len(probes) and all(found.equivalent for found in equivalences):
         return "shared-prefix"
     return "batched"
+
+
+def spread(prompts: Sequence[_T]) -> list[_T]:
+    """At most `PROBED_PROMPTS` of the prompts, from everywhere among them."""
+    return list(prompts[:: max(1, -(-len(prompts) // PROBED_PROMPTS))])
 
 
 def mixed_lengths(prompts: Sequence[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:

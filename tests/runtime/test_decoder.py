@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_models import ModelDir
+from engine_models import ModelDir, with_broken_embedding
 from tiny_models import SENTENCES
 
 from mlflow_degrade.errors import EngineError, InputError, ModelError, NonFiniteLogitsError
@@ -115,31 +115,12 @@ def test_long_prompts_lose_tokens_on_the_left_and_are_counted(
     assert decoder.last_plan.summary()["truncated"] == 1
 
 
-def _with_broken_embedding(source: Path, target: Path, token: int) -> Path:
-    """A copy of a model directory in which one token's embedding is not a number."""
-    from mlflow_degrade.optimize.onnx_files import load_graph, save_graph
-
-    shutil.copytree(source, target)
-    model = load_graph(target)
-    gather = next(
-        n for n in model.graph.node if n.op_type == "Gather" and n.input[1] == "input_ids"
-    )
-    tensor = next(t for t in model.graph.initializer if t.name == gather.input[0])
-    values = np.frombuffer(tensor.raw_data, np.float32).reshape(tuple(tensor.dims)).copy()
-    values[token] = np.nan
-    tensor.raw_data = values.tobytes()
-    for name in ("model.onnx", "model.onnx.data"):
-        (target / name).unlink()
-    save_graph(model, target)
-    return target
-
-
 def test_nan_stops_the_scoring_and_says_after_which_words(
     model_dir: ModelDir, tmp_path: Path
 ) -> None:
     encoder = OnnxDecoder(model_dir("fp32"), device="cpu").encoder
     ids = encoder.encode(["Iron rusts when water"])[0]
-    folder = _with_broken_embedding(model_dir("fp32"), tmp_path / "broken", ids[1])
+    folder = with_broken_embedding(model_dir("fp32"), tmp_path / "broken", ids[1])
     decoder = OnnxDecoder(folder, device="cpu")
     with pytest.raises(NonFiniteLogitsError, match=f"token 2 of {len(ids) - 1}, '"):
         decoder.score([(ids[:2], ids[2:])])

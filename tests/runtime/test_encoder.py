@@ -142,7 +142,7 @@ def test_out_of_memory_halves_the_batch(tiny_encoder: TinyModel) -> None:
     whole = OnnxEncoder(folder, device="cpu").embed(TEXTS)
     np.testing.assert_array_equal(cramped.embed(TEXTS), whole)
     cramped.most = 0
-    with pytest.raises(EngineError, match="memory ran out for a single text"):
+    with pytest.raises(EngineError, match="memory ran out for a single sequence"):
         cramped.embed(TEXTS)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engine_models import ModelDir
+from engine_models import ModelDir, with_broken_embedding
 from numpy.typing import NDArray
 from tiny_models import SENTENCES
 
@@ -106,27 +106,9 @@ def test_where_nothing_is_shared_the_batches_run(model_dir: ModelDir) -> None:
     assert "sharing" not in plan.summary()
 
 
-def _with_broken_embedding(source: Path, target: Path, token: int) -> Path:
-    from mlflow_degrade.optimize.onnx_files import load_graph, save_graph
-
-    shutil.copytree(source, target)
-    model = load_graph(target)
-    gather = next(
-        n for n in model.graph.node if n.op_type == "Gather" and n.input[1] == "input_ids"
-    )
-    tensor = next(t for t in model.graph.initializer if t.name == gather.input[0])
-    values = np.frombuffer(tensor.raw_data, np.float32).reshape(tuple(tensor.dims)).copy()
-    values[token] = np.nan
-    tensor.raw_data = values.tobytes()
-    for name in ("model.onnx", "model.onnx.data"):
-        (target / name).unlink()
-    save_graph(model, target)
-    return target
-
-
 def test_nan_in_a_shared_prefix_stops_the_scoring(model_dir: ModelDir, tmp_path: Path) -> None:
     pairs = _pairs(OnnxDecoder(model_dir("fp32"), device="cpu"), "few-shot")
-    folder = _with_broken_embedding(model_dir("fp32"), tmp_path / "broken", pairs[0][0][3])
+    folder = with_broken_embedding(model_dir("fp32"), tmp_path / "broken", pairs[0][0][3])
     decoder = OnnxDecoder(folder, device="cpu")
     decoder.reuse_prefixes = True
     assert decoder.plan(pairs).sharing is not None
