@@ -29,6 +29,7 @@ from mlflow_degrade.evaluation.starter_model import fetch_starter_model
 from mlflow_degrade.optimize.export import export_onnx
 from mlflow_degrade.optimize.graph import optimize_graph
 from mlflow_degrade.optimize.source import resolve_model
+from mlflow_degrade.runtime.decoder import OnnxDecoder
 
 _CHUNK = 20
 _NEW_TOKENS = 48
@@ -98,14 +99,18 @@ def compare_texts(lm: OnnxLM, source: Path, items: list[Item]) -> str:
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--documents", default=500, show_default=True)
+@click.option("--threads", default=1, show_default=True)
 @click.option("--generate", is_flag=True, help="Continue questions instead of scoring choices.")
-def main(files: tuple[Path, ...], documents: int, generate: bool) -> None:
+def main(files: tuple[Path, ...], documents: int, threads: int, generate: bool) -> None:
     """Compare on each file."""
+    import torch
+
+    torch.set_num_threads(threads)
     source = fetch_starter_model()
     folder = optimize_graph(export_onnx(resolve_model("starter")))
     compare = compare_texts if generate else compare_scores
     for file in files:
-        lm = OnnxLM(str(folder), device="cpu")
+        lm = OnnxLM(OnnxDecoder(folder, device="cpu", threads=threads))
         with quiet_libraries():
             answer = compare(lm, source, load_items(file, "", documents))
         path = "shared-prefix" if lm.decoder.reuse_prefixes else "batched"

@@ -174,13 +174,13 @@ def _measure(request: dict[str, Any]) -> MemoryUse:
     gpu, reasons = _gpu(providers[0])
     open_model = _opener(folder, providers, request["threads"])
     gc.collect()
-    start, device_start = _resident("VmRSS"), gpu and gpu.used_bytes()
+    start, device_start = resident_bytes("VmRSS"), gpu and gpu.used_bytes()
     model = open_model()
     model.run([prompts[0][:1]], 1)
-    loaded, device_loaded = _resident("VmRSS"), gpu and gpu.used_bytes()
-    _forget_peak()
+    loaded, device_loaded = resident_bytes("VmRSS"), gpu and gpu.used_bytes()
+    forget_peak()
     model.run(prompts, request["new_tokens"])
-    peak, device_peak = _resident("VmHWM"), gpu and gpu.used_bytes()
+    peak, device_peak = resident_bytes("VmHWM"), gpu and gpu.used_bytes()
     if start is None:
         reasons.append(f"host memory: this system has no {_STATUS}")
     return MemoryUse(
@@ -205,7 +205,7 @@ def _growth(before: int | None, after: int | None) -> int | None:
     return None if before is None or after is None else max(0, after - before)
 
 
-def _resident(name: str) -> int | None:
+def resident_bytes(name: str) -> int | None:
     """A line of the process's status in bytes, where the system tells it (Linux)."""
     try:
         lines = _STATUS.read_text(encoding="ascii", errors="replace").splitlines()
@@ -215,7 +215,7 @@ def _resident(name: str) -> int | None:
     return 1024 * values[0] if values else None
 
 
-def _forget_peak() -> None:
+def forget_peak() -> None:
     """Let the peak start again at what is in use; where that is not allowed loading counts too."""
     try:
         _CLEAR.write_text("5", encoding="ascii")
