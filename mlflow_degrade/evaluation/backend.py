@@ -289,8 +289,7 @@ class OnnxLM(TemplateLM):  # type: ignore[misc]
         self._settle("scoring", [[*context, *rest] for context, rest in pairs])
         scores = self.decoder.score(pairs, finished)
         if self.decoder.last_plan is not None:
-            halved = {"halved_for_memory": self.decoder.halved} if self.decoder.halved else {}
-            self.plans.append({**self.decoder.last_plan.summary(), **halved})
+            self.plans.append(self.decoder.last_plan.summary(halved=self.decoder.halved))
         return [(score.logprob, score.is_greedy) for score in scores]
 
     def _settle(self, use: str, prompts: Sequence[list[int]]) -> None:

@@ -122,7 +122,7 @@ class OnnxEncoderLM(LM):  # type: ignore[misc]
         self._settle([context for context, _ in pairs])
         scores = self.encoder.score(pairs, self._advance)
         if self.encoder.last_plan is not None:
-            self.plans.append(self.encoder.last_plan.summary())
+            self.plans.append(self.encoder.last_plan.summary(halved=self.encoder.halved))
         for pair, score in zip(pairs, scores, strict=True):
             self.cache_hook.add_partial("loglikelihood", pair, tuple(score))
         return [(score.logprob, score.is_greedy) for score in scores]

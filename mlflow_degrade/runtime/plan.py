@@ -121,8 +121,14 @@ class Plan:
     limits: Limits
     sharing: Sharing | None = None
 
-    def summary(self) -> dict[str, Any]:
-        """Numbers worth recording: how much was shared, how much was padding."""
+    def summary(self, *, halved: int = 0) -> dict[str, Any]:
+        """Numbers worth recording: how much was shared, how much was padding.
+
+        Parameters
+        ----------
+        halved : int
+            Batches that were halved for memory when the plan was run; said where there were any.
+        """
         tokens = sum(len(row.tokens) for row in self.rows)
         positions = sum(batch.positions for batch in self.batches)
         calls, shared = len(self.batches), {}
@@ -139,6 +145,7 @@ class Plan:
             "truncated": self.truncated,
             "limits": asdict(self.limits),
             **shared,
+            **({"halved_for_memory": halved} if halved else {}),
         }
 
 

@@ -16,7 +16,7 @@ from encoder_models import (
     torch_hidden,
     torch_logits,
 )
-from engine_models import ModelDir
+from engine_models import ModelDir, with_broken_embedding
 from tiny_models import SENTENCES
 
 from mlflow_degrade.errors import (
@@ -26,7 +26,6 @@ from mlflow_degrade.errors import (
     NonFiniteLogitsError,
     UnsupportedModelError,
 )
-from mlflow_degrade.optimize.onnx_files import load_graph, save_graph
 from mlflow_degrade.runtime.encoder import OnnxEncoder, Vectors
 from mlflow_degrade.runtime.encoder_probe import probe_encoder
 from mlflow_degrade.runtime.family import model_family
@@ -141,23 +140,17 @@ def test_out_of_memory_halves_the_batch(tiny_encoder: TinyModel) -> None:
     cramped = _Cramped(folder, device="cpu")
     whole = OnnxEncoder(folder, device="cpu").embed(TEXTS)
     np.testing.assert_array_equal(cramped.embed(TEXTS), whole)
+    assert cramped.last_plan is not None
+    assert cramped.last_plan.summary(halved=cramped.halved)["halved_for_memory"] > 0
     cramped.most = 0
     with pytest.raises(EngineError, match="memory ran out for a single sequence"):
         cramped.embed(TEXTS)
 
 
 def test_nan_stops_everything_and_names_the_text(tiny_encoder: TinyModel, tmp_path: Path) -> None:
-    folder = tmp_path / "broken"
-    shutil.copytree(tiny_encoder.made("fp32"), folder)
-    (token,) = OnnxEncoder(folder, device="cpu").text.tokenizer.convert_tokens_to_ids(["iron"])
-    model = load_graph(folder)
-    tensor = next(t for t in model.graph.initializer if "word_embeddings" in t.name)
-    values = np.frombuffer(tensor.raw_data, np.float32).reshape(tuple(tensor.dims)).copy()
-    values[token] = np.nan
-    tensor.raw_data = values.tobytes()
-    for name in ("model.onnx", "model.onnx.data"):
-        (folder / name).unlink()
-    save_graph(model, folder)
+    whole = tiny_encoder.made("fp32")
+    (token,) = OnnxEncoder(whole, device="cpu").text.tokenizer.convert_tokens_to_ids(["iron"])
+    folder = with_broken_embedding(whole, tmp_path / "broken", token)
     encoder = OnnxEncoder(folder, device="cpu")
     assert np.isfinite(encoder.embed(["the boat"])).all()
     with pytest.raises(NonFiniteLogitsError, match="iron rusts"):
