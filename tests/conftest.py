@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
+from mlflow_state import mlflow_state_kept
 
 # MLflow draws a bar for every small file it reads, which buries the report of a failing test.
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -25,3 +27,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="FILE",
         help="further reference values for tests/stats/test_oracles.py, in the same JSON format",
     )
+
+
+@pytest.fixture(autouse=True)
+def _mlflow_state() -> Iterator[None]:
+    """No test sees what another one set in MLflow."""
+    with mlflow_state_kept():
+        yield
