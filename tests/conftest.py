@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -34,3 +35,12 @@ def _mlflow_state() -> Iterator[None]:
     """No test sees what another one set in MLflow."""
     with mlflow_state_kept():
         yield
+
+
+@pytest.fixture(scope="session")
+def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of tiny models and their exports, one for all processes of a test run."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # below the run's folder each process has its own
+        folder = folder.parent
+    return folder / "model-cache"
