@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from functools import cache
 from pathlib import Path
 
@@ -38,18 +36,9 @@ def make_store(folder: Path) -> str:
     return f"sqlite:///{database}"
 
 
-@contextmanager
-def empty_store(folder: Path) -> Iterator[str]:
-    """Point MLflow to an empty store, and back again; no run is left active."""
-    uri, stated = make_store(folder), os.environ.get("MLFLOW_TRACKING_URI")
+def use_empty_store(folder: Path) -> str:
+    """Point MLflow to an empty store for the rest of the test and return its URI."""
+    uri = make_store(folder)
     mlflow.set_tracking_uri(uri)
     mlflow.set_experiment("Default")
-    try:
-        yield uri
-    finally:
-        while mlflow.active_run() is not None:
-            mlflow.end_run()
-        # A URI that is put back by name would stand above the environment from then on.
-        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
-        if stated is not None:
-            os.environ["MLFLOW_TRACKING_URI"] = stated
+    return uri

@@ -6,7 +6,7 @@ import json
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from encoder_models import TinyModel, tiny_classifier
 from engine_models import ModelDir, model_dir, tiny_source
-from mlflow_stores import empty_store
+from mlflow_stores import use_empty_store
 
 from mlflow_degrade.cli.bench import bench
 
@@ -44,12 +44,11 @@ def models(model_dir: ModelDir, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture
-def here(models: Path, there: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def here(models: Path, there: Path) -> Path:
     """The models in the working directory, and an empty MLflow."""
     (there / "models").symlink_to(models)
-    with empty_store(there) as uri:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        yield there
+    use_empty_store(there)
+    return there
 
 
 QUICK = ("--batch-sizes", "1", "--lengths", "8", "--new-tokens", "2", "--seconds", "0")

@@ -13,19 +13,13 @@ from mlflow_degrade.optimize.graph import optimize_graph
 from mlflow_degrade.optimize.source import resolve_model
 
 
-@pytest.fixture(scope="session")
-def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One cache for all tests here, so that the tiny model is exported once."""
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture(autouse=True)
 def _own_cache(
-    request: pytest.FixtureRequest, shared_cache: Path, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest, model_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The starter model is fetched into the user's cache once, not once per test run.
     if request.node.get_closest_marker("starter") is None:
-        monkeypatch.setenv("MLFLOW_DEGRADE_CACHE", str(shared_cache))
+        monkeypatch.setenv("MLFLOW_DEGRADE_CACHE", str(model_cache))
 
 
 @pytest.fixture
@@ -43,9 +37,9 @@ def tiny_llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def _tiny_dirs(tiny_llama_dir: Path, shared_cache: Path) -> Iterator[tuple[Path, Path]]:
+def _tiny_dirs(tiny_llama_dir: Path, model_cache: Path) -> Iterator[tuple[Path, Path]]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_DEGRADE_CACHE", str(shared_cache))
+        patch.setenv("MLFLOW_DEGRADE_CACHE", str(model_cache))
         exported = export_onnx(resolve_model(str(tiny_llama_dir)), progress=False)
         yield exported, optimize_graph(exported, progress=False)
 

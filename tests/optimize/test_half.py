@@ -52,14 +52,14 @@ def _evaluate(model: Any, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float
 
 
 @pytest.fixture(scope="module")
-def loud_base(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Path:
+def loud_base(tmp_path_factory: pytest.TempPathFactory, model_cache: Path) -> Path:
     """A model whose hidden states reach 1,000: fine in float16, their squares are not."""
     directory = make_tiny_llama(tmp_path_factory.mktemp("models") / "loud", tied=False)
     weights = load_file(directory / "model.safetensors")
     weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"] * 1000
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_DEGRADE_CACHE", str(shared_cache))
+        patch.setenv("MLFLOW_DEGRADE_CACHE", str(model_cache))
         exported = export_onnx(resolve_model(str(directory)), progress=False)
         return optimize_graph(exported, progress=False)
 

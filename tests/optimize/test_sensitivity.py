@@ -34,7 +34,7 @@ KINDS = {"q", "k", "v", "o", "gate", "up", "down"}
 
 
 @pytest.fixture(scope="session")
-def outlier_base(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Path:
+def outlier_base(tmp_path_factory: pytest.TempPathFactory, model_cache: Path) -> Path:
     """A tiny Llama that computes what another does, with one huge channel before a down_proj."""
     import torch
     from transformers import LlamaForCausalLM
@@ -47,7 +47,7 @@ def outlier_base(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -
         mlp.down_proj.weight[:, 7] /= 2000
     model.save_pretrained(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_DEGRADE_CACHE", str(shared_cache))
+        patch.setenv("MLFLOW_DEGRADE_CACHE", str(model_cache))
         exported = export_onnx(resolve_model(str(folder)), progress=False)
         return optimize_graph(exported, progress=False)
 

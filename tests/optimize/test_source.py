@@ -227,13 +227,10 @@ def test_an_unreachable_hub_is_told_apart(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Iterator[None]:
-    before = mlflow.get_tracking_uri()
+def registry(tmp_path: Path) -> None:
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")  # the registry's as well
     mlflow.create_experiment("models", artifact_location=(tmp_path / "artifacts").as_uri())
     mlflow.set_experiment("models")
-    yield
-    mlflow.set_tracking_uri(before)
 
 
 @pytest.mark.usefixtures("registry")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from mlflow_state import mlflow_state_kept
 
 from mlflow_degrade.errors import SampleSchemaError, TrackingError, UnknownNameError
 from mlflow_degrade.readers import read_samples
@@ -18,11 +19,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     import mlflow
 
     folder = tmp_path_factory.mktemp("mlflow")
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
-    mlflow.set_experiment(experiment_id=mlflow.create_experiment("e", str(folder / "artifacts")))
-    yield
-    mlflow.set_tracking_uri(before)
+    with mlflow_state_kept():
+        mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
+        experiment = mlflow.create_experiment("e", str(folder / "artifacts"))
+        mlflow.set_experiment(experiment_id=experiment)
+        yield
 
 
 def samples(task: str) -> SampleScores:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
@@ -11,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from mlflow_stores import empty_store
+from mlflow_stores import use_empty_store
 from recipe_cases import make_items, write_task
 from tiny_models import make_tiny_llama
 
@@ -36,13 +35,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def store(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[mlflow.MlflowClient]:
+def store(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> mlflow.MlflowClient:
     """A client of an empty SQLite store; the session's cache is in force."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_DEGRADE_CACHE", str(cache))
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    with empty_store(tmp_path):
-        yield mlflow.MlflowClient()
+    use_empty_store(tmp_path)
+    return mlflow.MlflowClient()

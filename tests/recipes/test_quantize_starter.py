@@ -39,7 +39,7 @@ def test_default_passes_and_is_registered(store: mlflow.MlflowClient) -> None:
 
 
 def test_int4_fails_and_is_not_registered(store: mlflow.MlflowClient) -> None:
-    outcome = quantize_and_gate(QuantizeOptions(scheme="int4-weight-only"))
+    outcome = quantize_and_gate(QuantizeOptions(scheme="int4-weight-only", cost_seconds=0.2))
     assert outcome.decision.verdict is Verdict.FAIL, outcome.decision.reasons
     assert outcome.decision.aggregate.p_worse < 1e-4
     assert outcome.registered is None
@@ -47,11 +47,12 @@ def test_int4_fails_and_is_not_registered(store: mlflow.MlflowClient) -> None:
 
 
 def test_twelve_per_task_are_inconclusive(store: mlflow.MlflowClient) -> None:
-    outcome = quantize_and_gate(QuantizeOptions(limit=12))
+    asked = QuantizeOptions(limit=12, cost_seconds=0.2)
+    outcome = quantize_and_gate(asked)
     assert outcome.decision.verdict is Verdict.INCONCLUSIVE
     assert list(store.search_registered_models()) == []
     # The same samples and a policy that does not ask for power: the guard is what made it so.
-    lenient = QuantizeOptions(limit=12, policy=GatePolicy(on_underpowered="warn"))
+    lenient = asked.model_copy(update={"policy": GatePolicy(on_underpowered="warn")})
     assert quantize_and_gate(lenient).decision.verdict is Verdict.PASS
 
 

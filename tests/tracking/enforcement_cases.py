@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from mlflow.tracking import MlflowClient
-from mlflow.tracking._model_registry import utils as registry_state
+from mlflow_state import mlflow_state_kept
 
 from mlflow_degrade import GatePolicy, SampleScores, decide, pair
 from mlflow_degrade.cache import digest_directory
@@ -179,21 +179,12 @@ def snapshot(name: str) -> dict[str, Any]:
 @contextmanager
 def pointed_at(folder: Path, tracking: str, registry: str) -> Iterator[None]:
     """MLflow's global state for a while, with nothing of it left behind."""
-    before = mlflow.get_tracking_uri()
-    with pytest.MonkeyPatch.context() as patch:
+    with mlflow_state_kept(), pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setenv("MLFLOW_TRACKING_URI", tracking)
-        patch.setenv("MLFLOW_REGISTRY_URI", registry)
         mlflow.set_tracking_uri(tracking)
         mlflow.set_registry_uri(registry)
         mlflow.set_experiment("Default")
-        try:
-            yield
-        finally:
-            mlflow.set_tracking_uri(before)
-            # Not the address it resolved to: it follows the tracking server again.
-            mlflow.set_registry_uri("")
-            registry_state._registry_uri = None
+        yield
 
 
 def free_port() -> int:

@@ -66,35 +66,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield root
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database as MLflow makes it, which takes seconds."""
-    folder = tmp_path_factory.mktemp("store")
-    before = mlflow.get_tracking_uri()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-        mlflow.set_experiment("Default")
-        mlflow.set_tracking_uri(before)
-    return folder / "mlflow.db"
-
-
-@pytest.fixture
-def store(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The URI of a copy of it, set for this test."""
-    shutil.copy(empty_store, tmp_path)
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    before = mlflow.get_tracking_uri()
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_experiment("Default")
-    yield uri
-    while mlflow.active_run() is not None:
-        mlflow.end_run()
-    mlflow.set_tracking_uri(before)
-
-
 @pytest.fixture
 def folder(made: Path, tmp_path: Path) -> Path:
     """A copy of the first model's output, free to be damaged."""
