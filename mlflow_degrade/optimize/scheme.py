@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -54,43 +55,95 @@ class Scheme:
     calibrated: bool = False
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
-    def variant(self, name: str) -> Scheme:
-        """This scheme with the options that the words after its name stand for.
+    def variant(self, name: str, options: Mapping[str, Any] | None = None) -> Scheme:
+        """This scheme with other options, by words after its name or by the options' own names.
 
         Parameters
         ----------
         name : str
             The scheme's name, or that followed by words from `variants`.
+        options : mapping, optional
+            Some of `choices`, each with one of its values.
 
         Returns
         -------
         Scheme
+            Its name has the words of all changed options in the order of `variants`: what is the
+            same has one name, and one place in the cache.
 
         Raises
         ------
         UnknownNameError
-            When a word is none of `variants`.
+            When there is no such word, option or value.
         InputError
-            When two words change the same option.
+            When two of them set the same option.
 
         Examples
         --------
-        >>> blocks = {"block64": {"block_size": 64}}
+        >>> blocks = {f"block{n}": {"block_size": n} for n in (32, 64)}
         >>> base = Scheme("int4", "4 bits", None, {"block_size": 32}, variants=blocks)
-        >>> base.variant("int4-block64").options
-        {'block_size': 64}
+        >>> base.variant("int4", {"block_size": 64}) == base.variant("int4-block64")
+        True
+        >>> base.variant("int4-block32") == base
+        True
         """
-        if name == self.name:
+        said = [] if name == self.name else name.removeprefix(f"{self.name}-").split("-")
+        changes = [self._change(word) for word in said]
+        changes += [self._choice(option, value) for option, value in (options or {}).items()]
+        chosen = dict(self.options)
+        taken = set[str]()
+        for change in changes:
+            if twice := taken & change.keys():
+                raise InputError(f"scheme {name!r} sets {', '.join(twice)} twice: keep one.")
+            taken |= change.keys()
+            chosen |= change
+        words = [
+            word
+            for word, change in self.variants.items()
+            if not _holds(change, self.options) and _holds(change, chosen)
+        ]
+        if not words:
             return self
-        options, changed = dict(self.options), set[str]()
-        words = name.removeprefix(f"{self.name}-").split("-")
-        for word in words:
-            if word not in self.variants:
-                raise UnknownNameError(f"variant of scheme {self.name!r}:", word, self.variants)
-            change = self.variants[word]
-            if changed & change.keys():
-                raise InputError(f"scheme {name!r} sets {', '.join(change)} twice: keep one word.")
-            changed |= change.keys()
-            options |= change
         summary = f"{self.summary}; {', '.join(words)}"
-        return replace(self, name=name, summary=summary, options=options)
+        return replace(self, name="-".join([self.name, *words]), summary=summary, options=chosen)
+
+    @property
+    def choices(self) -> dict[str, tuple[Any, ...]]:
+        """Options that `variants` change, each with the values it can take, its own one first."""
+        found: dict[str, list[Any]] = {}
+        for change in self.variants.values():
+            for option, value in change.items():
+                own = [self.options[option]] if option in self.options else []
+                values = found.setdefault(option, own)
+                if not any(_same(value, other) for other in values):
+                    values.append(value)
+        return {option: tuple(values) for option, values in found.items()}
+
+    def _change(self, word: str) -> Mapping[str, Any]:
+        if word not in self.variants:
+            raise UnknownNameError(f"variant of scheme {self.name!r}:", word, self.variants)
+        return self.variants[word]
+
+    def _choice(self, option: str, value: Any) -> Mapping[str, Any]:
+        choices = self.choices
+        if option not in choices:
+            raise UnknownNameError(f"option of scheme {self.name!r}:", option, choices)
+        if not any(_same(value, choice) for choice in choices[option]):
+            known = map(_text, choices[option])
+            raise UnknownNameError(f"{option} of scheme {self.name!r}:", _text(value), known)
+        return {option: value}
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Equality that keeps 1 and true apart."""
+    return type(one) is type(other) and bool(one == other)
+
+
+def _holds(change: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
+    """Whether options are already what a change would make them."""
+    return all(name in options and _same(options[name], value) for name, value in change.items())
+
+
+def _text(value: Any) -> str:
+    """An option's value as YAML writes it."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)

@@ -161,7 +161,13 @@ _ROUNDED_VALUES = {"act": ("activations", "activations"), "kv": ("cache", "key-v
 _ADDITIONS = ("ends", *(f"{what}-{e}" for what in _ROUNDED_VALUES for e in VALUE_ELEMENTS))
 
 
-def find_scheme(name: str, providers: tuple[str, ...] = (CPU,), *, force: bool = False) -> Scheme:
+def find_scheme(
+    name: str,
+    providers: tuple[str, ...] = (CPU,),
+    *,
+    options: Mapping[str, Any] | None = None,
+    force: bool = False,
+) -> Scheme:
     """Look a scheme up, before anything expensive is done for it.
 
     Parameters
@@ -170,6 +176,8 @@ def find_scheme(name: str, providers: tuple[str, ...] = (CPU,), *, force: bool =
         A key of `SCHEMES`, or ``simulated-<format>``.
     providers : tuple of str
         Where the model is to run, from `mlflow_degrade.runtime.providers.resolve_device`.
+    options : mapping, optional
+        Options by their names instead of words after the scheme's: see `Scheme.choices`.
     force : bool
         Accept a scheme that is refused there.
 
@@ -181,9 +189,10 @@ def find_scheme(name: str, providers: tuple[str, ...] = (CPU,), *, force: bool =
     Raises
     ------
     UnknownNameError
-        When there is no such scheme or number format.
+        When there is no such scheme, number format or option.
     InputError
-        When the scheme makes no sense on the first of `providers`, or the format in itself.
+        When the scheme makes no sense on the first of `providers`, the format in itself, or an
+        option beside the words of `name`.
 
     Examples
     --------
@@ -191,14 +200,16 @@ def find_scheme(name: str, providers: tuple[str, ...] = (CPU,), *, force: bool =
     8
     >>> find_scheme("simulated-mxfp4").simulated
     True
+    >>> find_scheme("int4-weight-only", options={"block_size": 64}).name
+    'int4-weight-only-block64'
     """
     if name.startswith(SIMULATED):
-        return _simulated(name)
+        return _simulated(name).variant(name, options)
     bases = [base for base in SCHEMES if name == base or name.startswith(f"{base}-")]
     if not bases:
         hint = f"'{SIMULATED}<format>' rounds weights to a number format, e.g. '{SIMULATED}mxfp4'."
         raise UnknownNameError("scheme", name, SCHEMES, hint)
-    scheme = SCHEMES[max(bases, key=len)].variant(name)
+    scheme = SCHEMES[max(bases, key=len)].variant(name, options)
     reason = scheme.refused.get(providers[0])
     if reason and not force:
         raise InputError(f"scheme {name!r} is refused on {providers[0]}: {reason}.")

@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from ..errors import DegradeError, InputError, UnknownNameError
 
+if TYPE_CHECKING:
+    from ..optimize.recipe import Recipe
+
 Options = TypeVar("Options", bound=BaseModel)
+
+MODEL_HELP = "starter, starter-encoder, a hub id, a directory, or models:/n@a."
+RECIPE_HELP = "A preset's name (presets/*.yaml next to the project), or a .yaml file."
 
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0", "")
 
@@ -71,6 +78,13 @@ def caller_path(text: str) -> str:
     return text
 
 
+def named_recipe(text: str, presets: Path | None) -> Recipe:
+    """A preset that lies next to the project, or a file as the caller means its path."""
+    from ..optimize.recipe import is_file_name, load_recipe
+
+    return load_recipe(caller_path(text) if is_file_name(text) else text, presets)
+
+
 def _caller_directories() -> list[Path]:
     """Working directories of the processes above this one, nearest first."""
     import psutil
@@ -83,10 +97,16 @@ def _caller_directories() -> list[Path]:
         return []
 
 
-def exit_with(error: DegradeError) -> None:
-    """End the process with one clear message and the error's exit code."""
-    print(f"error: {error}", file=sys.stderr, flush=True)
-    raise SystemExit(error.exit_code)
+@contextmanager
+def one_message() -> Iterator[None]:
+    """Turn an error into one clear message and its exit code."""
+    # MLflow draws a bar for every small file it reads; recipes show bars of their own.
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    try:
+        yield
+    except DegradeError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(error.exit_code) from None
 
 
 def joined_run_id() -> str | None:

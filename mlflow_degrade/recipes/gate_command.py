@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 import click
 
-from ..errors import DegradeError, UnknownNameError
+from ..errors import UnknownNameError
 from ..evaluation.suite import DEFAULT_LIMIT
 from ..policy import GatePolicy
-from .command import caller_path, exit_with, flag, joined_run_id, number
+from .command import caller_path, flag, joined_run_id, number, one_message
 
 _DEVICES = ("auto", "cpu", "cuda")
 
@@ -28,11 +26,8 @@ _DEVICES = ("auto", "cpu", "cuda")
 @click.option("--fresh", default="false", help="true evaluates both again.")
 def main(**given: str) -> None:
     """Compare two models in MLflow, and promote the candidate only when it passes."""
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    try:
+    with one_message():
         code = _run(given)
-    except DegradeError as error:
-        exit_with(error)
     raise SystemExit(code)
 
 

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from ..errors import DegradeError
 from ..evaluation.suite import DEFAULT_LIMIT
+from ..optimize.recipe import Recipe
 from ..policy import GatePolicy
 from ..results import Decision, Verdict
-from .command import joined_run_id
+from .tracked import log_recipe, recipe_params, recipe_run
+
+DEFAULT_SCHEME = "int8-weight-only"
 
 _STARTER_NAMES = {"starter": "smollm2-135m-instruct", "starter-encoder": "all-minilm-l6-v2"}
 
@@ -27,7 +29,11 @@ class QuantizeOptions(BaseModel):
         ``starter``, ``starter-encoder``, a Hugging Face id, a local directory, or
         ``models:/name@alias``.
     scheme : str
-        A name from `mlflow_degrade.optimize.schemes.SCHEMES`, or ``simulated-<format>``.
+        A name from `mlflow_degrade.optimize.schemes.SCHEMES`, or ``simulated-<format>``; it is
+        applied to the export with its graph optimized.
+    recipe : Recipe, optional
+        All passes instead of `scheme`, from `mlflow_degrade.optimize.recipe.load_recipe`. Without
+        its quantization it makes the baseline.
     tasks : tuple of str
         lm-eval tasks or groups; ``auto`` is the packaged suite that fits the model, ``starter`` or
         ``starter-encoder``.
@@ -59,7 +65,8 @@ class QuantizeOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str = "starter"
-    scheme: str = "int8-weight-only"
+    scheme: str = DEFAULT_SCHEME
+    recipe: Recipe | None = None
     tasks: tuple[str, ...] = Field(default=("auto",), min_length=1)
     include_path: Path | None = None
     limit: int | None = Field(default=DEFAULT_LIMIT, ge=1)
@@ -72,6 +79,21 @@ class QuantizeOptions(BaseModel):
     seed: int = Field(default=0, ge=0)
     fresh: bool = False
     cost_seconds: float = Field(default=8.0, ge=0, le=3_600)
+
+    @field_validator("recipe")
+    @classmethod
+    def _instead_of_a_scheme(cls, recipe: Recipe | None, info: ValidationInfo) -> Recipe | None:
+        if recipe is not None and info.data.get("scheme", DEFAULT_SCHEME) != DEFAULT_SCHEME:
+            raise ValueError(
+                f"the scheme {info.data['scheme']!r} is given as well; a recipe names its own: "
+                "keep one of the two"
+            )
+        return recipe
+
+    @property
+    def all_passes(self) -> Recipe:
+        """The recipe, or the one that a scheme stands for."""
+        return self.recipe or Recipe.of_scheme(self.scheme)
 
 
 @dataclass(frozen=True)
@@ -123,37 +145,24 @@ def quantize_and_gate(options: QuantizeOptions | None = None) -> Outcome:
     --------
     See ``examples/quantize_from_python.py``.
     """
-    import mlflow
-
-    from ..tracking.connection import require_tracking_server
-    from ..tracking.evaluations import KIND_TAG
-    from ..tracking.runs import terminate_gracefully, tracked_run
-
     options = options or QuantizeOptions()
-    with terminate_gracefully():
-        require_tracking_server()
-        joined = joined_run_id()
-        # What tells runs apart comes first: lists of runs show some twenty characters.
-        name = f"{options.scheme} of {Path(options.model).name}"
-        with tracked_run(name, run_id=joined, tags={KIND_TAG: "recipe"}) as run:
-            if joined is None:
-                mlflow.log_params(_params(options))
-            try:
-                return _run(options, run.info.run_id)
-            except DegradeError as error:
-                mlflow.set_tag("degrade.error", str(error)[:2_000])
-                raise
+    # What tells runs apart comes first: lists of runs show some twenty characters.
+    name = f"{options.all_passes.name} of {Path(options.model).name}"
+    with recipe_run(name, _params(options)) as run_id:
+        return _run(options, run_id)
 
 
 def _run(options: QuantizeOptions, run_id: str) -> Outcome:
     from ..evaluation.suite import load_suite
-    from ..optimize.schemes import find_scheme
     from ..runtime.providers import resolve_device
     from . import steps
 
     # Everything that can be wrong in a word is found before the first minute of work.
     providers = resolve_device(options.device)
-    find_scheme(options.scheme, providers)
+    recipe = options.all_passes
+    steps.require_quantization(recipe)
+    recipe.check(providers)
+    log_recipe(recipe)
     suite = load_suite(
         steps.packaged_suite(options.model) if options.tasks == ("auto",) else options.tasks,
         include_path=options.include_path,
@@ -162,7 +171,7 @@ def _run(options: QuantizeOptions, run_id: str) -> Outcome:
         num_fewshot=options.num_fewshot,
     )
     models = steps.make_models(
-        options.model, options.scheme, baseline=options.baseline_model, providers=providers
+        options.model, recipe, baseline=options.baseline_model, providers=providers
     )
     samples, path = steps.evaluate_arms(
         models, suite, device=options.device, batch_size=options.batch_size, fresh=options.fresh
@@ -189,6 +198,9 @@ def _registry_name(options: QuantizeOptions) -> str | None:
 
 
 def _params(options: QuantizeOptions) -> dict[str, Any]:
-    values = options.model_dump(mode="json", exclude={"policy"})
+    values = options.model_dump(mode="json", exclude={"policy", "recipe"})
+    if options.recipe is not None:
+        values |= recipe_params(options.recipe)
+        del values["scheme"]  # the recipe names its own
     values |= {f"policy.{k}": v for k, v in options.policy.model_dump(mode="json").items()}
     return values

@@ -2,24 +2,45 @@
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 
 import click
 
-from ..errors import DegradeError, InputError
+from ..errors import InputError
 from ..evaluation.suite import DEFAULT_LIMIT
 from ..policy import GatePolicy
-from .command import build, caller_path, exit_with, flag, number
-from .quantize import QuantizeOptions, quantize_and_gate
-
-
-@click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
-@click.option(
-    "--model",
-    default="starter",
-    help="starter, starter-encoder, a hub id, a directory, or models:/n@a.",
+from .command import (
+    MODEL_HELP,
+    RECIPE_HELP,
+    build,
+    caller_path,
+    flag,
+    named_recipe,
+    number,
+    one_message,
 )
-@click.option("--scheme", default="int8-weight-only", help="What to do to the candidate.")
+from .quantize import DEFAULT_SCHEME, QuantizeOptions, quantize_and_gate
+
+_HELP = """Quantize a model and register it only when it is not worse.
+
+\b
+Examples:
+  mlflow run recipes/quantize
+  mlflow run recipes/quantize -P scheme=int4-weight-only -P limit=500
+  mlflow run recipes/quantize -P recipe=int4-weight-only-gptq
+  mlflow run recipes/quantize -P model=org/name -P recipe=./my-recipe.yaml -P tasks=arc_easy
+
+The candidate is what the recipe makes, the baseline what it makes without its pass 'quantize'.
+"""
+
+
+@click.command(
+    help=_HELP,
+    context_settings={"show_default": True, "help_option_names": ["-h", "--help"]},
+)
+@click.option("--model", default="starter", help=MODEL_HELP)
+@click.option("--scheme", default=DEFAULT_SCHEME, help="What to do to the candidate.")
+@click.option("--recipe", default="", help=f"Instead of a scheme: {RECIPE_HELP}")
 @click.option("--tasks", default="auto", help="lm-eval tasks or groups, comma-separated.")
 @click.option("--include-path", default="", help="Directory with task files of your own.")
 @click.option("--limit", default=str(DEFAULT_LIMIT), help="Samples per task; 0 takes all.")
@@ -36,20 +57,16 @@ from .quantize import QuantizeOptions, quantize_and_gate
 @click.option("--seed", default="0", help="Of the random samples.")
 @click.option("--fresh", default="false", help="true evaluates again.")
 @click.option("--strict", default="false", help="true exits 1 on FAIL, 2 on INCONCLUSIVE.")
-def main(**given: str) -> None:
-    """Quantize a model and register it only when it is not worse."""
-    # MLflow draws a bar for every small file it reads; this process shows bars of its own.
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    try:
+@click.pass_obj
+def main(presets: Path | None, /, **given: str) -> None:
+    with one_message():
         strict = flag("strict", given.pop("strict"))
-        outcome = quantize_and_gate(_options(given))
-    except DegradeError as error:
-        exit_with(error)
+        outcome = quantize_and_gate(_options(given, presets))
     if strict:
         raise SystemExit(outcome.decision.exit_code)
 
 
-def _options(given: dict[str, str]) -> QuantizeOptions:
+def _options(given: dict[str, str], presets: Path | None) -> QuantizeOptions:
     limit = number("limit", given["limit"], int)
     if limit < 0:
         raise InputError(f"parameter limit = {limit}: give samples per task, or 0 for all of them.")
@@ -60,6 +77,7 @@ def _options(given: dict[str, str]) -> QuantizeOptions:
         {
             "model": caller_path(given["model"]),
             "scheme": given["scheme"],
+            "recipe": named_recipe(given["recipe"], presets) if given["recipe"] else None,
             "tasks": [name.strip() for name in given["tasks"].split(",") if name.strip()],
             "include_path": include_path or None,
             "limit": limit or None,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import InputError
 from ..pairing import PairedScores
 from ..policy import GatePolicy
 from ..results import Decision
@@ -15,6 +16,8 @@ from .console import say, step
 
 if TYPE_CHECKING:
     from ..evaluation.suite import Suite
+    from ..optimize.passes import QuantizePass
+    from ..optimize.recipe import Recipe
 
 SIDES = ("baseline", "candidate")
 
@@ -95,53 +98,77 @@ def packaged_suite(model: str) -> tuple[str, ...]:
 
 
 def make_models(
-    model: str, scheme: str, *, baseline: str | None, providers: tuple[str, ...]
+    model: str, recipe: Recipe, *, baseline: str | None, providers: tuple[str, ...]
 ) -> Models:
-    """Resolve, export, optimize and quantize, or find what was made before.
+    """Resolve a model and apply a recipe to it, or find what was made before.
 
     Parameters
     ----------
     model : str
         As `mlflow_degrade.optimize.source.resolve_model` takes it.
-    scheme : str
+    recipe : mlflow_degrade.optimize.recipe.Recipe
+        Its passes before the quantization make the baseline, all of them the candidate.
     baseline : str, optional
-        Another model as the baseline; by default the unquantized export.
+        Another model as the baseline, after the same passes.
     providers : tuple of str
         Where the candidate is to run.
-    """
-    from ..optimize.export import export_onnx
-    from ..optimize.graph import optimize_graph
-    from ..optimize.model_directory import ModelDirectory
-    from ..optimize.schemes import apply_scheme, find_scheme
-    from ..optimize.source import resolve_model
-    from ..tracking.sensitivity import log_sensitivity
 
+    Raises
+    ------
+    InputError
+        When the recipe quantizes nothing.
+    """
+    from ..optimize.recipe import run_recipe
+
+    quantization, before = require_quantization(recipe), recipe.before_quantization
     with step(f"Resolve, export and optimize {model}"):
-        exported = optimize_graph(export_onnx(resolve_model(model)))
-        made = ModelDirectory.load(exported)
-        say(f"{made.size_bytes / 1e6:.0f} MB in {exported}")
-        if why := made.recipe[-1].get("not_fused"):
-            say(f"note: attention is not fused: {why}")
-    chosen = find_scheme(scheme, providers)
-    with step(f"Apply {scheme}: {chosen.summary}"):
-        candidate = apply_scheme(exported, scheme, providers=providers)
-        made = ModelDirectory.load(candidate)
-        say(f"{made.size_bytes / 1e6:.0f} MB in {candidate}")
-        if made.simulated_bytes is not None:
-            say(
-                f"note: the format is simulated. {made.simulated_bytes / 1e6:.0f} MB is what it "
-                "would take; this file is no smaller and no faster than the export"
-            )
-        if made.sensitivity is not None:
-            kept = made.recipe[-1]["kept_in_float"]
-            say(f"{len(kept)} of {len(made.sensitivity.layers)} layers stay in float")
-            log_sensitivity(made.sensitivity)
-        if note := chosen.notes.get(providers[0]):
+        exported = run_recipe(model, before, providers=providers)
+        describe_model(exported)
+    with step(quantization.title):
+        candidate = quantization.apply(exported, providers=providers)
+        describe_model(candidate)
+        if note := quantization.note(providers):
             say(f"note: {note}")
     if baseline is not None:
         with step(f"Resolve and export the baseline {baseline}"):
-            exported = optimize_graph(export_onnx(resolve_model(baseline)))
-    return Models(model, scheme, exported, candidate)
+            exported = run_recipe(baseline, before, providers=providers)
+    return Models(model, quantization.name, exported, candidate)
+
+
+def require_quantization(recipe: Recipe) -> QuantizePass:
+    """The pass that makes the candidate.
+
+    Raises
+    ------
+    InputError
+        When the recipe quantizes nothing.
+    """
+    if recipe.quantization is None:
+        raise InputError(
+            f"recipe {recipe.name!r} has no pass 'quantize': the candidate would be its own "
+            "baseline. Add one, or make the model with recipes/optimize, which gates nothing."
+        )
+    return recipe.quantization
+
+
+def describe_model(folder: Path) -> None:
+    """Say what is worth knowing of a model directory, and log the table it chose layers by."""
+    from ..optimize.model_directory import ModelDirectory
+    from ..tracking.sensitivity import log_sensitivity
+
+    made = ModelDirectory.load(folder)
+    say(f"{made.size_bytes / 1e6:.0f} MB in {folder}")
+    if why := made.recipe[-1].get("not_fused"):
+        say(f"note: attention is not fused: {why}")
+    if made.simulated_bytes is not None:
+        say(
+            f"note: the format is simulated. {made.simulated_bytes / 1e6:.0f} MB is what it "
+            "would take; this file is no smaller and no faster than the export"
+        )
+    if made.sensitivity is not None:
+        kept = made.recipe[-1]["kept_in_float"]
+        say(f"{len(kept)} of {len(made.sensitivity.layers)} layers stay in float")
+        log_sensitivity(made.sensitivity)
 
 
 def evaluate_arms(

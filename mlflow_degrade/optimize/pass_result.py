@@ -1,0 +1,73 @@
+"""What a pass made of a model: how large it is, and how far from where it all began."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .agreement import agreement
+from .encoder_parity import EncoderParity
+from .model_directory import ModelDirectory
+from .onnx_files import load_graph
+from .parity import Parity
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """A model directory after a pass.
+
+    Attributes
+    ----------
+    name : str
+        The pass, as tables call it.
+    folder : Path
+        Where the model lies.
+    nodes : int
+        Of its graph.
+    size_bytes : int
+        Graph and weights.
+    simulated_bytes : int or None
+        What they would take in the number format they are rounded to, where one is simulated.
+    parity : Parity or EncoderParity
+        Against the model before any pass, as its own library runs it.
+    """
+
+    name: str
+    folder: Path
+    nodes: int
+    size_bytes: int
+    simulated_bytes: int | None
+    parity: Parity | EncoderParity
+
+    @classmethod
+    def of(cls, name: str, source: Path, folder: Path) -> PassResult:
+        """Look at a finished directory and compare it with the source on the parity texts.
+
+        Parameters
+        ----------
+        name : str
+        source : Path
+            A Hugging Face directory, which runs in PyTorch, or an ONNX model.
+        folder : Path
+            A model directory.
+        """
+        made = ModelDirectory.load(folder)
+        return cls(
+            name,
+            folder,
+            len(load_graph(folder, weights=False).graph.node),
+            made.size_bytes,
+            made.simulated_bytes,
+            agreement(source, folder),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything but the folder, which differs between machines; ready for JSON."""
+        return {
+            "pass": self.name,
+            "nodes": self.nodes,
+            "size_bytes": self.size_bytes,
+            "simulated_bytes": self.simulated_bytes,
+            "parity": self.parity.as_dict(),
+        }

@@ -1,0 +1,49 @@
+"""The command line of recipes/export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .command import MODEL_HELP, RECIPE_HELP, build, caller_path, named_recipe, one_message
+from .export import ExportOptions, export_model
+
+_HELP = """Export a model to ONNX and log it to MLflow, with how far it is from the original.
+
+\b
+Examples:
+  mlflow run recipes/export
+  mlflow run recipes/export -P model=org/name -P recipe=basic
+  mlflow run recipes/export -P recipe=./my-export.yaml
+
+A recipe lists passes; this one takes 'export' and 'graph':
+
+\b
+  passes:
+    - pass: export
+    - pass: graph
+      level: fused
+"""
+
+
+@click.command(
+    help=_HELP,
+    context_settings={"show_default": True, "help_option_names": ["-h", "--help"]},
+)
+@click.option("--model", default="starter", help=MODEL_HELP)
+@click.option("--recipe", default="fused", help=RECIPE_HELP)
+@click.option("--device", default="auto", help="Where it is to run: auto, cpu or cuda.")
+@click.pass_obj
+def main(presets: Path | None, /, **given: str) -> None:
+    with one_message():
+        values = {
+            "model": caller_path(given["model"]),
+            "recipe": named_recipe(given["recipe"], presets),
+            "device": given["device"],
+        }
+        export_model(build(ExportOptions, values))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Apply any recipe to a model, measure and log the result: the job behind recipes/optimize."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..optimize.recipe import Recipe
+from .pass_steps import Made, apply_passes, log_and_show, measure_against_export
+from .tracked import log_recipe, recipe_params, recipe_run
+
+
+class OptimizeOptions(BaseModel):
+    """What to do to which model.
+
+    Attributes
+    ----------
+    model : str
+        As in `mlflow_degrade.recipes.quantize.QuantizeOptions`.
+    recipe : Recipe
+        From `mlflow_degrade.optimize.recipe.load_recipe`.
+    device : {"auto", "cpu", "cuda"}
+        Where the model is to run.
+    force : bool
+        Apply even a scheme that is refused there.
+    cost_seconds : float
+        Time for measuring speed side by side with the plain export, see
+        `mlflow_degrade.runtime.cost.measure_cost`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = "starter"
+    recipe: Recipe = Recipe.of_scheme("int8-weight-only")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    force: bool = False
+    cost_seconds: float = Field(default=8.0, ge=0, le=3_600)
+
+
+def optimize_model(options: OptimizeOptions | None = None) -> Made:
+    """Apply a recipe under an MLflow run, with parity after each pass and the result's cost.
+
+    Parameters
+    ----------
+    options : OptimizeOptions, optional
+        By default the starter model in 8 bits.
+
+    Returns
+    -------
+    Made
+        The model directory, the logged model and the figures. There is no verdict: that is
+        `mlflow_degrade.recipes.quantize.quantize_and_gate`'s.
+
+    Raises
+    ------
+    DegradeError
+        Whatever is wrong, found as early as possible.
+    """
+    from ..runtime.providers import resolve_device
+
+    options = options or OptimizeOptions()
+    name = f"{options.recipe.name} of {Path(options.model).name}"
+    params = {
+        **options.model_dump(mode="json", exclude={"recipe"}),
+        **recipe_params(options.recipe),
+    }
+    with recipe_run(name, params, kind="optimize") as run_id:
+        providers = resolve_device(options.device)
+        log_recipe(options.recipe)
+        results = apply_passes(
+            options.model, options.recipe, providers=providers, force=options.force
+        )
+        cost = measure_against_export(
+            options.model, results, device=options.device, seconds=options.cost_seconds
+        )
+        return log_and_show(results, cost, run_id=run_id, device=options.device)

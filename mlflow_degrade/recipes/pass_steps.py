@@ -1,0 +1,134 @@
+"""The steps of a recipe that makes a model without judging it: apply, measure, log, show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..optimize.pass_result import PassResult
+from ..optimize.recipe import Recipe
+from ..report.cost import CostFigures
+from . import steps
+from .console import say, step
+
+
+@dataclass(frozen=True)
+class Made:
+    """A model that was made and logged.
+
+    Attributes
+    ----------
+    run_id : str
+        The run in MLflow.
+    model_uri : str
+        The logged model.
+    passes : tuple of PassResult
+        What each pass left; the last one is the model.
+    cost : mapping
+        Of the export as ``"baseline"`` and the model as ``"candidate"``; empty where it was not
+        measured.
+    """
+
+    run_id: str
+    model_uri: str
+    passes: tuple[PassResult, ...]
+    cost: CostFigures
+
+    @property
+    def model_dir(self) -> Path:
+        """The model directory, in the cache."""
+        return self.passes[-1].folder
+
+
+def apply_passes(
+    model: str, recipe: Recipe, *, providers: tuple[str, ...], force: bool = False
+) -> tuple[PassResult, ...]:
+    """Apply each pass of a recipe, and compare what it left with the source.
+
+    Parameters
+    ----------
+    model : str
+        As `mlflow_degrade.optimize.source.resolve_model` takes it.
+    recipe : Recipe
+    providers : tuple of str
+        Where the result is to run.
+    force : bool
+        Apply even what is refused there.
+    """
+    from ..optimize.source import resolve_model
+
+    recipe.check(providers, force=force)
+    with step(f"Find {model}"):
+        source = resolve_model(model).path
+    results: list[PassResult] = []
+    for each in recipe.passes:
+        with step(each.title):
+            before = results[-1].folder if results else model
+            folder = each.apply(before, providers=providers, force=force)
+            steps.describe_model(folder)
+            if note := each.note(providers):
+                say(f"note: {note}")
+            results.append(PassResult.of(each.name, source, folder))
+            say(str(results[-1].parity))
+    return tuple(results)
+
+
+def measure_against_export(
+    model: str, results: Sequence[PassResult], *, device: str, seconds: float
+) -> CostFigures:
+    """Size, speed and memory of the last result beside the first one's, the plain export.
+
+    Empty where both are the same model.
+    """
+    first, last = results[0], results[-1]
+    if first.folder == last.folder:
+        say("speed is not measured: the recipe leaves the export as it is")
+        return {}
+    models = steps.Models(model, last.name, first.folder, last.folder)
+    return steps.measure_cost(models, device=device, seconds=seconds)
+
+
+def log_and_show(
+    results: Sequence[PassResult], cost: CostFigures, *, run_id: str, device: str
+) -> Made:
+    """Log the model, its passes and its cost to the active run, and print the tables."""
+    from ..optimize.model_directory import ModelDirectory
+    from ..report.passes import passes_view
+    from ..report.terminal import console
+    from ..tracking.passes import log_passes
+    from ..tracking.registration import log_model
+
+    made = ModelDirectory.load(results[-1].folder)
+    made.verify()
+    with step("Log the model"):
+        log_passes(results, cost)
+        info = log_model(
+            made.path,
+            metadata={"degrade_model_digest": made.digest, "degrade_scheme": made.scheme},
+            one_by_one=depends_on_batch(made.path, device=device),
+        )
+    out = console()
+    out.print(passes_view(results, cost))
+    out.print(f"\nLogged as {info.model_uri} with run {run_id}; nothing was judged or registered.")
+    return Made(run_id, info.model_uri, tuple(results), cost)
+
+
+def depends_on_batch(folder: Path, *, device: str) -> bool:
+    """Whether a model's scores change with what else is in the batch: measured on plain texts."""
+    from ..optimize.prompts import PARITY_PROMPTS
+    from ..runtime.decoder import OnnxDecoder
+    from ..runtime.encoder import OnnxEncoder
+    from ..runtime.encoder_probe import probe_encoder
+    from ..runtime.family import model_family
+    from ..runtime.probes import probe_batch_invariance
+
+    if model_family(folder) == "decoder":
+        decoder = OnnxDecoder(folder, device=device)
+        found = probe_batch_invariance(decoder, decoder.encoder.encode(PARITY_PROMPTS))
+        decoder.close()
+    else:
+        encoder = OnnxEncoder(folder, device=device)
+        found = probe_encoder(encoder, encoder.text.encode(PARITY_PROMPTS)[0])
+        encoder.close()
+    return not found.invariant

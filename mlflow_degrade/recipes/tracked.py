@@ -1,0 +1,76 @@
+"""The MLflow run of a recipe, and what every recipe logs to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from ..errors import DegradeError
+from ..optimize.recipe import Recipe
+from .command import joined_run_id
+
+
+@contextmanager
+def recipe_run(name: str, params: Mapping[str, Any], *, kind: str = "recipe") -> Iterator[str]:
+    """Start the run of a job, or join the one that ``mlflow run`` made for it.
+
+    Parameters
+    ----------
+    name : str
+        Of a new run, or of one that has a random name.
+    params : mapping
+        Logged to a new run; ``mlflow run`` has logged them already.
+    kind : str
+        Tag by which runs are told apart.
+
+    Yields
+    ------
+    str
+        Id of the run. It ends FAILED with a tag that says why after an error, KILLED after a
+        signal.
+
+    Raises
+    ------
+    TrackingUnreachableError
+        The server does not answer; found before anything else.
+    """
+    import mlflow
+
+    from ..tracking.connection import require_tracking_server
+    from ..tracking.evaluations import KIND_TAG
+    from ..tracking.runs import terminate_gracefully, tracked_run
+
+    with terminate_gracefully():
+        require_tracking_server()
+        joined = joined_run_id()
+        with tracked_run(name, run_id=joined, tags={KIND_TAG: kind}) as run:
+            if joined is None:
+                mlflow.log_params(dict(params))
+            try:
+                yield str(run.info.run_id)
+            except DegradeError as error:
+                mlflow.set_tag("degrade.error", str(error)[:2_000])
+                raise
+
+
+def recipe_params(recipe: Recipe) -> dict[str, str]:
+    """A recipe among a run's parameters: its name, and each of its passes."""
+    passes = ", ".join(each.name for each in recipe.passes)
+    return {"recipe": recipe.name, "passes": passes}
+
+
+def log_recipe(recipe: Recipe) -> None:
+    """Log a recipe to the active run: its file and the texts it names, below ``recipe/``."""
+    import mlflow
+    import yaml
+
+    mlflow.set_tag("degrade.recipe", recipe.name)
+    if recipe.file is None:
+        mlflow.log_text(yaml.safe_dump(recipe.as_dict(), sort_keys=False), "recipe/recipe.yaml")
+    else:
+        mlflow.log_artifact(str(recipe.file), "recipe")
+    if (quantization := recipe.quantization) is not None:
+        mlflow.set_tag("degrade.scheme", quantization.name)
+        if quantization.calibration is not None:
+            mlflow.log_artifact(str(quantization.calibration), "recipe")
