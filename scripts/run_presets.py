@@ -52,7 +52,7 @@ def run(kind: str, name: str, model: str, limit: int, folder: Path) -> list[str]
         check=False,
     )
     seconds = time.monotonic() - start
-    found = mlflow.search_runs(
+    found = mlflow.search_runs(  # the run itself, not a child
         filter_string=f"params.recipe = '{name}'",
         order_by=["start_time DESC"],
         output_format="list",
