@@ -141,6 +141,7 @@ def test_mlflow_run(store: MlflowClient, workshop: Path, manager: list[str]) -> 
     assert sorted(p.name for p in _RECIPE.iterdir() if p.name != "__pycache__") == [
         "MLproject",
         "main.py",
+        "presets",
     ]
     # How a run ends does not depend on who manages the environment: one ending for each.
     if manager:
