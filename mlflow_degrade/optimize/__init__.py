@@ -11,5 +11,6 @@
 Each step takes a finished directory and returns a finished directory from the cache
 (`model_directory`), named by the content it was made from: what was done once is never done again,
 and what was interrupted leaves nothing. Each is compared with its predecessor after it was saved
-and loaded again (`parity`, on the texts in `prompts`).
+and loaded again (`parity`, on the texts in `prompts`). Which steps, and with which options, is a
+`recipe`: a list of `passes`, kept in a file.
 """
