@@ -56,8 +56,8 @@ class Recipe:
     Examples
     --------
     >>> recipe = Recipe.from_mapping({"passes": [{"pass": "export"}, {"pass": "graph"}]})
-    >>> [each.name for each in recipe.passes]
-    ['export', 'graph fused']
+    >>> recipe
+    <recipe 'recipe': export, graph fused>
     >>> Recipe.from_mapping({"passes": [{"pass": "graf"}]})
     Traceback (most recent call last):
     ...
@@ -67,6 +67,10 @@ class Recipe:
     name: str
     passes: tuple[Pass, ...]
     file: Path | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        # Errors and run parameters show it.
+        return f"<recipe {self.name!r}: {', '.join(each.name for each in self.passes)}>"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "passes", tuple(self.passes))

@@ -110,7 +110,7 @@ def log_and_show(
         )
     out = console()
     out.print(passes_view(results, cost))
-    out.print(f"\nLogged as {info.model_uri} with run {run_id}; nothing was judged or registered.")
+    out.print(f"\nLogged as {info.model_uri}; nothing was judged or registered.")
     return Made(run_id, info.model_uri, tuple(results), cost)
 
 
