@@ -35,6 +35,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "mlflow_degrade.cli.log_lm_eval:log_lm_eval",
         "Put lm-eval's output into MLflow.",
     ),
+    "placement": (
+        "mlflow_degrade.cli.placement:placement",
+        "Show which nodes run on which provider.",
+    ),
     "plan": ("mlflow_degrade.cli.plan:plan", "How many samples, and what they can detect."),
     "sensitivity": (
         "mlflow_degrade.cli.sensitivity:sensitivity",

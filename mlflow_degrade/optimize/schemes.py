@@ -212,7 +212,10 @@ def find_scheme(
     scheme = SCHEMES[max(bases, key=len)].variant(name, options)
     reason = scheme.refused.get(providers[0])
     if reason and not force:
-        raise InputError(f"scheme {name!r} is refused on {providers[0]}: {reason}.")
+        raise InputError(
+            f"scheme {name!r} is refused on {providers[0]}: {reason}. force=true takes it all the "
+            "same."
+        )
     return scheme
 
 

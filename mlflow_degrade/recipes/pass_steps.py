@@ -71,6 +71,8 @@ def apply_passes(
                 say(f"note: {note}")
             results.append(PassResult.of(each.name, source, folder))
             say(str(results[-1].parity))
+            if each is recipe.passes[-1]:
+                steps.describe_placement(folder, providers)
     return tuple(results)
 
 

@@ -50,6 +50,8 @@ class QuantizeOptions(BaseModel):
         Another baseline than the unquantized export.
     device : {"auto", "cpu", "cuda"}
         Where both models run; auto takes the GPU where there is one.
+    force : bool
+        Accept a scheme that is refused on the device because it is slow there.
     batch_size : int or "auto"
         Sequences per batch.
     num_fewshot : int, optional
@@ -74,6 +76,7 @@ class QuantizeOptions(BaseModel):
     register_as: str | None = "auto"
     baseline_model: str | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    force: bool = False
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     num_fewshot: int | None = Field(default=None, ge=0)
     seed: int = Field(default=0, ge=0)
@@ -161,7 +164,7 @@ def _run(options: QuantizeOptions, run_id: str) -> Outcome:
     providers = resolve_device(options.device)
     recipe = options.all_passes
     steps.require_quantization(recipe)
-    recipe.check(providers)
+    recipe.check(providers, force=options.force)
     log_recipe(recipe)
     suite = load_suite(
         steps.packaged_suite(options.model) if options.tasks == ("auto",) else options.tasks,
@@ -171,7 +174,11 @@ def _run(options: QuantizeOptions, run_id: str) -> Outcome:
         num_fewshot=options.num_fewshot,
     )
     models = steps.make_models(
-        options.model, recipe, baseline=options.baseline_model, providers=providers
+        options.model,
+        recipe,
+        baseline=options.baseline_model,
+        providers=providers,
+        force=options.force,
     )
     samples, path = steps.evaluate_arms(
         models, suite, device=options.device, batch_size=options.batch_size, fresh=options.fresh

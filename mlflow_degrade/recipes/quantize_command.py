@@ -52,6 +52,7 @@ The candidate is what the recipe makes, the baseline what it makes without its p
 @click.option("--register-as", default="auto", help="Registry name on PASS; none registers not.")
 @click.option("--baseline-model", default="", help="Another baseline than the export.")
 @click.option("--device", default="auto", help="auto, cpu or cuda.")
+@click.option("--force", default="false", help="true takes a scheme that is refused there.")
 @click.option("--batch-size", default="auto", help="auto, or sequences per batch.")
 @click.option("--num-fewshot", default="", help="Few-shot examples per prompt.")
 @click.option("--seed", default="0", help="Of the random samples.")
@@ -85,6 +86,7 @@ def _options(given: dict[str, str], presets: Path | None) -> QuantizeOptions:
             "register_as": None if given["register_as"] in ("", "none") else given["register_as"],
             "baseline_model": caller_path(given["baseline_model"]) or None,
             "device": given["device"],
+            "force": flag("force", given["force"]),
             "batch_size": batch if batch == "auto" else number("batch_size", batch, int),
             "num_fewshot": number("num_fewshot", shots, int) if shots else None,
             "seed": number("seed", given["seed"], int),

@@ -98,7 +98,12 @@ def packaged_suite(model: str) -> tuple[str, ...]:
 
 
 def make_models(
-    model: str, recipe: Recipe, *, baseline: str | None, providers: tuple[str, ...]
+    model: str,
+    recipe: Recipe,
+    *,
+    baseline: str | None,
+    providers: tuple[str, ...],
+    force: bool = False,
 ) -> Models:
     """Resolve a model and apply a recipe to it, or find what was made before.
 
@@ -112,6 +117,8 @@ def make_models(
         Another model as the baseline, after the same passes.
     providers : tuple of str
         Where the candidate is to run.
+    force : bool
+        Accept a scheme that is refused there.
 
     Raises
     ------
@@ -125,10 +132,11 @@ def make_models(
         exported = run_recipe(model, before, providers=providers)
         describe_model(exported)
     with step(quantization.title):
-        candidate = quantization.apply(exported, providers=providers)
+        candidate = quantization.apply(exported, providers=providers, force=force)
         describe_model(candidate)
         if note := quantization.note(providers):
             say(f"note: {note}")
+        describe_placement(candidate, providers)
     if baseline is not None:
         with step(f"Resolve and export the baseline {baseline}"):
             exported = run_recipe(baseline, before, providers=providers)
@@ -169,6 +177,16 @@ def describe_model(folder: Path) -> None:
         kept = made.recipe[-1]["kept_in_float"]
         say(f"{len(kept)} of {len(made.sensitivity.layers)} layers stay in float")
         log_sensitivity(made.sensitivity)
+
+
+def describe_placement(folder: Path, providers: tuple[str, ...]) -> None:
+    """Say and log which nodes of a model directory run where."""
+    from ..runtime.placement import find_placement
+    from ..tracking.placement import log_placement
+
+    placement = find_placement(folder, providers)
+    say(placement.sentence())
+    log_placement(placement)
 
 
 def evaluate_arms(

@@ -35,6 +35,9 @@ _WEIGHT_INPUT = {
     "DynamicQuantizeMatMul": 1,
     "QLinearMatMul": 3,
 }
+PRODUCTS = frozenset(_WEIGHT_INPUT)
+"""Operators that multiply matrices; what is summed over is the last axis of their first input."""
+
 # What may stand between a stored weight and its product.
 _VIEWS = {"Cast", "DequantizeLinear", "Identity", "Reshape", "Transpose"}
 _LOOKUPS = {"Gather", "GatherBlockQuantized"}

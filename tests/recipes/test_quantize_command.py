@@ -8,14 +8,22 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
+import mlflow
 import pytest
 from click.testing import CliRunner, Result
 from mlflow.tracking import MlflowClient
 from recipe_cases import make_items, write_task
 
+from mlflow_degrade.optimize.scheme import Scheme
+from mlflow_degrade.optimize.schemes import SCHEMES
 from mlflow_degrade.recipes.quantize_command import main
+from mlflow_degrade.recipes.steps import make_models
+from mlflow_degrade.runtime.providers import CPU
+from mlflow_degrade.tracking.runs import tracked_run
 
 _RECIPE = Path(__file__).parents[2] / "recipes" / "quantize"
 
@@ -54,6 +62,7 @@ def _run(workshop: Path, **changes: str) -> Result:
         ({"device": "cuda"}, "mlflow-degrade[gpu]"),
         ({"aggregation": "mean"}, "aggregation = 'mean'"),
         ({"fresh": "maybe"}, "fresh"),
+        ({"force": "maybe"}, "force"),
         ({"policy": "nowhere.yaml"}, "nowhere.yaml"),
         ({"batch-size": "0"}, "batch"),
     ],
@@ -72,6 +81,29 @@ def test_bad_input(
     assert {run.info.status for run in store.search_runs(["0"])} <= {"FAILED"}
 
 
+def test_a_scheme_that_is_refused_can_be_forced(
+    store: MlflowClient, workshop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheme = replace(SCHEMES["int8-weight-only"], refused={CPU: "it is slow there: use 'fp16'"})
+    monkeypatch.setitem(cast("dict[str, Scheme]", SCHEMES), scheme.name, scheme)
+    refused = _run(workshop)
+    assert refused.exit_code == 3
+    assert "slow there: use 'fp16'. force=true takes it" in refused.output
+    # What comes next is looked at then.
+    forced = _run(workshop, force="true", tasks="tiny_boat")
+    assert "did you mean 'tiny_boats'" in forced.output
+    with tracked_run("forced") as run:
+        made = make_models(
+            str(workshop / "model"), scheme.name, baseline=None, providers=(CPU,), force=True
+        )
+    assert made.candidate != made.baseline
+    logged = store.get_run(run.info.run_id).data.metrics
+    assert logged["placement/nodes_on_cpu"] > 50
+    assert (logged["placement/nodes_fallen_back"], logged["placement/memory_copies"]) == (0, 0)
+    placement = mlflow.artifacts.load_dict(f"runs:/{run.info.run_id}/placement.json")
+    assert placement["nodes"][CPU]["MatMulNBits"] == 15
+
+
 def _has_cuda() -> bool:
     import onnxruntime
 
@@ -80,8 +112,6 @@ def _has_cuda() -> bool:
 
 @pytest.mark.usefixtures("store")
 def test_dead_tracking_server_is_found_out_at_once(workshop: Path) -> None:
-    import mlflow
-
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
