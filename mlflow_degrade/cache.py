@@ -21,6 +21,8 @@ from typing import Any
 from .errors import StorageError
 
 _CHUNK = 1 << 22
+# A disk, a quota, or a limit on the size of one file (``ulimit -f``).
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def cache_root() -> Path:
@@ -92,9 +94,14 @@ def require_space(where: Path, needed: int, what: str) -> None:
 def _unfinished(final: Path) -> Iterator[Path]:
     """Yield a scratch directory that becomes `final` when the block ends without an error."""
     final.parent.mkdir(parents=True, exist_ok=True)
-    scratch = final.with_name(f".{final.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
+    _sweep(final)
+    name = f"{os.getpid()}.{uuid.uuid4().hex[:8]}"
+    unlocked, scratch = final.with_name(f".new.{name}"), final.with_name(f".{final.name}.{name}")
+    lock = None
     try:
-        scratch.mkdir()
+        unlocked.mkdir()
+        lock = _lock(unlocked)
+        unlocked.rename(scratch)  # whoever sweeps sees it when it is locked
         yield scratch
         try:
             os.replace(scratch, final)
@@ -103,7 +110,7 @@ def _unfinished(final: Path) -> Iterator[Path]:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in _FULL:
             raise StorageError(
                 f"no space left while writing {final}: make room, or point MLFLOW_DEGRADE_CACHE "
                 "to another disk. Nothing half-written is kept."
@@ -111,6 +118,35 @@ def _unfinished(final: Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(directory: Path) -> int | None:
+    """Lock a directory for as long as this process lives, or None when another one has it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: what a killed process left is not swept there
+        return None
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def _sweep(final: Path) -> None:
+    """Remove what processes that were killed left of an entry: it may be many gigabytes."""
+    for left in final.parent.glob(f".{final.name}.*"):
+        try:
+            lock = _lock(left)
+        except OSError:  # its owner has just finished
+            continue
+        if lock is not None:
+            shutil.rmtree(left, ignore_errors=True)
+            os.close(lock)
 
 
 def cached_directory(kind: str, key: Any, make: Callable[[Path], None]) -> Path:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,9 +43,42 @@ def test_interrupted_work_leaves_nothing(tmp_path: Path, error: BaseException) -
     assert list((tmp_path / "cache" / "kind").iterdir()) == []
 
 
-def test_full_disk_is_explained(tmp_path: Path) -> None:
+def test_what_a_killed_process_left_is_removed_and_a_living_one_is_let_alone(
+    tmp_path: Path,
+) -> None:
+    code = (
+        "import sys, time\n"
+        "from mlflow_degrade.cache import cached_directory\n"
+        "def make(where):\n"
+        "    (where / 'half').write_text('x')\n"
+        "    print('ready', flush=True)\n"
+        "    time.sleep(60)\n"
+        "cached_directory('kind', 'k', make)\n"
+    )
+    kind = tmp_path / "cache" / "kind"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n"
+        (theirs,) = kind.iterdir()
+        cached_directory("kind", "other", lambda where: (where / "a").touch())
+        with pytest.raises(RuntimeError):
+            cached_directory("kind", "k", _boom)
+        assert (theirs / "half").exists()
+        child.kill()
+    assert (theirs / "half").exists()
+    made = cached_directory("kind", "k", lambda where: (where / "whole").touch())
+    assert (made / "whole").exists()
+    assert not theirs.exists()
+
+
+def _boom(_where: Path) -> None:
+    raise RuntimeError("boom")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_full_disk_is_explained(tmp_path: Path, number: int) -> None:
     def make(_where: Path) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(number, "No space left on device")
 
     with pytest.raises(StorageError, match="MLFLOW_DEGRADE_CACHE"):
         cached_directory("kind", "k", make)

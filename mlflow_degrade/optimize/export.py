@@ -19,7 +19,7 @@ from ..runtime.family import Family, model_family
 from .agreement import agreement, check_agreement, export_tolerance
 from .embeddings import tie_head
 from .model_directory import copy_companions, library_versions, missing_files, write_manifest
-from .onnx_files import load_graph, save_graph
+from .onnx_files import MAX_IR, load_graph, save_graph
 from .quiet_work import quiet_work
 from .source import SourceModel
 
@@ -34,6 +34,16 @@ _CALLED: Mapping[Family, str] = {
     "decoder": "a language model with a cache",
     "encoder": "an encoder",
     "classifier": "a text classifier",
+}
+
+# Operators of a graph that somebody else quantized.
+_QUANTIZED = {
+    "DequantizeLinear",
+    "DynamicQuantizeLinear",
+    "DynamicQuantizeMatMul",
+    "MatMulInteger",
+    "MatMulNBits",
+    "QLinearMatMul",
 }
 
 # Raise when what is written changes, so that older cache entries are not reused.
@@ -199,7 +209,14 @@ def _adopt(source: SourceModel, target: Path, progress: bool) -> None:
     size = sum(p.stat().st_size for p in source.path.iterdir() if p.is_file())
     require_space(target, int(1.3 * size), f"copying {source.name}")
     with quiet_work(f"Reading {source.name}", progress):
-        save_graph(load_graph(source.path), target)
+        model = load_graph(source.path)
+        if model.ir_version > MAX_IR:  # the original is run as well, to compare
+            raise UnsupportedModelError(
+                f"{source.name} has ONNX IR version {model.ir_version}, this onnxruntime reads up "
+                f"to {MAX_IR}: set ir_version to {MAX_IR} and save it again."
+            )
+        operators = {node.op_type for node in model.graph.node}
+        save_graph(model, target)
         copy_companions(source.path, target)
         found = agreement(source.path, target)
     if found.max_abs_difference > export_tolerance(target):
@@ -207,7 +224,7 @@ def _adopt(source: SourceModel, target: Path, progress: bool) -> None:
     step = {"pass": "adopt", "note": "an ONNX model made elsewhere, its weights unchanged"}
     write_manifest(
         target,
-        scheme="given",
+        scheme="quantized elsewhere" if operators & _QUANTIZED else "given",
         source=source.as_dict(),
         recipe=[step],
         parity={"reference": "given", **found.as_dict()},

@@ -84,7 +84,7 @@ def _optimize(base: ModelDirectory, target: Path, level: str, progress: bool) ->
     with quiet_work("Optimizing the graph", progress):
         before = load_graph(base.path, weights=False)
         step: dict[str, Any] = {"pass": "graph", "level": level, "nodes": len(before.graph.node)}
-        plain, reason = _optimized(before)
+        plain, reason = _optimized(before, target)
         if reason:
             step["skipped"] = reason
         copy_companions(base.path, target)
@@ -147,14 +147,14 @@ def _require_equal(base: ModelDirectory, found: Parity | EncoderParity) -> None:
         )
 
 
-def _optimized(model: Any) -> tuple[Any, str]:
+def _optimized(model: Any, disk: Path) -> tuple[Any, str]:
     """The graph after onnxruntime's basic optimizations, or as it was and the reason."""
     import onnx
     import onnxruntime
 
     bare = without_weights(model)
     inputs = {value.name for value in model.graph.input}
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(dir=disk) as scratch:
         written = Path(scratch) / "optimized.onnx"
         options = session_options()
         level = onnxruntime.GraphOptimizationLevel

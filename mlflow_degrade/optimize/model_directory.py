@@ -81,7 +81,10 @@ class ModelDirectory:
 
     @property
     def scheme(self) -> str:
-        """Scheme applied to it; ``"fp32"`` is an export, ``"given"`` an ONNX model brought in."""
+        """Scheme applied to it; ``"fp32"`` is an export, ``"given"`` an ONNX model brought in.
+
+        One that was brought in with integers in it is ``"quantized elsewhere"``.
+        """
         return str(self.manifest["scheme"])
 
     @property

@@ -60,6 +60,7 @@ def replace_product(model: Any, node: Any, blocks: Blocks, bits: int, accuracy_l
     if whole and not centred:
         zeros = pack(blocks.zeros.astype(np.uint8)[:, None, :], bits)[:, 0]
         inputs.append(store(f"{name}_zero_points", zeros))
+    label = node.name or result  # a node needs no name, but no two may have the same
     attributes = {
         "K": n_blocks * block_size,
         "N": outputs,
@@ -72,7 +73,7 @@ def replace_product(model: Any, node: Any, blocks: Blocks, bits: int, accuracy_l
         "MatMulNBits",
         inputs,
         [result if whole else f"{result}_centred"],
-        name=f"{node.name}_Q{bits}",
+        name=f"{label}_Q{bits}",
         domain="com.microsoft",
         **attributes,
     )
@@ -91,9 +92,9 @@ def replace_product(model: Any, node: Any, blocks: Blocks, bits: int, accuracy_l
                 "MatMul",
                 [sums, store(f"{name}_offsets", offsets.T)],
                 [offset],
-                name=f"{node.name}_offset",
+                name=f"{label}_offset",
             ),
-            helper.make_node("Add", [product.output[0], offset], [result], name=f"{node.name}_sum"),
+            helper.make_node("Add", [product.output[0], offset], [result], name=f"{label}_sum"),
         ]
     place = next(i for i, other in enumerate(graph.node) if other.output[:1] == [result])
     graph.node.remove(graph.node[place])

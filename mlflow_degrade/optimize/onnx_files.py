@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ..errors import ParityError, UnsupportedModelError
+from ..errors import ModelError, ParityError, UnsupportedModelError
 
 GRAPH_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"
@@ -42,10 +42,23 @@ def load_graph(directory: str | Path, *, weights: bool = True) -> Any:
     Returns
     -------
     onnx.ModelProto
+
+    Raises
+    ------
+    ModelError
+        When the graph is none, or its weights are not all there.
     """
     import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-    return onnx.load(str(Path(directory) / GRAPH_FILE), load_external_data=weights)
+    path = Path(directory) / GRAPH_FILE
+    try:
+        return onnx.load(str(path), load_external_data=weights)
+    except (DecodeError, ValueError, onnx.checker.ValidationError) as error:
+        raise ModelError(
+            f"{path} cannot be read: {error}. The graph or its weights are cut off or damaged: "
+            "copy the model again, or make it anew."
+        ) from error
 
 
 def save_graph(model: Any, directory: Path) -> None:

@@ -209,7 +209,9 @@ def _require_options(
 
 
 def _require_division(products: list[tuple[Any, Any]], block_size: int) -> None:
-    widths = {int(tensor.dims[0]): node.name for node, tensor in reversed(products)}
+    widths = {
+        int(tensor.dims[0]): node.name or node.output[0] for node, tensor in reversed(products)
+    }
     odd = {width: name for width, name in widths.items() if width % block_size}
     if not odd:
         return

@@ -17,12 +17,19 @@ import torch
 from tiny_models import SENTENCES, make_tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mlflow_degrade.errors import ModelError, StorageError, UnsupportedModelError
+from mlflow_degrade.errors import (
+    ModelError,
+    QuantizationError,
+    StorageError,
+    UnsupportedModelError,
+)
 from mlflow_degrade.optimize.embeddings import head_node
 from mlflow_degrade.optimize.export import export_onnx
 from mlflow_degrade.optimize.forward import OnnxForward
+from mlflow_degrade.optimize.graph import optimize_graph
 from mlflow_degrade.optimize.model_directory import ModelDirectory
 from mlflow_degrade.optimize.onnx_files import MAX_IR, MAX_OPSET, load_graph
+from mlflow_degrade.optimize.schemes import apply_scheme
 from mlflow_degrade.optimize.source import resolve_model
 
 
@@ -147,6 +154,56 @@ def test_an_onnx_model_made_elsewhere_is_brought_to_the_layout(
     assert adopted.manifest["parity"]["max_abs_logit_difference"] == 0
     weights = (adopted.path / "model.onnx.data").stat().st_size
     assert weights == (tiny_export / "model.onnx.data").stat().st_size
+
+
+def _foreign(made: Path, folder: Path) -> Path:
+    """A model directory without its manifest: what other tools write."""
+    shutil.copytree(made, folder)
+    (folder / "degrade.json").unlink()
+    return folder
+
+
+def test_an_onnx_model_that_is_cut_off_is_a_model_error(tiny_export: Path, tmp_path: Path) -> None:
+    folder = _foreign(tiny_export, tmp_path / "foreign")
+    weights = (folder / "model.onnx.data").read_bytes()
+    (folder / "model.onnx.data").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(ModelError, match=r"cannot be read.*cut off"):
+        export_onnx(resolve_model(str(folder)), progress=False)
+    (folder / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(ModelError, match=r"cannot be read.*damaged"):
+        export_onnx(resolve_model(str(folder)), progress=False)
+
+
+def test_an_onnx_model_newer_than_the_runtime_is_refused(tiny_export: Path, tmp_path: Path) -> None:
+    folder = _foreign(tiny_export, tmp_path / "foreign")
+    model = load_graph(folder)
+    model.ir_version = MAX_IR + 1
+    onnx.save(model, folder / "model.onnx")
+    with pytest.raises(UnsupportedModelError, match=f"IR version {MAX_IR + 1}.*set ir_version to"):
+        export_onnx(resolve_model(str(folder)), progress=False)
+
+
+def test_what_was_quantized_elsewhere_is_not_quantized_again(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    folder = _foreign(apply_scheme(tiny_base, "int8-weight-only", progress=False), tmp_path / "q")
+    made = export_onnx(resolve_model(str(folder)), progress=False)
+    assert optimize_graph(made, progress=False) == made
+    with pytest.raises(QuantizationError, match="already 'quantized elsewhere'"):
+        apply_scheme(made, "int4-weight-only", progress=False)
+
+
+def test_nodes_need_no_names(tiny_base: Path, tmp_path: Path) -> None:
+    folder = _foreign(tiny_base, tmp_path / "anonymous")
+    model = load_graph(folder)
+    for node in model.graph.node:
+        node.name = ""
+    onnx.save(model, folder / "model.onnx")
+    made = export_onnx(resolve_model(str(folder)), progress=False)
+    for scheme in ("int4-weight-only-gptq", "int8-dynamic"):
+        apply_scheme(made, scheme, progress=False)
+    with pytest.raises(QuantizationError, match=r"64 inputs of [^:]+_output_0: use blocks of 16"):
+        apply_scheme(made, "int8-weight-only-block128", progress=False)
 
 
 def test_a_finished_directory_is_its_own_export(tiny_export: Path) -> None:
