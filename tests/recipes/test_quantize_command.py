@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 from mlflow.tracking import MlflowClient
 from recipe_cases import make_items, write_task
 
+from mlflow_degrade.optimize.recipe import Recipe
 from mlflow_degrade.optimize.scheme import Scheme
 from mlflow_degrade.optimize.schemes import SCHEMES
 from mlflow_degrade.recipes.quantize_command import main
@@ -94,7 +95,11 @@ def test_a_scheme_that_is_refused_can_be_forced(
     assert "did you mean 'tiny_boats'" in forced.output
     with tracked_run("forced") as run:
         made = make_models(
-            str(workshop / "model"), scheme.name, baseline=None, providers=(CPU,), force=True
+            str(workshop / "model"),
+            Recipe.of_scheme(scheme.name),
+            baseline=None,
+            providers=(CPU,),
+            force=True,
         )
     assert made.candidate != made.baseline
     logged = store.get_run(run.info.run_id).data.metrics
