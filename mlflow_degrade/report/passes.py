@@ -73,7 +73,8 @@ def passes_view(results: Sequence[PassResult], cost: CostFigures | None = None) 
         columns = (results[0].name, results[-1].name)
         measured = table("measured", *((name, "right") for name in columns), "change")
         for row in priced:
-            measured.add_row(row.name, row.baseline, row.candidate, row.relation)
+            colour = "" if row.better is None else "green" if row.better else "red"
+            measured.add_row(row.name, row.baseline, row.candidate, Text(row.relation, colour))
         parts += [heading("Cost, side by side"), measured]
         if note := interval_note(cost):
             parts.append(Text(f"\n{note}", style="dim"))
