@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from tiny_models import make_tiny_llama
 
-from mlflow_degrade.cache import cached_directory
 from mlflow_degrade.optimize.export import export_onnx
 from mlflow_degrade.optimize.graph import optimize_graph
 from mlflow_degrade.optimize.schemes import apply_scheme
@@ -23,11 +22,9 @@ SCHEMES = ("fp32", "fp16", "int8-weight-only", "int4-weight-only", "int8-dynamic
 
 
 @pytest.fixture(scope="session")
-def tiny_source(model_cache: Path) -> Path:
+def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of 0.1 million parameters as a Hugging Face directory."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_DEGRADE_CACHE", str(model_cache))
-        return cached_directory("tiny-llama", None, make_tiny_llama)
+    return make_tiny_llama(tmp_path_factory.mktemp("engine") / "tiny-llama")
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,11 +13,16 @@ from ..errors import InputError, ModelError, SameModelError
 from .output import require_plot_name, write_json, write_plot
 from .references import exported_folder
 
+if TYPE_CHECKING:
+    from ..optimize.model_directory import ModelDirectory
+
+_LENGTHS = (128, 512)
 _HELP = """Measure speed, memory, size and energy of CANDIDATEs against BASELINE.
 
 Each is a model directory (an ONNX model with its tokenizer), models:/<name>@<alias>, or what the
 recipes take: starter, a Hugging Face id, a PyTorch directory; those are exported first. Decoders
-compare with decoders, encoders and classifiers with each other. All models run in one process, in
+compare with decoders, encoders and classifiers with each other; simulated formats are refused, as
+they run in float32. All models run in one process, in
 rounds that take them in random order, and ratios are taken within rounds: what else the machine
 does meanwhile hits all of them. A first run of each is discarded. Memory is measured in a process
 for each model.
@@ -35,7 +41,11 @@ Exit codes: 0 measured, 3 invalid input.
 """
 
 
-def _whole_numbers(_: click.Context, option: click.Parameter, text: str) -> tuple[int, ...]:
+def _whole_numbers(
+    _: click.Context, option: click.Parameter, text: str | None
+) -> tuple[int, ...] | None:
+    if text is None:
+        return None
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
@@ -57,10 +67,8 @@ def _whole_numbers(_: click.Context, option: click.Parameter, text: str) -> tupl
 @click.option(
     "--lengths",
     callback=_whole_numbers,
-    default="128,512",
-    show_default=True,
     metavar="N,…",
-    help="Tokens of each.",
+    help="Tokens of each.  [default: 128,512, as far as the models take them]",
 )
 @click.option(
     "--new-tokens",
@@ -88,7 +96,7 @@ def bench(
     baseline: str,
     candidates: Sequence[str],
     batch_sizes: tuple[int, ...],
-    lengths: tuple[int, ...],
+    lengths: tuple[int, ...] | None,
     new_tokens: int,
     seconds: float,
     device: str,
@@ -118,6 +126,7 @@ def bench(
                 models,
                 batch_sizes=batch_sizes,
                 lengths=lengths,
+                usual_lengths=_LENGTHS,
                 new_tokens=new_tokens,
                 device=device,
                 threads=threads,
@@ -161,6 +170,7 @@ def _labelled(references: Sequence[str]) -> dict[str, Path]:
     folders: dict[str, Path] = {}
     for reference in references:
         folder = exported_folder(sources[reference])
+        _refuse_simulated(reference, folder)
         for other, known in folders.items():
             if known == folder:
                 raise SameModelError(
@@ -175,14 +185,31 @@ def _labelled(references: Sequence[str]) -> dict[str, Path]:
     }
 
 
-def _name(reference: str, folder: Path) -> str:
-    """What the model is, where its directory says so; caches name directories by digests."""
+def _refuse_simulated(reference: str, folder: Path) -> None:
+    made = _manifest(folder)
+    if made is not None and made.simulated_bytes is not None:
+        raise InputError(
+            f"{reference} is simulated ({made.scheme}): its values are rounded, its arithmetic and "
+            "its files are those of float32, so that what it costs says nothing about the format. "
+            "Measure a scheme that has kernels, such as int8-weight-only."
+        )
+
+
+def _manifest(folder: Path) -> ModelDirectory | None:
+    """What is written about a directory, if anything is."""
     from ..optimize.model_directory import ModelDirectory
 
-    if "/" in reference and ":/" not in reference:
-        try:
-            made = ModelDirectory.load(folder)
-        except ModelError:  # a directory without a manifest has no other name than its own
-            return Path(reference).name
-        return f"{Path(str(made.source['name'])).name} {made.scheme}"
-    return reference
+    try:
+        return ModelDirectory.load(folder)
+    except ModelError:
+        return None
+
+
+def _name(reference: str, folder: Path) -> str:
+    """What the model is, where its directory says so; caches name directories by digests."""
+    if "/" not in reference or ":/" in reference:
+        return reference
+    made = _manifest(folder)
+    if made is None:
+        return Path(reference).name
+    return f"{Path(str(made.source['name'])).name} {made.scheme}"

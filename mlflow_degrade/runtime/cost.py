@@ -28,7 +28,7 @@ from .workload import Workload, open_workload
 Progress = Callable[[int, int], None]
 """Called with what comes to the work ahead, and what of it was done."""
 
-_QUICK_LENGTH, _QUICK_TOKENS = 128, 12
+_QUICK_LENGTHS, _QUICK_TOKENS = (128,), 12
 _MAX_ROUNDS = 1_000
 
 
@@ -37,6 +37,7 @@ def measure_cost(
     *,
     batch_sizes: Sequence[int] = (1,),
     lengths: Sequence[int] | None = None,
+    usual_lengths: Sequence[int] = _QUICK_LENGTHS,
     new_tokens: int = _QUICK_TOKENS,
     device: str = "auto",
     threads: int | None = None,
@@ -55,7 +56,9 @@ def measure_cost(
     batch_sizes : sequence of int
         Prompts, or texts, per batch.
     lengths : sequence of int, optional
-        Tokens of each; by default 128, or what the shortest context leaves.
+        Tokens of each; by default `usual_lengths`, or what the shortest context leaves.
+    usual_lengths : sequence of int
+        Those to take where none are asked for; the report says which of them do not fit.
     new_tokens : int
         Tokens that decoders generate after each prompt.
     device : {"auto", "cpu", "cuda"}
@@ -88,14 +91,14 @@ def measure_cost(
         A model cannot be loaded or run.
     """
     folders = {label: Path(folder) for label, folder in models.items()}
-    _check(folders, batch_sizes, lengths, new_tokens, seconds)
+    _check(folders, batch_sizes, usual_lengths if lengths is None else lengths, new_tokens, seconds)
     check_same_work(folders)
     providers = resolve_device(device)
     loaded = {
         label: open_workload(folder, device=device, threads=threads)
         for label, folder in folders.items()
     }
-    shapes = _shapes(loaded, batch_sizes, lengths, new_tokens)
+    shapes, too_long = _shapes(loaded, batch_sizes, lengths, usual_lengths, new_tokens)
     tell = on_progress or (lambda _more, _done: None)
     tell(len(loaded) * (1 + len(shapes)), 0)
     # What a GPU has less free says whose it is only while one process allocates.
@@ -136,14 +139,14 @@ def measure_cost(
         seed=seed,
         roof=roof,
         energy=tuple(counter.name for counter in meter.counters),
-        not_measured=meter.obstacles,
+        not_measured=(*too_long, *meter.obstacles),
     )
 
 
 def _check(
     folders: Mapping[str, Path],
     batch_sizes: Sequence[int],
-    lengths: Sequence[int] | None,
+    lengths: Sequence[int],
     new_tokens: int,
     seconds: float,
 ) -> None:
@@ -159,7 +162,7 @@ def _check(
             )
     given = {"batch size": batch_sizes, "length": lengths, "number of new tokens": [new_tokens]}
     for name, values in given.items():
-        if values is not None and (not values or min(values) < 1):
+        if not values or min(values) < 1:
             raise InputError(f"{name} {list(values)}: give whole numbers from 1.")
     if not 0 <= seconds < float("inf"):
         raise InputError(f"seconds = {seconds}: give the time for the rounds, 0 or more.")
@@ -169,9 +172,10 @@ def _shapes(
     models: Mapping[str, Workload],
     batch_sizes: Sequence[int],
     lengths: Sequence[int] | None,
+    usual_lengths: Sequence[int],
     new_tokens: int,
-) -> tuple[Shape, ...]:
-    """Every batch size with every length, small ones first."""
+) -> tuple[tuple[Shape, ...], tuple[str, ...]]:
+    """Every batch size with every length, small ones first; and what was too long unasked."""
     label, least = min(
         ((label, workload.most_tokens) for label, workload in models.items()),
         key=lambda pair: pair[1],
@@ -179,20 +183,29 @@ def _shapes(
     if not all(workload.generates for workload in models.values()):
         new_tokens = 0
     room = least - new_tokens
-    chosen = [max(1, min(_QUICK_LENGTH, room))] if lengths is None else list(lengths)
+    also, fewer = "", ""
+    if new_tokens:
+        also, fewer = f" and {new_tokens} new ones", ", or fewer new tokens"
+    too_long: list[str] = []
+    chosen = list(lengths or usual_lengths)
+    if lengths is None and room >= 1:
+        too_long = [
+            f"{length} tokens{also}: {label} takes {least}, so that {room} are the longest"
+            for length in chosen
+            if length > room
+        ]
+        chosen = [min(length, room) for length in chosen]
     if max(chosen) > room:
-        also, fewer = "", ""
-        if new_tokens:
-            also, fewer = f" and {new_tokens} new ones", ", or fewer new tokens"
         raise InputError(
             f"{max(chosen)} tokens{also} do not fit into the context of {label}, {least} tokens: "
             f"use lengths up to {room}{fewer}."
         )
-    return tuple(
+    shapes = tuple(
         Shape(batch_size, length, new_tokens)
         for batch_size in sorted(set(batch_sizes))
         for length in sorted(set(chosen))
     )
+    return shapes, tuple(too_long)
 
 
 def _run_rounds(

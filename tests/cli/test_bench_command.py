@@ -109,6 +109,35 @@ def test_classifiers_are_measured_and_not_beside_decoders(
     assert "is a classifier" in refused.err
 
 
+@pytest.mark.usefixtures("here")
+def test_simulated_formats_are_refused(model_dir: ModelDir, call: Call) -> None:
+    for references in (("simulated-int4", "int8-weight-only"), ("fp32", "simulated-int4")):
+        result = call("bench", *(model_dir(scheme) for scheme in references), *QUICK)
+        assert (result.code, result.out) == (3, "")
+        assert "is simulated (simulated-int4)" in result.err
+        assert "says nothing about the format" in result.err
+
+
+@pytest.mark.usefixtures("here")
+def test_default_lengths_are_cut_to_what_both_models_take(
+    tiny_classifier: TinyModel, call: Call
+) -> None:
+    folders = [str(tiny_classifier.made(scheme)) for scheme in ("fp32", "int8-weight-only")]
+    quick = [*QUICK[:2], *QUICK[4:]]
+    assert "--lengths" not in quick
+    result = call("bench", *folders, *quick, "--json", "-")
+    assert result.code == 0, result.err
+    found = json.loads(result.out)
+    assert {case["length"] for model in found["models"] for case in model["cases"]} == {64}
+    for length in (128, 512):
+        (said,) = (text for text in found["not_measured"] if text.startswith(f"{length} tokens: "))
+        assert said.endswith("takes 64, so that 64 are the longest")
+        assert f"not measured: {length} tokens" in " ".join(result.err.split())
+    asked = call("bench", *folders, *quick, "--lengths", "128")
+    assert asked.code == 3
+    assert "use lengths up to 64" in asked.err
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
