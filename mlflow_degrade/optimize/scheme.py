@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import InputError, UnknownNameError
 from .exclusion import ExclusionRule
+from .model_directory import ModelDirectory
+from .smoothing import smooth_directory
+
+Smoothing = Literal["never", "where possible", "always"]
+"""Whether `mlflow_degrade.optimize.smoothing` comes first; ``"always"`` refuses other graphs."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +44,11 @@ class Scheme:
         Whether weights are only rounded: the file is neither smaller nor faster.
     calibrated : bool
         Whether `rewrite` takes a `mlflow_degrade.optimize.calibration.Calibration`.
+    smoothing : {"never", "where possible", "always"}
+        Whether outliers of activations are moved into weights before `rewrite`.
     variants : mapping
-        Words that may follow the name, each once and in any order, to the options they change.
+        Words that may follow the name, each once and in any order, to the options they change;
+        ``"smoothing"`` among them is the attribute.
     """
 
     name: str
@@ -53,7 +61,36 @@ class Scheme:
     notes: Mapping[str, str] = field(default_factory=dict)
     simulated: bool = False
     calibrated: bool = False
+    smoothing: Smoothing = "never"
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def start(
+        self, base: ModelDirectory, texts: Sequence[str], *, progress: bool = True
+    ) -> ModelDirectory:
+        """The float model that `rewrite` begins with, which computes what `base` does.
+
+        Parameters
+        ----------
+        base : ModelDirectory
+        texts : sequence of str
+            On which activations are observed, where that is needed.
+        progress : bool
+            Show what is being done, on standard error.
+
+        Raises
+        ------
+        QuantizationError
+            When `smoothing` must be done and cannot.
+        """
+        if self.smoothing == "never":
+            return base
+        return smooth_directory(
+            base,
+            texts,
+            fixed_range=self.calibrated,  # what schemes observe themselves are ranges
+            required=self.smoothing == "always",
+            progress=progress,
+        )
 
     def variant(self, name: str, options: Mapping[str, Any] | None = None) -> Scheme:
         """This scheme with other options, by words after its name or by the options' own names.
@@ -90,7 +127,7 @@ class Scheme:
         said = [] if name == self.name else name.removeprefix(f"{self.name}-").split("-")
         changes = [self._change(word) for word in said]
         changes += [self._choice(option, value) for option, value in (options or {}).items()]
-        chosen = dict(self.options)
+        chosen = self._settings
         taken = set[str]()
         for change in changes:
             if twice := taken & change.keys():
@@ -100,20 +137,27 @@ class Scheme:
         words = [
             word
             for word, change in self.variants.items()
-            if not _holds(change, self.options) and _holds(change, chosen)
+            if not _holds(change, self._settings) and _holds(change, chosen)
         ]
         if not words:
             return self
         summary = f"{self.summary}; {', '.join(words)}"
-        return replace(self, name="-".join([self.name, *words]), summary=summary, options=chosen)
+        smoothing = chosen.pop("smoothing")
+        name = "-".join([self.name, *words])
+        return replace(self, name=name, summary=summary, options=chosen, smoothing=smoothing)
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """What words can change."""
+        return {**self.options, "smoothing": self.smoothing}
 
     @property
     def choices(self) -> dict[str, tuple[Any, ...]]:
         """Options that `variants` change, each with the values it can take, its own one first."""
-        found: dict[str, list[Any]] = {}
+        settings, found = self._settings, dict[str, list[Any]]()
         for change in self.variants.values():
             for option, value in change.items():
-                own = [self.options[option]] if option in self.options else []
+                own = [settings[option]] if option in settings else []
                 values = found.setdefault(option, own)
                 if not any(_same(value, other) for other in values):
                     values.append(value)

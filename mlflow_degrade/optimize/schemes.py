@@ -61,6 +61,7 @@ _Variants = Mapping[str, Mapping[str, Any]]
 _BLOCKS: _Variants = {f"block{size}": {"block_size": size} for size in BLOCK_SIZES}
 _ROUNDED_BLOCKS: _Variants = {**_BLOCKS, "asym": {"symmetric": False}}
 _RANGES: _Variants = {method: {"calibration_method": method} for method in CALIBRATIONS}
+_SMOOTH: _Variants = {"smooth": {"smoothing": "always"}}
 _NO_INTEGER_PRODUCTS = (
     "its integer products have no CUDA kernels, and each would run in float between two "
     "roundings: use 'int8-weight-only' or 'fp16'"
@@ -112,8 +113,8 @@ SCHEMES: Mapping[str, Scheme] = {
         ),
         Scheme(
             "int8-dynamic",
-            "weights in 8 bits per channel, activations in 8 bits per tensor, the most sensitive "
-            "layers in float; for CPUs",
+            "weights in 8 bits per channel, activations in 8 bits per tensor, outliers moved into "
+            "weights, layers that stay sensitive in float; for CPUs",
             quantize_dynamically,
             exclusion=ExclusionRule(),
             proof=("MatMulInteger", "DynamicQuantizeMatMul"),
@@ -124,6 +125,8 @@ SCHEMES: Mapping[str, Scheme] = {
                 "'int8-static-symmetric'",
             },
             notes={CPU: "scores depend on the batch: samples are scored one at a time"},
+            smoothing="where possible",
+            variants={**_SMOOTH, "unsmoothed": {"smoothing": "never"}},
         ),
         Scheme(
             "int8-static",
@@ -137,7 +140,7 @@ SCHEMES: Mapping[str, Scheme] = {
             },
             notes={CPU: "for encoders and classifiers: language models lose much by fixed ranges"},
             calibrated=True,
-            variants=_RANGES,
+            variants={**_RANGES, **_SMOOTH},
         ),
         Scheme(
             "int8-static-symmetric",
@@ -148,7 +151,7 @@ SCHEMES: Mapping[str, Scheme] = {
             refused={CUDA: _NO_INTEGER_PRODUCTS},
             notes={CPU: "made for TensorRT; 'int8-static' rounds activations more finely"},
             calibrated=True,
-            variants=_RANGES,
+            variants={**_RANGES, **_SMOOTH},
         ),
     )
 }
@@ -299,15 +302,16 @@ def apply_scheme(
             f"{base.path} is already {base.scheme!r}: apply {scheme!r} to the export it came from."
         )
     versions = {name: v for name, v in library_versions().items() if name.startswith("onnx")}
-    key: list[Any] = [chosen.name, dict(chosen.options), _VERSION, base.digest, versions]
-    texts = calibration_texts(calibration) if chosen.calibrated else None
-    if texts is not None:
+    texts = calibration_texts(calibration)
+    start = chosen.start(base, texts, progress=progress)
+    key: list[Any] = [chosen.name, dict(chosen.options), _VERSION, start.digest, versions]
+    if chosen.calibrated:
         key.append(digest_json(texts))
     if chosen.exclusion is not None:
         key.append(chosen.exclusion.as_dict())
     rewrite = chosen.rewrite
     return cached_directory(
-        "scheme", key, lambda to: _apply(chosen, rewrite, base, to, texts, progress)
+        "scheme", key, lambda to: _apply(chosen, rewrite, base, start, to, texts, progress)
     )
 
 
@@ -315,20 +319,21 @@ def _apply(
     scheme: Scheme,
     rewrite: Callable[..., dict[str, Any]],
     base: ModelDirectory,
+    start: ModelDirectory,
     target: Path,
-    texts: Sequence[str] | None,
+    texts: Sequence[str],
     progress: bool,
 ) -> None:
     require_space(target, int(1.1 * base.size_bytes), f"making {scheme.name}")
     options, excluded = dict(scheme.options), None
     if scheme.exclusion is not None:
         with library_errors(scheme.name, base):
-            excluded = scheme.exclusion(base, scheme.name, rewrite, options, progress=progress)
+            excluded = scheme.exclusion(start, scheme.name, rewrite, options, progress=progress)
         options["keep"] = excluded.kept
     with quiet_work(f"Applying {scheme.name}", progress):
-        model = load_graph(base.path)
+        model = load_graph(start.path)
         before = _operators(model)
-        observed = {} if texts is None else {"calibration": Calibration(base.path, texts)}
+        observed = {"calibration": Calibration(start.path, texts)} if scheme.calibrated else {}
         with library_errors(scheme.name, base):
             findings = rewrite(model, **options, **observed)
         after = _operators(model)
@@ -352,7 +357,7 @@ def _apply(
         target,
         scheme=scheme.name,
         source=base.source,
-        recipe=[*base.recipe, step],
+        recipe=[*start.recipe, step],
         parity={"reference": "before the pass", **found.as_dict()},
     )
 

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from ..errors import InputError, QuantizationError
+from .calibration import calibration_texts
 from .exclusion import RANKING_TEXTS
 from .layer_trials import LayerTrials, Rewrite
 from .model_directory import ModelDirectory
@@ -71,9 +72,10 @@ def measure_sensitivity(
         )
     texts = RANKING_TEXTS if prompts is None else None
     given = PARITY_PROMPTS if prompts is None else prompts
+    start = chosen.start(base, calibration_texts(), progress=progress)
     with (
         library_errors(scheme, base),
-        LayerTrials(base, rewrite, chosen.options, given, progress=progress) as trials,
+        LayerTrials(start, rewrite, chosen.options, given, progress=progress) as trials,
     ):
         return sensitivity_table(
             trials, scheme, texts=texts, single_layers=single_layers, progress=progress

@@ -15,6 +15,7 @@ from tiny_models import SENTENCES, make_tiny_bert, make_tiny_llama
 
 from mlflow_degrade.cache import cache_root
 from mlflow_degrade.errors import InputError, QuantizationError, UnknownNameError
+from mlflow_degrade.optimize.calibration import calibration_texts
 from mlflow_degrade.optimize.dynamic import quantize_dynamically
 from mlflow_degrade.optimize.exclusion import ExclusionRule
 from mlflow_degrade.optimize.export import export_onnx
@@ -55,7 +56,7 @@ def outlier_base(tmp_path_factory: pytest.TempPathFactory, model_cache: Path) ->
 def trials(folder: Path, scheme: str, prompts: tuple[str, ...] = SENTENCES) -> LayerTrials:
     chosen = find_scheme(scheme)
     assert chosen.rewrite is not None
-    base = ModelDirectory.load(folder)
+    base = chosen.start(ModelDirectory.load(folder), calibration_texts(), progress=False)
     return LayerTrials(base, chosen.rewrite, chosen.options, prompts, progress=False)
 
 
@@ -106,10 +107,12 @@ def test_kinds_and_single_layers_are_all_there(tiny_base: Path) -> None:
 
 
 def test_planted_damage_is_found_and_kept_in_float(outlier_base: Path) -> None:
-    report = measure_sensitivity(outlier_base, "int8-dynamic", progress=False)
+    report = measure_sensitivity(outlier_base, "int8-dynamic-unsmoothed", progress=False)
     worst = max(report.layers, key=lambda row: row.alone)
     assert worst.name == OUTLIER
-    made = ModelDirectory.load(apply_scheme(outlier_base, "int8-dynamic", progress=False))
+    made = ModelDirectory.load(
+        apply_scheme(outlier_base, "int8-dynamic-unsmoothed", progress=False)
+    )
     step = made.recipe[-1]
     assert step["kept_in_float"][0] == OUTLIER
     assert step["target_reached"]
@@ -121,6 +124,17 @@ def test_planted_damage_is_found_and_kept_in_float(outlier_base: Path) -> None:
     assert parity(outlier_base, made.path, SENTENCES).mean_kl < 0.1
     assert made.sensitivity == report
     assert step["sensitivity"] == report.digest()
+
+
+def test_smoothing_repairs_planted_damage(outlier_base: Path) -> None:
+    report = measure_sensitivity(outlier_base, "int8-dynamic", progress=False)
+    worst = next(row for row in report.layers if row.name == OUTLIER)
+    unsmoothed = measure_sensitivity(outlier_base, "int8-dynamic-unsmoothed", progress=False)
+    assert worst.alone < 0.05 * max(row.alone for row in unsmoothed.layers)
+    made = ModelDirectory.load(apply_scheme(outlier_base, "int8-dynamic", progress=False))
+    assert made.recipe[-1]["kept_in_float"] == []
+    assert made.manifest["parity"]["mean_kl"] == pytest.approx(report.whole, rel=0.5)
+    assert made.sensitivity == report
 
 
 def test_a_target_out_of_reach_is_said_to_be_missed(outlier_base: Path) -> None:
@@ -188,7 +202,7 @@ def test_bad_input_is_refused(tiny_base: Path) -> None:
 
 
 def test_the_table_and_the_bars_show_the_worst_first(outlier_base: Path) -> None:
-    report = measure_sensitivity(outlier_base, "int8-dynamic", progress=False)
+    report = measure_sensitivity(outlier_base, "int8-dynamic-unsmoothed", progress=False)
     text = StringIO()
     Console(file=text, width=110).print(sensitivity_view(report, layers=3))
     lines = text.getvalue().splitlines()
