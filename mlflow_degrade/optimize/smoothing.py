@@ -36,8 +36,8 @@ STRENGTHS = (0.5, 0.65, 0.8, 0.95)
 
 # Raise when what is written changes, so that older cache entries are not reused.
 _VERSION = 1
-_MAX_ROWS = 512  # tokens that strengths are compared on; the ranges are those of all of them
-_BYTES = 1 << 28  # of activations that are held at once; more joints take more passes
+_MAX_ROWS = 512  # tokens that strengths are compared on; the largest values are those of all
+_BYTES = 1 << 29  # of activations that are held at once; more joints take more passes
 # Factors beyond these would leave float16 or make weights vanish in sums with others.
 _WIDEST = 12  # as a power of two
 
@@ -156,9 +156,9 @@ def smooth(model: Any, calibration: Calibration, *, fixed_range: bool = False) -
 
     joints = find_joints(model)
     taken: Counter[float] = Counter()
-    for joint, texts in _observed(joints, calibration):
+    for joint, texts, largest in _observed(joints, calibration):
         matrices = [read(name) if axis == 0 else read(name).T for name, axis in joint.readers]
-        strength, factors = choose_factors(texts, matrices, fixed_range=fixed_range)
+        strength, factors = choose_factors(texts, matrices, largest, fixed_range=fixed_range)
         taken[strength] += 1
         if not strength:
             continue
@@ -170,7 +170,11 @@ def smooth(model: Any, calibration: Calibration, *, fixed_range: bool = False) -
 
 
 def choose_factors(
-    texts: Sequence[Matrix], matrices: Sequence[Matrix], *, fixed_range: bool = False
+    texts: Sequence[Matrix],
+    matrices: Sequence[Matrix],
+    largest: Matrix,
+    *,
+    fixed_range: bool = False,
 ) -> tuple[float, Matrix]:
     """The strength with which layers lose least by rounding, and its factors.
 
@@ -180,6 +184,8 @@ def choose_factors(
         What the layers read, text by text.
     matrices : sequence of ndarray, shape (inputs, outputs)
         Of layers that read the same.
+    largest : ndarray, shape (inputs,)
+        Largest magnitude of each channel, on these and any further texts.
     fixed_range : bool
         See `smooth`.
 
@@ -193,16 +199,12 @@ def choose_factors(
     Examples
     --------
     >>> x = np.float32([[500, 1.25, -0.75], [-300, 0.5, 2]])
-    >>> strength, factors = choose_factors([x], [np.float32([[0.02], [1], [-1]])])
+    >>> strength, factors = choose_factors([x], [np.float32([[0.02], [1], [-1]])], abs(x).max(0))
     >>> strength > 0, bool(factors[0] > 8 * factors[1])
     (True, True)
     """
-    largest = np.max([np.abs(text).max(axis=0) for text in texts], axis=0)
     weights = np.max([np.abs(matrix).max(axis=1) for matrix in matrices], axis=0)
-    rows = np.cumsum([len(text) for text in texts])
-    tried = texts[: int(np.searchsorted(rows, _MAX_ROWS)) + 1]
-    if fixed_range:
-        tried = [np.concatenate(tried)]
+    tried = [np.concatenate(texts)] if fixed_range else texts
     wanted = [np.concatenate(tried) @ matrix for matrix in matrices]
     best = (0.0, np.ones(len(largest), np.float32))
     least = _error(tried, matrices, wanted, best[1])
@@ -256,17 +258,22 @@ def _round_columns(matrix: Matrix) -> Matrix:
 
 def _observed(
     joints: Sequence[Joint], calibration: Calibration
-) -> Iterator[tuple[Joint, list[Matrix]]]:
-    """Each joint with its values, text by text."""
+) -> Iterator[tuple[Joint, list[Matrix], Matrix]]:
+    """Each joint with its values on the first texts and the largest ones on all."""
     waiting = list(joints)
     while waiting:
         size, group = 0, list[Joint]()
         while waiting and (not group or size < _BYTES):
-            size += 4 * calibration.n_tokens * waiting[0].channels
+            size += 4 * _MAX_ROWS * waiting[0].channels
             group.append(waiting.pop(0))
-        found: dict[str, list[Matrix]] = {joint.value: [] for joint in group}
-        for values in calibration.observe(list(found)):
+        held: dict[str, list[Matrix]] = {joint.value: [] for joint in group}
+        largest = {joint.value: np.zeros(joint.channels, np.float32) for joint in group}
+        count = 0
+        for values in calibration.observe(list(held)):
             for name, rows in values.items():
-                found[name].append(rows)
+                np.maximum(largest[name], np.abs(rows).max(axis=0), out=largest[name])
+                if count < _MAX_ROWS:
+                    held[name].append(rows)
+            count += len(rows)
         for joint in group:
-            yield joint, found.pop(joint.value)
+            yield joint, held.pop(joint.value), largest[joint.value]
