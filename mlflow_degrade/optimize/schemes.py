@@ -49,7 +49,7 @@ from .quiet_work import quiet_work
 from .scheme import Scheme
 from .sensitivity_report import SENSITIVITY_FILE
 from .simulate import simulate_format
-from .simulate_values import VALUE_ELEMENTS, require_value_element
+from .simulate_values import VALUE_FORMATS, require_value_format
 from .static import CALIBRATIONS, quantize_statically
 from .weight_only import BLOCK_SIZES, quantize_weights
 
@@ -161,7 +161,7 @@ SIMULATED = "simulated-"
 """What the names of simulated schemes begin with; a number format follows."""
 
 _ROUNDED_VALUES = {"act": ("activations", "activations"), "kv": ("cache", "key-value cache")}
-_ADDITIONS = ("ends", *(f"{what}-{e}" for what in _ROUNDED_VALUES for e in VALUE_ELEMENTS))
+_ADDITIONS = ("ends", *(f"{what}-{e}" for what in _ROUNDED_VALUES for e in VALUE_FORMATS))
 
 
 def find_scheme(
@@ -232,7 +232,7 @@ def _simulated(name: str) -> Scheme:
     for word in further:
         what, _, element = word.partition("-")
         if what in _ROUNDED_VALUES and element:
-            require_value_element(element)
+            require_value_format(element)
             option, said = _ROUNDED_VALUES[what]
         elif word == "ends":
             option, said = "ends", "embedding and projection too"

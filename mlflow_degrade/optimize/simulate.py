@@ -53,7 +53,7 @@ def simulate_format(
     number_format, ends
         See `simulate_weights`; ``"fp32"`` leaves all weights as they are.
     activations, cache : str, optional
-        One of `mlflow_degrade.optimize.simulate_values.VALUE_ELEMENTS` for what enters the
+        One of `mlflow_degrade.optimize.simulate_values.VALUE_FORMATS` for what enters the
         products whose weights are rounded, and for keys and values. None leaves them in float32.
 
     Returns

@@ -1,7 +1,8 @@
 """Activations and key-value cache rounded while a model runs, by nodes in its graph.
 
-Each token has a scale of its own (in the cache, each token and head), from its largest magnitude:
-what a sample scores does not depend on what else is in the batch.
+Each token has a scale of its own (in the cache, each token and head), or one for each of its
+blocks, from the largest magnitude there: what a sample scores does not depend on what else is in
+the batch.
 """
 
 from __future__ import annotations
@@ -9,34 +10,34 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
 from ..errors import QuantizationError, UnknownNameError
-from .formats.elements import ELEMENTS
+from .formats.names import FAMILIES, parse_format
+from .rounding_nodes import rounding_nodes
+from .wiring import attribute
 
-VALUE_ELEMENTS = ("int8", "int7", "int6", "int5", "int4", "fp8-e4m3", "fp8-e5m2")
-"""Element types that ONNX has operators for."""
+_TOO_COARSE = ("fp32", "ternary", "int2", "int3")  # or no rounding at all
 
-_FLOAT8: Mapping[str, str] = {"fp8-e4m3": "FLOAT8E4M3FN", "fp8-e5m2": "FLOAT8E5M2"}
-# ReduceMax takes axes as an input from 18 on, Cast knows float8 from 19 on.
-_OPSET, _FLOAT8_OPSET = 18, 19
-_PREFIX = "simulated."
+VALUE_FORMATS = tuple(name for name in FAMILIES if name not in _TOO_COARSE)
+"""Number formats of activations and cache."""
 
-
-def require_value_element(name: str) -> None:
-    """Raise `UnknownNameError` unless values can be rounded to an element type while running."""
-    if name not in VALUE_ELEMENTS:
-        raise UnknownNameError("element type of activations or cache", name, VALUE_ELEMENTS)
+# ReduceMax takes axes as an input from here on.
+_OPSET = 18
 
 
-def simulate_activations(model: Any, element: str, products: set[str]) -> int:
+def require_value_format(name: str) -> None:
+    """Raise `UnknownNameError` unless values can be rounded to a number format while running."""
+    if name not in VALUE_FORMATS:
+        raise UnknownNameError("number format of activations or cache", name, VALUE_FORMATS)
+
+
+def simulate_activations(model: Any, number_format: str, products: set[str]) -> int:
     """Round what enters products with constant matrices, in place.
 
     Parameters
     ----------
     model : onnx.ModelProto
-    element : str
-        One of `VALUE_ELEMENTS`.
+    number_format : str
+        One of `VALUE_FORMATS`.
     products : set of str
         Outputs of the nodes whose first input is rounded.
 
@@ -44,20 +45,34 @@ def simulate_activations(model: Any, element: str, products: set[str]) -> int:
     -------
     int
         How many values are rounded; several products may read one.
+
+    Raises
+    ------
+    QuantizationError
+        When blocks do not divide what a product reads, or the graph is too old.
     """
-    return _round_inputs(
-        model, element, lambda node: (0,) if node.output and node.output[0] in products else ()
-    )
+    shapes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Transpose" and node.input[0] in shapes:  # a tied head reads one
+            shapes[node.output[0]] = shapes[node.input[0]][::-1]
+
+    def entering(node: Any) -> Mapping[int, int]:
+        if not node.output or node.output[0] not in products:
+            return {}
+        transposed = node.op_type == "Gemm" and attribute(node, "transB")
+        return {0: shapes[node.input[1]][-1 if transposed else -2]}
+
+    return _round_inputs(model, number_format, entering)
 
 
-def simulate_cache(model: Any, element: str) -> int:
+def simulate_cache(model: Any, number_format: str) -> int:
     """Round keys and values as they enter the cache, in place.
 
     Parameters
     ----------
     model : onnx.ModelProto
-    element : str
-        One of `VALUE_ELEMENTS`.
+    number_format : str
+        One of `VALUE_FORMATS`.
 
     Returns
     -------
@@ -67,104 +82,79 @@ def simulate_cache(model: Any, element: str) -> int:
     Raises
     ------
     QuantizationError
-        When the graph does not append to a cache that it is given.
+        When the graph does not append to a cache that it is given, blocks do not divide the width
+        of a head, or the graph is too old.
     """
-    given = {value.name for value in model.graph.input}
+    given = {value.name: value.type.tensor_type.shape for value in model.graph.input}
     kept = {value.name for value in model.graph.output}
 
-    def newest(node: Any) -> tuple[int, ...]:
+    def newest(node: Any) -> Mapping[int, int]:
         if node.op_type == "Attention" and len(node.input) > 5:
-            return (1, 2) if given.issuperset(node.input[4:6]) else ()
-        appends = node.op_type == "Concat" and node.input[0] in given and node.output[0] in kept
-        return (1,) if appends else ()
+            past = {1: node.input[4], 2: node.input[5]}
+        elif node.op_type == "Concat" and node.output[0] in kept:
+            past = {1: node.input[0]}
+        else:
+            return {}
+        found = {index: given[name] for index, name in past.items() if name in given}
+        return {index: shape.dim[-1].dim_value for index, shape in found.items()}
 
-    count = _round_inputs(model, element, newest)
+    count = _round_inputs(model, number_format, newest)
     if not count:
         raise QuantizationError(
-            f"there is no cache to round to {element!r}: the graph appends nothing to key-value "
-            "inputs. Leave '+kv' out, or export the model with a cache."
+            f"there is no cache to round to {number_format!r}: the graph appends nothing to "
+            "key-value inputs. Leave '+kv' out, or export the model with a cache."
         )
     return count
 
 
-def _round_inputs(model: Any, element: str, places: Callable[[Any], tuple[int, ...]]) -> int:
-    """Put rounding before the inputs that `places` gives indices of; how many values it is."""
-    require_value_element(element)
-    _require_opset(model, _FLOAT8_OPSET if element in _FLOAT8 else _OPSET)
+def _round_inputs(
+    model: Any, number_format: str, places: Callable[[Any], Mapping[int, int]]
+) -> int:
+    """Put rounding before the inputs that `places` gives indices and widths of; how many it is."""
+    require_value_format(number_format)
+    _require_opset(model)
+    form = parse_format(number_format)
     rounded: dict[str, str] = {}
+    constants: dict[str, Any] = {}
     nodes = []
     for node in model.graph.node:
-        for index in places(node):
+        for index, width in places(node).items():
             name = node.input[index]
             if name not in rounded:
-                made = _rounding(name, element)
+                if form.group and (not width or width % form.group):
+                    raise QuantizationError(
+                        f"blocks of {form.group} ({number_format}) do not divide the {width} "
+                        f"numbers of {name!r}: take a format with one scale for all of them."
+                    )
+                made, read = rounding_nodes(name, form, width)
                 nodes.extend(made)
+                constants |= read
                 rounded[name] = made[-1].output[0]
             node.input[index] = rounded[name]
         nodes.append(node)
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    if rounded:
-        _add_constants(model, element)
+    _add_constants(model, constants)
     return len(rounded)
 
 
-def _rounding(name: str, element: str) -> list[Any]:
-    """Nodes from a value to the nearest that its codes and scale stand for."""
-    from onnx import TensorProto, helper
-
-    stem = f"{_PREFIX}{name}"
-    constant = f"{_PREFIX}{element}"
-
-    def node(operator: str, inputs: list[str], result: str, **attributes: Any) -> Any:
-        output = f"{stem}.{result}"
-        return helper.make_node(operator, inputs, [output], name=output, **attributes)
-
-    scaled = f"{stem}.scaled"
-    if element in _FLOAT8:
-        kind = getattr(TensorProto, _FLOAT8[element])
-        codes = [
-            node("Cast", [scaled], "codes", to=kind, saturate=1),
-            node("Cast", [f"{stem}.codes"], "nearest", to=TensorProto.FLOAT),
-        ]
-    else:
-        codes = [node("Round", [scaled], "nearest")]
-    return [
-        node("Abs", [name], "size"),
-        node("ReduceMax", [f"{stem}.size", f"{_PREFIX}axis"], "largest", keepdims=1),
-        node("Max", [f"{stem}.largest", f"{_PREFIX}least"], "reach"),
-        node("Div", [f"{stem}.reach", f"{constant}.top"], "scale"),
-        node("Div", [name, f"{stem}.scale"], "scaled"),
-        *codes,
-        node("Mul", [f"{stem}.nearest", f"{stem}.scale"], "rounded"),
-    ]
-
-
-def _add_constants(model: Any, element: str) -> None:
-    """The numbers that `_rounding` reads, once for the graph."""
+def _add_constants(model: Any, constants: Mapping[str, Any]) -> None:
+    """Store what the rounding reads, once for the graph."""
     from onnx import numpy_helper
 
     there = {tensor.name for tensor in model.graph.initializer}
-    constants = {
-        f"{_PREFIX}axis": np.array([-1], np.int64),
-        # A token of zeros has a scale too; none that matters is smaller.
-        f"{_PREFIX}least": np.array(1e-30, np.float32),
-        f"{_PREFIX}{element}.top": np.array(ELEMENTS[element].largest, np.float32),
-    }
-    for name, value in constants.items():
-        if name not in there:
-            model.graph.initializer.append(numpy_helper.from_array(value, name))
+    model.graph.initializer.extend(
+        numpy_helper.from_array(value, name)
+        for name, value in constants.items()
+        if name not in there
+    )
 
 
-def _require_opset(model: Any, needed: int) -> None:
+def _require_opset(model: Any) -> None:
     """See that the graph's operator set has what rounding needs."""
     for entry in model.opset_import:
-        if entry.domain not in ("", "ai.onnx"):
-            continue
-        if entry.version < _OPSET:
+        if entry.domain in ("", "ai.onnx") and entry.version < _OPSET:
             raise QuantizationError(
                 f"the graph uses ONNX opset {entry.version}, rounding while running needs "
                 f"{_OPSET}: export the model again, or round its weights only."
             )
-        # From 18 to 19 operators only gained types and attributes with defaults.
-        entry.version = max(entry.version, needed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime
@@ -12,48 +13,93 @@ from onnx import helper, numpy_helper
 from tiny_models import SENTENCES
 
 from mlflow_degrade.errors import InputError, QuantizationError, UnknownNameError
-from mlflow_degrade.optimize.formats.elements import ELEMENTS, round_to_element
+from mlflow_degrade.optimize.formats.elements import ELEMENTS
+from mlflow_degrade.optimize.formats.names import parse_format
+from mlflow_degrade.optimize.formats.rounding import round_weights
 from mlflow_degrade.optimize.forward import OnnxForward
 from mlflow_degrade.optimize.model_directory import ModelDirectory
 from mlflow_degrade.optimize.onnx_files import load_graph
 from mlflow_degrade.optimize.schemes import apply_scheme, find_scheme
 from mlflow_degrade.optimize.simulate_values import (
-    VALUE_ELEMENTS,
+    VALUE_FORMATS,
     simulate_activations,
     simulate_cache,
 )
 
 
-def _product(opset: int = 18) -> onnx.ModelProto:
+def _product(opset: int = 18, width: int = 64) -> onnx.ModelProto:
     """Activations times the identity, so that the output is what was rounded."""
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["x", "w"], ["y"], name="product")],
         "g",
-        [value("x", onnx.TensorProto.FLOAT, ["n", "t", 16])],
-        [value("y", onnx.TensorProto.FLOAT, ["n", "t", 16])],
-        [numpy_helper.from_array(np.eye(16, dtype=np.float32), "w")],
+        [value("x", onnx.TensorProto.FLOAT, ["n", "t", width])],
+        [value("y", onnx.TensorProto.FLOAT, ["n", "t", width])],
+        [numpy_helper.from_array(np.eye(width, dtype=np.float32), "w")],
     )
     return helper.make_model(
         graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("element", VALUE_ELEMENTS)
-def test_values_become_the_nearest_of_each_token(element: str) -> None:
-    model = _product()
-    assert simulate_activations(model, element, {"y"}) == 1
+def _rounded(x: np.ndarray, number_format: str) -> np.ndarray:
+    """The values that enter a product, as onnxruntime computes them."""
+    model = _product(width=x.shape[-1])
+    assert simulate_activations(model, number_format, {"y"}) == 1
     onnx.checker.check_model(model)
-    x = np.random.default_rng(0).standard_t(3, size=(3, 50, 16)).astype(np.float32)
-    x[0, 0] = 0
-    x[1, 1] *= 1e4
+    model.graph.output[0].name = model.graph.node[-1].input[0]
+    del model.graph.node[-1]
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
     )
-    (found,) = session.run(None, {"x": x})
-    scale = np.abs(x).max(axis=-1, keepdims=True) / np.float32(ELEMENTS[element].largest)
-    scale[0, 0] = 1
-    np.testing.assert_array_equal(found, round_to_element(x / scale, element) * scale)
+    found: np.ndarray = session.run(None, {"x": x})[0]
+    return found
+
+
+@pytest.mark.parametrize("number_format", VALUE_FORMATS)
+def test_values_become_the_nearest_of_each_token_bit_for_bit(number_format: str) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_t(2, size=(3, 200, 64)).astype(np.float32)
+    x *= np.exp2(rng.integers(-40, 40, size=(3, 200, 1))).astype(np.float32)
+    x[0, 0] = 0
+    x[0, 1, :32] = 0
+    x[0, 2] = 2.0 ** np.arange(-32, 32)  # every power of two in one token
+    form = parse_format(number_format)
+    tokens = [round_weights(token[None], form)[0] for token in x.reshape(-1, 64)]
+    # As if signs of zero were equal: integers have one.
+    np.testing.assert_array_equal(_rounded(x, number_format), np.reshape(tokens, x.shape))
+
+
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [
+        ("fp8-e4m3", ml_dtypes.float8_e4m3fn),
+        ("fp8-e5m2", ml_dtypes.float8_e5m2),
+        ("fp6-e3m2", ml_dtypes.float6_e3m2fn),
+        ("fp6-e2m3", ml_dtypes.float6_e2m3fn),
+        ("fp4-e2m1", ml_dtypes.float4_e2m1fn),
+    ],
+)
+def test_floats_have_the_bits_of_ml_dtypes(name: str, reference: type) -> None:
+    top = ELEMENTS[name].largest
+    points = np.unique(np.abs(np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn)))
+    points = points[np.isfinite(points.astype(np.float32))].astype(np.float32) / 448 * top
+    grid = np.unique(points.astype(reference).astype(np.float32))
+    halves = (grid[1:] + grid[:-1]) / 2
+    near = np.concatenate([grid, halves, np.nextafter(halves, 0), np.nextafter(halves, top)])
+    more = np.random.default_rng(1).uniform(-top, top, 4000)
+    values = np.concatenate([near, -near, more]).astype(np.float32)
+    values = values[: len(values) // 63 * 63].reshape(1, -1, 63)
+    ends = np.full((*values.shape[:2], 1), top, np.float32)  # makes every token's scale 1
+    x = np.concatenate([values, ends], axis=-1)
+    want = x.astype(reference).astype(np.float32)
+    found = _rounded(x, name)
+    np.testing.assert_array_equal(found.view(np.uint32), want.view(np.uint32))
+
+
+def test_blocks_that_do_not_divide_are_refused() -> None:
+    with pytest.raises(QuantizationError, match=r"blocks of 32 \(mxfp4\) do not divide the 48 num"):
+        simulate_activations(_product(width=48), "mxfp4", {"y"})
 
 
 def test_graphs_that_are_too_old_are_refused() -> None:
@@ -78,6 +124,14 @@ def test_what_is_rounded_where(tiny_base: Path) -> None:
     assert operators.count("ReduceMax") == 2 * 4 + 2 * 2
     with_head = made("int8+ends+act-int8").recipe[-1]
     assert with_head["rounded_activations"] == 2 * 4 + 1
+    blocks = made("fp32+act-mxfp4+kv-nvfp4")
+    step = blocks.recipe[-1]
+    assert (step["rounded_activations"], step["rounded_cache"]) == (2 * 4, 2 * 2)
+    finer = made("fp32+act-mxfp8-e4m3+kv-nvfp4").manifest["parity"]["mean_kl"]
+    assert made("fp32+kv-nvfp4").manifest["parity"]["mean_kl"] < finer
+    assert finer < blocks.manifest["parity"]["mean_kl"]
+    with pytest.raises(QuantizationError, match="32 .mxfp4. do not divide the 16 numbers"):
+        made("fp32+kv-mxfp4")
     cache = made("fp32+kv-int4")
     assert cache.simulated_bytes is not None
     assert cache.recipe[-1]["bits_per_weight"] == 32
@@ -101,7 +155,8 @@ def test_the_cache_holds_what_was_computed_without_it(tiny_base: Path) -> None:
     [
         ("simulated-mxfp4+head", "unknown addition to a simulated scheme 'head'"),
         ("simulated-mxfp4+end", "did you mean 'ends'"),
-        ("simulated-mxfp4+kv-mxfp4", "Known: fp8-e4m3, fp8-e5m2, int4"),
+        ("simulated-mxfp4+kv-mxfp3", "did you mean 'mxfp4'"),
+        ("simulated-mxfp4+kv-int3", "unknown number format of activations or cache 'int3'"),
         ("simulated-int8+act", "did you mean 'act-int8'"),
         ("simulated-int8+kv-int8+kv-int4", "says 'kv' twice"),
         ("simulated-fp32", "it would change nothing"),
