@@ -130,7 +130,7 @@ def test_what_is_rounded_where(tiny_base: Path) -> None:
     finer = made("fp32+act-mxfp8-e4m3+kv-nvfp4").manifest["parity"]["mean_kl"]
     assert made("fp32+kv-nvfp4").manifest["parity"]["mean_kl"] < finer
     assert finer < blocks.manifest["parity"]["mean_kl"]
-    with pytest.raises(QuantizationError, match="32 .mxfp4. do not divide the 16 numbers"):
+    with pytest.raises(QuantizationError, match=r"32 .mxfp4. do not divide the 16 numbers"):
         made("fp32+kv-mxfp4")
     cache = made("fp32+kv-int4")
     assert cache.simulated_bytes is not None
