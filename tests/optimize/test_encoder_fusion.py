@@ -1,0 +1,81 @@
+"""Fused graphs of encoders: fewer nodes, the same vectors, padded or not; and who gets none."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from encoder_models import TinyModel, tiny_classifier, tiny_encoder
+from tiny_models import SENTENCES
+
+from mlflow_degrade.errors import InputError
+from mlflow_degrade.optimize.export import export_onnx
+from mlflow_degrade.optimize.graph import optimize_graph
+from mlflow_degrade.optimize.model_directory import ModelDirectory
+from mlflow_degrade.optimize.schemes import apply_scheme
+from mlflow_degrade.optimize.source import resolve_model
+from mlflow_degrade.runtime.encoder import OnnxEncoder
+from mlflow_degrade.runtime.placement import find_placement
+from mlflow_degrade.runtime.providers import CPU
+
+__all__ = ["tiny_classifier", "tiny_encoder"]
+
+
+def _export(source: Path) -> Path:
+    return export_onnx(resolve_model(str(source)), progress=False)
+
+
+def _vectors(folder: Path) -> np.ndarray:
+    encoder = OnnxEncoder(folder, device="cpu", batch_size=4)
+    found = encoder.vectors(list(SENTENCES))  # of different length: padded
+    encoder.close()
+    return found
+
+
+def test_every_layer_becomes_a_few_nodes_and_computes_the_same(tiny_encoder: TinyModel) -> None:
+    plain = _export(tiny_encoder.source)
+    made = ModelDirectory.load(optimize_graph(plain, "O2", progress=False))
+    step = made.recipe[-1]
+    # Two layers: one attention and one activation each, two norms.
+    assert step["fused"] == {"Attention": 2, "BiasGelu": 2, "SkipLayerNormalization": 4}
+    assert step["nodes_after"] < 40 < step["nodes"]
+    assert find_placement(made.path).nodes[CPU]["Attention"] == 2
+    np.testing.assert_allclose(_vectors(made.path), _vectors(plain), atol=1e-5)
+    made.verify()
+
+
+def test_the_approximation_is_one_and_can_be_halved(tiny_classifier: TinyModel) -> None:
+    plain = _export(tiny_classifier.source)
+    made = ModelDirectory.load(optimize_graph(plain, "O3", progress=False))
+    assert made.recipe[-1]["fused"]["FastGelu"] == 2
+    assert 1e-6 < made.manifest["parity"]["max_abs_difference"] < 1e-2
+    half = ModelDirectory.load(apply_scheme(made.path, "fp16", progress=False))
+    assert half.size_bytes < 0.6 * made.size_bytes
+
+
+def test_o1_is_basic(tiny_encoder: TinyModel) -> None:
+    plain = _export(tiny_encoder.source)
+    basic = optimize_graph(plain, "basic", progress=False)
+    assert optimize_graph(plain, "O1", progress=False) == basic
+
+
+def test_what_is_not_fused_says_why(tiny_encoder: TinyModel, tmp_path: Path) -> None:
+    source = tmp_path / "renamed"
+    shutil.copytree(_export(tiny_encoder.source), source)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "model_type": "canine"}))
+    (source / "degrade.json").unlink()
+    made = ModelDirectory.load(optimize_graph(_export(source), "O2", progress=False))
+    assert "no fusions for 'canine'" in made.recipe[-1]["not_fused"]
+    np.testing.assert_array_equal(_vectors(made.path), _vectors(source))
+
+
+def test_levels_that_make_no_sense_are_refused(tiny_export: Path, tiny_encoder: TinyModel) -> None:
+    for level in ("O2", "O3"):
+        with pytest.raises(InputError, match="unties embeddings: use level 'fused'"):
+            optimize_graph(tiny_export, level, progress=False)
+    with pytest.raises(InputError, match="'O3', then scheme 'fp16'"):
+        optimize_graph(_export(tiny_encoder.source), "O4", progress=False)
