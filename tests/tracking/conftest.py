@@ -1,4 +1,4 @@
-"""A fresh SQLite store for every test."""
+"""A fresh SQLite store for every test, and lm-eval's output."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from lm_eval_cases import call, folder, made
 from mlflow_stores import use_empty_store
+
+__all__ = ["call", "folder", "made"]
 
 
 @pytest.fixture

@@ -225,6 +225,49 @@ def running_server(
                 process.wait()
 
 
+PASSWORD = "correct-horse-battery"
+"""The administrator's, whose name is admin."""
+
+
+@contextmanager
+def server_with_users(
+    folder: Path,
+    prefix: str = "",
+    *,
+    permission: str,
+    env: Mapping[str, str] | None = None,
+) -> Iterator[str]:
+    """A server with MLflow's basic-auth application; MLflow is the administrator's client of it."""
+    pytest.importorskip("flask_wtf", reason="pip install 'mlflow[auth]'")
+    (folder / "auth.ini").write_text(
+        f"[mlflow]\ndefault_permission = {permission}\ndatabase_uri = sqlite:///{folder}/auth.db\n"
+        "admin_username = admin\n"
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+        "auth_cache_ttl_seconds = 60\n"
+    )
+    users = {
+        "MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"),
+        "MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD,
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "for tests",
+    }
+    store, app = f"sqlite:///{folder}/mlflow.db", ("--app-name", "basic-auth")
+    with (
+        logged_in("admin", PASSWORD),
+        running_server(folder, prefix + store, store, *app, env={**users, **(env or {})}) as url,
+        pointed_at(folder, url, url),
+    ):
+        yield url
+
+
+@contextmanager
+def logged_in(user: str, password: str) -> Iterator[None]:
+    """MLflow's clients are this user's for a while."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_USERNAME", user)
+        patch.setenv("MLFLOW_TRACKING_PASSWORD", password)
+        yield
+
+
 def _wait_until_up(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
     end = time.monotonic() + 90
     while time.monotonic() < end:

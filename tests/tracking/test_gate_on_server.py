@@ -16,30 +16,8 @@ from mlflow_degrade.errors import DegradeError
 pytestmark = pytest.mark.slow
 
 
-def test_no_permission_is_said_and_changes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("flask_wtf", reason="pip install 'mlflow[auth]'")
-    (tmp_path / "auth.ini").write_text(
-        f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{tmp_path}/auth.db\n"
-        "admin_username = admin\n"
-        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
-        "auth_cache_ttl_seconds = 60\n"
-    )
-    database, password = f"sqlite:///{tmp_path}/mlflow.db", "correct-horse-battery"
-    env = {
-        "MLFLOW_AUTH_CONFIG_PATH": str(tmp_path / "auth.ini"),
-        "MLFLOW_AUTH_ADMIN_PASSWORD": password,
-        "MLFLOW_FLASK_SERVER_SECRET_KEY": "for tests",
-    }
-    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
-    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
-    with (
-        cases.running_server(
-            tmp_path, database, database, "--app-name", "basic-auth", env=env
-        ) as url,
-        cases.pointed_at(tmp_path, url, url),
-    ):
+def test_no_permission_is_said_and_changes_nothing(tmp_path: Path) -> None:
+    with cases.server_with_users(tmp_path, permission="READ") as url:
         register_champion(tmp_path)
         run_id, _ = log_evaluated(tmp_path, "fast", 12)
         users = get_app_client("basic-auth", tracking_uri=url)
@@ -48,11 +26,11 @@ def test_no_permission_is_said_and_changes_nothing(
         users.grant_user_permission("bob", "experiment", experiment, "EDIT")
         client = MlflowClient()
         state = registry_state(client)
-        with monkeypatch.context() as bob:
-            bob.setenv("MLFLOW_TRACKING_USERNAME", "bob")
-            bob.setenv("MLFLOW_TRACKING_PASSWORD", "another-long-password")
-            with pytest.raises(DegradeError, match=r"(?i)permission denied|403"):
-                promote(f"runs:/{run_id}", "models:/chat@champion", alias="champion")
+        with (
+            cases.logged_in("bob", "another-long-password"),
+            pytest.raises(DegradeError, match=r"(?i)permission denied|403"),
+        ):
+            promote(f"runs:/{run_id}", "models:/chat@champion", alias="champion")
         assert registry_state(client) == state
         done = promote(f"runs:/{run_id}", "models:/chat@champion", alias="champion")
         assert done.decision.verdict is Verdict.PASS

@@ -241,40 +241,20 @@ def test_a_client_can_look_through_a_gate_of_its_own(
 
 
 @pytest.mark.slow
-def test_basic_auth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_basic_auth(tmp_path: Path) -> None:
     """Permission to edit a model, even an administrator's, is none to promote what failed."""
-    pytest.importorskip("flask_wtf", reason="pip install 'mlflow[auth]'")
-    (tmp_path / "auth.ini").write_text(
-        f"[mlflow]\ndefault_permission = EDIT\ndatabase_uri = sqlite:///{tmp_path}/auth.db\n"
-        "admin_username = admin\n"
-        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
-        "auth_cache_ttl_seconds = 60\n"
-    )
     (tmp_path / "gate.yaml").write_text(
         f"audit_log: {tmp_path}/audit.jsonl\nallow_override: true\noverride_users: [admin]\n"
     )
-    database, password = f"sqlite:///{tmp_path}/mlflow.db", "correct-horse-battery"
-    env = {
-        VARIABLE: str(tmp_path / "gate.yaml"),
-        "MLFLOW_AUTH_CONFIG_PATH": str(tmp_path / "auth.ini"),
-        "MLFLOW_AUTH_ADMIN_PASSWORD": password,
-        "MLFLOW_FLASK_SERVER_SECRET_KEY": "for tests",
-    }
-    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
-    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
-    with (
-        cases.running_server(
-            tmp_path, f"gated+{database}", database, "--app-name", "basic-auth", env=env
-        ) as url,
-        cases.pointed_at(tmp_path, url, url),
-    ):
+    env = {VARIABLE: str(tmp_path / "gate.yaml")}
+    with cases.server_with_users(tmp_path, "gated+", permission="EDIT", env=env) as url:
         server, client = Server(url, tmp_path), MlflowClient()
         honest = cases.register_plain(tmp_path, "honest")
         failed = cases.register_plain(tmp_path, "failed", wrong=60)
         requests.post(
             f"{url}/api/2.0/mlflow/users/create",
             json={"username": "eve", "password": "another-long-password"},
-            auth=("admin", password),
+            auth=("admin", cases.PASSWORD),
             timeout=60,
         ).raise_for_status()
         assert server.post("registered-models/alias", **_alias(failed)).status_code == 401
@@ -284,11 +264,11 @@ def test_basic_auth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         client.set_registered_model_alias("honest", "champion", honest.version)
         reason = "rollback of the broken release 12"
         client.set_model_version_tag(*failed.at, "degrade.override.champion", reason)
-        with monkeypatch.context() as eve:
-            eve.setenv("MLFLOW_TRACKING_USERNAME", "eve")
-            eve.setenv("MLFLOW_TRACKING_PASSWORD", "another-long-password")
-            with pytest.raises(RestException, match="user 'eve' may not override this gate"):
-                client.set_registered_model_alias("failed", "champion", failed.version)
+        with (
+            cases.logged_in("eve", "another-long-password"),
+            pytest.raises(RestException, match="user 'eve' may not override this gate"),
+        ):
+            client.set_registered_model_alias("failed", "champion", failed.version)
         assert server.audit()[-1]["user"] == "eve"
         assert cases.snapshot("failed")["aliases"] == {}
         client.set_registered_model_alias("failed", "champion", failed.version)
