@@ -59,7 +59,8 @@ NAMES = (
 )
 KL_NAMES = (
     *("int8", "fp8-e4m3", "mxfp8-e4m3", "mxfp6-e2m3", "int6", "fp32+act-int8"),
-    *("fp32+act-fp8-e4m3", "fp32+kv-int8", "fp32+kv-fp8-e4m3", "fp32+kv-int4"),
+    *("fp32+act-fp8-e4m3", "fp32+act-mxfp8-e4m3", "fp32+act-nvfp4", "fp32+act-mxfp4"),
+    *("fp32+kv-int8", "fp32+kv-fp8-e4m3", "fp32+kv-nvfp4", "fp32+kv-mxfp4", "fp32+kv-int4"),
 )
 
 Matrix = NDArray[np.float32]
