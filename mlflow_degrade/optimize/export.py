@@ -11,11 +11,19 @@ import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ..cache import cached_directory, require_space
-from ..errors import MissingExtraError, ModelError, ParityError, UnsupportedModelError
+from ..errors import (
+    InputError,
+    MissingExtraError,
+    ModelError,
+    ParityError,
+    UnknownNameError,
+    UnsupportedModelError,
+)
 from ..runtime.encoder import OnnxEncoder
-from ..runtime.family import Family, model_family
+from ..runtime.family import Family, architecture, model_family, unscored_task
 from .agreement import agreement, check_agreement, export_tolerance
 from .embeddings import tie_head
 from .model_directory import copy_companions, library_versions, missing_files, write_manifest
@@ -30,10 +38,20 @@ TASKS: Mapping[Family, str] = {
 }
 """Optimum's task for each family of models."""
 
-_CALLED: Mapping[Family, str] = {
-    "decoder": "a language model with a cache",
-    "encoder": "an encoder",
-    "classifier": "a text classifier",
+UNSCORED_TASKS: Mapping[str, str] = {
+    "fill-mask": "ForMaskedLM",
+    "question-answering": "ForQuestionAnswering",
+    "token-classification": "ForTokenClassification",
+}
+"""Further tasks, which the engine does not score, and how the names of their classes end."""
+
+DTYPES = ("fp32", "fp16")
+"""What an export can be stored and computed in."""
+
+_CALLED: Mapping[str, str] = {
+    "text-generation-with-past": "a language model with a cache",
+    "feature-extraction": "an encoder",
+    "text-classification": "a text classifier",
 }
 
 # Operators of a graph that somebody else quantized.
@@ -50,8 +68,10 @@ _QUANTIZED = {
 _VERSION = 1
 
 
-def export_onnx(source: SourceModel, *, progress: bool = True) -> Path:
-    """Export a model in fp32, or return the export made of it before.
+def export_onnx(
+    source: SourceModel, *, task: str | None = None, dtype: str = "fp32", progress: bool = True
+) -> Path:
+    """Export a model, or return the export made of it before.
 
     Parameters
     ----------
@@ -59,6 +79,12 @@ def export_onnx(source: SourceModel, *, progress: bool = True) -> Path:
         From `mlflow_degrade.optimize.source.resolve_model`. A directory that is already an ONNX
         model directory is returned as it is; an ONNX model made elsewhere is brought to the same
         layout.
+    task : str, optional
+        Optimum's name of what the model is for; by default what its config says. Those of
+        `UNSCORED_TASKS` are exported, compared with PyTorch output by output, and not scored.
+    dtype : {"fp32", "fp16"}
+        ``"fp16"`` is the export in fp32 and then the scheme of that name, which keeps in float32
+        what float16 cannot hold.
     progress : bool
         Show what is being done, on standard error.
 
@@ -69,6 +95,10 @@ def export_onnx(source: SourceModel, *, progress: bool = True) -> Path:
 
     Raises
     ------
+    UnknownNameError
+        When there is no such task or data type.
+    InputError
+        When the model is for another task, or the data type cannot be run.
     UnsupportedModelError
         When Optimum cannot export the architecture, or the engine cannot run it afterwards.
     ParityError
@@ -82,6 +112,13 @@ def export_onnx(source: SourceModel, *, progress: bool = True) -> Path:
     The result depends on the source's files and on the versions of the exporting libraries, and
     both are part of its key in the cache. Tied embeddings stay tied (see `embeddings`).
     """
+    _require_dtype(dtype)
+    if dtype == "fp16":
+        from .schemes import apply_scheme  # which are applied to exports
+
+        return apply_scheme(
+            export_onnx(source, task=task, progress=progress), dtype, progress=progress
+        )
     if source.layout == "onnx":
         if not missing_files(source.path):
             return source.path
@@ -89,11 +126,47 @@ def export_onnx(source: SourceModel, *, progress: bool = True) -> Path:
             "export", ["adopt", _VERSION, source.digest], lambda to: _adopt(source, to, progress)
         )
     versions = {name: v for name, v in library_versions().items() if name != "mlflow-degrade"}
-    key = ["export", _VERSION, source.digest, versions]
-    return cached_directory("export", key, lambda to: _export(source, to, progress))
+    key: list[Any] = ["export", _VERSION, source.digest, versions]
+    usual = _usual_task(source)
+    if task is not None and task != usual:
+        _require_task(source, task, usual)
+        key.append(task)
+    chosen = task or usual
+    return cached_directory("export", key, lambda to: _export(source, to, chosen, progress))
 
 
-def _require_supported(source: SourceModel, family: Family) -> None:
+def _require_dtype(dtype: str) -> None:
+    if dtype == "bf16":
+        raise InputError(
+            "an export in bf16 cannot be run: PyTorch's exporter fails on it, and onnxruntime has "
+            "no bfloat16 kernel for a product on the CPU. Use dtype 'fp16'; weights stored in "
+            "bf16 are exported to fp32 without loss."
+        )
+    if dtype not in DTYPES:
+        raise UnknownNameError("data type of an export", dtype, DTYPES)
+
+
+def _usual_task(source: SourceModel) -> str:
+    """What the config says that the model is for."""
+    return unscored_task(source.path) or TASKS[model_family(source.path)]
+
+
+def _require_task(source: SourceModel, task: str, usual: str) -> None:
+    """Raise unless the model has the head that a task needs: a new one would be random."""
+    known = (*TASKS.values(), *UNSCORED_TASKS)
+    if task not in known:
+        hint = "Others need several graphs, or inputs that are no text."
+        raise UnknownNameError("task of an export", task, known, hint)
+    name = architecture(source.path)
+    fits = name.endswith(UNSCORED_TASKS[task]) if task in UNSCORED_TASKS else False
+    if not fits:
+        raise InputError(
+            f"{source.name} is a {name or 'model without a class in its config'}, which is for "
+            f"{usual!r}; for {task!r} its head would be random. Leave the task out."
+        )
+
+
+def _require_supported(source: SourceModel, task: str) -> None:
     """Raise unless Optimum knows how to export this architecture for its task."""
     try:
         with quiet_work("Looking up the architecture", progress=False):
@@ -102,11 +175,11 @@ def _require_supported(source: SourceModel, family: Family) -> None:
     except ImportError as error:
         raise MissingExtraError("optimum.exporters.onnx", "cpu") from error
     model_type = _model_type(source.path)
-    known = TasksManager.get_supported_model_type_for_task(TASKS[family], "onnx")
+    known = TasksManager.get_supported_model_type_for_task(task, "onnx")
     if model_type.replace("_", "-") not in {name.replace("_", "-") for name in known}:
         raise UnsupportedModelError(
             f"{source.name} is a {model_type!r} model, which Optimum does not export as "
-            f"{_CALLED[family]}. It exports: {', '.join(sorted(known))}."
+            f"{_CALLED.get(task, task)}. It exports: {', '.join(sorted(known))}."
         )
 
 
@@ -127,11 +200,10 @@ def _is_float32(directory: Path) -> bool:
     return str(config.get("dtype") or config.get("torch_dtype") or "float32") == "float32"
 
 
-def _export(source: SourceModel, target: Path, progress: bool) -> None:
+def _export(source: SourceModel, target: Path, task: str, progress: bool) -> None:
     """Fill `target` with the export of `source`."""
-    family = model_family(source.path)
-    _require_supported(source, family)
-    if family != "decoder":
+    _require_supported(source, task)
+    if task in (TASKS["encoder"], TASKS["classifier"]):
         # What the engine cannot run is found before minutes of work.
         OnnxEncoder(source.path, device="cpu")
     import torch
@@ -146,7 +218,7 @@ def _export(source: SourceModel, target: Path, progress: bool) -> None:
         tempfile.TemporaryDirectory(dir=target) as scratch,
         torch.random.fork_rng(devices=[]),
     ):
-        _main_export(source, scratch, TASKS[family])
+        _main_export(source, scratch, task)
         model = load_graph(scratch)
         tied = tie_head(model)
         save_graph(model, target)
@@ -159,7 +231,7 @@ def _export(source: SourceModel, target: Path, progress: bool) -> None:
     step = {
         "pass": "export",
         "exporter": "optimum.exporters.onnx.main_export",
-        "task": TASKS[family],
+        "task": task,
         "dtype": "float32",
         "tied_embeddings": tied,
         "tolerance": export_tolerance(target),

@@ -21,16 +21,15 @@ from typing import Any
 
 from ..cache import cached_directory, require_space
 from ..errors import InputError, ModelError, ParityError, UnknownNameError
-from ..runtime.family import model_family
+from ..runtime.family import model_family, unscored_task
 from ..runtime.providers import CPU, session_options
 from ..runtime.session import read_json
-from .agreement import agreement, export_tolerance
+from .agreement import Agreement, agreement, export_tolerance
 from .encoder_fusion import fuse_encoder
-from .encoder_parity import EncoderParity
 from .fusion import fuse_decoder
 from .model_directory import ModelDirectory, copy_companions, library_versions, write_manifest
 from .onnx_files import load_graph, save_derived, save_graph, without_weights
-from .parity import Parity, parity
+from .parity import parity
 from .prompts import PARITY_PROMPTS
 from .quiet_work import quiet_work
 
@@ -87,7 +86,7 @@ def optimize_graph(model: str | Path, level: str = "fused", *, progress: bool = 
     if level not in LEVELS:
         raise UnknownNameError("graph optimization level", level, LEVELS)
     base = ModelDirectory.load(model)
-    if level in ("O2", "O3") and model_family(base.path) == "decoder":
+    if level in ("O2", "O3") and _is_decoder(base.path):
         raise InputError(
             f"graph optimization level {level!r} is for encoders and classifiers; on decoders it "
             "fuses no attention and unties embeddings: use level 'fused'."
@@ -127,9 +126,9 @@ def _optimize(base: ModelDirectory, target: Path, level: str, progress: bool) ->
 
 def _fused(
     plain: Any, base: ModelDirectory, target: Path, step: dict[str, Any]
-) -> Parity | EncoderParity | None:
+) -> Agreement | None:
     """Write the graph with attention as one node, if that is possible; `step` is told otherwise."""
-    if model_family(base.path) != "decoder":
+    if not _is_decoder(base.path):
         return None
     fused = type(plain)()
     fused.CopyFrom(plain)
@@ -152,7 +151,7 @@ def _fused(
 
 def _fused_encoder(
     plain: Any, base: ModelDirectory, target: Path, step: dict[str, Any]
-) -> Parity | EncoderParity | None:
+) -> Agreement | None:
     """The same for an encoder, whose weights are packed anew."""
     from onnx.external_data_helper import load_external_data_for_model
 
@@ -177,9 +176,7 @@ def _fused_encoder(
     return agreed
 
 
-def _written(
-    model: Any, base: ModelDirectory, target: Path, step: dict[str, Any]
-) -> Parity | EncoderParity:
+def _written(model: Any, base: ModelDirectory, target: Path, step: dict[str, Any]) -> Agreement:
     """Save a graph and see that it computes what it did before."""
     step["nodes_after"] = len(model.graph.node)
     save_derived(model, target, base.path)
@@ -190,9 +187,11 @@ def _written(
     return found
 
 
-def _require_equal(
-    base: ModelDirectory, found: Parity | EncoderParity, allowance: float = 1
-) -> None:
+def _is_decoder(folder: Path) -> bool:
+    return unscored_task(folder) is None and model_family(folder) == "decoder"
+
+
+def _require_equal(base: ModelDirectory, found: Agreement, allowance: float = 1) -> None:
     limit = allowance * export_tolerance(base.path)
     if found.max_abs_difference > limit:
         raise ParityError(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from ..errors import InputError
+from ..errors import InputError, UnsupportedModelError
 from .session import read_json
 
 Family = Literal["decoder", "encoder", "classifier"]
@@ -20,6 +20,12 @@ MODULES_FILE = "modules.json"
 _CLASSIFIER = ("ForSequenceClassification",)
 _ENCODER = ("Model", "ForMaskedLM", "ForPreTraining")
 _DECODER = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+
+# Optimum's task of what can be exported and compared with its source, but not scored.
+_UNSCORED = {
+    "ForQuestionAnswering": "question-answering",
+    "ForTokenClassification": "token-classification",
+}
 
 _NOUNS: Mapping[Family, str] = {"encoder": "an encoder", "classifier": "a classifier"}
 
@@ -42,10 +48,17 @@ def model_family(folder: str | Path) -> Family:
     ------
     ModelError
         The config is missing or no JSON.
+    UnsupportedModelError
+        The engine scores no models of this kind (see `unscored_task`).
     """
     directory = Path(folder)
-    names = read_json(directory, "config.json", needed=True).get("architectures") or [""]
-    name = str(names[0])
+    if task := unscored_task(directory):
+        raise UnsupportedModelError(
+            f"{directory} is a model for {task}: it can be exported, quantized and compared with "
+            "its source, but scored are only models that continue texts, turn them into vectors "
+            "or give them one of their labels."
+        )
+    name = architecture(directory)
     if name.endswith(_CLASSIFIER):
         return "classifier"
     if (directory / MODULES_FILE).is_file():
@@ -53,6 +66,18 @@ def model_family(folder: str | Path) -> Family:
     if name.endswith(_ENCODER) and not name.endswith(_DECODER):
         return "encoder"
     return "decoder"
+
+
+def architecture(folder: str | Path) -> str:
+    """Name of the model's class in transformers, by its config; empty when it says none."""
+    names = read_json(Path(folder), "config.json", needed=True).get("architectures") or [""]
+    return str(names[0])
+
+
+def unscored_task(folder: str | Path) -> str | None:
+    """Optimum's task of a model that the engine cannot score, None for one of the families."""
+    name = architecture(folder)
+    return next((task for end, task in _UNSCORED.items() if name.endswith(end)), None)
 
 
 def check_same_work(folders: Mapping[str, Path]) -> None:

@@ -1,0 +1,102 @@
+"""Exports for tasks that the engine does not score, and data types."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from encoder_models import TinyModel, tiny_encoder
+from tiny_models import SENTENCES, make_tiny_bert
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertForTokenClassification
+
+from mlflow_degrade.errors import InputError, ModelError, UnknownNameError, UnsupportedModelError
+from mlflow_degrade.evaluation.suite import default_tasks
+from mlflow_degrade.optimize.export import export_onnx
+from mlflow_degrade.optimize.graph import optimize_graph
+from mlflow_degrade.optimize.model_directory import ModelDirectory
+from mlflow_degrade.optimize.onnx_files import load_graph
+from mlflow_degrade.optimize.output_parity import output_parity
+from mlflow_degrade.optimize.schemes import apply_scheme
+from mlflow_degrade.optimize.source import SourceModel, resolve_model
+
+__all__ = ["tiny_encoder"]
+
+
+def _with_head(folder: Path, kind: type, **changes: object) -> SourceModel:
+    make_tiny_bert(folder)
+    config = BertConfig.from_pretrained(folder, **changes)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        kind(config).eval().save_pretrained(folder)
+    return resolve_model(str(folder))
+
+
+def test_a_model_that_labels_tokens_is_exported_quantized_and_not_scored(tmp_path: Path) -> None:
+    source = _with_head(tmp_path / "tokens", BertForTokenClassification, num_labels=3)
+    made = ModelDirectory.load(export_onnx(source, progress=False))
+    assert made.recipe[0]["task"] == "token-classification"
+    assert made.manifest["parity"]["max_abs_difference"] < 1e-3
+    assert made.manifest["parity"]["correlation"] > 0.999999
+    # Transformers is asked directly here.
+    tokenizer = AutoTokenizer.from_pretrained(source.path)
+    batch = tokenizer(SENTENCES[0], return_tensors="np")
+    session = onnxruntime.InferenceSession(str(made.path / "model.onnx"))
+    (logits,) = session.run(None, dict(batch))
+    model = BertForTokenClassification.from_pretrained(source.path).eval()
+    with torch.no_grad():
+        want = model(**tokenizer(SENTENCES[0], return_tensors="pt")).logits.numpy()
+    np.testing.assert_allclose(logits, want, atol=1e-4)
+
+    fused = optimize_graph(made.path, progress=False)
+    small = ModelDirectory.load(apply_scheme(fused, "int8-weight-only", progress=False))
+    assert 0.9 < small.manifest["parity"]["correlation"] < 1
+    for folder in (source.path, small.path):
+        with pytest.raises(
+            UnsupportedModelError, match=r"for token-classification.*scored are only"
+        ):
+            default_tasks(folder)
+
+
+def test_a_masked_language_model_has_its_head_when_asked_for(tmp_path: Path) -> None:
+    source = _with_head(tmp_path / "masked", BertForMaskedLM)
+    encoder = export_onnx(source, progress=False)
+    words = export_onnx(source, task="fill-mask", progress=False)
+    assert words != encoder
+    outputs = [[o.name for o in load_graph(d).graph.output] for d in (encoder, words)]
+    assert outputs == [["last_hidden_state"], ["logits"]]
+    assert ModelDirectory.load(optimize_graph(words, "O2", progress=False)).recipe[-1]["fused"]
+    with pytest.raises(ModelError, match="they are not the same model"):
+        output_parity(encoder, words)
+
+
+def test_the_usual_task_is_the_same_export(tiny_encoder: TinyModel) -> None:
+    source = resolve_model(str(tiny_encoder.source))
+    usual = export_onnx(source, progress=False)
+    assert export_onnx(source, task="feature-extraction", progress=False) == usual
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"task": "token-clasification"}, UnknownNameError, "did you mean 'token-classification'"),
+        ({"task": "text2text-generation"}, UnknownNameError, "need several graphs"),
+        ({"task": "question-answering"}, InputError, "its head would be random"),
+        ({"dtype": "bf16"}, InputError, "no bfloat16 kernel.*Use dtype 'fp16'"),
+        ({"dtype": "fp8"}, UnknownNameError, "Known: fp16, fp32"),
+    ],
+)
+def test_what_cannot_be_exported(
+    options: dict[str, str], kind: type[Exception], message: str, tiny_encoder: TinyModel
+) -> None:
+    with pytest.raises(kind, match=message):
+        export_onnx(resolve_model(str(tiny_encoder.source)), **options, progress=False)
+
+
+def test_half_precision_is_the_scheme(tiny_llama_dir: Path, tiny_export: Path) -> None:
+    source = resolve_model(str(tiny_llama_dir))
+    made = export_onnx(source, dtype="fp16", progress=False)
+    assert made == apply_scheme(tiny_export, "fp16", progress=False)
+    assert ModelDirectory.load(made).scheme == "fp16"
