@@ -198,3 +198,29 @@ def make_tiny_bert(
         stated = {f"pooling_mode_{mode}": True for mode in pooling}
         (path / "1_Pooling" / "config.json").write_text(json.dumps(stated))
     return path
+
+
+def make_tiny_bert_for(kind: type, path: str | Path, **changes: object) -> Path:
+    """Save a random BERT with the head of one of transformers' classes and changes of its config.
+
+    Parameters
+    ----------
+    kind : type
+        Such as ``transformers.BertForMaskedLM``.
+    path : path
+        Directory to fill; made if absent.
+
+    Returns
+    -------
+    Path
+        `path`.
+    """
+    import torch
+    from transformers import BertConfig
+
+    folder = make_tiny_bert(path)
+    config = BertConfig.from_pretrained(folder, **changes)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        kind(config).eval().save_pretrained(folder)
+    return folder

@@ -30,7 +30,7 @@ def agreement(
 
     `output_parity` of what is neither.
     """
-    if _is_unscored(candidate):
+    if is_unscored(candidate):
         return output_parity(reference, candidate, prompts)
     if model_family(candidate) == "decoder":
         return parity(reference, candidate, prompts)
@@ -39,12 +39,12 @@ def agreement(
 
 def export_tolerance(model: str | Path) -> float:
     """Largest difference that a faithful fp32 copy of a model may show."""
-    if _is_unscored(model):
+    if is_unscored(model):
         return EXPORT_TOLERANCE
     return EMBEDDING_TOLERANCE if model_family(model) == "encoder" else EXPORT_TOLERANCE
 
 
-def _is_unscored(model: str | Path) -> bool:
+def is_unscored(model: str | Path) -> bool:
     """Whether a model directory's outputs are none of those that the engine reads."""
     if unscored_task(model) is not None:
         return True
@@ -62,7 +62,7 @@ def check_agreement(reference: str | Path, candidate: str | Path) -> Agreement:
     ParityError
         When a logit differs by more than 1e-3, or a component of an embedding by more than 1e-4.
     """
-    if not _is_unscored(candidate) and model_family(candidate) == "decoder":
+    if not is_unscored(candidate) and model_family(candidate) == "decoder":
         return check_parity(reference, candidate)
     found = agreement(reference, candidate)
     limit = export_tolerance(candidate)

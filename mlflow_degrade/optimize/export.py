@@ -112,7 +112,7 @@ def export_onnx(
     The result depends on the source's files and on the versions of the exporting libraries, and
     both are part of its key in the cache. Tied embeddings stay tied (see `embeddings`).
     """
-    _require_dtype(dtype)
+    require_dtype(dtype)
     if dtype == "fp16":
         from .schemes import apply_scheme  # which are applied to exports
 
@@ -135,7 +135,13 @@ def export_onnx(
     return cached_directory("export", key, lambda to: _export(source, to, chosen, progress))
 
 
-def _require_dtype(dtype: str) -> None:
+def require_dtype(dtype: str) -> None:
+    """Raise unless a model can be exported in this data type.
+
+    Raises
+    ------
+    UnknownNameError, InputError
+    """
     if dtype == "bf16":
         raise InputError(
             "an export in bf16 cannot be run: PyTorch's exporter fails on it, and onnxruntime has "

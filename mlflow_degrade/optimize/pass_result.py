@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .agreement import agreement
-from .encoder_parity import EncoderParity
+from .agreement import Agreement, agreement
 from .model_directory import ModelDirectory
 from .onnx_files import load_graph
-from .parity import Parity
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class PassResult:
         Graph and weights.
     simulated_bytes : int or None
         What they would take in the number format they are rounded to, where one is simulated.
-    parity : Parity or EncoderParity
+    parity : Parity, EncoderParity or OutputParity
         Against the model before any pass, as its own library runs it.
     """
 
@@ -38,7 +36,7 @@ class PassResult:
     nodes: int
     size_bytes: int
     simulated_bytes: int | None
-    parity: Parity | EncoderParity
+    parity: Agreement
 
     @classmethod
     def of(cls, name: str, source: Path, folder: Path) -> PassResult:

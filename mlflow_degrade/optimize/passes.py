@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from ..errors import UnknownNameError
 from ..runtime.providers import CPU
-from .export import export_onnx
+from .export import export_onnx, require_dtype
 from .graph import LEVELS, optimize_graph
 from .scheme import Scheme
 from .schemes import apply_scheme, find_scheme
@@ -60,26 +60,37 @@ class ExportPass(_Pass):
 
     Attributes
     ----------
-    dtype : {"fp32"}
-        Number format of weights and activations.
+    dtype : {"fp32", "fp16"}
+        Number format of weights and activations. Further passes need fp32; the scheme ``fp16``
+        can be the last of them.
+    task : str, optional
+        Optimum's name of what the model is for; by default what its config says.
     """
 
     kind: Literal["export"] = Field(default="export", alias="pass")
-    dtype: Literal["fp32"] = "fp32"
+    dtype: str = "fp32"
+    task: str | None = None
+
+    @field_validator("dtype")
+    @classmethod
+    def _possible(cls, dtype: str) -> str:
+        require_dtype(dtype)
+        return dtype
 
     @property
     def name(self) -> str:
-        """``"export"``."""
-        return self.kind
+        """``"export"``, with the data type where it is another than fp32."""
+        return self.kind if self.dtype == "fp32" else f"{self.kind} {self.dtype}"
 
     @property
     def title(self) -> str:
         """What is done, in a line."""
-        return f"Export to ONNX in {self.dtype}"
+        return f"Export to ONNX in {self.dtype}" + (f" for {self.task}" if self.task else "")
 
     def apply(self, model: str | Path, *, progress: bool = True, **_: object) -> Path:
         """Export a model, given as `mlflow_degrade.optimize.source.resolve_model` takes it."""
-        return export_onnx(resolve_model(str(model), progress=progress), progress=progress)
+        source = resolve_model(str(model), progress=progress)
+        return export_onnx(source, task=self.task, dtype=self.dtype, progress=progress)
 
 
 class GraphPass(_Pass):

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -264,6 +264,12 @@ def _misplaced(passes: tuple[Pass, ...]) -> str | None:
         return "it lists no pass: begin with 'pass: export'."
     if kinds[0] != "export":
         return f"its first pass is {kinds[0]!r}: begin with 'pass: export', of an ONNX model too."
+    first = passes[0]
+    if isinstance(first, ExportPass) and first.dtype != "fp32" and len(passes) > 1:
+        return (
+            f"pass 2 ({passes[1].name}) cannot follow {first.name}: passes start from an export in "
+            "fp32. Export that, and end with 'pass: quantize' and 'scheme: fp16'."
+        )
     for number, (before, after) in enumerate(pairwise(passes), start=2):
         if _ORDER.index(after.kind) > _ORDER.index(before.kind):
             continue
@@ -296,9 +302,6 @@ def _mistakes(error: ValidationError) -> Iterable[str]:
             case "extra_forbidden":
                 known = ["pass", *(k for k in PASSES[str(kind)].model_fields if k != "kind")]
                 yield f"{place}: {UnknownNameError('key', key, known)}"
-            case "literal_error":
-                allowed = get_args(PASSES[str(kind)].model_fields[key].annotation)
-                yield f"{place}: {UnknownNameError(key, str(item['input']), allowed)}"
             case "model_attributes_type":
                 yield f"{place}: {item['input']!r} is no mapping with a key 'pass'."
             case "value_error" if isinstance(context["error"], InputError):

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..optimize.pass_result import PassResult
 from ..optimize.recipe import Recipe
 from ..report.cost import CostFigures
 from . import steps
 from .console import say, step
+
+if TYPE_CHECKING:
+    from ..optimize.model_directory import ModelDirectory
 
 
 @dataclass(frozen=True)
@@ -99,21 +103,32 @@ def log_and_show(
     from ..report.passes import passes_view
     from ..report.terminal import console
     from ..tracking.passes import log_passes
-    from ..tracking.registration import log_model
 
     made = ModelDirectory.load(results[-1].folder)
     made.verify()
     with step("Log the model"):
         log_passes(results, cost)
-        info = log_model(
-            made.path,
-            metadata={"degrade_model_digest": made.digest, "degrade_scheme": made.scheme},
-            one_by_one=depends_on_batch(made.path, device=device),
-        )
+        uri = _logged(made, device)
     out = console()
     out.print(passes_view(results, cost))
-    out.print(f"\nLogged as {info.model_uri}; nothing was judged or registered.")
-    return Made(run_id, info.model_uri, tuple(results), cost)
+    out.print(f"\nLogged as {uri}; nothing was judged or registered.")
+    return Made(run_id, uri, tuple(results), cost)
+
+
+def _logged(made: ModelDirectory, device: str) -> str:
+    """Log a model so that it can be served; its files alone where the engine cannot read it."""
+    from ..optimize.agreement import is_unscored
+    from ..tracking.registration import log_files, log_model
+
+    if is_unscored(made.path):
+        say("note: its files are logged and cannot be served: the engine does not run its task")
+        return log_files(made.path)
+    info = log_model(
+        made.path,
+        metadata={"degrade_model_digest": made.digest, "degrade_scheme": made.scheme},
+        one_by_one=depends_on_batch(made.path, device=device),
+    )
+    return str(info.model_uri)
 
 
 def depends_on_batch(folder: Path, *, device: str) -> bool:

@@ -70,6 +70,20 @@ def log_model(
         )
 
 
+def log_files(model_dir: Path) -> str:
+    """Log a model directory to the active run as files, and give their URI.
+
+    Parameters
+    ----------
+    model_dir : Path
+        As for `log_model`.
+    """
+    import mlflow
+
+    mlflow.log_artifacts(str(model_dir), "model")
+    return mlflow.get_artifact_uri("model")
+
+
 def register(
     model_uri: str,
     name: str,

@@ -9,8 +9,8 @@ import onnxruntime
 import pytest
 import torch
 from encoder_models import TinyModel, tiny_encoder
-from tiny_models import SENTENCES, make_tiny_bert
-from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertForTokenClassification
+from tiny_models import SENTENCES, make_tiny_bert_for
+from transformers import AutoTokenizer, BertForMaskedLM, BertForTokenClassification
 
 from mlflow_degrade.errors import InputError, ModelError, UnknownNameError, UnsupportedModelError
 from mlflow_degrade.evaluation.suite import default_tasks
@@ -26,12 +26,7 @@ __all__ = ["tiny_encoder"]
 
 
 def _with_head(folder: Path, kind: type, **changes: object) -> SourceModel:
-    make_tiny_bert(folder)
-    config = BertConfig.from_pretrained(folder, **changes)
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        kind(config).eval().save_pretrained(folder)
-    return resolve_model(str(folder))
+    return resolve_model(str(make_tiny_bert_for(kind, folder, **changes)))
 
 
 def test_a_model_that_labels_tokens_is_exported_quantized_and_not_scored(tmp_path: Path) -> None:

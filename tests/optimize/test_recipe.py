@@ -74,7 +74,12 @@ def test_every_scheme_worth_gating_has_a_preset() -> None:
         ([{}], "pass 1: it has no key 'pass'. Known passes: export, graph, quantize"),
         (["export"], "pass 1: 'export' is no mapping"),
         ([{**EXPORT, "dtyp": "fp32"}], r"pass 1 \(export\): unknown key 'dtyp': did you mean 'dt"),
-        ([{**EXPORT, "dtype": "fp23"}], "unknown dtype 'fp23': did you mean 'fp32'"),
+        (
+            [{**EXPORT, "dtype": "fp23"}],
+            "unknown data type of an export 'fp23': did you mean 'fp32'",
+        ),
+        ([{**EXPORT, "dtype": "bf16"}], "no bfloat16 kernel"),
+        ([{**EXPORT, "dtype": "fp16"}, GRAPH], "cannot follow export fp16: .*'scheme: fp16'"),
         ([EXPORT, {**GRAPH, "level": "fussed"}], r"pass 2 \(graph\): unknown graph opt.*'fused'"),
         ([EXPORT, {**GRAPH, "level": 3}], "level = 3"),
         ([EXPORT, {**GRAPH, "kind": "graph"}], "unknown key 'kind'"),

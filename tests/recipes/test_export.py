@@ -8,9 +8,11 @@ import mlflow
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from tiny_models import make_tiny_bert
+from tiny_models import make_tiny_bert, make_tiny_bert_for
+from transformers import BertForMaskedLM
 
 from mlflow_degrade.optimize.model_directory import ModelDirectory
+from mlflow_degrade.optimize.passes import ExportPass
 from mlflow_degrade.optimize.recipe import Recipe
 from mlflow_degrade.recipes.export import ExportOptions, export_model
 from mlflow_degrade.recipes.export_command import main
@@ -65,6 +67,19 @@ def test_an_encoder_is_exported_by_a_preset(store: mlflow.MlflowClient, tmp_path
         [{"prompt": "The harbour"}]
     )["embedding"][0]
     assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
+
+
+def test_what_the_engine_does_not_run_is_compared_and_logged_as_files(
+    store: mlflow.MlflowClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make_tiny_bert_for(BertForMaskedLM, tmp_path / "model")
+    recipe = Recipe("masked", (ExportPass(task="fill-mask"),))
+    made = export_model(ExportOptions(model=str(model), recipe=recipe, device="cpu"))
+    assert made.model_uri == f"{store.get_run(made.run_id).info.artifact_uri}/model"
+    files = {file.path for file in store.list_artifacts(made.run_id, "model")}
+    assert {"model/model.onnx", "model/degrade.json", "model/tokenizer.json"} <= files
+    assert store.get_run(made.run_id).data.metrics["parity/max_abs_difference"] < 1e-3
+    assert "cannot be served" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
