@@ -38,7 +38,8 @@ from mlflow_degrade.optimize.formats.rounding import round_weights
 from mlflow_degrade.optimize.graph import optimize_graph
 from mlflow_degrade.optimize.model_directory import ModelDirectory
 from mlflow_degrade.optimize.prompts import PARITY_PROMPTS
-from mlflow_degrade.optimize.schemes import SIMULATED, apply_scheme
+from mlflow_degrade.optimize.schemes import apply_scheme
+from mlflow_degrade.optimize.simulated_schemes import SIMULATED
 from mlflow_degrade.optimize.source import resolve_model
 from mlflow_degrade.runtime.machine import processor_name
 from mlflow_degrade.runtime.providers import CPU

@@ -7,10 +7,7 @@ else (caching, saving, reading back, comparing) is the same for all of them.
 Words after a scheme's name change its options, ``int4-weight-only-gptq-block64``: see
 `mlflow_degrade.optimize.scheme.Scheme.variants`.
 
-Number formats are too many for a table: ``simulated-<format>`` is a scheme for each that
-`mlflow_degrade.optimize.formats.names.parse_format` reads. More is rounded by what follows it:
-``+ends`` (embedding and projection to the vocabulary), ``+act-int8`` (activations), ``+kv-int8``
-(key-value cache).
+Number formats are too many for a table: see `mlflow_degrade.optimize.simulated_schemes`.
 """
 
 from __future__ import annotations
@@ -35,7 +32,6 @@ from .agreement import agreement
 from .calibration import Calibration, calibration_texts
 from .dynamic import quantize_dynamically
 from .exclusion import ExclusionRule
-from .formats.names import parse_format
 from .half import convert_to_half
 from .model_directory import (
     ModelDirectory,
@@ -48,8 +44,7 @@ from .onnx_files import load_graph, save_graph
 from .quiet_work import quiet_work
 from .scheme import Scheme
 from .sensitivity_report import SENSITIVITY_FILE
-from .simulate import simulate_format
-from .simulate_values import VALUE_FORMATS, require_value_format
+from .simulated_schemes import SIMULATED, simulated_scheme
 from .static import CALIBRATIONS, quantize_statically
 from .weight_only import BLOCK_SIZES, quantize_weights
 
@@ -61,7 +56,10 @@ _Variants = Mapping[str, Mapping[str, Any]]
 _BLOCKS: _Variants = {f"block{size}": {"block_size": size} for size in BLOCK_SIZES}
 _ROUNDED_BLOCKS: _Variants = {**_BLOCKS, "asym": {"symmetric": False}}
 _RANGES: _Variants = {method: {"calibration_method": method} for method in CALIBRATIONS}
-_SMOOTH: _Variants = {"smooth": {"smoothing": "always"}}
+_SMOOTHED: _Variants = {
+    "smooth": {"smoothing": "always"},
+    "unsmoothed": {"smoothing": "never"},
+}
 _NO_INTEGER_PRODUCTS = (
     "its integer products have no CUDA kernels, and each would run in float between two "
     "roundings: use 'int8-weight-only' or 'fp16'"
@@ -126,11 +124,12 @@ SCHEMES: Mapping[str, Scheme] = {
             },
             notes={CPU: "scores depend on the batch: samples are scored one at a time"},
             smoothing="where possible",
-            variants={**_SMOOTH, "unsmoothed": {"smoothing": "never"}},
+            variants=_SMOOTHED,
         ),
         Scheme(
             "int8-static",
-            "weights in 8 bits per channel, activations in 8 bits with ranges seen on texts",
+            "weights in 8 bits per channel, activations in 8 bits with ranges seen on texts, "
+            "outliers moved into weights",
             quantize_statically,
             {"calibration_method": "percentile", "symmetric": False},
             proof=("QuantizeLinear",),
@@ -138,9 +137,10 @@ SCHEMES: Mapping[str, Scheme] = {
                 CUDA: _NO_INTEGER_PRODUCTS,
                 TENSORRT: "TensorRT takes no zero points: use 'int8-static-symmetric'",
             },
-            notes={CPU: "for encoders and classifiers: language models lose much by fixed ranges"},
+            notes={CPU: "for encoders and classifiers: language models lose more by fixed ranges"},
             calibrated=True,
-            variants={**_RANGES, **_SMOOTH},
+            smoothing="where possible",
+            variants={**_RANGES, **_SMOOTHED},
         ),
         Scheme(
             "int8-static-symmetric",
@@ -151,17 +151,12 @@ SCHEMES: Mapping[str, Scheme] = {
             refused={CUDA: _NO_INTEGER_PRODUCTS},
             notes={CPU: "made for TensorRT; 'int8-static' rounds activations more finely"},
             calibrated=True,
-            variants={**_RANGES, **_SMOOTH},
+            smoothing="where possible",
+            variants={**_RANGES, **_SMOOTHED},
         ),
     )
 }
 """Every scheme that runs as it is, by its name, in the order in which they are shown."""
-
-SIMULATED = "simulated-"
-"""What the names of simulated schemes begin with; a number format follows."""
-
-_ROUNDED_VALUES = {"act": ("activations", "activations"), "kv": ("cache", "key-value cache")}
-_ADDITIONS = ("ends", *(f"{what}-{e}" for what in _ROUNDED_VALUES for e in VALUE_FORMATS))
 
 
 def find_scheme(
@@ -207,7 +202,7 @@ def find_scheme(
     'int4-weight-only-block64'
     """
     if name.startswith(SIMULATED):
-        return _simulated(name).variant(name, options)
+        return simulated_scheme(name).variant(name, options)
     bases = [base for base in SCHEMES if name == base or name.startswith(f"{base}-")]
     if not bases:
         hint = f"'{SIMULATED}<format>' rounds weights to a number format, e.g. '{SIMULATED}mxfp4'."
@@ -220,30 +215,6 @@ def find_scheme(
             "same."
         )
     return scheme
-
-
-def _simulated(name: str) -> Scheme:
-    """The scheme of a number format."""
-    number_format, *further = name.removeprefix(SIMULATED).split("+")
-    if number_format != "fp32" or not further:  # weights may stay when other values are rounded
-        parse_format(number_format)
-    options: dict[str, str | bool] = {"number_format": number_format}
-    summary = f"weights rounded to {number_format}"
-    for word in further:
-        what, _, element = word.partition("-")
-        if what in _ROUNDED_VALUES and element:
-            require_value_format(element)
-            option, said = _ROUNDED_VALUES[what]
-        elif word == "ends":
-            option, said = "ends", "embedding and projection too"
-        else:
-            raise UnknownNameError("addition to a simulated scheme", word, _ADDITIONS)
-        if option in options:
-            raise InputError(f"scheme {name!r} says {what!r} twice: keep one.")
-        options[option] = element or True
-        summary += f", {said}" + (f" to {element}" if element else "")
-    text = f"{summary}; stored and computed in float32: quality only"
-    return Scheme(name, text, simulate_format, options, simulated=True)
 
 
 def apply_scheme(
