@@ -127,12 +127,12 @@ def export_onnx(
         )
     versions = {name: v for name, v in library_versions().items() if name != "mlflow-degrade"}
     key: list[Any] = ["export", _VERSION, source.digest, versions]
-    usual = _usual_task(source)
-    if task is not None and task != usual:
+    if task is not None and task != (usual := _usual_task(source)):
         _require_task(source, task, usual)
         key.append(task)
-    chosen = task or usual
-    return cached_directory("export", key, lambda to: _export(source, to, chosen, progress))
+    return cached_directory(
+        "export", key, lambda to: _export(source, to, task or _usual_task(source), progress)
+    )
 
 
 def require_dtype(dtype: str) -> None:

@@ -35,7 +35,7 @@ WIDTH = 8
 
 
 @pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Path:
+def llama(tmp_path_factory: pytest.TempPathFactory, model_cache: Path) -> Path:
     """Export of a tiny Llama with an outlier; equal norms would be stored once, and be shared."""
     import torch
     from transformers import LlamaForCausalLM
@@ -55,7 +55,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Path:
                 getattr(layer.self_attn, product).weight[:, 3] /= 30
     model.save_pretrained(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_DEGRADE_CACHE", str(shared_cache))
+        patch.setenv("MLFLOW_DEGRADE_CACHE", str(model_cache))
         return export_onnx(resolve_model(str(folder)), progress=False)
 
 

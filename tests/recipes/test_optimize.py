@@ -114,7 +114,7 @@ def test_quantize_takes_a_recipe(store: mlflow.MlflowClient, workshop: Path) -> 
     )
     assert outcome.decision.verdict is not Verdict.PASS
     steps = ModelDirectory.load(outcome.model_dir).recipe
-    assert [step["pass"] for step in steps] == ["export", "graph", "int8-static"]
+    assert [step["pass"] for step in steps] == ["export", "graph", "smoothing", "int8-static"]
     assert steps[1]["level"] == "basic"
     run = store.get_run(outcome.run_id)
     assert run.data.params["recipe"] == "mine"
