@@ -1,11 +1,12 @@
-"""What the schemes make of the starter model: size, speed and distance, side by side.
+"""What the schemes make of the starter model: size, speed, distance and verdict, side by side.
 
     python benchmarks/schemes.py
-    python benchmarks/schemes.py int8-dynamic int8-weight-only --seconds 120
+    python benchmarks/schemes.py int8-dynamic int8-weight-only --seconds 120 --limit 0
 
 Prints the table of docs/schemes.md. All models are loaded into one process and run in rounds, in
 random order, and speeds are ratios to fp32 within rounds: see docs/bench.md. KL and top-1 agreement
-are those of the saved file on the parity texts, as its manifest records them.
+are those of the saved file on the parity texts, as its manifest records them. The verdict is the
+default policy's on the starter suite, as recipes/quantize would reach it.
 """
 
 from __future__ import annotations
@@ -17,12 +18,16 @@ from pathlib import Path
 
 import click
 
+from mlflow_degrade.decision import decide
 from mlflow_degrade.evaluation.progress import progress_bar
+from mlflow_degrade.evaluation.run import evaluate_pair
+from mlflow_degrade.evaluation.suite import DEFAULT_LIMIT, load_suite
 from mlflow_degrade.optimize.export import export_onnx
 from mlflow_degrade.optimize.graph import optimize_graph
 from mlflow_degrade.optimize.model_directory import ModelDirectory
 from mlflow_degrade.optimize.schemes import SCHEMES, apply_scheme
 from mlflow_degrade.optimize.source import resolve_model
+from mlflow_degrade.policy import GatePolicy
 from mlflow_degrade.runtime.benchmark_results import BenchmarkReport
 from mlflow_degrade.runtime.cost import measure_cost
 from mlflow_degrade.runtime.machine import processor_name
@@ -48,15 +53,25 @@ def speeds(report: BenchmarkReport, name: str) -> list[str]:
     return found
 
 
-def row(report: BenchmarkReport, name: str, folder: Path) -> str:
+def verdict(baseline: Path, candidate: Path, limit: int) -> list[str]:
+    """What the gate says of a scheme, and the change of the mean score in percentage points."""
+    first, second = evaluate_pair(baseline, candidate, load_suite(("starter",), limit=limit))
+    policy = GatePolicy()
+    decision = decide(policy.pair(first.samples, second.samples), policy)
+    low, high = decision.aggregate.interval.low, decision.aggregate.interval.high
+    change = f"{100 * decision.aggregate.delta:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
+    return [change.replace("-", "−"), str(decision.verdict)]
+
+
+def row(report: BenchmarkReport, name: str, folder: Path, judged: Sequence[str]) -> str:
     """One line of the table."""
     made = ModelDirectory.load(folder)
     size = f"| `{name}` | {made.size_bytes / 1e6:.0f} "
     if name == BASELINE:
-        return size + "| 1 | 1 | 0 | 100% |"
+        return size + f"| 1 | 1 | 0 | 100% |{' |' * len(judged)}"
     agreement = made.manifest["parity"]
-    cells = [*speeds(report, name), f"{agreement['mean_kl']:.2g}"]
-    return size + f"| {' | '.join(cells)} | {agreement['top1_agreement']:.1%} |"
+    kl, top1 = f"{agreement['mean_kl']:.2g}", f"{agreement['top1_agreement']:.1%}"
+    return size + f"| {' | '.join([*speeds(report, name), kl, top1, *judged])} |"
 
 
 @click.command()
@@ -65,8 +80,19 @@ def row(report: BenchmarkReport, name: str, folder: Path) -> str:
 @click.option("--threads", type=click.IntRange(min=1), help="Per operator; all by default.")
 @click.option("--length", default=128, show_default=True, help="Tokens of the prompt.")
 @click.option("--new-tokens", default=16, show_default=True, help="Tokens generated after it.")
+@click.option(
+    "--limit",
+    default=DEFAULT_LIMIT,
+    show_default=True,
+    help="Samples per task that the verdict is reached on; 0 leaves it out.",
+)
 def main(
-    names: tuple[str, ...], seconds: float, threads: int | None, length: int, new_tokens: int
+    names: tuple[str, ...],
+    seconds: float,
+    threads: int | None,
+    length: int,
+    new_tokens: int,
+    limit: int,
 ) -> None:
     """Print a row for each named scheme, or for all of them."""
     folders = make(names or tuple(SCHEMES))
@@ -84,10 +110,14 @@ def main(
         f"{date.today():%Y-%m-%d}, {processor_name(CPU)}, {report.threads} thread(s), "
         f"{report.rounds} rounds, one prompt of {length} tokens\n"
     )
-    print("| scheme | MB | × prefill [95%] | × decode [95%] | mean KL in nats | top-1 agreement |")
-    print("|---|---|---|---|---|---|")
+    titles = ["scheme", "MB", "× prefill [95%]", "× decode [95%]", "mean KL in nats", "top-1"]
+    titles += ["change in pp [95%]", "verdict"] if limit else []
+    print(f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}")
     for name, folder in folders.items():
-        print(row(report, name, folder), flush=True)
+        judged = ["", ""] if limit else []
+        if limit and name != BASELINE:
+            judged = verdict(folders[BASELINE], folder, limit)
+        print(row(report, name, folder, judged), flush=True)
 
 
 if __name__ == "__main__":
