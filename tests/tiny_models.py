@@ -144,7 +144,7 @@ def make_tiny_bert(
     import json
 
     import torch
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import (
         BertConfig,
         BertForSequenceClassification,
@@ -155,11 +155,15 @@ def make_tiny_bert(
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    words = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    # Words and letters; the library's trainer gives another vocabulary in every process.
+    cut = pre_tokenizers.BertPreTokenizer()
+    known = {word for text in SENTENCES for word, _ in cut.pre_tokenize_str(text.lower())}
+    letters = sorted({letter for word in known for letter in word})
+    pieces = [*special, *letters, *(f"##{letter}" for letter in letters), *sorted(known)]
+    vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
+    words = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     words.normalizer = normalizers.BertNormalizer()
-    words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=400, special_tokens=special, show_progress=False)
-    words.train_from_iterator(sorted(SENTENCES), trainer)
+    words.pre_tokenizer = cut
     words.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
