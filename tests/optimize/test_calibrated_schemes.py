@@ -79,6 +79,7 @@ def test_other_texts_give_another_model(tiny_base: Path) -> None:
     assert first.recipe[-1]["calibration_tokens"] == Calibration(tiny_base, TEXTS).n_tokens
 
 
+@pytest.mark.slow
 def test_every_way_to_choose_ranges_gives_its_own_model(tiny_base: Path) -> None:
     names = [f"int8-static-{method}" for method in CALIBRATIONS]
     models = [made(tiny_base, name) for name in (*names, "int8-static-symmetric-minmax")]

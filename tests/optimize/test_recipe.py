@@ -240,6 +240,7 @@ def test_calibration_texts_lie_beside_the_recipe(
         Recipe.from_yaml(file)
 
 
+@pytest.mark.slow
 def test_an_interrupted_recipe_goes_on_where_it_stopped(
     tiny_llama_dir: Path, fresh_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -88,6 +88,7 @@ def test_tied_ends_are_rounded_once_and_stay_tied(tiny_base: Path) -> None:
     ].count("Transpose")
 
 
+@pytest.mark.slow
 def test_an_untied_head_is_left_alone_unless_asked_for(tmp_path: Path) -> None:
     source = make_tiny_llama(tmp_path / "untied", tied=False)
     base = optimize_graph(export_onnx(resolve_model(str(source)), progress=False), progress=False)

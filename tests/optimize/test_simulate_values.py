@@ -111,6 +111,7 @@ def test_graphs_that_are_too_old_are_refused() -> None:
         simulate_cache(_product(), "uint8")
 
 
+@pytest.mark.slow
 def test_what_is_rounded_where(tiny_base: Path) -> None:
     def made(name: str) -> ModelDirectory:
         return ModelDirectory.load(apply_scheme(tiny_base, f"simulated-{name}", progress=False))

@@ -63,6 +63,10 @@ def smoothed(folder: Path) -> ModelDirectory:
     return smooth_directory(ModelDirectory.load(folder), calibration_texts(), progress=False)
 
 
+def slow(level: str) -> object:
+    return pytest.param(level, marks=pytest.mark.slow)
+
+
 def logits(folder: Path) -> list[NDArray[np.float32]]:
     model = OnnxForward(folder)
     tokens = prompt_tokens(folder, list(SENTENCES[:3]))
@@ -71,23 +75,23 @@ def logits(folder: Path) -> list[NDArray[np.float32]]:
     ]
 
 
-def test_a_smoothed_decoder_computes_the_same_bits_at_every_graph_level(llama: Path) -> None:
-    for level in ("none", "basic", "fused"):
-        base = optimize_graph(llama, level, progress=False)
-        made = smoothed(base)
-        # Per layer: before q, k and v; before gate and up; before down.
-        assert made.recipe[-1]["joints"] == 2 * 3
-        assert made.is_float
-        before, after = load_graph(base), load_graph(made.path)
-        assert list(before.graph.node) == list(after.graph.node)
-        changed = {
-            old.name
-            for old, new in zip(before.graph.initializer, after.graph.initializer, strict=True)
-            if old.raw_data != new.raw_data
-        }
-        assert len(changed) > 6
-        for old, new in zip(logits(base), logits(made.path), strict=True):
-            np.testing.assert_array_equal(new, old)
+@pytest.mark.parametrize("level", ["fused", *(slow(level) for level in ("none", "basic"))])
+def test_a_smoothed_decoder_computes_the_same_bits(llama: Path, level: str) -> None:
+    base = optimize_graph(llama, level, progress=False)
+    made = smoothed(base)
+    # Per layer: before q, k and v; before gate and up; before down.
+    assert made.recipe[-1]["joints"] == 2 * 3
+    assert made.is_float
+    before, after = load_graph(base), load_graph(made.path)
+    assert list(before.graph.node) == list(after.graph.node)
+    changed = {
+        old.name
+        for old, new in zip(before.graph.initializer, after.graph.initializer, strict=True)
+        if old.raw_data != new.raw_data
+    }
+    assert len(changed) > 6
+    for old, new in zip(logits(base), logits(made.path), strict=True):
+        np.testing.assert_array_equal(new, old)
 
 
 @pytest.mark.slow

@@ -28,17 +28,13 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One cache for the session, so that the tiny models are exported once."""
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture
-def store(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> mlflow.MlflowClient:
+def store(
+    tmp_path: Path, model_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> mlflow.MlflowClient:
     """A client of an empty SQLite store; the session's cache is in force."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_DEGRADE_CACHE", str(cache))
+    monkeypatch.setenv("MLFLOW_DEGRADE_CACHE", str(model_cache))
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     use_empty_store(tmp_path)
     return mlflow.MlflowClient()

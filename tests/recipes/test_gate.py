@@ -42,6 +42,7 @@ def champion(store: MlflowClient, workshop: Path) -> str:
     return str(outcome.run_id)  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_a_recipe_run_challenges_the_champion(
     store: MlflowClient, workshop: Path, champion: str, capsys: pytest.CaptureFixture[str],
     tmp_path: Path,

@@ -129,6 +129,7 @@ def test_few_samples_are_inconclusive_and_register_nothing(
     assert "samples" in store.get_run(outcome.run_id).data.tags["mlflow.note.content"]
 
 
+@pytest.mark.slow
 def test_worse_candidate_fails_and_registers_nothing(
     store: MlflowClient, workshop: Path, tmp_path: Path
 ) -> None:

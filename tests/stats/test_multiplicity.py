@@ -25,6 +25,7 @@ p_values = st.lists(st.floats(1e-12, 1.0), min_size=1, max_size=20)
 
 @settings(max_examples=10, deadline=None)
 @given(p_values)
+@pytest.mark.slow
 def test_libraries_agree(p: list[float]) -> None:
     assert holm(p) == pytest.approx(multipletests(p, method="holm")[1], rel=1e-9)
     assert benjamini_hochberg(p) == pytest.approx(multipletests(p, method="fdr_bh")[1], rel=1e-9)

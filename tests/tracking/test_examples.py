@@ -15,6 +15,7 @@ from mlflow_degrade.cli import COMMANDS
 _EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("store")
 def test_notebook() -> None:
     done = subprocess.run(

@@ -126,6 +126,7 @@ def test_a_server_that_is_not_there(folder: Path, call: Any, store: str) -> None
         mlflow.set_tracking_uri(store)
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_in_the_middle(
     folder: Path, tmp_path: Path, call: Any, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
