@@ -60,7 +60,7 @@ def verdict(baseline: Path, candidate: Path, limit: int) -> list[str]:
     decision = decide(policy.pair(first.samples, second.samples), policy)
     low, high = decision.aggregate.interval.low, decision.aggregate.interval.high
     change = f"{100 * decision.aggregate.delta:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
-    return [change.replace("-", "−"), str(decision.verdict)]
+    return [change.replace("-", "−"), decision.verdict.value]
 
 
 def row(report: BenchmarkReport, name: str, folder: Path, judged: Sequence[str]) -> str:
