@@ -70,6 +70,7 @@ def test_too_little_text_is_refused_and_leaves_nothing(scheme: str, tiny_base: P
     assert set((cache_root() / "scheme").glob("*")) == before
 
 
+@pytest.mark.slow
 def test_other_texts_give_another_model(tiny_base: Path) -> None:
     first = made(tiny_base, "int4-weight-only-gptq")
     again = apply_scheme(

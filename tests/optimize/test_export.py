@@ -193,6 +193,7 @@ def test_what_was_quantized_elsewhere_is_not_quantized_again(
         apply_scheme(made, "int4-weight-only", progress=False)
 
 
+@pytest.mark.slow
 def test_nodes_need_no_names(tiny_base: Path, tmp_path: Path) -> None:
     folder = _foreign(tiny_base, tmp_path / "anonymous")
     model = load_graph(folder)

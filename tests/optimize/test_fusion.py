@@ -101,6 +101,7 @@ def test_scores_depend_neither_on_the_batch_nor_on_the_path(tiny_base: Path) -> 
     assert equivalence.max_abs_difference < 1e-4
 
 
+@pytest.mark.slow
 def test_every_scheme_starts_from_it(tiny_base: Path, tiny_export: Path) -> None:
     from mlflow_degrade.optimize.schemes import apply_scheme
 

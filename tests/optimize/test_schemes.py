@@ -134,6 +134,7 @@ def test_dynamic_keeps_nothing_in_float_where_nothing_hurts(tiny_base: Path) -> 
     assert made.recipe[-1]["nodes"] == {"MatMulInteger": 15}
 
 
+@pytest.mark.slow
 def test_biased_layers_are_quantized_too(tmp_path: Path) -> None:
     import torch
     from tiny_models import make_tiny_tokenizer

@@ -309,6 +309,7 @@ def test_even_channels_stay_as_they_are_or_get_no_worse() -> None:
     assert product_error(x, m, factors) <= 1.1 * product_error(x, m, np.ones(32, np.float32))
 
 
+@pytest.mark.slow
 def test_static_int8_improves_and_says_what_was_done(llama: Path) -> None:
     base = optimize_graph(llama, progress=False)
     plain, better = (

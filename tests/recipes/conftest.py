@@ -32,9 +32,9 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def store(
     tmp_path: Path, model_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> mlflow.MlflowClient:
-    """A client of an empty SQLite store; the session's cache is in force."""
+    """A client of an empty SQLite store; one cache for all recipes is in force."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_DEGRADE_CACHE", str(model_cache))
+    monkeypatch.setenv("MLFLOW_DEGRADE_CACHE", str(model_cache.with_name("recipe-cache")))
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     use_empty_store(tmp_path)
     return mlflow.MlflowClient()

@@ -36,6 +36,7 @@ def _recipe(*passes: dict[str, str]) -> Recipe:
     return Recipe.from_mapping({"passes": [{"pass": "export"}, *passes]}, "mine")
 
 
+@pytest.mark.slow
 def test_passes_cost_and_model_are_logged(
     store: mlflow.MlflowClient, workshop: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -103,6 +103,7 @@ def test_pass_is_logged_registered_and_served(
         assert copy.read_bytes() == (outcome.model_dir / file).read_bytes()
 
 
+@pytest.mark.slow
 def test_second_run_takes_the_evaluations_of_the_first(store: MlflowClient, workshop: Path) -> None:
     first = quantize_and_gate(_options(workshop, register_as=None))
     again = quantize_and_gate(_options(workshop, register_as=None))
