@@ -73,6 +73,7 @@ def test_a_recipe_run_challenges_the_champion(
     assert "runs:/nothing" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_was_not_evaluated_is_evaluated(
     store: MlflowClient, workshop: Path, champion: str
 ) -> None:

@@ -46,7 +46,8 @@ class Server:
 
 
 @pytest.fixture(
-    scope="module", params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)]
+    scope="module",
+    params=[pytest.param(kind, marks=pytest.mark.slow) for kind in ("sqlite", "postgresql")],
 )
 def server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
