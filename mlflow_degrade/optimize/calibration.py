@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +17,9 @@ from ..errors import InputError
 from ..runtime.encoder_text import EncoderText
 from ..runtime.engine_graph import DerivedGraph
 from ..runtime.family import model_family
+from ..runtime.one_text import one_text
 from ..runtime.providers import CPU
-from ..runtime.session import decoder_inputs, open_derived, read_json, run_error
+from ..runtime.session import open_derived, read_json, run_error
 from .calibration_prompts import CALIBRATION_PROMPTS
 from .onnx_files import load_graph
 
@@ -87,9 +87,8 @@ class Calibration:
                 model.graph.output.append(value)
         derived = DerivedGraph(model.SerializeToString(), self.directory, "", False)
         session = open_derived(derived, (CPU,))
-        empty = _empty_cache(session, self.directory)
         for ids in self._ids:
-            feeds = _feeds(session, ids) | empty
+            feeds = one_text(session, self.directory, ids)
             try:
                 found = session.run(list(names), feeds)
             except Exception as error:
@@ -179,22 +178,3 @@ def _tokenize(directory: Path, texts: Sequence[str]) -> list[NDArray[np.int64]]:
         ids, limit = text.encode(texts)[0], text.max_length
     limit = min(limit, _MAX_TOKENS)
     return [np.asarray(i[:limit], np.int64) for i in ids if len(i) > 0]
-
-
-def _feeds(session: Any, ids: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-    """Inputs for one text without padding and without a past."""
-    known = {
-        "input_ids": ids,
-        "attention_mask": np.ones_like(ids),
-        "position_ids": np.arange(len(ids), dtype=np.int64),
-        "token_type_ids": np.zeros_like(ids),
-    }
-    wanted = {value.name for value in session.get_inputs()}
-    return {name: value[None] for name, value in known.items() if name in wanted}
-
-
-def _empty_cache(session: Any, directory: Path) -> dict[str, NDArray[Any]]:
-    if model_family(directory) != "decoder":
-        return {}
-    cache = decoder_inputs(session, directory).cache
-    return {entry.name: np.zeros(entry.empty_shape(1), entry.dtype) for entry in cache}

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError, ModelError, NonFiniteLogitsError
+from ..errors import ModelError, NonFiniteLogitsError
 from ..runtime.encoder import OnnxEncoder, Vectors, cosines
 from ..runtime.encoder_text import EncoderText
 from ..runtime.family import model_family
@@ -21,7 +21,7 @@ from ..runtime.pooling import read_pooling
 from ..runtime.providers import CPU
 from ..runtime.session import read_json
 from .onnx_files import GRAPH_FILE
-from .prompts import PARITY_PROMPTS
+from .prompts import parity_texts
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,7 @@ def encoder_parity(
     ModelError
         When the vectors are of different width.
     """
-    chosen = list(PARITY_PROMPTS if texts is None else texts)
-    if not chosen:
-        raise InputError("no text to compare two models on: give at least one.")
+    chosen = parity_texts(texts)
     want = _vectors(Path(reference), chosen, providers)
     got = _vectors(Path(candidate), chosen, providers)
     if want.shape != got.shape:

@@ -18,6 +18,7 @@ from ..cache import cache_root, digest_json, require_space
 from ..errors import InputError, NonFiniteLogitsError
 from ..runtime.encoder_text import EncoderText
 from ..runtime.family import model_family
+from ..runtime.one_text import one_text
 from ..runtime.pooling import read_pooling
 from ..runtime.providers import open_session
 from ..runtime.session import read_json
@@ -197,25 +198,14 @@ class _Switched:
         self._folder = tempfile.TemporaryDirectory(dir=cache_root(), prefix=".switches-")
         save_graph(model, Path(self._folder.name))
         self._session: Any = open_session(Path(self._folder.name) / GRAPH_FILE)
-        self._inputs = {i.name: i for i in self._session.get_inputs()}
+        self._base = base.path
         self._output = self._session.get_outputs()[0].name
         self._pooling = read_pooling(base.path) if family == "encoder" else None
 
     def outputs(self, tokens: Tokens, quantized: set[str]) -> Logits:
         """Logits of each position, a classifier's of the text, or an encoder's embedding."""
-        length = len(tokens)
-        feeds: dict[str, Any] = {
-            "input_ids": tokens[None],
-            "attention_mask": np.ones((1, length), np.int64),
-            "position_ids": np.arange(length, dtype=np.int64)[None],
-            "token_type_ids": np.zeros((1, length), np.int64),
-        }
-        feeds = {name: value for name, value in feeds.items() if name in self._inputs}
-        for name, value in self._inputs.items():
-            if name.startswith("past_key_values."):
-                feeds[name] = np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
-        for layer in self.layers:
-            feeds[switch_name(layer)] = np.array(layer.name in quantized)
+        switches = {switch_name(layer): np.array(layer.name in quantized) for layer in self.layers}
+        feeds = one_text(self._session, self._base, tokens, others=switches) | switches
         found = self._session.run([self._output], feeds)[0][0].astype(np.float32)
         if self._pooling is not None:
             found = np.asarray(self._pooling(found), np.float32)

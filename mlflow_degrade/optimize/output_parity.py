@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError, ModelError, NonFiniteLogitsError, UnsupportedModelError
+from ..errors import ModelError, NonFiniteLogitsError
 from ..runtime.encoder_text import EncoderText
+from ..runtime.one_text import one_text
 from ..runtime.providers import CPU, open_session
 from ..runtime.session import read_json
 from .onnx_files import GRAPH_FILE
-from .prompts import PARITY_PROMPTS
+from .prompts import parity_texts
 
 Outputs = Mapping[str, NDArray[Any]]
 
@@ -92,9 +93,7 @@ def output_parity(
     UnsupportedModelError
         When the graph has an input that is no tokens.
     """
-    chosen = list(PARITY_PROMPTS if texts is None else texts)
-    if not chosen:
-        raise InputError("no text to compare two models on: give at least one.")
+    chosen = parity_texts(texts)
     config = read_json(Path(reference), "config.json", needed=True)
     ids = EncoderText(Path(reference), config).encode(chosen)[0]
     got = list(_onnx_outputs(Path(candidate), ids))
@@ -122,20 +121,9 @@ def output_parity(
 
 def _onnx_outputs(folder: Path, texts: Sequence[Sequence[int]]) -> Iterator[Outputs]:
     session = open_session(folder / GRAPH_FILE, (CPU,))
-    inputs = [node.name for node in session.get_inputs()]
     names = [node.name for node in session.get_outputs()]
     for ids in texts:
-        tokens = np.asarray([ids], np.int64)
-        known = {
-            "input_ids": tokens,
-            "attention_mask": np.ones_like(tokens),
-            "token_type_ids": 0 * tokens,
-        }
-        if unknown := sorted(set(inputs) - set(known)):
-            raise UnsupportedModelError(
-                f"the model in {folder} takes {unknown}: only models that take tokens are compared."
-            )
-        found = session.run(names, {name: known[name] for name in inputs})
+        found = session.run(names, one_text(session, folder, np.asarray(ids, np.int64)))
         yield dict(zip(names, found, strict=True))
 
 

@@ -8,6 +8,10 @@ an evaluation's items, so that nothing is tuned on what later judges it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from ..errors import InputError
+
 PARITY_PROMPTS: tuple[str, ...] = (
     "The river rises in the mountains, passes three old towns and meets the sea near a harbour "
     "where fishing boats are mended every winter.",
@@ -39,3 +43,17 @@ PARITY_PROMPTS: tuple[str, ...] = (
     "A spider is not an insect: it has eight legs instead of six, and no wings or feelers.",
 )
 """Sixteen short texts, about five hundred tokens in all."""
+
+
+def parity_texts(texts: Sequence[str] | None) -> list[str]:
+    """The texts to compare two models on: those given, or `PARITY_PROMPTS`.
+
+    Raises
+    ------
+    InputError
+        There is none.
+    """
+    chosen = list(PARITY_PROMPTS if texts is None else texts)
+    if not chosen:
+        raise InputError("no text to compare two models on: give at least one.")
+    return chosen

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from ..optimize.passes import ExportPass, GraphPass
 from ..optimize.recipe import Recipe
-from .pass_steps import Made, apply_passes, log_and_show
-from .tracked import log_recipe, recipe_params, recipe_run
+from .pass_steps import Made, make_and_log
 
 
 class ExportOptions(BaseModel):
@@ -61,13 +59,5 @@ def export_model(options: ExportOptions | None = None) -> Made:
     DegradeError
         Whatever is wrong, found as early as possible.
     """
-    from ..runtime.providers import resolve_device
-
     options = options or ExportOptions()
-    name = f"export {options.recipe.name} of {Path(options.model).name}"
-    params = {"model": options.model, "device": options.device, **recipe_params(options.recipe)}
-    with recipe_run(name, params, kind="export") as run_id:
-        providers = resolve_device(options.device)
-        log_recipe(options.recipe)
-        results = apply_passes(options.model, options.recipe, providers=providers)
-        return log_and_show(results, {}, run_id=run_id, device=options.device)
+    return make_and_log(options, kind="export", name=f"export {options.recipe.name}")

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import click
 
-from .command import MODEL_HELP, RECIPE_HELP, build, caller_path, named_recipe, one_message
+from .command import (
+    MODEL_HELP,
+    RECIPE_HELP,
+    SETTINGS,
+    build,
+    caller_path,
+    named_recipe,
+    one_message,
+)
 from .export import ExportOptions, export_model
 
 _HELP = """Export a model to ONNX and log it to MLflow, with how far it is from the original.
@@ -27,10 +35,7 @@ A recipe lists passes; this one takes 'export' and 'graph':
 """
 
 
-@click.command(
-    help=_HELP,
-    context_settings={"show_default": True, "help_option_names": ["-h", "--help"]},
-)
+@click.command(help=_HELP, context_settings=SETTINGS)
 @click.option("--model", default="starter", help=MODEL_HELP)
 @click.option("--recipe", default="fused", help=RECIPE_HELP)
 @click.option("--device", default="auto", help="Where it is to run: auto, cpu or cuda.")

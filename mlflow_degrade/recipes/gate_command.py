@@ -7,12 +7,12 @@ import click
 from ..errors import UnknownNameError
 from ..evaluation.suite import DEFAULT_LIMIT
 from ..policy import GatePolicy
-from .command import caller_path, flag, joined_run_id, number, one_message
+from .command import SETTINGS, caller_path, flag, joined_run_id, number, one_message
 
 _DEVICES = ("auto", "cpu", "cuda")
 
 
-@click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
+@click.command(context_settings=SETTINGS)
 @click.option("--candidate", required=True, help="The model that wants in.")
 @click.option("--baseline", required=True, help="The model it must not fall behind.")
 @click.option("--policy", default="", help="Policy file; empty is the default policy.")

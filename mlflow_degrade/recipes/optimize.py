@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..optimize.recipe import Recipe
-from .pass_steps import Made, apply_passes, log_and_show, measure_against_export
-from .tracked import log_recipe, recipe_params, recipe_run
+from .pass_steps import Made, make_and_log
 
 
 class OptimizeOptions(BaseModel):
@@ -58,21 +56,11 @@ def optimize_model(options: OptimizeOptions | None = None) -> Made:
     DegradeError
         Whatever is wrong, found as early as possible.
     """
-    from ..runtime.providers import resolve_device
-
     options = options or OptimizeOptions()
-    name = f"{options.recipe.name} of {Path(options.model).name}"
-    params = {
-        **options.model_dump(mode="json", exclude={"recipe"}),
-        **recipe_params(options.recipe),
-    }
-    with recipe_run(name, params, kind="optimize") as run_id:
-        providers = resolve_device(options.device)
-        log_recipe(options.recipe)
-        results = apply_passes(
-            options.model, options.recipe, providers=providers, force=options.force
-        )
-        cost = measure_against_export(
-            options.model, results, device=options.device, seconds=options.cost_seconds
-        )
-        return log_and_show(results, cost, run_id=run_id, device=options.device)
+    return make_and_log(
+        options,
+        kind="optimize",
+        name=options.recipe.name,
+        force=options.force,
+        cost_seconds=options.cost_seconds,
+    )

@@ -9,6 +9,7 @@ import click
 from .command import (
     MODEL_HELP,
     RECIPE_HELP,
+    SETTINGS,
     build,
     caller_path,
     flag,
@@ -43,10 +44,7 @@ the plain export. Each finished pass is kept and never done again.
 """
 
 
-@click.command(
-    help=_HELP,
-    context_settings={"show_default": True, "help_option_names": ["-h", "--help"]},
-)
+@click.command(help=_HELP, context_settings=SETTINGS)
 @click.option("--model", default="starter", help=MODEL_HELP)
 @click.option("--recipe", default="int8-weight-only", help=RECIPE_HELP)
 @click.option("--device", default="auto", help="Where it is to run: auto, cpu or cuda.")

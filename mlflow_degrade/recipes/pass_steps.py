@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..optimize.pass_result import PassResult
 from ..optimize.recipe import Recipe
 from ..report.cost import CostFigures
 from . import steps
 from .console import say, step
+from .tracked import log_recipe, recipe_params, recipe_run
 
 if TYPE_CHECKING:
     from ..optimize.model_directory import ModelDirectory
@@ -43,6 +44,55 @@ class Made:
     def model_dir(self) -> Path:
         """The model directory, in the cache."""
         return self.passes[-1].folder
+
+
+class Options(Protocol):
+    """What the jobs that make a model have in common."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def recipe(self) -> Recipe: ...
+    @property
+    def device(self) -> str: ...
+    def model_dump(self, *, mode: str, exclude: set[str]) -> dict[str, Any]: ...
+
+
+def make_and_log(
+    options: Options,
+    *,
+    kind: str,
+    name: str,
+    force: bool = False,
+    cost_seconds: float | None = None,
+) -> Made:
+    """Apply a recipe under an MLflow run, and log and show what came out.
+
+    Parameters
+    ----------
+    options : Options
+        All of them are parameters of the run.
+    kind : str
+        Tag by which runs are told apart.
+    name : str
+        Of the run, before the model's.
+    force : bool
+        Apply even what is refused on the device.
+    cost_seconds : float, optional
+        Time for measuring the result beside the plain export; None measures nothing.
+    """
+    from ..runtime.providers import resolve_device
+
+    model, recipe, device = options.model, options.recipe, options.device
+    params = {**options.model_dump(mode="json", exclude={"recipe"}), **recipe_params(recipe)}
+    with recipe_run(f"{name} of {Path(model).name}", params, kind=kind) as run_id:
+        providers = resolve_device(device)
+        log_recipe(recipe)
+        results = apply_passes(model, recipe, providers=providers, force=force)
+        cost: CostFigures = {}
+        if cost_seconds is not None:
+            cost = measure_against_export(model, results, device=device, seconds=cost_seconds)
+        return log_and_show(results, cost, run_id=run_id, device=device)
 
 
 def apply_passes(

@@ -12,6 +12,7 @@ from ..policy import GatePolicy
 from .command import (
     MODEL_HELP,
     RECIPE_HELP,
+    SETTINGS,
     build,
     caller_path,
     flag,
@@ -34,10 +35,7 @@ The candidate is what the recipe makes, the baseline what it makes without its p
 """
 
 
-@click.command(
-    help=_HELP,
-    context_settings={"show_default": True, "help_option_names": ["-h", "--help"]},
-)
+@click.command(help=_HELP, context_settings=SETTINGS)
 @click.option("--model", default="starter", help=MODEL_HELP)
 @click.option("--scheme", default=DEFAULT_SCHEME, help="What to do to the candidate.")
 @click.option("--recipe", default="", help=f"Instead of a scheme: {RECIPE_HELP}")

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..errors import InputError, UnsupportedModelError
+from ..errors import InputError
+from .one_text import one_text
 from .providers import CPU, open_session, session_options
 from .roofline import PRODUCTS
-from .session import decoder_inputs, run_error
+from .session import run_error
 
 TOKENS = 16
 """Tokens of the text that a placement is found with."""
@@ -168,7 +168,7 @@ def find_placement(
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         session = open_session(directory / "model.onnx", providers, options=options)
         try:
-            feeds = _feeds(session, directory, tokens)
+            feeds = one_text(session, directory, np.ones(tokens, np.int64))
             try:
                 session.run(None, feeds)
             except Exception as error:
@@ -191,28 +191,6 @@ def find_placement(
         dict(work),
         tokens,
     )
-
-
-def _feeds(session: Any, folder: Path, tokens: int) -> dict[str, NDArray[Any]]:
-    """One text for every input of the graph, on top of an empty cache."""
-    ids = np.ones((1, tokens), np.int64)
-    known = {
-        "input_ids": ids,
-        "attention_mask": ids,
-        "token_type_ids": 0 * ids,
-        "position_ids": np.arange(tokens, dtype=np.int64)[None],
-    }
-    names = [node.name for node in session.get_inputs()]
-    feeds = {name: known[name] for name in names if name in known}
-    if len(feeds) < len(names):
-        if not any(name.startswith("past_key_values") for name in names):
-            raise UnsupportedModelError(
-                f"the model in {folder} takes {sorted(set(names) - set(feeds))}: a placement is "
-                "found with texts, for models that take tokens."
-            )
-        for value in decoder_inputs(session, folder).cache:
-            feeds[value.name] = np.zeros(value.empty_shape(1), value.dtype)
-    return feeds
 
 
 def _kernels(events: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

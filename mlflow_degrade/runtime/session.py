@@ -147,13 +147,9 @@ def decoder_inputs(session: Any, folder: Path) -> DecoderInputs:
     UnsupportedModelError
         For an input the engine does not know how to fill, or a cache layout it does not know.
     """
-    names = []
-    cache = []
-    for node in session.get_inputs():
-        if node.name.startswith(_CACHE_PREFIX):
-            cache.append(_cache_input(node, folder))
-        elif node.name not in (POSITIONS, TARGETS, DISTINCT, PLACES):
-            names.append(node.name)
+    cache = cache_inputs(session, folder)
+    filled = {POSITIONS, TARGETS, DISTINCT, PLACES, *(entry.name for entry in cache)}
+    names = [node.name for node in session.get_inputs() if node.name not in filled]
     unknown = sorted(set(names) - {"input_ids", "attention_mask", "position_ids"})
     if unknown:
         raise UnsupportedModelError(
@@ -161,7 +157,22 @@ def decoder_inputs(session: Any, folder: Path) -> DecoderInputs:
             "export it with Optimum's task 'text-generation-with-past'."
         )
     distinct = any(node.name == DISTINCT for node in session.get_inputs())
-    return DecoderInputs("position_ids" in names, tuple(cache), distinct)
+    return DecoderInputs("position_ids" in names, cache, distinct)
+
+
+def cache_inputs(session: Any, folder: Path) -> tuple[CacheInput, ...]:
+    """The key-value cache among a session's inputs, in the order of the graph.
+
+    Raises
+    ------
+    UnsupportedModelError
+        For a layout the engine does not know.
+    """
+    return tuple(
+        _cache_input(node, folder)
+        for node in session.get_inputs()
+        if node.name.startswith(_CACHE_PREFIX)
+    )
 
 
 def _cache_input(node: Any, folder: Path) -> CacheInput:
