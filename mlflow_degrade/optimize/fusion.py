@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from graphlib import CycleError
 from typing import Any
 
+from .attention_heads import join_heads
 from .wiring import Wiring, attribute
 
 _OPSET, _OLDEST = 23, 18
 _IR = 11  # the first that goes with opset 23
-_HEADS_FIRST = [0, 2, 1, 3]  # [batch, length, heads, size] <-> [batch, heads, length, size]
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,8 @@ class _Fusing:
         if (added := wiring.maker(name, "Add")) is not None:
             numbers = [i for i in added.input if wiring.number(i) is not None]
             rest = [i for i in added.input if i not in numbers]
-            return len(rest) == 1 and wiring.rank(rest[0]) == 1
-        return wiring.rank(name) == 1
+            return len(rest) == 1 and len(wiring.shape(rest[0]) or ()) == 1
+        return len(wiring.shape(name) or ()) == 1
 
     def _rotary(self, node: Any) -> bool:
         """``x * cos + rotated(x) * sin``, with the halves of x exchanged and one negated."""
@@ -264,8 +264,7 @@ class _Fusing:
             [node.output[0], key.output[0], value.output[0]],
             scale=scale * other_scale,
         )
-        for tensor in (query, key.input[1], value.input[1]):
-            self._plain_heads(tensor, node.output[0])
+        join_heads(wiring, wiring.maker(node.output[0], "Attention"))
         return True
 
     def _unscaled(self, name: str) -> tuple[str, float]:
@@ -320,62 +319,3 @@ class _Fusing:
             wiring.put("Where", [short, *chosen.input[1:]], [bias])
             self._masks[whole] = bias
         return self._masks[whole]
-
-    def _plain_heads(self, name: str, attended: str) -> None:
-        """Split into heads, and join them after attention, by constant shapes.
-
-        The exporter asks the tensor before the projection for batch and length.
-        """
-        wiring = self._wiring
-        while (node := wiring.maker(name, "RotaryEmbedding", "RMSNormalization")) is not None:
-            name = node.input[0]
-        turned = wiring.maker(name, "Transpose")
-        if turned is None or attribute(turned, "perm") != _HEADS_FIRST:
-            return
-        name = turned.input[0]
-        while (node := wiring.maker(name, "RMSNormalization")) is not None:  # of single heads
-            name = node.input[0]
-        split = wiring.maker(name, "Reshape")
-        if split is None:
-            return
-        rows = self._rows(split.input[0])
-        sizes = self._sizes(split.input[1])
-        if sizes[:2] != [(rows, 0), (rows, 1)] or not isinstance(sizes[-1], int) or len(sizes) != 4:
-            return
-        shape = wiring.constant(0, 0, -1, sizes[-1])
-        wiring.put("Reshape", [split.input[0], shape], [split.output[0]])
-        for join in wiring.nodes():
-            back = join.op_type == "Reshape" and wiring.maker(join.input[0], "Transpose")
-            if back and back.input[0] == attended and attribute(back, "perm") == _HEADS_FIRST:
-                found = self._sizes(join.input[1])
-                if len(found) == 3 and found[:2] == [(rows, 0), (rows, 1)]:
-                    joined = [join.input[0], wiring.constant(0, 0, -1)]
-                    wiring.put("Reshape", joined, [join.output[0]])
-
-    def _rows(self, name: str) -> str:
-        """The tensor that a projection reads: it has the same batch and length."""
-        wiring = self._wiring
-        while (node := wiring.maker(name, "MatMul", "Add")) is not None:
-            if node.op_type == "MatMul" and wiring.rank(node.input[1]) == 2:
-                name = node.input[0]
-            elif node.op_type == "Add" and 1 in (ranks := [wiring.rank(i) for i in node.input]):
-                name = node.input[1 - ranks.index(1)]
-            else:
-                break
-        return name
-
-    def _sizes(self, name: str) -> list[int | tuple[str, int] | None]:
-        """A shape: numbers, or which dimension of which tensor; None for what is neither."""
-        wiring = self._wiring
-        joined = wiring.maker(name, "Concat")
-        found: list[int | tuple[str, int] | None] = []
-        for part in joined.input if joined else ():
-            if (numbers := wiring.integers(part)) is not None:
-                found.extend(numbers)
-                continue
-            single = wiring.maker(part, "Unsqueeze")
-            taken = single and wiring.maker(single.input[0], "Gather")
-            shape = taken and wiring.maker(taken.input[0], "Shape")
-            index = (taken and wiring.integers(taken.input[1])) or [0]
-            found.append((shape.input[0], index[0]) if shape else None)
-        return found

@@ -46,7 +46,7 @@ LEVELS: Mapping[str, str] = {
 # The approximation of GELU is off by up to 5e-4, in every layer: so many tolerances.
 _APPROXIMATION = 10
 
-_VERSION = 1
+_VERSION = 2
 
 
 def optimize_graph(model: str | Path, level: str = "fused", *, progress: bool = True) -> Path:

@@ -87,9 +87,12 @@ def simulate_cache(model: Any, number_format: str) -> int:
     """
     given = {value.name: value.type.tensor_type.shape for value in model.graph.input}
     kept = {value.name for value in model.graph.output}
+    split = _split_heads(model, given)
 
     def newest(node: Any) -> Mapping[int, int]:
-        if node.op_type == "Attention" and len(node.input) > 5:
+        if node.output and node.output[0] in split:
+            past = {0: split[node.output[0]]}
+        elif _continues(node) and not attribute(node, "kv_num_heads"):
             past = {1: node.input[4], 2: node.input[5]}
         elif node.op_type == "Concat" and node.output[0] in kept:
             past = {1: node.input[0]}
@@ -105,6 +108,44 @@ def simulate_cache(model: Any, number_format: str) -> int:
             "key-value inputs. Leave '+kv' out, or export the model with a cache."
         )
     return count
+
+
+def _continues(node: Any) -> bool:
+    """Whether it is attention that appends keys and values to those it is given."""
+    return bool(node.op_type == "Attention" and len(node.input) > 5)
+
+
+def _split_heads(model: Any, given: Mapping[str, Any]) -> dict[str, str]:
+    """Split keys and values into heads and join them again, so that each can have its own scale.
+
+    Where attention reads them joined. Returns what is joined again, and the past it continues.
+    """
+    from onnx import helper
+
+    found: dict[str, str] = {}
+    nodes = []
+    for node in model.graph.node:
+        heads = attribute(node, "kv_num_heads") if _continues(node) else None
+        for index in (1, 2) if heads else ():
+            name = node.input[index]
+            past = node.input[index + 3]
+            split, joined = f"{name}.split", f"{name}.merged"
+            # Written out: shape inference takes an unknown width for 0.
+            width = heads * given[past].dim[-1].dim_value if past in given else 0
+            for source, result, shape in (
+                (name, split, [0, 0, heads, -1]),
+                (split, joined, [0, 0, width or -1]),
+            ):
+                nodes.append(
+                    helper.make_node("Constant", [], [f"{result}_shape"], value_ints=shape)
+                )
+                nodes.append(helper.make_node("Reshape", [source, f"{result}_shape"], [result]))
+            node.input[index] = joined
+            found[joined] = past
+        nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return found
 
 
 def _round_inputs(

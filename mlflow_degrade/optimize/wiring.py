@@ -60,6 +60,11 @@ class Wiring:
         node = self._makers.get(name)
         return node if node is not None and node.op_type in operators else None
 
+    def only_reader(self, name: str, operator: str) -> Any | None:
+        """The node that reads a tensor, if it is such an operator and there is no other."""
+        found = [node for node in self.nodes() if name in node.input]
+        return found[0] if len(found) == 1 and found[0].op_type == operator else None
+
     def either(self, node: Any, *operators: str) -> tuple[Any, str] | None:
         """The maker of one of a node's two inputs, if it is such an operator, and the other."""
         for one, other in ((0, 1), (1, 0)):
@@ -84,9 +89,9 @@ class Wiring:
             self._weights[name] = numpy_helper.from_array(np.array(numbers, np.int64), name)
         return name
 
-    def rank(self, name: str) -> int | None:
-        """Number of dimensions of a weight; None for what is computed while running."""
-        return len(self._weights[name].dims) if name in self._weights else None
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Dimensions of a weight; None for what is computed while running."""
+        return tuple(self._weights[name].dims) if name in self._weights else None
 
     def integers(self, name: str) -> list[int] | None:
         """A small constant as integers; None for anything else."""

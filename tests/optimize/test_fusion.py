@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnxruntime import InferenceSession
 from tiny_models import SENTENCES
 
 from mlflow_degrade.optimize import graph as graph_step
@@ -20,6 +21,7 @@ from mlflow_degrade.optimize.graph import optimize_graph
 from mlflow_degrade.optimize.model_directory import ModelDirectory
 from mlflow_degrade.optimize.onnx_files import load_graph
 from mlflow_degrade.optimize.parity import parity
+from mlflow_degrade.optimize.wiring import attribute
 from mlflow_degrade.runtime.decoder import OnnxDecoder
 from mlflow_degrade.runtime.probes import probe_batch_invariance, probe_path_equivalence
 from mlflow_degrade.runtime.providers import CPU, open_session
@@ -47,6 +49,13 @@ def test_a_layer_is_one_attention_two_rotations_two_norms(plain: Path, tiny_base
     # Nothing about shapes is left in a layer; what is left belongs to mask and positions.
     assert found["Shape"] + found["Gather"] + found["Concat"] < 25
     assert found["MatMul"] == _operators(before)["MatMul"] - 2 * LAYERS
+    # Heads are told, not split: nothing is exchanged or reshaped in a layer.
+    layered = [n for n in fused.graph.node if "/self_attn/" in n.output[0]]
+    assert not [n for n in layered if n.op_type in ("Transpose", "Reshape")]
+    told = {"q_num_heads": 4, "kv_num_heads": 2}
+    for node in fused.graph.node:
+        if node.op_type == "Attention":
+            assert {name: attribute(node, name) for name in told} == told
     for part in ("input", "output"):
         assert getattr(fused.graph, part) == getattr(before.graph, part)
 
@@ -133,6 +142,35 @@ def test_other_rotations_stay_as_they_are(plain: Path) -> None:
     assert (found.attention, found.rotary, found.norms) == (LAYERS, 0, 2 * LAYERS + 1)
 
 
+@pytest.mark.parametrize("what", ["exchanged", "joined"])
+def test_heads_that_something_else_reads_stay_split(plain: Path, what: str) -> None:
+    model = load_graph(plain)
+    back = next(n for n in model.graph.node if n.name.endswith("layers.0/self_attn/Transpose_4"))
+    name = back.input[0] if what == "exchanged" else back.output[0]
+    model.graph.node.append(helper.make_node("Identity", [name], ["seen"]))
+    shape = ["batch", "a", "b", "size"]
+    model.graph.output.append(helper.make_tensor_value_info("seen", TensorProto.FLOAT, shape))
+    before = model.SerializeToString()
+    assert fuse_decoder(model).attention == LAYERS
+    told = [attribute(n, "q_num_heads") for n in model.graph.node if n.op_type == "Attention"]
+    assert sorted(map(str, told)) == ["4", "None"]
+    feeds: dict[str, NDArray[Any]] = {
+        "input_ids": np.arange(1, 13).reshape(2, 6),
+        "attention_mask": np.ones((2, 9), np.int64),
+        "position_ids": np.tile(np.arange(3, 9), (2, 1)),
+    }
+    rng = np.random.default_rng(0)
+    for value in model.graph.input:
+        if value.name.startswith("past"):
+            feeds[value.name] = rng.normal(size=(2, 2, 3, 16)).astype(np.float32)
+    want, got = (
+        InferenceSession(graph, providers=[CPU]).run(None, feeds)
+        for graph in (before, model.SerializeToString())
+    )
+    for one, other in zip(want, got, strict=True):
+        np.testing.assert_allclose(other, one, atol=1e-4)
+
+
 def test_norms_over_something_else_stay_as_they_are(plain: Path) -> None:
     model = load_graph(plain)
     for tensor in model.graph.initializer:
@@ -156,9 +194,9 @@ def test_a_graph_that_computes_something_else_is_given_up(
     def wrong(model: Any) -> Fused:
         found = fuse_decoder(model)
         for node in model.graph.node:
-            for attribute in node.attribute:
-                if attribute.name == "scale":
-                    attribute.f *= 2
+            for entry in node.attribute:
+                if entry.name == "scale":
+                    entry.f *= 2
         return found
 
     monkeypatch.setattr(graph_step, "fuse_decoder", wrong)

@@ -97,6 +97,39 @@ def test_floats_have_the_bits_of_ml_dtypes(name: str, reference: type) -> None:
     np.testing.assert_array_equal(found.view(np.uint32), want.view(np.uint32))
 
 
+def test_each_head_of_the_cache_has_a_scale_of_its_own() -> None:
+    """Whether attention is given heads split or joined."""
+    heads, size, tokens = 2, 16, 3
+    rng = np.random.default_rng(0)
+    keys = rng.normal(size=(1, heads, tokens, size)).astype(np.float32)
+    keys[:, 1] *= 1000
+    form = parse_format("int8")
+    want = np.reshape([round_weights(k[None], form)[0] for k in keys.reshape(-1, size)], keys.shape)
+    nothing = np.zeros((1, heads, 0, size), np.float32)
+    value = helper.make_tensor_value_info
+    for joined in (False, True):
+        kept = ["batch", heads, "past", size]
+        new = ["batch", tokens, heads * size] if joined else ["batch", heads, tokens, size]
+        names = ["q", "k", "v", "", "pk", "pv"]
+        told = {"q_num_heads": heads, "kv_num_heads": heads} if joined else {}
+        node = helper.make_node("Attention", names, ["y", "present_k", "present_v"], **told)
+        graph = helper.make_graph(
+            [node],
+            "g",
+            [value(n, onnx.TensorProto.FLOAT, kept if n[0] == "p" else new) for n in names if n],
+            [value("present_k", onnx.TensorProto.FLOAT, None)],
+        )
+        opset = [helper.make_opsetid("", 23)]
+        model = helper.make_model(graph, opset_imports=opset, ir_version=11)
+        assert simulate_cache(model, "int8") == 2
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), providers=["CPUExecutionProvider"]
+        )
+        given = keys.transpose(0, 2, 1, 3).reshape(1, tokens, -1) if joined else keys
+        feeds = {"q": given, "k": given, "v": given, "pk": nothing, "pv": nothing}
+        np.testing.assert_array_equal(session.run(["present_k"], feeds)[0], want)
+
+
 def test_blocks_that_do_not_divide_are_refused() -> None:
     with pytest.raises(QuantizationError, match=r"blocks of 32 \(mxfp4\) do not divide the 48 num"):
         simulate_activations(_product(width=48), "mxfp4", {"y"})

@@ -11,7 +11,9 @@ from tiny_models import SENTENCES, make_tiny_tokenizer
 from mlflow_degrade.optimize.export import export_onnx
 from mlflow_degrade.optimize.graph import optimize_graph
 from mlflow_degrade.optimize.model_directory import ModelDirectory
+from mlflow_degrade.optimize.onnx_files import load_graph
 from mlflow_degrade.optimize.source import resolve_model
+from mlflow_degrade.optimize.wiring import attribute
 from mlflow_degrade.runtime.decoder import OnnxDecoder
 from mlflow_degrade.runtime.generation import Sampling
 from mlflow_degrade.runtime.probes import probe_batch_invariance
@@ -49,9 +51,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "word_embed_proj_dim": 64,
     },
     "qwen2": _LLAMA,
+    "qwen3": {**_LLAMA, "head_dim": 16},
 }
 # Families whose attention becomes one node; the others stay as they are.
-FUSED = {"gemma", "gpt_bigcode", "granite", "mistral", "qwen2"}
+FUSED = {"gemma", "gpt_bigcode", "granite", "mistral", "qwen2", "qwen3"}
+# Those of them whose tensors are not split into heads any more.
+JOINED = FUSED - {"gpt_bigcode"}
 
 
 @pytest.mark.slow
@@ -79,6 +84,13 @@ def test_scores_and_texts_are_those_of_pytorch(
     exported = export_onnx(resolve_model(str(source)), progress=False)
     optimized = optimize_graph(exported, progress=False)
     assert ("fused" in ModelDirectory.load(optimized).recipe[-1]) == (family in FUSED)
+    heads_given = {
+        (attribute(node, "q_num_heads"), attribute(node, "kv_num_heads"))
+        for node in load_graph(optimized, weights=False).graph.node
+        if node.op_type == "Attention"
+    }
+    if family in FUSED:
+        assert heads_given == {(4, 2) if family in JOINED else (None, None)}
 
     decoder = OnnxDecoder(optimized, device="cpu")
     heads = [sentence[:25].rsplit(" ", 1)[0] for sentence in SENTENCES]
