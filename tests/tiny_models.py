@@ -61,6 +61,7 @@ def make_tiny_llama(
     hidden: int = 64,
     layers: int = 2,
     tied: bool = True,
+    initializer_range: float = 0.25,
 ) -> Path:
     """Save a random Llama with its tokenizer as a Hugging Face directory.
 
@@ -78,6 +79,9 @@ def make_tiny_llama(
         Decoder layers.
     tied : bool
         Whether the LM head is the embedding, as in SmolLM2.
+    initializer_range : float
+        Spread of weights, for a small model far above the usual 0.02: its distributions must be
+        peaked for damage to show.
 
     Returns
     -------
@@ -99,8 +103,7 @@ def make_tiny_llama(
         num_key_value_heads=2,
         max_position_embeddings=256,
         tie_word_embeddings=tied,
-        # Far above the usual 0.02: the distributions must be peaked for a damaged model to show.
-        initializer_range=0.25,
+        initializer_range=initializer_range,
         bos_token_id=0,
         eos_token_id=0,
         pad_token_id=0,
