@@ -18,7 +18,7 @@ from ..runtime.encoder import OnnxEncoder, Vectors, cosines
 from ..runtime.encoder_text import EncoderText
 from ..runtime.family import model_family
 from ..runtime.pooling import read_pooling
-from ..runtime.providers import CPU
+from ..runtime.providers import CPU, device_name
 from ..runtime.session import read_json
 from .onnx_files import GRAPH_FILE
 from .prompts import parity_texts
@@ -114,8 +114,7 @@ def encoder_parity(
 def _vectors(folder: Path, texts: Sequence[str], providers: tuple[str, ...]) -> Vectors:
     if not (folder / GRAPH_FILE).is_file():
         return _torch_vectors(folder, texts)
-    device = "cpu" if providers[0] == CPU else "cuda"
-    encoder = OnnxEncoder(folder, device=device)
+    encoder = OnnxEncoder(folder, device=device_name(providers))
     encoder.unpadded = True  # the plainest path there is
     vectors = encoder.vectors(texts)
     encoder.close()

@@ -18,10 +18,10 @@ from graphlib import CycleError
 from typing import Any
 
 from .attention_heads import join_heads
+from .opset import OLDEST, opset, raise_opset
 from .wiring import Wiring, attribute
 
-_OPSET, _OLDEST = 23, 18
-_IR = 11  # the first that goes with opset 23
+_OPSET = 23
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ def fuse_decoder(model: Any) -> Fused:
     """
     if all(value.name != "logits" for value in model.graph.output):
         return Fused(reason="the model is no decoder")
-    opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
-    if opset < _OLDEST:
-        return Fused(reason=f"the graph uses ONNX opset {opset}, fusing needs {_OLDEST} or newer")
+    if (found_opset := opset(model)) < OLDEST:
+        reason = f"the graph uses ONNX opset {found_opset}, fusing needs {OLDEST} or newer"
+        return Fused(reason=reason)
     if any(a.HasField("g") for node in model.graph.node for a in node.attribute):
         return Fused(reason="the graph has branches")
     fusing = _Fusing(Wiring(model.graph))
@@ -78,11 +78,7 @@ def fuse_decoder(model: Any) -> Fused:
     except CycleError:
         return Fused(reason="the mask depends on keys in a way that is not recognized")
     if not found.reason:
-        for entry in model.opset_import:
-            if entry.domain in ("", "ai.onnx"):
-                # From 18 to 23 the operators only gained types and attributes with defaults.
-                entry.version = max(entry.version, _OPSET)
-        model.ir_version = max(model.ir_version, _IR)
+        raise_opset(model, _OPSET)
     return found
 
 

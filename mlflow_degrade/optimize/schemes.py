@@ -60,10 +60,11 @@ _SMOOTHED: _Variants = {
     "smooth": {"smoothing": "always"},
     "unsmoothed": {"smoothing": "never"},
 }
-_NO_INTEGER_PRODUCTS = (
-    "its integer products have no CUDA kernels, and each would run in float between two "
+_NO_PRODUCTS = (
+    "its products in 8 bits have no CUDA kernels, and each would run in float between two "
     "roundings: use 'int8-weight-only' or 'fp16'"
 )
+_NO_BLOCKS = {TENSORRT: "TensorRT has no MatMulNBits: these products run on CUDA's kernel"}
 _CHOSEN_INTEGERS = {"bits": 4, "block_size": 32, "symmetric": False, "accuracy_level": 4}
 
 SCHEMES: Mapping[str, Scheme] = {
@@ -82,6 +83,7 @@ SCHEMES: Mapping[str, Scheme] = {
             quantize_weights,
             {"bits": 8, "block_size": 32, "symmetric": True, "accuracy_level": 4},
             proof=("MatMulNBits",),
+            notes=_NO_BLOCKS,
             variants=_ROUNDED_BLOCKS,
         ),
         Scheme(
@@ -90,6 +92,7 @@ SCHEMES: Mapping[str, Scheme] = {
             quantize_weights,
             {"bits": 4, "block_size": 32, "symmetric": True, "accuracy_level": 4},
             proof=("MatMulNBits",),
+            notes=_NO_BLOCKS,
             variants=_ROUNDED_BLOCKS,
         ),
         Scheme(
@@ -98,6 +101,7 @@ SCHEMES: Mapping[str, Scheme] = {
             quantize_weights,
             {**_CHOSEN_INTEGERS, "algorithm": "hqq"},
             proof=("MatMulNBits",),
+            notes=_NO_BLOCKS,
             variants=_BLOCKS,
         ),
         Scheme(
@@ -106,6 +110,7 @@ SCHEMES: Mapping[str, Scheme] = {
             quantize_weights,
             {**_CHOSEN_INTEGERS, "algorithm": "gptq"},
             proof=("MatMulNBits",),
+            notes=_NO_BLOCKS,
             calibrated=True,
             variants=_BLOCKS,
         ),
@@ -134,7 +139,7 @@ SCHEMES: Mapping[str, Scheme] = {
             {"calibration_method": "percentile", "symmetric": False},
             proof=("QuantizeLinear",),
             refused={
-                CUDA: _NO_INTEGER_PRODUCTS,
+                CUDA: _NO_PRODUCTS,
                 TENSORRT: "TensorRT takes no zero points: use 'int8-static-symmetric'",
             },
             notes={CPU: "for encoders and classifiers: language models lose more by fixed ranges"},
@@ -148,10 +153,22 @@ SCHEMES: Mapping[str, Scheme] = {
             quantize_statically,
             {"calibration_method": "percentile", "symmetric": True},
             proof=("QuantizeLinear",),
-            refused={CUDA: _NO_INTEGER_PRODUCTS},
+            refused={CUDA: _NO_PRODUCTS},
             notes={CPU: "made for TensorRT; 'int8-static' rounds activations more finely"},
             calibrated=True,
             smoothing="where possible",
+            variants={**_RANGES, **_SMOOTHED},
+        ),
+        Scheme(
+            "fp8-static",
+            "the same in 8-bit floats (E4M3); for TensorRT on GPUs of the Ada generation and later",
+            quantize_statically,
+            {"calibration_method": "minmax", "symmetric": True, "element": "fp8-e4m3"},
+            proof=("QuantizeLinear",),
+            refused={CUDA: _NO_PRODUCTS},
+            notes={CPU: "made for TensorRT: half the speed of float32 or less on CPUs"},
+            calibrated=True,
+            smoothing="never",
             variants={**_RANGES, **_SMOOTHED},
         ),
     )
@@ -201,13 +218,7 @@ def find_scheme(
     >>> find_scheme("int4-weight-only", options={"block_size": 64}).name
     'int4-weight-only-block64'
     """
-    if name.startswith(SIMULATED):
-        return simulated_scheme(name).variant(name, options)
-    bases = [base for base in SCHEMES if name == base or name.startswith(f"{base}-")]
-    if not bases:
-        hint = f"'{SIMULATED}<format>' rounds weights to a number format, e.g. '{SIMULATED}mxfp4'."
-        raise UnknownNameError("scheme", name, SCHEMES, hint)
-    scheme = SCHEMES[max(bases, key=len)].variant(name, options)
+    scheme = _base(name).variant(name, options)
     reason = scheme.refused.get(providers[0])
     if reason and not force:
         raise InputError(
@@ -215,6 +226,17 @@ def find_scheme(
             "same."
         )
     return scheme
+
+
+def _base(name: str) -> Scheme:
+    """The scheme whose name is what `name` begins with."""
+    if name.startswith(SIMULATED):
+        return simulated_scheme(name)
+    bases = [base for base in SCHEMES if name == base or name.startswith(f"{base}-")]
+    if not bases:
+        hint = f"'{SIMULATED}<format>' rounds weights to a number format, e.g. '{SIMULATED}mxfp4'."
+        raise UnknownNameError("scheme", name, SCHEMES, hint)
+    return SCHEMES[max(bases, key=len)]
 
 
 def apply_scheme(

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import QuantizationError, UnknownNameError
 from .formats.names import FAMILIES, parse_format
+from .opset import require_opset
 from .rounding_nodes import rounding_nodes
 from .wiring import attribute
 
@@ -153,7 +154,7 @@ def _round_inputs(
 ) -> int:
     """Put rounding before the inputs that `places` gives indices and widths of; how many it is."""
     require_value_format(number_format)
-    _require_opset(model)
+    require_opset(model, _OPSET, "rounding while running")
     form = parse_format(number_format)
     rounded: dict[str, str] = {}
     constants: dict[str, Any] = {}
@@ -189,13 +190,3 @@ def _add_constants(model: Any, constants: Mapping[str, Any]) -> None:
         for name, value in constants.items()
         if name not in there
     )
-
-
-def _require_opset(model: Any) -> None:
-    """See that the graph's operator set has what rounding needs."""
-    for entry in model.opset_import:
-        if entry.domain in ("", "ai.onnx") and entry.version < _OPSET:
-            raise QuantizationError(
-                f"the graph uses ONNX opset {entry.version}, rounding while running needs "
-                f"{_OPSET}: export the model again, or round its weights only."
-            )

@@ -8,6 +8,7 @@ is rounded by what follows it: ``+ends`` (embedding and projection to the vocabu
 from __future__ import annotations
 
 from ..errors import InputError, UnknownNameError
+from ..runtime.providers import TENSORRT
 from .formats.names import parse_format
 from .scheme import Scheme
 from .simulate import simulate_format
@@ -17,6 +18,10 @@ SIMULATED = "simulated-"
 """What the names of simulated schemes begin with; a number format follows."""
 
 _ROUNDED_VALUES = {"act": ("activations", "activations"), "kv": ("cache", "key-value cache")}
+_CONTRACTED = (
+    "TensorRT may compute a product and a difference in one step, and rounding while running "
+    "depends on the bits of each: use device 'cuda' or 'cpu'"
+)
 _ADDITIONS = ("ends", *(f"{what}-{e}" for what in _ROUNDED_VALUES for e in VALUE_FORMATS))
 
 
@@ -59,4 +64,6 @@ def simulated_scheme(name: str) -> Scheme:
         options[option] = element or True
         summary += f", {said}" + (f" to {element}" if element else "")
     text = f"{summary}; stored and computed in float32: quality only"
-    return Scheme(name, text, simulate_format, options, simulated=True)
+    running = any(option in options for option, _ in _ROUNDED_VALUES.values())
+    refused = {TENSORRT: _CONTRACTED} if running else {}
+    return Scheme(name, text, simulate_format, options, simulated=True, refused=refused)

@@ -1,11 +1,14 @@
-"""Static int8: weights in 8 bits per output channel, activations in 8 bits with fixed ranges.
+"""Static 8 bits: weights in 8 bits per output channel, activations in 8 bits with fixed ranges.
 
 What a range is was decided beforehand, on real texts, so scores do not depend on the batch and no
 time goes into finding scales. What lies outside the range is cut off: activations with rare, very
 large values, which language models have, suffer from any choice.
 
 Pairs of ``QuantizeLinear`` and ``DequantizeLinear`` stand around the inputs of each product with a
-constant matrix; providers fuse them into integer kernels. Results are not rounded.
+constant matrix; providers fuse them into kernels for 8 bits. Results are not rounded.
+
+The 8 bits are integers, or E4M3 floats: those keep the relative precision of small values whatever
+the range is, and saturate at its end, which stands for 448.
 """
 
 from __future__ import annotations
@@ -18,15 +21,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError, QuantizationError
+from ..errors import InputError, QuantizationError, UnknownNameError
 from .calibration import Calibration
 from .embeddings import narrow_embedding, untie_head
+from .formats.elements import ELEMENTS, Element, FloatElement
+from .opset import OLDEST, raise_opset, require_opset
 from .weight_only import constant_products, replace_gemm
 
 CALIBRATIONS = ("minmax", "percentile", "entropy")
 """How a range is chosen: all that was seen; all but 1 in 100,000 values; the range whose rounded
 histogram is closest to the whole one in KL divergence."""
 
+STORED = ("int8", "fp8-e4m3")
+"""What weights can be stored in: keys of `mlflow_degrade.optimize.formats.elements.ELEMENTS`."""
+
+_FLOAT8_OPSET = 19  # the first in which rounding to 8-bit floats is an operator
 _PERCENTILE = 99.999
 _BINS = 2048
 _ENTROPY_BINS = 128
@@ -34,14 +43,19 @@ _ENTROPY_BINS = 128
 
 @dataclass(frozen=True)
 class _Range:
-    """Scale and zero point of an activation."""
+    """Scale and zero point of an activation, in the type that it is rounded to."""
 
     scale: np.float32
-    zero: int
+    zero: NDArray[Any]
 
 
 def quantize_statically(
-    model: Any, *, calibration_method: str, symmetric: bool, calibration: Calibration
+    model: Any,
+    *,
+    calibration_method: str,
+    symmetric: bool,
+    calibration: Calibration,
+    element: str = "int8",
 ) -> dict[str, Any]:
     """Round the inputs and weights of each ``MatMul`` by a constant matrix to 8 bits, in place.
 
@@ -56,6 +70,8 @@ def quantize_statically(
         unsigned ones with a zero point, for which CPUs have kernels.
     calibration : Calibration
         The model and the texts on which ranges are observed.
+    element : str
+        One of `STORED`, for weights; for symmetric activations too.
 
     Returns
     -------
@@ -65,14 +81,18 @@ def quantize_statically(
     Raises
     ------
     InputError
-        When there is no such calibration method.
+        When there is no such calibration method or element, or floats are to have a zero point.
     QuantizationError
-        When the texts show NaN or infinity.
+        When the texts show NaN or infinity, or the graph is too old.
     """
+    grid = _grid(element, symmetric)
     if calibration_method not in CALIBRATIONS:
         raise InputError(
             f"unknown calibration method {calibration_method!r}: use {', '.join(CALIBRATIONS)}."
         )
+    if isinstance(grid, FloatElement):
+        require_opset(model, OLDEST, "8-bit floats")
+        raise_opset(model, _FLOAT8_OPSET)
     untied = untie_head(model)
     replace_gemm(model)
     products = constant_products(model)
@@ -80,9 +100,10 @@ def quantize_statically(
     limits = _limits(calibration, names, calibration_method, symmetric)
     for name in names:
         low, high = limits[name]
-        _round_activation(model, name, _range(low, high, symmetric), symmetric)
+        chosen = _symmetric(low, high, grid) if symmetric else _asymmetric(low, high)
+        _round_activation(model, name, chosen)
     for node, tensor in products:
-        _round_weight(model, node, tensor)
+        _round_weight(model, node, tensor, grid)
     return {
         "untied_head": untied,
         "half_embeddings": narrow_embedding(model),
@@ -123,25 +144,45 @@ def _limits(
     return {name: (float(found[name][0]), float(found[name][1])) for name in names}
 
 
-def _range(low: float, high: float, symmetric: bool) -> _Range:
-    """Scale and zero point for a range that is widened to include 0."""
+def _grid(element: str, symmetric: bool) -> Element:
+    if element not in STORED:
+        raise UnknownNameError("element of static quantization", element, STORED)
+    grid = ELEMENTS[element]
+    if isinstance(grid, FloatElement) and not symmetric:
+        raise InputError(f"{element!r} has no zero point: take symmetric=true.")
+    return grid
+
+
+def _stored_type(grid: Element) -> Any:
+    """NumPy's type of a grid's codes."""
+    from onnx import TensorProto, helper
+
+    if isinstance(grid, FloatElement):
+        return helper.tensor_dtype_to_np_dtype(TensorProto.FLOAT8E4M3FN)
+    return np.int8
+
+
+def _symmetric(low: float, high: float, grid: Element) -> _Range:
+    """The largest magnitude becomes the largest number of the grid."""
+    reach = max(-low, high) or 1.0
+    return _Range(np.float32(reach / grid.largest), np.zeros((), _stored_type(grid)))
+
+
+def _asymmetric(low: float, high: float) -> _Range:
+    """256 integers for a range that is widened to include 0."""
     low, high = min(low, 0.0), max(high, 0.0)
-    if symmetric:
-        reach = max(-low, high) or 1.0
-        return _Range(np.float32(reach / 127), 0)
     scale = (high - low) / 255 or 1.0
-    return _Range(np.float32(scale), int(np.clip(np.rint(-low / scale), 0, 255)))
+    return _Range(np.float32(scale), np.array(np.clip(np.rint(-low / scale), 0, 255), np.uint8))
 
 
-def _round_activation(model: Any, name: str, chosen: _Range, symmetric: bool) -> None:
+def _round_activation(model: Any, name: str, chosen: _Range) -> None:
     """Put a pair of nodes behind `name`, which the products with constant matrices read."""
     from onnx import helper
 
     graph = model.graph
     stored = {tensor.name for tensor in graph.initializer}
     scale = _store(graph, f"{name}_scale", np.array(chosen.scale, np.float32))
-    kind = np.int8 if symmetric else np.uint8
-    zero = _store(graph, f"{name}_zero_point", np.array(chosen.zero, kind))
+    zero = _store(graph, f"{name}_zero_point", chosen.zero)
     rounded, back = f"{name}_rounded", f"{name}_dequantized"
     readers = [
         node
@@ -158,22 +199,22 @@ def _round_activation(model: Any, name: str, chosen: _Range, symmetric: bool) ->
         graph.node.insert(place + step, made)
 
 
-def _round_weight(model: Any, node: Any, tensor: Any) -> None:
-    """Store a matrix in signed integers with a scale for each column."""
+def _round_weight(model: Any, node: Any, tensor: Any, grid: Element) -> None:
+    """Store a matrix as codes of a grid with a scale for each column."""
     from onnx import helper, numpy_helper
 
     graph = model.graph
     matrix: NDArray[np.float32] = numpy_helper.to_array(tensor)
-    scales = (np.abs(matrix).max(axis=0) / 127).astype(np.float32)
+    scales = (np.abs(matrix).max(axis=0) / grid.largest).astype(np.float32)
     scales[scales == 0] = 1.0
-    codes = np.clip(np.rint(matrix / scales), -127, 127).astype(np.int8)
+    codes = grid.round_(matrix / scales).astype(_stored_type(grid))
     name = tensor.name
     back = f"{name}_dequantized"
     if all(back not in other.output for other in graph.node):
         inputs = [
             _store(graph, f"{name}_Q8", codes),
             _store(graph, f"{name}_scales", scales),
-            _store(graph, f"{name}_zero_points", np.zeros(len(scales), np.int8)),
+            _store(graph, f"{name}_zero_points", np.zeros(len(scales), codes.dtype)),
         ]
         made = helper.make_node("DequantizeLinear", inputs, [back], name=back, axis=1)
         place = next(i for i, other in enumerate(graph.node) if other.output == node.output)

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import QuantizationError
 from .layers import Layer, find_layers
+from .opset import opset, raise_opset
 
 _SWITCH = "quantized:"
 
@@ -74,6 +75,7 @@ def add_switches(model: Any, quantized: Any) -> tuple[Layer, ...]:
             "to a float export."
         )
     _add_inputs(graph, changed)
+    raise_opset(model, opset(quantized))
     domains = {o.domain for o in model.opset_import}
     model.opset_import.extend(o for o in quantized.opset_import if o.domain not in domains)
     return tuple(changed)

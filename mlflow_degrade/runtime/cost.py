@@ -19,7 +19,7 @@ from .energy import open_energy_meter
 from .family import check_same_work
 from .machine import processor_name
 from .memory import MemoryUse, measure_memory
-from .providers import CPU, cpu_count, resolve_device
+from .providers import cpu_count, device_name, on_gpu, resolve_device
 from .ratios import MIN_ROUNDS
 from .roofline import measure_roof
 from .timed_model import TimedModel
@@ -102,7 +102,7 @@ def measure_cost(
     tell = on_progress or (lambda _more, _done: None)
     tell(len(loaded) * (1 + len(shapes)), 0)
     # What a GPU has less free says whose it is only while one process allocates.
-    at_once = len(loaded) if providers[0] == CPU else 1
+    at_once = 1 if on_gpu(providers) else len(loaded)
     longest = most_tokens(shapes)
 
     def alone(workload: Workload) -> MemoryUse:
@@ -116,7 +116,7 @@ def measure_cost(
             memory[label] = use
             tell(0, 1)
     roof = measure_roof(providers, threads=threads) if roofline else None
-    meter = open_energy_meter(gpu=providers[0] != CPU)
+    meter = open_energy_meter(gpu=on_gpu(providers))
     benches = [TimedModel(workload, shapes, meter) for workload in loaded.values()]
     start = time.perf_counter()
     for bench in benches:
@@ -132,7 +132,7 @@ def measure_cost(
             bench.cost(label, memory[label]) for label, bench in zip(loaded, benches, strict=True)
         ),
         shapes=shapes,
-        device="cpu" if providers[0] == CPU else "cuda",
+        device=device_name(providers),
         processor=processor_name(providers[0]),
         threads=threads or cpu_count(),
         rounds=rounds,

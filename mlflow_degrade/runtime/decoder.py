@@ -17,7 +17,7 @@ from .forward_pass import Answers, run_rows
 from .generation import Sampling, generate
 from .plan import UNPADDED, Limits, Plan, Row, Tokens, make_plan
 from .plan_run import PlanRun
-from .providers import CPU, resolve_device
+from .providers import CUDA, memory_name, on_gpu, resolve_device
 from .session import (
     DecoderInputs,
     decoder_inputs,
@@ -88,7 +88,7 @@ class OnnxDecoder:
         alone (see `mlflow_degrade.runtime.probes`).
     cuda_graphs : bool
         Whether calls of `score` are captured as CUDA graphs, where the model allows it; on by
-        default on a GPU. To be set before the first call.
+        default on CUDA. To be set before the first call.
     last_plan : Plan or None
         What the latest call of `score` ran.
     halved : int
@@ -120,7 +120,7 @@ class OnnxDecoder:
         self.context_length = context_length(self.config, self.encoder.tokenizer)
         self.unpadded = False
         self.reuse_prefixes = False
-        self.cuda_graphs = self.device_type == "cuda"
+        self.cuda_graphs = self.providers[0] == CUDA
         self.last_plan: Plan | None = None
         self.halved = 0
         self.batch_size = None if batch_size == "auto" else positive(batch_size)
@@ -176,7 +176,7 @@ class OnnxDecoder:
     @property
     def device_type(self) -> str:
         """Onnxruntime's name of the device tensors stay on: ``"cpu"`` or ``"cuda"``."""
-        return "cpu" if self.providers[0] == CPU else "cuda"
+        return memory_name(self.providers)
 
     def close(self) -> None:
         """Free the session's memory; the next call opens it again."""
@@ -190,7 +190,7 @@ class OnnxDecoder:
         vocabulary = int(self.config.get("vocab_size") or len(self.encoder.tokenizer))
         outputs = max(64, _OUTPUT_BYTES // (8 * vocabulary))
         tokens, overhead = _CPU_TOKENS, _CPU_OVERHEAD
-        if self.device_type != "cpu":
+        if on_gpu(self.providers):
             tokens, overhead = _GPU_TOKENS, _GPU_OVERHEAD
         if self.batch_size is not None:
             tokens = self.batch_size * self.context_length
@@ -237,7 +237,7 @@ class OnnxDecoder:
         That needs an export with a cache and explicit positions. On a GPU the caches would pass
         through the host, which costs more than it saves.
         """
-        if not self.inputs.position_ids or self.device_type != "cpu":
+        if not self.inputs.position_ids or on_gpu(self.providers):
             return 0
         return sum(cache.token_bytes for cache in self.inputs.cache)
 

@@ -28,7 +28,7 @@ from .family import model_family
 from .halving import run_in_halves
 from .plan import UNPADDED, Batch, Limits, Plan, Row, Tokens, pack
 from .pooling import Pooling, read_pooling
-from .providers import CPU, resolve_device
+from .providers import on_gpu, resolve_device
 from .session import read_json
 
 Vectors = NDArray[np.float32]
@@ -131,7 +131,7 @@ class OnnxEncoder:
         if self.unpadded:
             return UNPADDED
         tokens, overhead = _CPU_TOKENS, _CPU_OVERHEAD
-        if self.providers[0] != CPU:
+        if on_gpu(self.providers):
             tokens, overhead = _GPU_TOKENS, _GPU_OVERHEAD
         if self.batch_size is not None:
             tokens = self.batch_size * self.text.max_length

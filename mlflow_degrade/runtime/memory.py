@@ -8,6 +8,7 @@ mlflow_degrade.runtime.memory`` reads a request on standard input and answers on
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from .encoder_session import EncoderSession
 from .engine_graph import build_engine_graph
 from .family import model_family
 from .plan import Tokens
-from .providers import CPU, resolve_device
+from .providers import memory_name, on_gpu, resolve_device
 from .session import DecoderInputs, decoder_inputs, open_derived, run_error
 from .stepping import Stepper
 
@@ -163,7 +164,7 @@ def _opener(
     def decoder() -> _Decoder:
         session = open_derived(graph, providers, threads=threads)
         inputs = decoder_inputs(session, folder)
-        return _Decoder(folder, session, inputs, "cpu" if providers[0] == CPU else "cuda")
+        return _Decoder(folder, session, inputs, memory_name(providers))
 
     return decoder
 
@@ -171,8 +172,9 @@ def _opener(
 def _measure(request: dict[str, Any]) -> MemoryUse:
     folder, prompts = Path(request["folder"]), request["prompts"]
     providers = resolve_device(request["device"])
-    gpu, reasons = _gpu(providers[0])
+    gpu, reasons = _gpu(on_gpu(providers))
     open_model = _opener(folder, providers, request["threads"])
+    importlib.import_module("onnx")  # which opening needs, and is not the model's memory
     gc.collect()
     start, device_start = resident_bytes("VmRSS"), gpu and gpu.used_bytes()
     model = open_model()
@@ -192,8 +194,8 @@ def _measure(request: dict[str, Any]) -> MemoryUse:
     )
 
 
-def _gpu(provider: str) -> tuple[Any, list[str]]:
-    if provider == CPU:
+def _gpu(used: bool) -> tuple[Any, list[str]]:
+    if not used:
         return None, ["device memory: no CUDA device is used"]
     from .nvml import open_gpu
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from ..errors import InputError
 from .one_text import one_text
-from .providers import CPU, open_session, session_options
+from .providers import CPU, on_gpu, open_session, session_options
 from .roofline import PRODUCTS
 from .session import run_error
 
@@ -70,7 +70,7 @@ class Placement:
     @property
     def fallen_back(self) -> Mapping[str, int]:
         """Operator → nodes that run on the CPU although another provider was asked for."""
-        return {} if self.providers[0] == CPU else self.nodes.get(CPU, {})
+        return self.nodes.get(CPU, {}) if on_gpu(self.providers) else {}
 
     def sentence(self) -> str:
         """All of it in one line.

@@ -9,17 +9,26 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from ..errors import MissingExtraError, ModelError, ProviderUnavailableError, UnknownNameError
+from .tensorrt import LIBRARIES, load_libraries, tensorrt_options
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
 
-DEVICES = ("auto", "cpu", "cuda")
+Device = Literal["auto", "cpu", "cuda", "tensorrt"]
+DEVICES: tuple[str, ...] = get_args(Device)
 """What `resolve_device` accepts."""
+
+_CHAINS: Mapping[str, tuple[str, ...]] = {
+    "cpu": (CPU,),
+    "cuda": (CUDA, CPU),
+    "tensorrt": (TENSORRT, CUDA, CPU),
+}
 
 
 def _onnxruntime() -> Any:
@@ -45,21 +54,23 @@ def resolve_device(device: str = "auto") -> tuple[str, ...]:
 
     Parameters
     ----------
-    device : {"auto", "cpu", "cuda"}
-        ``"auto"`` is CUDA where it works and the CPU otherwise.
+    device : {"auto", "cpu", "cuda", "tensorrt"}
+        ``"auto"`` is CUDA where it works and the CPU otherwise, never TensorRT, which compiles
+        models for minutes.
 
     Returns
     -------
     tuple of str
-        ``("CPUExecutionProvider",)`` or ``("CUDAExecutionProvider", "CPUExecutionProvider")``.
-        The second entry takes the few nodes that have no CUDA kernel (shape arithmetic).
+        ``("CPUExecutionProvider",)``, ``("CUDAExecutionProvider", "CPUExecutionProvider")`` or
+        both behind ``"TensorrtExecutionProvider"``. What follows takes the nodes for which those
+        before it have no kernel.
 
     Raises
     ------
     UnknownNameError
         For any other name.
     ProviderUnavailableError
-        When ``"cuda"`` is asked for and does not work here.
+        When ``"cuda"`` or ``"tensorrt"`` is asked for and does not work here.
     MissingExtraError
         When onnxruntime is not installed.
 
@@ -70,46 +81,69 @@ def resolve_device(device: str = "auto") -> tuple[str, ...]:
     """
     if device not in DEVICES:
         raise UnknownNameError("device", device, DEVICES)
-    if device == "cpu":
-        _onnxruntime()
-        return (CPU,)
-    obstacle = _cuda_obstacle()
-    if obstacle is None:
-        return (CUDA, CPU)
     if device == "auto":
-        return (CPU,)
-    raise ProviderUnavailableError(
-        f"device 'cuda' was asked for, but {obstacle}. Or use device 'cpu' (or 'auto')."
-    )
+        device = "cpu" if _obstacle("cuda") else "cuda"
+    if obstacle := _obstacle(device):
+        raise ProviderUnavailableError(
+            f"device {device!r} was asked for, but {obstacle}. Or use device 'cpu' (or 'auto')."
+        )
+    return _CHAINS[device]
+
+
+def device_name(providers: tuple[str, ...]) -> str:
+    """The device name that stands for providers.
+
+    Examples
+    --------
+    >>> device_name(resolve_device("cpu"))
+    'cpu'
+    """
+    return next(name for name, chain in _CHAINS.items() if chain == providers)
+
+
+def on_gpu(providers: tuple[str, ...]) -> bool:
+    """Whether models run on a GPU."""
+    return providers[0] != CPU
+
+
+def memory_name(providers: tuple[str, ...]) -> str:
+    """Onnxruntime's name of the memory that tensors stay in: ``"cpu"`` or ``"cuda"``."""
+    return "cuda" if on_gpu(providers) else "cpu"
 
 
 @functools.cache
-def _cuda_obstacle() -> str | None:
-    """Why CUDA cannot be used in this process and what would help, or None when it can."""
-    available = available_providers()
-    if CUDA not in available:
+def _obstacle(device: str) -> str | None:
+    """Why a device cannot be used in this process and what would help, or None when it can."""
+    ort, available = _onnxruntime(), available_providers()
+    chain = _CHAINS[device]
+    first = chain[0]
+    if first == CPU:
+        return None
+    if first not in available:
         return (
-            f"this onnxruntime has no {CUDA} (it has {', '.join(available)}): "
+            f"this onnxruntime has no {first} (it has {', '.join(available)}): "
             'pip uninstall onnxruntime and pip install "mlflow-degrade[gpu]"'
         )
-    ort = _onnxruntime()
     # The CUDA and cuDNN libraries usually come from the wheels that torch depends on, which are
     # on no default search path.
     if hasattr(ort, "preload_dlls"):
         ort.preload_dlls()
+    libraries = "CUDA and cuDNN"
+    if first == TENSORRT:
+        load_libraries()
+        libraries += f' and TensorRT (pip install "{LIBRARIES}")'
     try:
         session = ort.InferenceSession(
-            _one_node_model(), session_options(), providers=[CUDA, CPU], enable_fallback=0
+            _one_node_model(), session_options(), providers=list(chain), enable_fallback=0
         )
     except Exception as error:  # noqa: BLE001 - onnxruntime raises several unrelated types here
+        reason = str(error).strip().rstrip(".")
+        return f"{first} could not start ({reason}): check the driver and {libraries}"
+    if missing := [name for name in chain if name not in session.get_providers()]:
         return (
-            f"{CUDA} could not start ({error}): check the driver and the CUDA and cuDNN libraries"
-        )
-    if CUDA not in session.get_providers():
-        return (
-            f"{CUDA} could not start (onnxruntime offers {', '.join(session.get_providers())} "
-            "instead): check that a GPU is visible and that its driver, CUDA and cuDNN match "
-            "onnxruntime-gpu"
+            f"{' and '.join(missing)} could not start (onnxruntime offers "
+            f"{', '.join(session.get_providers())} instead): check that a GPU is visible and that "
+            f"its driver, {libraries} match onnxruntime-gpu"
         )
     return None
 
@@ -201,23 +235,82 @@ def open_session(
     ModelError
         When the file cannot be loaded.
     """
-    ort = _onnxruntime()
     path = Path(model_file)
     if not path.is_file():
         raise ModelError(f"no ONNX file at {path}: the model directory is incomplete.")
+    chosen = options if options is not None else session_options(threads=threads)
+    return create_session(path, path.parent, providers, chosen)
+
+
+def create_session(
+    model: Path | bytes,
+    folder: Path,
+    providers: tuple[str, ...],
+    options: Any,
+    *,
+    capture: bool = False,
+) -> Any:
+    """Open a graph as every session of a model is opened here.
+
+    Parameters
+    ----------
+    model : Path or bytes
+        An ``.onnx`` file, or what would be in one.
+    folder : Path
+        The model directory, where the weights lie.
+    providers : tuple of str
+        From `resolve_device`.
+    options : onnxruntime.SessionOptions
+        From `session_options`; may be added to.
+    capture : bool
+        Whether calls may be captured as CUDA graphs; on CUDA alone.
+
+    Returns
+    -------
+    onnxruntime.InferenceSession
+
+    Raises
+    ------
+    ProviderUnavailableError
+        When the session was created without its first provider.
+    ModelError
+        When the graph cannot be loaded.
+    """
+    ort = _onnxruntime()
+    asked: list[Any] = list(providers)
     try:
+        if not on_gpu(providers) and _has_float8(model):
+            # Onnxruntime 1.31 makes integer products of any two rounded operands and then refuses
+            # them because these are floats (its issue 22269). On a GPU the pairs must stay.
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
+        if providers[0] == TENSORRT:
+            graph = model.read_bytes() if isinstance(model, Path) else model
+            asked[0] = (TENSORRT, tensorrt_options(graph, folder))
+        elif capture:
+            asked[0] = (providers[0], {"enable_cuda_graph": "1"})
         session = ort.InferenceSession(
-            str(path),
-            options if options is not None else session_options(threads=threads),
-            providers=list(providers),
+            str(model) if isinstance(model, Path) else model,
+            options,
+            providers=asked,
             enable_fallback=0,
         )
     except Exception as error:
-        raise ModelError(f"onnxruntime cannot load {path}: {error}") from error
+        raise ModelError(f"onnxruntime cannot load the model in {folder}: {error}") from error
     if providers[0] not in session.get_providers():
         raise ProviderUnavailableError(
-            f"{path} was to run on {providers[0]}, but onnxruntime opened it on "
+            f"the model in {folder} was to run on {providers[0]}, but onnxruntime opened it on "
             f"{', '.join(session.get_providers())}: check the driver and its libraries, or choose "
             "device 'cpu'."
         )
     return session
+
+
+def _has_float8(model: Path | bytes) -> bool:
+    """Whether a graph has constants in 8-bit floats."""
+    import onnx
+
+    if isinstance(model, Path):
+        graph = onnx.load(str(model), load_external_data=False).graph
+    else:
+        graph = onnx.load_from_string(model).graph
+    return any(t.data_type == onnx.TensorProto.FLOAT8E4M3FN for t in graph.initializer)

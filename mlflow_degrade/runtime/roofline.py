@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ModelError
-from .providers import CPU, session_options
+from .providers import memory_name, session_options
 
 # Above the last-level caches of one socket, or what is read comes from there.
 _STREAM_BYTES = 512 << 20
@@ -175,7 +175,7 @@ def _fastest(
         providers=list(providers),
         enable_fallback=0,
     )
-    device = "cpu" if providers[0] == CPU else "cuda"
+    device = memory_name(providers)
     binding = session.io_binding()
     binding.bind_ortvalue_input("x", onnxruntime.OrtValue.ortvalue_from_numpy(array, device, 0))
     binding.bind_output("y", device)

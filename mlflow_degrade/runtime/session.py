@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import EngineError, ModelError, ProviderUnavailableError, UnsupportedModelError
+from ..errors import EngineError, ModelError, UnsupportedModelError
 from .distinct_positions import DISTINCT, PLACES
 from .engine_graph import POSITIONS, TARGETS, DerivedGraph
-from .providers import session_options
+from .providers import create_session, session_options
 
 _CACHE_PREFIX = "past_key_values"
 _NUMPY_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
@@ -102,7 +102,7 @@ def open_derived(
     threads : int, optional
         See `mlflow_degrade.runtime.providers.session_options`.
     capture : bool
-        Whether calls on a GPU may be captured as CUDA graphs (see `mlflow_degrade.runtime.calls`).
+        Whether calls on CUDA may be captured as CUDA graphs (see `mlflow_degrade.runtime.calls`).
 
     Returns
     -------
@@ -115,28 +115,11 @@ def open_derived(
     ProviderUnavailableError
         When the session did not get its first provider.
     """
-    import onnxruntime
-
     options = session_options(threads=threads)
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(graph.folder)
     )
-    asked: list[Any] = list(providers)
-    if capture:
-        asked[0] = (providers[0], {"enable_cuda_graph": "1"})
-    try:
-        session = onnxruntime.InferenceSession(
-            graph.model, options, providers=asked, enable_fallback=0
-        )
-    except Exception as error:
-        raise ModelError(f"onnxruntime cannot load the model in {graph.folder}: {error}") from error
-    if providers[0] not in session.get_providers():
-        raise ProviderUnavailableError(
-            f"the model in {graph.folder} was to run on {providers[0]}, but onnxruntime opened it "
-            f"on {', '.join(session.get_providers())}: check the driver and its libraries, or "
-            "choose device 'cpu'."
-        )
-    return session
+    return create_session(graph.model, graph.folder, providers, options, capture=capture)
 
 
 def decoder_inputs(session: Any, folder: Path) -> DecoderInputs:
