@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date
 
 import click
@@ -25,10 +27,12 @@ from mlflow_degrade.optimize.source import resolve_model
 from mlflow_degrade.runtime.machine import processor_name
 from mlflow_degrade.runtime.providers import CPU
 
+_CACHE = "MLFLOW_DEGRADE_CACHE"
 NAMES = (
     *("int8-weight-only", "int4-weight-only", "int4-weight-only-asym", "int4-weight-only-hqq"),
     *("int4-weight-only-gptq", "int4-weight-only-gptq-block64"),
     *("int8-static-minmax", "int8-static", "int8-static-entropy", "int8-static-symmetric"),
+    *("fp8-static", "fp8-static-percentile", "fp8-static-entropy"),
 )
 
 
@@ -42,8 +46,8 @@ def main(names: tuple[str, ...], models: tuple[str, ...]) -> None:
         base = optimize_graph(export_onnx(resolve_model(model)))
         print(f"\n| {model} | MB | distance | agreement |\n|---|---|---|---|")
         for name in names or NAMES:
-            with tempfile.TemporaryDirectory() as scratch:
-                os.environ["MLFLOW_DEGRADE_CACHE"] = scratch  # large, and not to be kept
+            # Large, and not to be kept.
+            with tempfile.TemporaryDirectory() as scratch, _cache_in(scratch):
                 try:
                     made = ModelDirectory.load(apply_scheme(base, name, progress=False))
                 except DegradeError as error:
@@ -56,6 +60,18 @@ def main(names: tuple[str, ...], models: tuple[str, ...]) -> None:
                     least, mean = found["min_cosine"], found["mean_cosine"]
                     cells = f"mean cosine {mean:.4f} | least {least:.4f}"
                 print(f"| `{name}` | {made.size_bytes / 1e6:.0f} | {cells} |", flush=True)
+
+
+@contextmanager
+def _cache_in(folder: str) -> Iterator[None]:
+    before = os.environ.pop(_CACHE, None)
+    os.environ[_CACHE] = folder
+    try:
+        yield
+    finally:
+        del os.environ[_CACHE]
+        if before is not None:
+            os.environ[_CACHE] = before
 
 
 if __name__ == "__main__":

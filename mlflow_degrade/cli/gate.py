@@ -10,6 +10,7 @@ import click
 
 from ..errors import InputError
 from ..evaluation.suite import DEFAULT_LIMIT
+from ..runtime.providers import DEVICES
 from .output import write_text
 
 if TYPE_CHECKING:
@@ -54,9 +55,7 @@ Exit codes: 0 PASS, 1 FAIL, 2 INCONCLUSIVE, 3 invalid input.
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random samples.")
 @click.option("--num-fewshot", type=int, help="Few-shot examples per prompt.")
-@click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
-)
+@click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
 @click.option("--fresh", is_flag=True, help="Evaluate both again, whatever is logged.")
 @click.option("--json", "json_", metavar="FILE|-", help="Write the outcome as JSON.")
 @click.option("--samples", default=3, show_default=True, help="Flipped samples to show.")

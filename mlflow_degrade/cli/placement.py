@@ -25,7 +25,7 @@ Exit codes: 0 shown, 3 invalid input.
 
 @click.command(help=_HELP)
 @click.argument("model")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or tensorrt.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads per operator; all by default.")
 @click.option(
     "--operators",

@@ -48,7 +48,7 @@ class OnnxLM(TemplateLM):  # type: ignore[misc]
     ----------
     pretrained : str or OnnxDecoder
         A model directory, or a decoder that is already open.
-    device : {"auto", "cpu", "cuda"}
+    device : {"auto", "cpu", "cuda", "tensorrt"}
         Where to run.
     batch_size : int or "auto"
         Most sequences per batch; ``"auto"`` goes by a token budget.

@@ -35,7 +35,7 @@ class OnnxEncoderLM(LM):  # type: ignore[misc]
     ----------
     pretrained : str or OnnxEncoder
         A model directory, or an encoder that is already open.
-    device : {"auto", "cpu", "cuda"}
+    device : {"auto", "cpu", "cuda", "tensorrt"}
         Where to run.
     batch_size : int or "auto"
         Most texts per batch; ``"auto"`` goes by a token budget.

@@ -30,7 +30,7 @@ class EvaluationSettings:
 
     Attributes
     ----------
-    device : {"auto", "cpu", "cuda"}
+    device : {"auto", "cpu", "cuda", "tensorrt"}
     batch_size : int or "auto"
         Scores do not depend on it.
     apply_chat_template : bool

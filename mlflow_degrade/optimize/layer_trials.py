@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ..runtime.one_text import one_text
 from ..runtime.pooling import read_pooling
 from ..runtime.providers import open_session
 from ..runtime.session import read_json
+from .calibration import Calibration
 from .embeddings import untie_head
 from .forward import Logits, Tokens
 from .layers import Layer
@@ -52,6 +53,9 @@ class LayerTrials:
         Keyword arguments of `rewrite`.
     prompts : collection of str
         Texts to compare on.
+    calibration : sequence of str, optional
+        Texts on which `rewrite` observes activations, where it takes a
+        `mlflow_degrade.optimize.calibration.Calibration`.
     progress : bool
         Show the preparation, on standard error.
 
@@ -69,16 +73,20 @@ class LayerTrials:
         options: Mapping[str, Any],
         prompts: Collection[str] = PARITY_PROMPTS,
         *,
+        calibration: Sequence[str] | None = None,
         progress: bool = True,
     ) -> None:
         self.base = base
         self._rewrite, self._options = rewrite, dict(options)
+        self._calibration = calibration
         self._progress = progress
         self._family = model_family(base.path)
         self.measure = "1 - cosine" if self._family == "encoder" else "mean KL, nats"
         self._tokens = _tokens(base.path, self._family, list(prompts))
         name = f"{rewrite.__module__}.{rewrite.__qualname__}"
         key = [_VERSION, base.digest, name, self._options, list(prompts), library_versions()]
+        if calibration is not None:
+            key.append(list(calibration))
         file = digest_json(key).removeprefix("sha256:")[:24]
         self._journal = cache_root() / "sensitivity" / f"{file}.jsonl"
         self._layers: tuple[Layer, ...] = ()
@@ -149,7 +157,10 @@ class LayerTrials:
         """Quantize the model and open it with its switches, unless that was done."""
         if self._switched is None:
             with quiet_work("Preparing to switch layers", self._progress):
-                self._switched = _Switched(self.base, self._rewrite, self._options, self._family)
+                options = dict(self._options)
+                if self._calibration is not None:
+                    options["calibration"] = Calibration(self.base.path, self._calibration)
+                self._switched = _Switched(self.base, self._rewrite, options, self._family)
             if not self._layers:
                 self._layers = self._switched.layers
                 self._write([[x.name, x.output, x.kind, x.weights] for x in self._layers])

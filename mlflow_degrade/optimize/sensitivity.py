@@ -72,10 +72,14 @@ def measure_sensitivity(
         )
     texts = RANKING_TEXTS if prompts is None else None
     given = PARITY_PROMPTS if prompts is None else prompts
-    start = chosen.start(base, calibration_texts(), progress=progress)
+    seen = calibration_texts()
+    start = chosen.start(base, seen, progress=progress)
+    observed = seen if chosen.calibrated else None
     with (
         library_errors(scheme, base),
-        LayerTrials(start, rewrite, chosen.options, given, progress=progress) as trials,
+        LayerTrials(
+            start, rewrite, chosen.options, given, calibration=observed, progress=progress
+        ) as trials,
     ):
         return sensitivity_table(
             trials, scheme, texts=texts, single_layers=single_layers, progress=progress

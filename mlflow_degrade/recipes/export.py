@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from ..optimize.passes import ExportPass, GraphPass
 from ..optimize.recipe import Recipe
+from ..runtime.providers import Device
 from .pass_steps import Made, make_and_log
 
 
@@ -20,7 +19,7 @@ class ExportOptions(BaseModel):
         As in `mlflow_degrade.recipes.quantize.QuantizeOptions`.
     recipe : Recipe
         An export and perhaps a graph optimization, by default with attention as one node.
-    device : {"auto", "cpu", "cuda"}
+    device : {"auto", "cpu", "cuda", "tensorrt"}
         Where the model is to run.
     """
 
@@ -28,7 +27,7 @@ class ExportOptions(BaseModel):
 
     model: str = "starter"
     recipe: Recipe = Recipe("fused", (ExportPass(), GraphPass()))
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
 
     @field_validator("recipe")
     @classmethod

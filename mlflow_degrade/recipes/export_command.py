@@ -38,7 +38,7 @@ A recipe lists passes; this one takes 'export' and 'graph':
 @click.command(help=_HELP, context_settings=SETTINGS)
 @click.option("--model", default="starter", help=MODEL_HELP)
 @click.option("--recipe", default="fused", help=RECIPE_HELP)
-@click.option("--device", default="auto", help="Where it is to run: auto, cpu or cuda.")
+@click.option("--device", default="auto", help="Where it is to run: auto, cpu, cuda or tensorrt.")
 @click.pass_obj
 def main(presets: Path | None, /, **given: str) -> None:
     with one_message():

@@ -7,9 +7,8 @@ import click
 from ..errors import UnknownNameError
 from ..evaluation.suite import DEFAULT_LIMIT
 from ..policy import GatePolicy
+from ..runtime.providers import DEVICES
 from .command import SETTINGS, caller_path, flag, joined_run_id, number, one_message
-
-_DEVICES = ("auto", "cpu", "cuda")
 
 
 @click.command(context_settings=SETTINGS)
@@ -22,7 +21,7 @@ _DEVICES = ("auto", "cpu", "cuda")
 @click.option("--include-path", default="", help="Directory with task files of your own.")
 @click.option("--limit", default=str(DEFAULT_LIMIT), help="Samples per task; 0 takes all.")
 @click.option("--seed", default="0", help="Of the random samples.")
-@click.option("--device", default="auto", help="auto, cpu or cuda.")
+@click.option("--device", default="auto", help="auto, cpu, cuda or tensorrt.")
 @click.option("--fresh", default="false", help="true evaluates both again.")
 def main(**given: str) -> None:
     """Compare two models in MLflow, and promote the candidate only when it passes."""
@@ -38,8 +37,8 @@ def _run(given: dict[str, str]) -> int:
     from ..tracking.promotion import promote
     from ..tracking.runs import terminate_gracefully, tracked_run
 
-    if given["device"] not in _DEVICES:
-        raise UnknownNameError("device", given["device"], _DEVICES)
+    if given["device"] not in DEVICES:
+        raise UnknownNameError("device", given["device"], DEVICES)
     policy = GatePolicy()
     if given["policy"]:
         policy = GatePolicy.from_yaml(caller_path(given["policy"]))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..optimize.recipe import Recipe
+from ..runtime.providers import Device
 from .pass_steps import Made, make_and_log
 
 
@@ -19,7 +18,7 @@ class OptimizeOptions(BaseModel):
         As in `mlflow_degrade.recipes.quantize.QuantizeOptions`.
     recipe : Recipe
         From `mlflow_degrade.optimize.recipe.load_recipe`.
-    device : {"auto", "cpu", "cuda"}
+    device : {"auto", "cpu", "cuda", "tensorrt"}
         Where the model is to run.
     force : bool
         Apply even a scheme that is refused there.
@@ -32,7 +31,7 @@ class OptimizeOptions(BaseModel):
 
     model: str = "starter"
     recipe: Recipe = Recipe.of_scheme("int8-weight-only")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     force: bool = False
     cost_seconds: float = Field(default=8.0, ge=0, le=3_600)
 

@@ -47,7 +47,7 @@ the plain export. Each finished pass is kept and never done again.
 @click.command(help=_HELP, context_settings=SETTINGS)
 @click.option("--model", default="starter", help=MODEL_HELP)
 @click.option("--recipe", default="int8-weight-only", help=RECIPE_HELP)
-@click.option("--device", default="auto", help="Where it is to run: auto, cpu or cuda.")
+@click.option("--device", default="auto", help="Where it is to run: auto, cpu, cuda or tensorrt.")
 @click.option("--force", default="false", help="true applies even what is refused there.")
 @click.option("--cost-seconds", default="8", help="Time for measuring speed.")
 @click.pass_obj

@@ -13,6 +13,7 @@ from ..evaluation.suite import DEFAULT_LIMIT
 from ..optimize.recipe import Recipe
 from ..policy import GatePolicy
 from ..results import Decision, Verdict
+from ..runtime.providers import Device
 from .tracked import log_recipe, recipe_params, recipe_run
 
 DEFAULT_SCHEME = "int8-weight-only"
@@ -48,7 +49,7 @@ class QuantizeOptions(BaseModel):
         nothing.
     baseline_model : str, optional
         Another baseline than the unquantized export.
-    device : {"auto", "cpu", "cuda"}
+    device : {"auto", "cpu", "cuda", "tensorrt"}
         Where both models run; auto takes the GPU where there is one.
     force : bool
         Accept a scheme that is refused on the device because it is slow there.
@@ -75,7 +76,7 @@ class QuantizeOptions(BaseModel):
     policy: GatePolicy = GatePolicy()
     register_as: str | None = "auto"
     baseline_model: str | None = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     force: bool = False
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     num_fewshot: int | None = Field(default=None, ge=0)

@@ -61,7 +61,7 @@ def measure_cost(
         Those to take where none are asked for; the report says which of them do not fit.
     new_tokens : int
         Tokens that decoders generate after each prompt.
-    device : {"auto", "cpu", "cuda"}
+    device : {"auto", "cpu", "cuda", "tensorrt"}
         Where to run.
     threads : int, optional
         Threads per operator; all available cores by default.

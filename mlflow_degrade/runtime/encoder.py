@@ -45,7 +45,7 @@ class OnnxEncoder:
     ----------
     folder : path
         A model directory: ``model.onnx``, ``config.json`` and tokenizer files.
-    device : {"auto", "cpu", "cuda"}
+    device : {"auto", "cpu", "cuda", "tensorrt"}
         Where to run; nothing silently runs elsewhere.
     batch_size : int or "auto"
         Most texts per batch; ``"auto"`` goes by a token budget.

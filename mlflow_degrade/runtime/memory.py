@@ -71,7 +71,7 @@ def measure_memory(
         One batch of prompts of one length.
     new_tokens : int
         Tokens generated after them by a decoder whose export has a cache.
-    device : {"auto", "cpu", "cuda"}
+    device : {"auto", "cpu", "cuda", "tensorrt"}
     threads : int, optional
         Threads per operator.
 

@@ -80,7 +80,7 @@ def promote(
         What to ask where no evaluation of both models is logged: the arguments of
         `mlflow_degrade.evaluation.suite.load_suite`. By default what the one was asked that has
         been evaluated.
-    device : {"auto", "cpu", "cuda"}
+    device : {"auto", "cpu", "cuda", "tensorrt"}
         Where to evaluate.
     fresh : bool
         Evaluate both again, whatever is logged.

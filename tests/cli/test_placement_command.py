@@ -55,6 +55,11 @@ def test_standard_output_holds_the_json_and_nothing_else(call: Call) -> None:
             "mlflow-degrade[gpu]",
             marks=pytest.mark.skipif(HAS_CUDA, reason="this onnxruntime has CUDA"),
         ),
+        pytest.param(
+            ["models/int8", "--device", "tensorrt"],
+            "has no TensorrtExecutionProvider",
+            marks=pytest.mark.skipif(HAS_CUDA, reason="this onnxruntime has CUDA"),
+        ),
         (["./models/int9"], "did you mean models/int8"),
         (["models/int8", "--operators", "0"], "--operators"),
     ],

@@ -137,6 +137,12 @@ def test_refusals_say_what_to_use_instead() -> None:
     assert find_scheme("int8-static-symmetric-entropy", (TENSORRT, CUDA, CPU))
     with pytest.raises(InputError, match="'int8-static-symmetric'"):
         find_scheme("int8-dynamic", (TENSORRT, CUDA, CPU))
+    for name in ("simulated-mxfp4+act-int8", "simulated-fp32+kv-int8"):
+        with pytest.raises(InputError, match=r"depends on the bits.*'cuda' or 'cpu'"):
+            find_scheme(name, (TENSORRT, CUDA, CPU))
+        assert find_scheme(name, (CUDA, CPU))
+    assert find_scheme("simulated-mxfp4", (TENSORRT, CUDA, CPU))
+    assert "CUDA's kernel" in find_scheme("int4-weight-only-gptq").notes[TENSORRT]
     for name in ("int8-static-minmax", "int8-static-symmetric"):
         with pytest.raises(InputError, match=r"no CUDA kernels.*'int8-weight-only'"):
             find_scheme(name, (CUDA, CPU))

@@ -9,6 +9,7 @@ import pytest
 
 from mlflow_degrade.errors import ModelError, ProviderUnavailableError, UnknownNameError
 from mlflow_degrade.runtime import providers
+from mlflow_degrade.runtime.tensorrt import tensorrt_options
 
 HAS_CUDA = providers.CUDA in onnxruntime.get_available_providers()
 
@@ -20,16 +21,62 @@ def test_cpu_is_the_cpu_alone() -> None:
 def test_auto_never_fails() -> None:
     chosen = providers.resolve_device("auto")
     assert chosen[-1] == providers.CPU
+    assert providers.TENSORRT not in chosen
     if not HAS_CUDA:
         assert chosen == (providers.CPU,)
 
 
 @pytest.mark.skipif(HAS_CUDA, reason="this onnxruntime has the CUDA provider")
-def test_cuda_without_the_provider_names_the_extra_and_what_there_is() -> None:
+@pytest.mark.parametrize(
+    ("device", "provider"), [("cuda", providers.CUDA), ("tensorrt", providers.TENSORRT)]
+)
+def test_without_the_provider_the_extra_is_named_and_what_there_is(
+    device: str, provider: str
+) -> None:
     with pytest.raises(ProviderUnavailableError) as caught:
-        providers.resolve_device("cuda")
+        providers.resolve_device(device)
+    assert f"device '{device}' was asked for" in str(caught.value)
+    assert f"has no {provider}" in str(caught.value)
     assert "mlflow-degrade[gpu]" in str(caught.value)
     assert providers.CPU in str(caught.value)
+
+
+def test_tensorrt_is_a_gpu_with_cuda_behind_it() -> None:
+    chain = providers._CHAINS["tensorrt"]
+    assert chain == (providers.TENSORRT, providers.CUDA, providers.CPU)
+    for name, gpu in (("cpu", False), ("cuda", True), ("tensorrt", True)):
+        found = providers._CHAINS[name]
+        assert (providers.device_name(found), providers.on_gpu(found)) == (name, gpu)
+        assert providers.memory_name(found) == ("cuda" if gpu else "cpu")
+
+
+def test_engines_are_kept_apart_by_what_the_model_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Onnxruntime's own names for them would be equal: they leave weights out."""
+    monkeypatch.setenv("MLFLOW_DEGRADE_CACHE", str(tmp_path / "cache"))
+    folders = []
+    for weights in (b"one", b"two"):
+        folder = tmp_path / weights.decode()
+        folder.mkdir()
+        (folder / "model.onnx.data").write_bytes(weights)
+        folders.append(folder)
+    first, again = (tensorrt_options(b"graph", folders[0]) for _ in range(2))
+    others = [tensorrt_options(b"graph", folders[1]), tensorrt_options(b"rewritten", folders[0])]
+    assert first == again
+    paths = {options["trt_engine_cache_path"] for options in (first, *others)}
+    assert len(paths) == 3
+    assert all(Path(path).parent == tmp_path / "cache" / "tensorrt" for path in paths)
+    assert {options["trt_timing_cache_path"] for options in (first, *others)} == {
+        str(tmp_path / "cache" / "tensorrt")
+    }
+
+
+def test_arithmetic_is_the_graphs(tmp_path: Path) -> None:
+    """With any of these onnxruntime no longer builds a strongly typed network."""
+    options = tensorrt_options(b"graph", tmp_path)
+    assert options["trt_engine_cache_enable"]
+    assert not {"trt_fp16_enable", "trt_bf16_enable", "trt_int8_enable"} & options.keys()
 
 
 def test_unknown_device_suggests_the_nearest() -> None:

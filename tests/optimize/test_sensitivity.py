@@ -57,11 +57,18 @@ def trials(folder: Path, scheme: str, prompts: tuple[str, ...] = SENTENCES) -> L
     chosen = find_scheme(scheme)
     assert chosen.rewrite is not None
     base = chosen.start(ModelDirectory.load(folder), calibration_texts(), progress=False)
-    return LayerTrials(base, chosen.rewrite, chosen.options, prompts, progress=False)
+    seen = calibration_texts() if chosen.calibrated else None
+    return LayerTrials(
+        base, chosen.rewrite, chosen.options, prompts, calibration=seen, progress=False
+    )
 
 
 @pytest.mark.parametrize(
-    "scheme", ["int8-weight-only", "int4-weight-only", "int8-dynamic", "simulated-mxfp4+act-int8"]
+    "scheme",
+    [
+        *("int8-weight-only", "int4-weight-only", "int8-dynamic", "int8-static", "fp8-static"),
+        "simulated-mxfp4+act-int8",
+    ],
 )
 def test_with_every_switch_on_it_is_the_schemes_own_model(scheme: str, tiny_base: Path) -> None:
     made = apply_scheme(tiny_base, scheme, progress=False)

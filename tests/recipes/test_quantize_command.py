@@ -61,6 +61,7 @@ def _run(workshop: Path, **changes: str) -> Result:
         ({"limit": "many"}, "not a whole number"),
         ({"device": "tpu"}, "device"),
         ({"device": "cuda"}, "mlflow-degrade[gpu]"),
+        ({"device": "tensorrt"}, "has no TensorrtExecutionProvider"),
         ({"aggregation": "mean"}, "aggregation = 'mean'"),
         ({"fresh": "maybe"}, "fresh"),
         ({"force": "maybe"}, "force"),
@@ -72,7 +73,7 @@ def _run(workshop: Path, **changes: str) -> Result:
 def test_bad_input(
     store: MlflowClient, workshop: Path, changes: dict[str, str], message: str
 ) -> None:
-    if changes == {"device": "cuda"} and _has_cuda():
+    if changes.get("device") in ("cuda", "tensorrt") and _has_cuda():
         pytest.skip("this machine has the CUDA execution provider")
     result = _run(workshop, **changes)
     assert result.exit_code == 3, result.output
