@@ -166,7 +166,7 @@ SCHEMES: Mapping[str, Scheme] = {
             {"calibration_method": "minmax", "symmetric": True, "element": "fp8-e4m3"},
             proof=("QuantizeLinear",),
             refused={CUDA: _NO_PRODUCTS},
-            notes={CPU: "made for TensorRT: half the speed of float32 or less on CPUs"},
+            notes={CPU: "made for TensorRT: on the CPU it computes in float32, and more slowly"},
             calibrated=True,
             smoothing="never",
             variants={**_RANGES, **_SMOOTHED},

@@ -272,7 +272,7 @@ def create_session(
     Raises
     ------
     ProviderUnavailableError
-        When the session was created without its first provider.
+        When the session was created without its first provider, or TensorRT got no node.
     ModelError
         When the graph cannot be loaded.
     """
@@ -286,6 +286,7 @@ def create_session(
         if providers[0] == TENSORRT:
             graph = model.read_bytes() if isinstance(model, Path) else model
             asked[0] = (TENSORRT, tensorrt_options(graph, folder))
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         elif capture:
             asked[0] = (providers[0], {"enable_cuda_graph": "1"})
         session = ort.InferenceSession(
@@ -302,7 +303,17 @@ def create_session(
             f"{', '.join(session.get_providers())}: check the driver and its libraries, or choose "
             "device 'cpu'."
         )
+    if providers[0] == TENSORRT and not takes_nodes(session, TENSORRT):
+        raise ProviderUnavailableError(
+            f"TensorRT takes no node of the model in {folder}, which would run on CUDA alone: use "
+            "device 'cuda'."
+        )
     return session
+
+
+def takes_nodes(session: Any, provider: str) -> bool:
+    """Whether a session that records it (see `create_session`) has nodes on a provider."""
+    return any(part.ep_name == provider for part in session.get_provider_graph_assignment_info())
 
 
 def _has_float8(model: Path | bytes) -> bool:

@@ -50,6 +50,15 @@ def test_tensorrt_is_a_gpu_with_cuda_behind_it() -> None:
         assert providers.memory_name(found) == ("cuda" if gpu else "cpu")
 
 
+def test_which_provider_takes_nodes_is_known(tmp_path: Path) -> None:
+    options = providers.session_options()
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    model, chain = providers._one_node_model(), (providers.CPU,)
+    session = providers.create_session(model, tmp_path, chain, options)
+    assert providers.takes_nodes(session, providers.CPU)
+    assert not providers.takes_nodes(session, providers.TENSORRT)
+
+
 def test_engines_are_kept_apart_by_what_the_model_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
