@@ -66,7 +66,7 @@ def trials(folder: Path, scheme: str, prompts: tuple[str, ...] = SENTENCES) -> L
 @pytest.mark.parametrize(
     "scheme",
     [
-        *("int8-weight-only", "int4-weight-only", "int8-dynamic", "int8-static", "fp8-static"),
+        *("int8-weight-only", "int4-weight-only", "int8-dynamic", "fp8-static"),
         "simulated-mxfp4+act-int8",
     ],
 )
