@@ -115,6 +115,52 @@ def make_tiny_llama(
     return path
 
 
+LLAMA_SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+"""Sizes of a tiny model, by the names that most families have for them."""
+
+
+def make_tiny_decoder(family: str, path: str | Path, **sizes: object) -> Path:
+    """Save a random decoder of one of transformers' families with its tokenizer.
+
+    Parameters
+    ----------
+    family : str
+        Its ``model_type``, such as ``"mistral"``.
+    path : path
+        Directory to fill; made if absent.
+    **sizes
+        Keys of its config.
+
+    Returns
+    -------
+    Path
+        `path`.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    vocabulary = make_tiny_tokenizer(path)
+    config = AutoConfig.for_model(
+        family, vocab_size=vocabulary, bos_token_id=0, eos_token_id=0, pad_token_id=0, **sizes
+    )
+    # Far above the usual 0.02: the distributions must be peaked for an error to show.
+    config.initializer_range = 0.2
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).eval()
+    model.save_pretrained(path)
+    return path
+
+
 def make_tiny_bert(
     path: str | Path,
     seed: int = 0,

@@ -24,10 +24,13 @@ from ..errors import (
 )
 from ..runtime.encoder import OnnxEncoder
 from ..runtime.family import Family, architecture, model_family, unscored_task
+from ..runtime.lengths import attention_window, exact_length
+from ..runtime.session import read_json
 from .agreement import agreement, check_agreement, export_tolerance
 from .embeddings import tie_head
 from .model_directory import copy_companions, library_versions, missing_files, write_manifest
 from .onnx_files import MAX_IR, load_graph, save_graph
+from .parity import window_compared
 from .quiet_work import quiet_work
 from .source import SourceModel
 
@@ -130,6 +133,8 @@ def export_onnx(
     if task is not None and task != (usual := _usual_task(source)):
         _require_task(source, task, usual)
         key.append(task)
+    if facts := _length_facts(source.path):
+        key.append(facts)
     return cached_directory(
         "export", key, lambda to: _export(source, to, task or _usual_task(source), progress)
     )
@@ -241,6 +246,7 @@ def _export(source: SourceModel, target: Path, task: str, progress: bool) -> Non
         "dtype": "float32",
         "tied_embeddings": tied,
         "tolerance": export_tolerance(target),
+        **(_length_facts(target) if task == TASKS["decoder"] else {}),
     }
     write_manifest(
         target,
@@ -249,6 +255,17 @@ def _export(source: SourceModel, target: Path, task: str, progress: bool) -> Non
         recipe=[step],
         parity={"reference": "pytorch", **found.as_dict()},
     )
+
+
+def _length_facts(folder: Path) -> dict[str, Any]:
+    """What is different for long texts, and whether it is compared; empty for most models."""
+    config = read_json(folder, "config.json", needed=True)
+    found: dict[str, Any] = {}
+    if (window := attention_window(config)) is not None:
+        found |= {"attention_window": window, "window_compared": window_compared(config)}
+    if (limit := exact_length(config)) is not None:
+        found["exact_length"] = limit
+    return found
 
 
 def _main_export(source: SourceModel, output: str, task: str) -> None:

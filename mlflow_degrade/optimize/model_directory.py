@@ -123,6 +123,23 @@ class ModelDirectory:
         return None if found is None else int(found)
 
     @property
+    def length_notes(self) -> tuple[str, ...]:
+        """What holds for its long texts: which the export refuses, which were never compared."""
+        exported = self.recipe[0] if self.recipe else {}
+        notes = []
+        if (limit := exported.get("exact_length")) is not None:
+            notes.append(
+                f"the export is the model for texts of up to {limit:,} tokens; longer ones are "
+                "refused, because the model's rotary embeddings change there"
+            )
+        if exported.get("window_compared", 0) is None:
+            notes.append(
+                f"the attention window of {exported['attention_window']:,} tokens is too long to "
+                "be tried: texts beyond it were not compared with PyTorch"
+            )
+        return tuple(notes)
+
+    @property
     def sensitivity(self) -> SensitivityReport | None:
         """The table that its scheme chose layers by; None where it chose none."""
         file = self.path / SENSITIVITY_FILE

@@ -7,14 +7,17 @@ compared is the file, not the object that was in memory before it was written.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..errors import InputError, ModelError, NonFiniteLogitsError, ParityError
+from ..runtime.lengths import attention_window, exact_length, stated_length
 from ..runtime.providers import CPU
+from ..runtime.session import read_json
 from .forward import Forward, Logits, Tokens, open_forward
 from .prompts import PARITY_PROMPTS
 
@@ -25,7 +28,13 @@ BROKEN_KL = 10.0
 """Mean KL in nats above which a result is an accident, not a trade-off: a model that answers
 uniformly over 50,000 tokens is about as far from a good one."""
 
+LONGEST_COMPARED = 4_500
+"""Most tokens of a text that two models are compared on."""
+
 _MAX_TOKENS = 128
+# Of a text that is longer than an attention window: so many tokens beyond it, and twice as many
+# positions are compared. On top of a cache that is longer than the window there are half as many.
+_BEYOND = 32
 _ROWS = 64  # positions whose probabilities are held at once: 64 x 150k x 8 bytes = 77 MB
 
 
@@ -91,7 +100,9 @@ def parity(
         Model directories, or Hugging Face directories (those run in PyTorch, fp32). The tokenizer
         is the reference's.
     prompts : sequence of str, optional
-        Texts; `PARITY_PROMPTS` by default. Each is cut after 128 tokens.
+        Texts; `PARITY_PROMPTS` by default. Each is cut after 128 tokens. Where the model has an
+        attention window, the end of a text that is longer than it is compared as well, unless that
+        is beyond `LONGEST_COMPARED`.
     providers : tuple of str
         Where the candidate, and the reference if it is an ONNX file, run.
     with_past : bool
@@ -117,9 +128,9 @@ def parity(
     positions of them, are kept in between.
     """
     _require_same_vocabulary(Path(reference), Path(candidate))
-    expected, tokens = _reference(reference, prompts, providers)
+    expected, texts = _reference(reference, prompts, providers)
     model = open_forward(candidate, providers)
-    found = _compare(expected, tokens, model, str(candidate), with_past)
+    found = _compare(expected, texts, model, str(candidate), with_past)
     model.close()
     return found
 
@@ -152,10 +163,10 @@ def check_parity(
         When a logit differs by more than `tolerance`.
     """
     _require_same_vocabulary(Path(reference), Path(candidate))
-    expected, tokens = _reference(reference, prompts, providers)
+    expected, texts = _reference(reference, prompts, providers)
     model = open_forward(candidate, providers)
-    whole = _compare(expected, tokens, model, str(candidate), with_past=False)
-    cached = _compare(expected, tokens, model, str(candidate), with_past=True)
+    whole = _compare(expected, texts, model, str(candidate), with_past=False)
+    cached = _compare(expected, texts, model, str(candidate), with_past=True)
     model.close()
     worse = max(whole, cached, key=lambda found: found.max_abs_logit_difference)
     if worse.max_abs_logit_difference > tolerance:
@@ -181,33 +192,72 @@ def _require_same_vocabulary(reference: Path, candidate: Path) -> None:
         )
 
 
+@dataclass(frozen=True)
+class _Text:
+    """Token ids, where they are parted to continue a cache, and from where on they are compared."""
+
+    tokens: Tokens
+    split: int
+    start: int = 0
+
+
 def _reference(
     directory: str | Path, prompts: Sequence[str] | None, providers: tuple[str, ...]
-) -> tuple[list[Logits], list[Tokens]]:
-    """Logits of the reference on each text, and the texts' token ids."""
-    tokens = prompt_tokens(Path(directory), PARITY_PROMPTS if prompts is None else prompts)
+) -> tuple[list[Logits], list[_Text]]:
+    """Logits of the reference on each text, and the texts."""
+    chosen = PARITY_PROMPTS if prompts is None else prompts
+    texts = [_Text(ids, len(ids) // 2) for ids in prompt_tokens(Path(directory), chosen)]
+    if (beyond := _beyond_window(Path(directory))) is not None:
+        texts.append(beyond)
     model = open_forward(directory, providers)
-    logits = list(_all_logits(model, tokens, str(directory), with_past=False))
+    logits = list(_all_logits(model, texts, str(directory), with_past=False))
     model.close()
-    return logits, tokens
+    return logits, texts
+
+
+def window_compared(config: Mapping[str, Any]) -> int | None:
+    """Tokens of the text that shows whether an attention window is right.
+
+    Returns
+    -------
+    int or None
+        None where the model has no window, or its window is too long to be tried.
+    """
+    window = attention_window(config)
+    if window is None:
+        return None
+    limits = (stated_length(config), exact_length(config), LONGEST_COMPARED)
+    length = min(window + _BEYOND, *(limit for limit in limits if limit is not None))
+    return length if length > window else None
+
+
+def _beyond_window(directory: Path) -> _Text | None:
+    """The parity texts one after the other, as often as it takes."""
+    config = read_json(directory, "config.json", needed=True)
+    length = window_compared(config)
+    if length is None:
+        return None
+    joined = np.concatenate(prompt_tokens(directory, PARITY_PROMPTS))
+    split = length - _BEYOND // 2
+    return _Text(np.resize(joined, length), max(split, 1), max(0, length - 2 * _BEYOND))
 
 
 def _compare(
-    expected: list[Logits], tokens: list[Tokens], model: Forward, name: str, with_past: bool
+    expected: list[Logits], texts: list[_Text], model: Forward, name: str, with_past: bool
 ) -> Parity:
     """Agreement of `model` with the logits expected of it."""
     totals = np.zeros(2)
     largest = 0.0
-    for want, got in zip(expected, _all_logits(model, tokens, name, with_past), strict=True):
+    for want, got in zip(expected, _all_logits(model, texts, name, with_past), strict=True):
         largest = max(largest, float(np.abs(want - got).max()))
         totals += _kl_and_agreement(want, got)
-    positions = sum(len(t) for t in tokens)
+    positions = sum(map(len, expected))
     kl, same = totals / positions
     return Parity(largest, float(kl), float(same), positions)
 
 
 def prompt_tokens(directory: Path, prompts: Sequence[str]) -> list[Tokens]:
-    """Token ids of each prompt that has at least two, cut after 128.
+    """Token ids of each prompt that has at least two, cut after 128, or where the export ends.
 
     Raises
     ------
@@ -217,24 +267,25 @@ def prompt_tokens(directory: Path, prompts: Sequence[str]) -> list[Tokens]:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    ids = [tokenizer(text)["input_ids"][:_MAX_TOKENS] for text in prompts]
+    most = exact_length(read_json(directory, "config.json", needed=True)) or _MAX_TOKENS
+    ids = [tokenizer(text)["input_ids"][: min(most, _MAX_TOKENS)] for text in prompts]
     tokens = [np.asarray(i, np.int64) for i in ids if len(i) > 1]
     if not tokens:
         raise InputError(f"none of {len(prompts)} prompts has two tokens: give longer texts.")
     return tokens
 
 
-def _all_logits(
-    model: Forward, tokens: list[Tokens], name: str, with_past: bool
-) -> Iterator[Logits]:
-    """Logits of each text, checked to be finite."""
-    for ids in tokens:
-        found = model.logits_with_past(ids, len(ids) // 2) if with_past else model.logits(ids)
+def _all_logits(model: Forward, texts: list[_Text], name: str, with_past: bool) -> Iterator[Logits]:
+    """Logits of each text where they are compared, checked to be finite."""
+    for text in texts:
+        ids = text.tokens
+        found = model.logits_with_past(ids, text.split) if with_past else model.logits(ids)
+        found = found[text.start :]
         if not np.isfinite(found).all():
             bad = int((~np.isfinite(found)).any(axis=1).sum())
             raise NonFiniteLogitsError(
-                f"{name} gives NaN or infinite logits at {bad} of {len(ids)} positions of a plain "
-                "text: the model is broken, or its numbers leave the range of its data type."
+                f"{name} gives NaN or infinite logits at {bad} of {len(found)} positions of a "
+                "plain text: the model is broken, or its numbers leave the range of its data type."
             )
         yield found
 

@@ -168,6 +168,8 @@ def describe_model(folder: Path) -> None:
     say(f"{made.size_bytes / 1e6:.0f} MB in {folder}")
     if why := made.recipe[-1].get("not_fused"):
         say(f"note: attention is not fused: {why}")
+    for note in made.length_notes:
+        say(f"note: {note}")
     if made.simulated_bytes is not None:
         say(
             f"note: the format is simulated. {made.simulated_bytes / 1e6:.0f} MB is what it "

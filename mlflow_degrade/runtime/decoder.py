@@ -15,6 +15,7 @@ from .calls import Calls, CapturedCalls
 from .engine_graph import DerivedGraph, build_engine_graph
 from .forward_pass import Answers, run_rows
 from .generation import Sampling, generate
+from .lengths import exact_length, require_exact, stated_length
 from .plan import UNPADDED, Limits, Plan, Row, Tokens, make_plan
 from .plan_run import PlanRun
 from .providers import CUDA, memory_name, on_gpu, resolve_device
@@ -215,7 +216,15 @@ class OnnxDecoder:
         always_continue : bool
             With `reuse_prefixes`: whether shared beginnings are continued from their caches even
             where that does not pay, and shared even where that does not.
+
+        Raises
+        ------
+        InputError
+            A request without tokens, or one that the exported graph would read otherwise than the
+            model (see `mlflow_degrade.runtime.lengths.exact_length`).
         """
+        longest = max((len(a) + len(b) - 1 for a, b in requests), default=0)
+        require_exact(longest, self.config, "a request")
         plan = make_plan(
             requests,
             context_length=self.context_length,
@@ -272,7 +281,8 @@ class OnnxDecoder:
         EngineError
             Onnxruntime failed, or memory ran out for a single sequence.
         InputError
-            A request without tokens, or with a continuation longer than the context length.
+            A request without tokens, or with a continuation longer than the context length, or one
+            that is too long for what was exported (see `plan`).
 
         Notes
         -----
@@ -347,12 +357,11 @@ def positive(batch_size: int | str) -> int:
 def context_length(config: dict[str, Any], tokenizer: Any) -> int:
     """Most tokens a sequence may have: the model's own limit, else the tokenizer's, else 2,048.
 
-    The order is lm-eval's, so that long prompts are cut at the same place.
+    The order is lm-eval's, so that long prompts are cut at the same place. Where the exported graph
+    is the model for shorter texts only, that is the limit (see `mlflow_degrade.runtime.lengths`).
     """
-    text = config.get("text_config") or config
-    for name in ("n_positions", "max_position_embeddings", "n_ctx"):
-        if text.get(name) is not None:
-            return int(text[name])
+    if (longest := stated_length(config)) is not None:
+        return min(longest, exact_length(config) or longest)
     stated = int(getattr(tokenizer, "model_max_length", 0) or 0)
     # Tokenizers without a limit state 1e30.
     return stated if 0 < stated < 1 << 30 else 2048

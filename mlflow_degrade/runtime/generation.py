@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from .lengths import attention_window, require_exact
 from .plan import Tokens
 from .stepping import Stepper
 
@@ -109,7 +110,8 @@ def generate(
     Raises
     ------
     InputError
-        An empty prompt, or a `max_new_tokens` that leaves no room for one.
+        An empty prompt, a `max_new_tokens` that leaves no room for one, or a text that would become
+        too long for what was exported (see `mlflow_degrade.runtime.lengths.exact_length`).
     NonFiniteLogitsError
         The model produced NaN.
     UnsupportedModelError
@@ -122,7 +124,9 @@ def generate(
     Prompts whose lengths round to the same multiple of 16 share a batch, right-padded to it. The
     attention mask and explicit position ids make the gap invisible, no query ever faces a fully
     masked row, and the layout of a prompt does not depend on its neighbours. Graphs that count
-    positions themselves cannot skip gaps: there only prompts of equal length share a batch.
+    positions themselves cannot skip gaps: there only prompts of equal length share a batch. Nor can
+    layers with a window, once a text is longer than it: they count keys, and a gap would push as
+    many tokens out of the window.
     """
     room = decoder.context_length - sampling.max_new_tokens
     if room < 1 or not all(prompts):
@@ -131,11 +135,15 @@ def generate(
             f"context of {decoder.context_length}, and a prompt needs at least 1: lower "
             "max_new_tokens, or give a prompt."
         )
+    longest = max(map(len, prompts), default=0) + sampling.max_new_tokens
+    require_exact(longest, decoder.config, "a prompt with its new tokens")
     multiple = _PROMPT_MULTIPLE if decoder.inputs.position_ids and not decoder.unpadded else 1
+    window = attention_window(decoder.config)
+    padded_up_to = None if window is None else window - sampling.max_new_tokens
     size = 1 if decoder.unpadded else (decoder.batch_size or _ROWS)
     texts = [""] * len(prompts)
     ends = _end_ids(decoder)
-    for batch in _batches([tuple(p[-room:]) for p in prompts], multiple, size):
+    for batch in _batches([tuple(p[-room:]) for p in prompts], multiple, size, padded_up_to):
         _finish(decoder, batch, sampling, ends)
         finished = [(s.index, _text(decoder, s, sampling)) for s in batch]
         for index, text in finished:
@@ -146,13 +154,18 @@ def generate(
 
 
 def _batches(
-    prompts: Sequence[tuple[int, ...]], multiple: int, size: int
+    prompts: Sequence[tuple[int, ...]], multiple: int, size: int, most: int | None
 ) -> Iterator[list[_Running]]:
-    """Batches of at most `size` prompts with the same padded length, longest first."""
+    """Batches of at most `size` prompts with the same padded length, longest first.
+
+    What would be longer than `most` is not padded.
+    """
     seen: Counter[tuple[int, ...]] = Counter()
     groups: dict[int, list[_Running]] = {}
     for index, prompt in enumerate(prompts):
         length = -(-len(prompt) // multiple) * multiple
+        if most is not None and length > most:
+            length = len(prompt)
         groups.setdefault(length, []).append(_Running(index, prompt, length, seen[prompt]))
         seen[prompt] += 1
     for length in sorted(groups, reverse=True):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import SENTENCES, make_tiny_tokenizer
+from tiny_models import LLAMA_SIZES, SENTENCES, make_tiny_decoder
 
 from mlflow_degrade.optimize.export import export_onnx
 from mlflow_degrade.optimize.graph import optimize_graph
@@ -18,14 +18,6 @@ from mlflow_degrade.runtime.decoder import OnnxDecoder
 from mlflow_degrade.runtime.generation import Sampling
 from mlflow_degrade.runtime.probes import probe_batch_invariance
 
-_LLAMA = {
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-}
 _GPT = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}
 # Learned, rotary and ALiBi positions; graphs with and without position_ids; one and several
 # key-value heads; logits scaled by a constant (granite).
@@ -37,11 +29,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 4,
         "alibi": False,
     },
-    "gemma": {**_LLAMA, "head_dim": 16},
+    "gemma": {**LLAMA_SIZES, "head_dim": 16},
     "gpt2": _GPT,
     "gpt_bigcode": _GPT,
-    "granite": {**_LLAMA, "logits_scaling": 4.0},
-    "mistral": {**_LLAMA, "sliding_window": None},
+    "granite": {**LLAMA_SIZES, "logits_scaling": 4.0},
+    "mistral": {**LLAMA_SIZES, "sliding_window": None},
     "opt": {
         "hidden_size": 64,
         "ffn_dim": 128,
@@ -50,8 +42,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 256,
         "word_embed_proj_dim": 64,
     },
-    "qwen2": _LLAMA,
-    "qwen3": {**_LLAMA, "head_dim": 16},
+    "qwen2": LLAMA_SIZES,
+    "qwen3": {**LLAMA_SIZES, "head_dim": 16},
 }
 # Families whose attention becomes one node; the others stay as they are.
 FUSED = {"gemma", "gpt_bigcode", "granite", "mistral", "qwen2", "qwen3"}
@@ -66,21 +58,11 @@ def test_scores_and_texts_are_those_of_pytorch(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     monkeypatch.setenv("MLFLOW_DEGRADE_CACHE", str(tmp_path / "cache"))
-    source = tmp_path / "source"
-    source.mkdir()
-    size = make_tiny_tokenizer(source)
-    config = AutoConfig.for_model(
-        family, vocab_size=size, bos_token_id=0, eos_token_id=0, pad_token_id=0, **FAMILIES[family]
-    )
-    # Far above the usual 0.02: the distributions must be peaked for an error to show.
-    config.initializer_range = 0.2
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config).eval()
-    model.save_pretrained(source)
+    source = make_tiny_decoder(family, tmp_path / "source", **FAMILIES[family])
+    model = AutoModelForCausalLM.from_pretrained(source).eval()
     exported = export_onnx(resolve_model(str(source)), progress=False)
     optimized = optimize_graph(exported, progress=False)
     assert ("fused" in ModelDirectory.load(optimized).recipe[-1]) == (family in FUSED)
