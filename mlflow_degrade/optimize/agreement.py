@@ -10,7 +10,7 @@ from ..runtime.family import model_family, unscored_task
 from .encoder_parity import EncoderParity, encoder_parity
 from .onnx_files import load_graph
 from .output_parity import OutputParity, output_parity
-from .parity import EXPORT_TOLERANCE, Parity, check_parity, parity
+from .parity import EXPORT_TOLERANCE, Parity, check_parity, parity, probable_cause
 
 EMBEDDING_TOLERANCE = 1e-4
 """Largest difference between components of two embeddings that an fp32 export may show.
@@ -68,8 +68,7 @@ def check_agreement(reference: str | Path, candidate: str | Path) -> Agreement:
     limit = export_tolerance(candidate)
     if found.max_abs_difference > limit:
         raise ParityError(
-            f"{candidate} does not reproduce {reference}: {found}; the limit is {limit:g}. The "
-            "architecture is probably not exported correctly by these versions of Optimum and "
-            "PyTorch."
+            f"{candidate} does not reproduce {reference}: {found}; the limit is {limit:g}. "
+            f"{probable_cause(Path(reference))}"
         )
     return found

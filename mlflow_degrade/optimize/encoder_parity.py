@@ -80,7 +80,8 @@ def encoder_parity(
     reference, candidate : path
         Model directories, or Hugging Face directories (those run in PyTorch, fp32).
     texts : sequence of str, optional
-        `mlflow_degrade.optimize.prompts.PARITY_PROMPTS` by default.
+        `mlflow_degrade.optimize.prompts.PARITY_PROMPTS` by default; a text longer than the model's
+        attention window, if it has one, is added.
     providers : tuple of str
         Where ONNX files run.
 
@@ -97,7 +98,7 @@ def encoder_parity(
     ModelError
         When the vectors are of different width.
     """
-    chosen = parity_texts(texts)
+    chosen = parity_texts(texts, read_json(Path(reference), "config.json", needed=True))
     want = _vectors(Path(reference), chosen, providers)
     got = _vectors(Path(candidate), chosen, providers)
     if want.shape != got.shape:

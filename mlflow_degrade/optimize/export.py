@@ -30,7 +30,7 @@ from .agreement import agreement, check_agreement, export_tolerance
 from .embeddings import tie_head
 from .model_directory import copy_companions, library_versions, missing_files, write_manifest
 from .onnx_files import MAX_IR, load_graph, save_graph
-from .parity import window_compared
+from .prompts import window_compared
 from .quiet_work import quiet_work
 from .source import SourceModel
 
@@ -246,7 +246,7 @@ def _export(source: SourceModel, target: Path, task: str, progress: bool) -> Non
         "dtype": "float32",
         "tied_embeddings": tied,
         "tolerance": export_tolerance(target),
-        **(_length_facts(target) if task == TASKS["decoder"] else {}),
+        **_length_facts(target),
     }
     write_manifest(
         target,

@@ -76,7 +76,8 @@ def output_parity(
     candidate : path
         A model directory; its outputs are those that are compared.
     texts : sequence of str, optional
-        `mlflow_degrade.optimize.prompts.PARITY_PROMPTS` by default.
+        `mlflow_degrade.optimize.prompts.PARITY_PROMPTS` by default; a text longer than the model's
+        attention window, if it has one, is added.
 
     Returns
     -------
@@ -93,8 +94,8 @@ def output_parity(
     UnsupportedModelError
         When the graph has an input that is no tokens.
     """
-    chosen = parity_texts(texts)
     config = read_json(Path(reference), "config.json", needed=True)
+    chosen = parity_texts(texts, config)
     ids = EncoderText(Path(reference), config).encode(chosen)[0]
     got = list(_onnx_outputs(Path(candidate), ids))
     names = list(got[0])

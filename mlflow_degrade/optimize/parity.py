@@ -7,19 +7,18 @@ compared is the file, not the object that was in memory before it was written.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..errors import InputError, ModelError, NonFiniteLogitsError, ParityError
-from ..runtime.lengths import attention_window, exact_length, stated_length
+from ..runtime.lengths import exact_length
 from ..runtime.providers import CPU
 from ..runtime.session import read_json
 from .forward import Forward, Logits, Tokens, open_forward
-from .prompts import PARITY_PROMPTS
+from .prompts import BEYOND, PARITY_PROMPTS, window_compared
 
 EXPORT_TOLERANCE = 1e-3
 """Largest difference between any two logits that an fp32 export may show."""
@@ -28,13 +27,7 @@ BROKEN_KL = 10.0
 """Mean KL in nats above which a result is an accident, not a trade-off: a model that answers
 uniformly over 50,000 tokens is about as far from a good one."""
 
-LONGEST_COMPARED = 4_500
-"""Most tokens of a text that two models are compared on."""
-
 _MAX_TOKENS = 128
-# Of a text that is longer than an attention window: so many tokens beyond it, and twice as many
-# positions are compared. On top of a cache that is longer than the window there are half as many.
-_BEYOND = 32
 _ROWS = 64  # positions whose probabilities are held at once: 64 x 150k x 8 bytes = 77 MB
 
 
@@ -102,7 +95,7 @@ def parity(
     prompts : sequence of str, optional
         Texts; `PARITY_PROMPTS` by default. Each is cut after 128 tokens. Where the model has an
         attention window, the end of a text that is longer than it is compared as well, unless that
-        is beyond `LONGEST_COMPARED`.
+        is too long (see `mlflow_degrade.optimize.prompts.window_compared`).
     providers : tuple of str
         Where the candidate, and the reference if it is an ONNX file, run.
     with_past : bool
@@ -173,10 +166,18 @@ def check_parity(
         path = "with" if worse is cached else "without"
         raise ParityError(
             f"{candidate} does not reproduce {reference} ({path} a key-value cache): {worse}; the "
-            f"limit is {tolerance:g}. The architecture is probably not exported correctly by these "
-            "versions of Optimum and PyTorch."
+            f"limit is {tolerance:g}. {probable_cause(Path(reference))}"
         )
     return worse
+
+
+def probable_cause(reference: Path) -> str:
+    """A sentence for an export that does not reproduce its source."""
+    config = read_json(reference, "config.json", needed=True)
+    what = "architecture is"
+    if length := window_compared(config):
+        what = f"architecture, or its attention window, which a text of {length:,} tokens tries, is"
+    return f"The {what} probably not exported correctly by these versions of Optimum and PyTorch."
 
 
 def _require_same_vocabulary(reference: Path, candidate: Path) -> None:
@@ -215,22 +216,6 @@ def _reference(
     return logits, texts
 
 
-def window_compared(config: Mapping[str, Any]) -> int | None:
-    """Tokens of the text that shows whether an attention window is right.
-
-    Returns
-    -------
-    int or None
-        None where the model has no window, or its window is too long to be tried.
-    """
-    window = attention_window(config)
-    if window is None:
-        return None
-    limits = (stated_length(config), exact_length(config), LONGEST_COMPARED)
-    length = min(window + _BEYOND, *(limit for limit in limits if limit is not None))
-    return length if length > window else None
-
-
 def _beyond_window(directory: Path) -> _Text | None:
     """The parity texts one after the other, as often as it takes."""
     config = read_json(directory, "config.json", needed=True)
@@ -238,8 +223,11 @@ def _beyond_window(directory: Path) -> _Text | None:
     if length is None:
         return None
     joined = np.concatenate(prompt_tokens(directory, PARITY_PROMPTS))
-    split = length - _BEYOND // 2
-    return _Text(np.resize(joined, length), max(split, 1), max(0, length - 2 * _BEYOND))
+    # Compared are as many positions within the window as beyond it; half of these are on top of a
+    # cache that is longer than the window.
+    return _Text(
+        np.resize(joined, length), max(1, length - BEYOND // 2), max(0, length - 2 * BEYOND)
+    )
 
 
 def _compare(

@@ -8,9 +8,11 @@ an evaluation's items, so that nothing is tuned on what later judges it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ..errors import InputError
+from ..runtime.lengths import attention_window, exact_length, stated_length
 
 PARITY_PROMPTS: tuple[str, ...] = (
     "The river rises in the mountains, passes three old towns and meets the sea near a harbour "
@@ -45,8 +47,41 @@ PARITY_PROMPTS: tuple[str, ...] = (
 """Sixteen short texts, about five hundred tokens in all."""
 
 
-def parity_texts(texts: Sequence[str] | None) -> list[str]:
-    """The texts to compare two models on: those given, or `PARITY_PROMPTS`.
+BEYOND = 32
+"""Tokens beyond an attention window that show whether it is right."""
+
+LONGEST_COMPARED = 4_500
+"""Most tokens of a text that two models are compared on."""
+
+# Few tokenizers have more characters in a token of plain text.
+_CHARACTERS = 6
+
+
+def window_compared(config: Mapping[str, Any]) -> int | None:
+    """Tokens of a text that is longer than a model's attention window.
+
+    Parameters
+    ----------
+    config : mapping
+        Contents of ``config.json``.
+
+    Returns
+    -------
+    int or None
+        None where the model has no window, or one that is too long to be tried.
+    """
+    window = attention_window(config)
+    if window is None:
+        return None
+    limits = (stated_length(config), exact_length(config), LONGEST_COMPARED)
+    length = min(window + BEYOND, *(limit for limit in limits if limit is not None))
+    return length if length > window else None
+
+
+def parity_texts(texts: Sequence[str] | None, config: Mapping[str, Any]) -> list[str]:
+    """The texts to compare two encoders on: those given, or `PARITY_PROMPTS`.
+
+    Where the model has an attention window, one that is longer than it comes first.
 
     Raises
     ------
@@ -56,4 +91,9 @@ def parity_texts(texts: Sequence[str] | None) -> list[str]:
     chosen = list(PARITY_PROMPTS if texts is None else texts)
     if not chosen:
         raise InputError("no text to compare two models on: give at least one.")
+    if length := window_compared(config):
+        joined = "\n".join(PARITY_PROMPTS) + "\n"
+        size = _CHARACTERS * length
+        # First, because BigBird in PyTorch keeps full attention once it has read a short text.
+        chosen.insert(0, (joined * (size // len(joined) + 1))[:size])
     return chosen

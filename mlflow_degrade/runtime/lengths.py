@@ -46,11 +46,13 @@ def attention_window(config: Mapping[str, Any]) -> int | None:
     layers = text.get("layer_types")
     if layers and all(kind == "full_attention" for kind in layers):
         return None
-    windows = [text.get("attention_chunk_size")]
+    windows = [text.get("attention_chunk_size"), text.get("local_attention")]  # ModernBERT
     if text.get("use_sliding_window", True):
         windows.append(text.get("sliding_window"))
     if "local" in str(text.get("attention_types")):  # GPT-Neo
         windows.append(text.get("window_size"))
+    if text.get("attention_type") == "block_sparse":  # BigBird sees all of shorter texts
+        windows.append((5 + 2 * text["num_random_blocks"]) * text["block_size"])
     shortest = min((int(window) for window in windows if window), default=None)
     longest = stated_length(config)
     if shortest is None or (longest is not None and longest <= shortest):

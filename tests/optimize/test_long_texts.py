@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import LLAMA_SIZES, SENTENCES, make_tiny_decoder
-from transformers import AutoModelForCausalLM
+from tiny_models import LLAMA_SIZES, SENTENCES, make_tiny_bert, make_tiny_decoder
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from mlflow_degrade.errors import InputError, ParityError
 from mlflow_degrade.optimize.export import export_onnx
 from mlflow_degrade.optimize.graph import optimize_graph
 from mlflow_degrade.optimize.model_directory import ModelDirectory
-from mlflow_degrade.optimize.parity import check_parity, parity, window_compared
+from mlflow_degrade.optimize.parity import check_parity, parity
+from mlflow_degrade.optimize.prompts import window_compared
 from mlflow_degrade.optimize.source import resolve_model
 from mlflow_degrade.runtime.decoder import OnnxDecoder
 from mlflow_degrade.runtime.generation import Sampling
@@ -41,7 +42,7 @@ def test_a_lost_window_is_found_with_and_without_a_cache(windowed: Path, tmp_pat
     (lost / "config.json").write_text(json.dumps({**config, "sliding_window": None}))
     made = _made(lost)
     assert "attention_window" not in made.recipe[0]
-    with pytest.raises(ParityError, match=r"does not reproduce .*mistral"):
+    with pytest.raises(ParityError, match=r"mistral.*window, which a text of 182 tokens"):
         check_parity(windowed, made.path, SENTENCES)
     cached = parity(windowed, made.path, SENTENCES, with_past=True)
     assert cached.max_abs_logit_difference > 0.1
@@ -79,6 +80,9 @@ def test_a_window_too_long_to_be_tried_is_said(tmp_path: Path) -> None:
         ({"sliding_window": 512, "use_sliding_window": False}, None, None),
         ({"attention_chunk_size": 8192, "max_position_embeddings": 65536}, 8192, None),
         ({"attention_types": [[["global", "local"], 1]], "window_size": 256}, 256, 288),
+        ({"local_attention": 128, "max_position_embeddings": 8192}, 128, 160),
+        ({"attention_type": "block_sparse", "block_size": 64, "num_random_blocks": 3}, 704, 736),
+        ({"attention_type": "original_full", "block_size": 64}, None, None),
         ({"text_config": {"sliding_window": 16}}, 16, 48),
         ({"window_size": 7}, None, None),  # of pixels
     ],
@@ -130,3 +134,31 @@ def test_a_text_for_other_rotary_embeddings_is_refused(tmp_path: Path) -> None:
         decoder.score([(tokens, [1])])
     with pytest.raises(InputError, match="a prompt with its new tokens has 69 tokens"):
         decoder.generate([tokens], Sampling(max_new_tokens=4))
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("modernbert", {"local_attention": 128, "global_attn_every_n_layers": 2}),
+        # Exported with full attention, which it has for shorter texts only.
+        ("big_bird", {"attention_type": "block_sparse", "block_size": 16}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # torch's tracer comments on every model
+def test_encoders_read_a_text_beyond_their_window(
+    family: str, changes: dict[str, object], tmp_path: Path
+) -> None:
+    folder = make_tiny_bert(tmp_path / family)
+    tokenizer = AutoTokenizer.from_pretrained(folder, model_max_length=512)
+    tokenizer.save_pretrained(folder)
+    sizes = {**LLAMA_SIZES, "max_position_embeddings": 512, "pad_token_id": 0, **changes}
+    config = AutoConfig.for_model(family, vocab_size=len(tokenizer), **sizes)
+    config.initializer_range = 0.25
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        AutoModel.from_config(config).eval().save_pretrained(folder)
+    if family == "modernbert":
+        assert _made(folder).manifest["parity"]["n_texts"] == 17
+        return
+    with pytest.raises(ParityError, match="over 17 texts"):
+        _made(folder)
