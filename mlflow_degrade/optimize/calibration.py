@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..runtime.encoder_text import EncoderText
 from ..runtime.engine_graph import DerivedGraph
-from ..runtime.family import model_family
+from ..runtime.family import is_decoder
 from ..runtime.one_text import one_text
 from ..runtime.providers import CPU
 from ..runtime.session import open_derived, read_json, run_error
@@ -167,7 +167,7 @@ def calibration_texts(texts: Sequence[str] | None = None) -> tuple[str, ...]:
 
 def _tokenize(directory: Path, texts: Sequence[str]) -> list[NDArray[np.int64]]:
     config = read_json(directory, "config.json", needed=True)
-    if model_family(directory) == "decoder":
+    if is_decoder(directory):
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)

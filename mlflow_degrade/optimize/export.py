@@ -23,7 +23,13 @@ from ..errors import (
     UnsupportedModelError,
 )
 from ..runtime.encoder import OnnxEncoder
-from ..runtime.family import Family, architecture, model_family, unscored_task
+from ..runtime.family import (
+    UNSCORED_HEADS,
+    Family,
+    architecture,
+    model_family,
+    unscored_task,
+)
 from ..runtime.lengths import attention_window, exact_length
 from ..runtime.session import read_json
 from .agreement import agreement, check_agreement, export_tolerance
@@ -43,8 +49,7 @@ TASKS: Mapping[Family, str] = {
 
 UNSCORED_TASKS: Mapping[str, str] = {
     "fill-mask": "ForMaskedLM",
-    "question-answering": "ForQuestionAnswering",
-    "token-classification": "ForTokenClassification",
+    **{task: end for end, task in UNSCORED_HEADS.items()},
 }
 """Further tasks, which the engine does not score, and how the names of their classes end."""
 

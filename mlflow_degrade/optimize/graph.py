@@ -21,7 +21,7 @@ from typing import Any
 
 from ..cache import cached_directory, require_space
 from ..errors import InputError, ModelError, ParityError, UnknownNameError
-from ..runtime.family import model_family, unscored_task
+from ..runtime.family import is_decoder
 from ..runtime.providers import CPU, session_options
 from ..runtime.session import read_json
 from .agreement import Agreement, agreement, export_tolerance
@@ -86,7 +86,7 @@ def optimize_graph(model: str | Path, level: str = "fused", *, progress: bool = 
     if level not in LEVELS:
         raise UnknownNameError("graph optimization level", level, LEVELS)
     base = ModelDirectory.load(model)
-    if level in ("O2", "O3") and _is_decoder(base.path):
+    if level in ("O2", "O3") and is_decoder(base.path):
         raise InputError(
             f"graph optimization level {level!r} is for encoders and classifiers; on decoders it "
             "fuses no attention and unties embeddings: use level 'fused'."
@@ -128,7 +128,7 @@ def _fused(
     plain: Any, base: ModelDirectory, target: Path, step: dict[str, Any]
 ) -> Agreement | None:
     """Write the graph with attention as one node, if that is possible; `step` is told otherwise."""
-    if not _is_decoder(base.path):
+    if not is_decoder(base.path):
         return None
     fused = type(plain)()
     fused.CopyFrom(plain)
@@ -185,10 +185,6 @@ def _written(model: Any, base: ModelDirectory, target: Path, step: dict[str, Any
     found = agreement(base.path, target, PARITY_PROMPTS[:4])
     _require_equal(base, found)
     return found
-
-
-def _is_decoder(folder: Path) -> bool:
-    return unscored_task(folder) is None and model_family(folder) == "decoder"
 
 
 def _require_equal(base: ModelDirectory, found: Agreement, allowance: float = 1) -> None:

@@ -1,7 +1,7 @@
 """How far a saved model is from its source by what it puts out, whatever that means.
 
 For tasks that the engine does not score (labels of tokens, spans that answer a question, words
-behind a mask): every output of the graph, for the same real texts.
+behind a mask, a choice between texts): every output of the graph, for the same real texts.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import ModelError, NonFiniteLogitsError
 from ..runtime.encoder_text import EncoderText
+from ..runtime.family import unscored_task
 from ..runtime.one_text import one_text
 from ..runtime.providers import CPU, open_session
 from ..runtime.session import read_json
@@ -134,8 +135,10 @@ def _torch_outputs(folder: Path, texts: Sequence[Sequence[int]]) -> Iterator[Out
 
     (name, *_) = read_json(folder, "config.json", needed=True)["architectures"]
     kind: Any = getattr(transformers, name)
+    # A model that chooses between texts gives each of them a number by itself.
+    alone = 2 if unscored_task(folder) == "multiple-choice" else 1
     model = kind.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
     for ids in texts:
         with torch.inference_mode():
-            output = model(torch.tensor([list(ids)]))
+            output = model(torch.tensor(ids).reshape(*[1] * alone, -1))
         yield {key: value.numpy() for key, value in output.items() if torch.is_tensor(value)}

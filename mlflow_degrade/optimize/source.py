@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from ..cache import cached_directory, digest_file, digest_json
 from ..errors import MissingExtraError, ModelError, UnknownNameError
+from ..runtime.family import require_text_model
 from .model_directory import TOKENIZER_FILES, ModelDirectory, missing_files, module_files
 from .onnx_files import GRAPH_FILE
 
@@ -90,6 +91,8 @@ def resolve_model(model: str, *, progress: bool = True) -> SourceModel:
         When the name is close to one that exists.
     ModelError
         When the model is missing, gated, incomplete or unreachable.
+    UnsupportedModelError
+        When it is an encoder-decoder, or reads something else than texts.
     """
     name = model.strip()
     if name in STARTERS:
@@ -253,6 +256,9 @@ def _source(name: str, kind: Kind, path: Path, revision: str | None = None) -> S
     """Check that a directory is a model, and digest it."""
     layout = _layout(path)
     missing = [] if (path / "config.json").is_file() else ["config.json"]
+    if not missing:
+        # First: a model of images has no tokenizer, and is not incomplete.
+        require_text_model(path, name)
     if layout is None:
         missing.append("weights (*.safetensors or pytorch_model*.bin)")
     if not _has_tokenizer(path):

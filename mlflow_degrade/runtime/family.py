@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ..errors import InputError, UnsupportedModelError
 from .session import read_json
@@ -21,11 +21,27 @@ _CLASSIFIER = ("ForSequenceClassification",)
 _ENCODER = ("Model", "ForMaskedLM", "ForPreTraining")
 _DECODER = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
-# Optimum's task of what can be exported and compared with its source, but not scored.
-_UNSCORED = {
+UNSCORED_HEADS: Mapping[str, str] = {
+    "ForMultipleChoice": "multiple-choice",
     "ForQuestionAnswering": "question-answering",
     "ForTokenClassification": "token-classification",
 }
+"""How classes end whose models are exported and compared with their source, but not scored, and
+Optimum's task for them."""
+
+# Heads of models that are not supported, and Optimum's task for them.
+_REFUSED = {
+    "EncoderModel": "text2text-generation",  # a part of such a model, T5's for instance
+    "ForAudioClassification": "audio-classification",
+    "ForCTC": "automatic-speech-recognition",
+    "ForDepthEstimation": "depth-estimation",
+    "ForImageClassification": "image-classification",
+    "ForObjectDetection": "object-detection",
+    "ForSpeechSeq2Seq": "automatic-speech-recognition",
+    "Segmentation": "image-segmentation",
+}
+# Keys of a config that only models have which read sounds or images.
+_SOUND, _IMAGE = ("audio_config", "conv_stride", "num_mel_bins"), ("image_size", "vision_config")
 
 _NOUNS: Mapping[Family, str] = {"encoder": "an encoder", "classifier": "a classifier"}
 
@@ -77,7 +93,59 @@ def architecture(folder: str | Path) -> str:
 def unscored_task(folder: str | Path) -> str | None:
     """Optimum's task of a model that the engine cannot score, None for one of the families."""
     name = architecture(folder)
-    return next((task for end, task in _UNSCORED.items() if name.endswith(end)), None)
+    return next((task for end, task in UNSCORED_HEADS.items() if name.endswith(end)), None)
+
+
+def is_decoder(folder: str | Path) -> bool:
+    """Whether a model continues texts; others may be scored or not."""
+    return unscored_task(folder) is None and model_family(folder) == "decoder"
+
+
+def require_text_model(folder: str | Path, name: str) -> None:
+    """Refuse what is no model of texts in one graph, before any work.
+
+    Parameters
+    ----------
+    folder : path
+        Holds ``config.json``.
+    name : str
+        What the user calls the model.
+
+    Raises
+    ------
+    UnsupportedModelError
+        It is an encoder-decoder, reads sounds or images, or has a head that is not known.
+    """
+    kind = architecture(folder)
+    why = _refusal(kind, read_json(Path(folder), "config.json", needed=True))
+    if why:
+        unscored = ", ".join(f"…{end}" for end in UNSCORED_HEADS)
+        raise UnsupportedModelError(
+            f"{name} is a {kind or 'model without a class in its config'}, {why}. Supported are "
+            "models of texts that are one graph: …ForCausalLM, …LMHeadModel, …Model, …ForMaskedLM, "
+            f"…ForSequenceClassification, and without being scored {unscored}. Export others with "
+            "Optimum itself (optimum-cli export onnx); 'mlflow-degrade compare' judges logs of "
+            "their samples, wherever they were made."
+        )
+
+
+def _refusal(kind: str, config: Mapping[str, Any]) -> str | None:
+    """Why a model of this class and config is not supported; None where it may be."""
+    if kind.endswith((*_CLASSIFIER, *UNSCORED_HEADS, "ForCausalLM", "ForMaskedLM")):
+        return None
+    task = next((task for end, task in _REFUSED.items() if kind.endswith(end)), None)
+    if task is None and config.get("is_encoder_decoder"):
+        sound = any(key in config for key in _SOUND)
+        task = "automatic-speech-recognition" if sound else "text2text-generation"
+    if task == "text2text-generation":
+        return f"for {task}: an encoder and a decoder are several graphs, which nothing here scores"
+    if task is not None:
+        return f"for {task}: it does not read texts alone, and nothing here scores it"
+    if not kind or kind.endswith(_DECODER):
+        return None
+    if any(key in config for key in (*_SOUND, *_IMAGE)):
+        return "which reads sounds or images: nothing here scores it"
+    return None if kind.endswith(_ENCODER) else "whose head is not known here"
 
 
 def check_same_work(folders: Mapping[str, Path]) -> None:

@@ -1,4 +1,4 @@
-"""What a graph is fed to read one text: unpadded, and on top of an empty cache."""
+"""What a graph is fed to read one text: unpadded, on top of an empty cache, as the only choice."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def one_text(
     Parameters
     ----------
     session : onnxruntime.InferenceSession
-        Of a decoder, an encoder or a classifier.
+        Of a decoder, an encoder or a classifier, or of a model that chooses between texts.
     folder : Path
         Its model directory, for messages.
     ids : ndarray of int64, shape (tokens,)
@@ -44,11 +44,14 @@ def one_text(
         "position_ids": np.arange(len(ids), dtype=np.int64)[None],
         "token_type_ids": np.zeros_like(ids)[None],
     }
+    shapes = {node.name: node.shape for node in session.get_inputs()}
+    if len(shapes["input_ids"]) == 3:  # [batch, choices, length]
+        known = {name: values[None] for name, values in known.items()}
     known |= {
         entry.name: np.zeros(entry.empty_shape(1), entry.dtype)
         for entry in cache_inputs(session, folder)
     }
-    names = {node.name for node in session.get_inputs()} - set(others)
+    names = shapes.keys() - set(others)
     if unknown := sorted(names - known.keys()):
         raise UnsupportedModelError(
             f"the model in {folder} takes {unknown}, which is neither tokens nor a cache: only "

@@ -10,7 +10,20 @@ import pytest
 import torch
 from encoder_models import TinyModel, tiny_encoder
 from tiny_models import SENTENCES, make_tiny_bert_for
-from transformers import AutoTokenizer, BertForMaskedLM, BertForTokenClassification
+from transformers import (
+    AutoTokenizer,
+    BartConfig,
+    BertConfig,
+    BertForMaskedLM,
+    BertForMultipleChoice,
+    BertForTokenClassification,
+    CLIPConfig,
+    PretrainedConfig,
+    T5Config,
+    ViTConfig,
+    Wav2Vec2Config,
+    WhisperConfig,
+)
 
 from mlflow_degrade.errors import InputError, ModelError, UnknownNameError, UnsupportedModelError
 from mlflow_degrade.evaluation.suite import default_tasks
@@ -53,6 +66,53 @@ def test_a_model_that_labels_tokens_is_exported_quantized_and_not_scored(tmp_pat
             UnsupportedModelError, match=r"for token-classification.*scored are only"
         ):
             default_tasks(folder)
+
+
+def test_a_model_that_chooses_is_exported_and_quantized_with_calibration(tmp_path: Path) -> None:
+    source = _with_head(tmp_path / "choice", BertForMultipleChoice)
+    made = ModelDirectory.load(export_onnx(source, progress=False))
+    assert made.recipe[0]["task"] == "multiple-choice"
+    assert made.manifest["parity"]["max_abs_difference"] < 1e-3
+    assert made.manifest["parity"]["n_texts"] == 16
+    # Two choices, of which parity tried one.
+    tokenizer = AutoTokenizer.from_pretrained(source.path)
+    batch = tokenizer(list(SENTENCES[:2]), padding=True, return_tensors="np")
+    session = onnxruntime.InferenceSession(str(made.path / "model.onnx"))
+    (logits,) = session.run(None, {name: value[None] for name, value in batch.items()})
+    model = BertForMultipleChoice.from_pretrained(source.path).eval()
+    with torch.no_grad():
+        want = model(**{name: torch.tensor(value)[None] for name, value in batch.items()}).logits
+    np.testing.assert_allclose(logits, want.numpy(), atol=1e-4)
+    assert logits.shape == (1, 2)
+
+    fused = optimize_graph(made.path, progress=False)
+    small = ModelDirectory.load(apply_scheme(fused, "int8-static", progress=False))
+    assert 0.9 < small.manifest["parity"]["correlation"] < 1
+    with pytest.raises(UnsupportedModelError, match=r"for multiple-choice.*scored are only"):
+        default_tasks(small.path)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (T5Config(), "T5ForConditionalGeneration, for text2text-generation.*several graphs"),
+        (BartConfig(), "BartForConditionalGeneration, for text2text-generation"),
+        (T5Config(is_encoder_decoder=False), "T5EncoderModel, for text2text-generation"),
+        (ViTConfig(), "ViTForImageClassification, for image-classification: it does not read"),
+        (WhisperConfig(), "WhisperForConditionalGeneration, for automatic-speech-recognition"),
+        (Wav2Vec2Config(), "Wav2Vec2ForCTC, for automatic-speech-recognition"),
+        (CLIPConfig(), "CLIPModel, which reads sounds or images"),
+        (BertConfig(), "BertForNextSentencePrediction, whose head is not known"),
+    ],
+)
+def test_other_models_are_refused_by_name_before_any_work(
+    config: PretrainedConfig, said: str, tmp_path: Path
+) -> None:
+    config.architectures = [said.split(",")[0]]
+    config.save_pretrained(tmp_path)
+    # Before their files are looked for: a model of images has no tokenizer.
+    with pytest.raises(UnsupportedModelError, match=f"{said}.*Supported are models of texts"):
+        resolve_model(str(tmp_path))
 
 
 def test_a_masked_language_model_has_its_head_when_asked_for(tmp_path: Path) -> None:
