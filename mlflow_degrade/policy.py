@@ -6,11 +6,11 @@ import difflib
 import os
 from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from ._yaml_files import read_yaml
 from .cache import digest_json
 from .errors import PolicyError
 from .pairing import ALLOWABLE, PairedScores, pair
@@ -156,16 +156,9 @@ class GatePolicy(BaseModel):
         Raises
         ------
         PolicyError
-            The file cannot be read, is not YAML, or violates the schema.
+            The file cannot be read, is not YAML, gives a key twice, or violates the schema.
         """
-        import yaml
-
-        try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise PolicyError(f"policy file {path} cannot be read: {error.strerror}.") from error
-        except yaml.YAMLError as error:
-            raise PolicyError(f"policy file {path} is not valid YAML: {error}") from error
+        values = read_yaml(path, f"policy file {path}", PolicyError)
         if values is None:
             values = {}
         if not isinstance(values, dict):

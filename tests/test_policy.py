@@ -46,6 +46,8 @@ def test_default_metric_reaches_every_task() -> None:
         ("allow: [everything]", "cannot be allowed"),
         ("- a\n- b", "holds a list"),
         ("a: [", "not valid YAML"),
+        ("alpha: 0.05\npower: 0.8\nalpha: 0.5", "'alpha' is given twice, in lines 1 and 3"),
+        ("tasks:\n  a: {tier: gating, tier: advisory}", "'tier' is given twice, in lines 2 and 2"),
     ],
 )
 def test_bad_policies_are_explained(tmp_path: Path, text: str, message: str) -> None:
@@ -53,6 +55,13 @@ def test_bad_policies_are_explained(tmp_path: Path, text: str, message: str) -> 
     file.write_text(text)
     with pytest.raises(PolicyError, match=r"(?s)" + message.replace("[", r"\[")):
         GatePolicy.from_yaml(file)
+
+
+def test_what_a_merge_brings_in_may_be_given_anew(tmp_path: Path) -> None:
+    file = tmp_path / "policy.yaml"
+    file.write_text("tasks:\n  a: &a {tier: gating, metric: acc}\n  b: {<<: *a, metric: exact}\n")
+    policy = GatePolicy.from_yaml(file)
+    assert (policy.task("b").tier, policy.task("b").metric) == ("gating", "exact")
 
 
 def test_missing_file_is_explained(tmp_path: Path) -> None:

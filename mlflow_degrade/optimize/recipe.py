@@ -26,6 +26,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from .._yaml_files import read_yaml
 from ..errors import InputError, UnknownNameError
 from ..runtime.providers import CPU
 from .passes import PASSES, ExportPass, GraphPass, Pass, QuantizePass
@@ -116,17 +117,10 @@ class Recipe:
         Raises
         ------
         InputError
-            The file cannot be read, is not YAML, or is no recipe.
+            The file cannot be read, is not YAML, gives a key twice, or is no recipe.
         """
-        import yaml
-
         file = Path(path)
-        try:
-            values = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"recipe file {file} cannot be read: {error.strerror}.") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"recipe file {file} is not valid YAML: {error}") from error
+        values = read_yaml(file, f"recipe file {file}")
         return cls.from_mapping(values, file.stem, file=file)
 
     @classmethod

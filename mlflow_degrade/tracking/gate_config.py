@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
+from .._yaml_files import read_yaml
 from ..errors import PolicyError
 from ..policy import GatePolicy, explain
 
@@ -109,20 +110,13 @@ class GateConfig(BaseModel):
         Raises
         ------
         PolicyError
-            The file cannot be read, is not YAML, or violates the schema.
+            The file cannot be read, is not YAML, gives a key twice, or violates the schema.
         """
-        import yaml
-
         path = os.environ.get(VARIABLE)
         if not path:
             return cls()
         source = f"{VARIABLE}={path}"
-        try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise PolicyError(f"{source} cannot be read: {error.strerror}.") from error
-        except yaml.YAMLError as error:
-            raise PolicyError(f"{source} is not valid YAML: {error}") from error
+        values = read_yaml(path, source, PolicyError)
         if not isinstance(values, dict):
             # An empty file is more likely a mistake than a wish for the defaults.
             raise PolicyError(f"{source} holds no mapping of keys; without a gate file, unset it.")

@@ -129,6 +129,10 @@ def test_every_mistake_is_told_at_once() -> None:
         ("passes: export", "a mapping with a list of 'passes'"),
         ("passes: [{pass: export}]\npases: []", "unknown key 'pases': did you mean 'passes'"),
         ("passes: [", "not valid YAML"),
+        (
+            "passes:\n- pass: quantize\n  scheme: fp16\n  scheme: int8-static",
+            "'scheme' is given twice, in lines 3 and 4; keep one of the two",
+        ),
     ],
 )
 def test_files_that_are_no_recipes(tmp_path: Path, text: str, message: str) -> None:

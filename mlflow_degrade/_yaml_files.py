@@ -1,0 +1,67 @@
+"""YAML files that people write: read strictly, so that no line of theirs is lost silently."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+
+
+def read_yaml(path: str | os.PathLike[str], name: str, error: type[InputError] = InputError) -> Any:
+    """Contents of a YAML file, in which no mapping has the same key twice.
+
+    PyYAML takes the last of them, although YAML wants keys to be unique (YAML 1.2.2, section
+    3.2.1.3). Keys that a merge (``<<``) brings in may be given anew, as ever.
+
+    Parameters
+    ----------
+    path : path
+        In UTF-8.
+    name : str
+        What messages call the file.
+    error : type of InputError
+        Raised for whatever is wrong.
+
+    Raises
+    ------
+    InputError
+        As `error`: the file cannot be read, is not YAML, or repeats a key.
+    """
+    import yaml
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        root = yaml.compose(text, yaml.SafeLoader)
+        if root is not None and (repeated := _repeated_key(root)):
+            raise error(f"{name}: {repeated}; keep one of the two.")
+        return yaml.safe_load(text)
+    except OSError as problem:
+        raise error(f"{name} cannot be read: {problem.strerror}.") from problem
+    except (yaml.YAMLError, UnicodeDecodeError) as problem:
+        raise error(f"{name} is not valid YAML: {problem}") from problem
+
+
+def _repeated_key(root: Any) -> str | None:
+    """The first key that its mapping has already, and the lines of both; None without one.
+
+    Looked for before anything is merged: a merge brings in keys that may be given anew.
+    """
+    pending, done = [root], set()
+    while pending:
+        node = pending.pop()
+        if id(node) in done:  # an alias of it was seen before
+            continue
+        done.add(id(node))
+        if node.id == "sequence":
+            pending += reversed(node.value)
+        elif node.id == "mapping":
+            marks: dict[tuple[str, str], Any] = {}
+            for key in (key for key, _ in node.value if key.id == "scalar"):
+                first = marks.setdefault((key.tag, key.value), key.start_mark)
+                if first is not key.start_mark:
+                    lines = f"lines {first.line + 1} and {key.start_mark.line + 1}"
+                    return f"the key {key.value!r} is given twice, in {lines}"
+            pending += [value for _, value in reversed(node.value)]
+    return None
