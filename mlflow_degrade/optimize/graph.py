@@ -30,7 +30,7 @@ from .fusion import fuse_decoder
 from .model_directory import ModelDirectory, copy_companions, library_versions, write_manifest
 from .onnx_files import load_graph, save_derived, save_graph, without_weights
 from .parity import parity
-from .prompts import PARITY_PROMPTS
+from .prompts import LONGEST_COMPARED, PARITY_PROMPTS
 from .quiet_work import quiet_work
 
 LEVELS: Mapping[str, str] = {
@@ -139,7 +139,9 @@ def _fused(
     try:
         agreed = _written(fused, base, target, step)
         # Attention is what continues a cache, so both ways through it are looked at.
-        continued = parity(base.path, target, PARITY_PROMPTS[:4], with_past=True)
+        continued = parity(
+            base.path, target, PARITY_PROMPTS[:4], with_past=True, longest=LONGEST_COMPARED
+        )
         _require_equal(base, continued)
     except Exception as error:  # noqa: BLE001 - onnxruntime's errors share no base class
         # Whatever else is wrong (no space, say) shows again with the plain graph.

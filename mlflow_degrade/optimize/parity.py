@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,13 @@ from ..runtime.lengths import exact_length
 from ..runtime.providers import CPU
 from ..runtime.session import read_json
 from .forward import Forward, Logits, Tokens, open_forward
-from .prompts import BEYOND, PARITY_PROMPTS, window_compared
+from .prompts import (
+    BEYOND,
+    LONGEST_COMPARED,
+    PARITY_PROMPTS,
+    USUALLY_COMPARED,
+    window_compared,
+)
 
 EXPORT_TOLERANCE = 1e-3
 """Largest difference between any two logits that an fp32 export may show."""
@@ -84,6 +90,7 @@ def parity(
     *,
     providers: tuple[str, ...] = (CPU,),
     with_past: bool = False,
+    longest: int = USUALLY_COMPARED,
 ) -> Parity:
     """Compare two saved models on real texts.
 
@@ -94,13 +101,16 @@ def parity(
         is the reference's.
     prompts : sequence of str, optional
         Texts; `PARITY_PROMPTS` by default. Each is cut after 128 tokens. Where the model has an
-        attention window, the end of a text that is longer than it is compared as well, unless that
-        is too long (see `mlflow_degrade.optimize.prompts.window_compared`).
+        attention window, the end of a text that is longer than it is compared as well: some
+        positions read in one step, the last of them on top of the cache of all others.
     providers : tuple of str
         Where the candidate, and the reference if it is an ONNX file, run.
     with_past : bool
         Run the candidate in two steps, the second half of each text on top of the key-value
         cache of the first, while the reference reads it in one.
+    longest : int
+        Most tokens of the text that is longer than an attention window; without a longer one a
+        longer window is not tried.
 
     Returns
     -------
@@ -121,7 +131,7 @@ def parity(
     positions of them, are kept in between.
     """
     _require_same_vocabulary(Path(reference), Path(candidate))
-    expected, texts = _reference(reference, prompts, providers)
+    expected, texts = _reference(reference, prompts, providers, longest)
     model = open_forward(candidate, providers)
     found = _compare(expected, texts, model, str(candidate), with_past)
     model.close()
@@ -156,9 +166,11 @@ def check_parity(
         When a logit differs by more than `tolerance`.
     """
     _require_same_vocabulary(Path(reference), Path(candidate))
-    expected, texts = _reference(reference, prompts, providers)
+    expected, texts = _reference(reference, prompts, providers, LONGEST_COMPARED)
     model = open_forward(candidate, providers)
-    whole = _compare(expected, texts, model, str(candidate), with_past=False)
+    # What is longer than a window is read in both ways at once.
+    short = [text for text in texts if not text.beyond]
+    whole = _compare(expected[: len(short)], short, model, str(candidate), with_past=False)
     cached = _compare(expected, texts, model, str(candidate), with_past=True)
     model.close()
     worse = max(whole, cached, key=lambda found: found.max_abs_logit_difference)
@@ -195,39 +207,46 @@ def _require_same_vocabulary(reference: Path, candidate: Path) -> None:
 
 @dataclass(frozen=True)
 class _Text:
-    """Token ids, where they are parted to continue a cache, and from where on they are compared."""
+    """Token ids, and where they are parted to continue a cache.
+
+    Of a text that is longer than an attention window, the end is compared.
+    """
 
     tokens: Tokens
     split: int
     start: int = 0
+    beyond: bool = False
 
 
 def _reference(
-    directory: str | Path, prompts: Sequence[str] | None, providers: tuple[str, ...]
+    directory: str | Path,
+    prompts: Sequence[str] | None,
+    providers: tuple[str, ...],
+    longest: int,
 ) -> tuple[list[Logits], list[_Text]]:
     """Logits of the reference on each text, and the texts."""
     chosen = PARITY_PROMPTS if prompts is None else prompts
     texts = [_Text(ids, len(ids) // 2) for ids in prompt_tokens(Path(directory), chosen)]
-    if (beyond := _beyond_window(Path(directory))) is not None:
+    if (beyond := _beyond_window(Path(directory), longest)) is not None:
         texts.append(beyond)
     model = open_forward(directory, providers)
-    logits = list(_all_logits(model, texts, str(directory), with_past=False))
+    in_one_step = [replace(text, beyond=False) for text in texts]
+    logits = list(_all_logits(model, in_one_step, str(directory), with_past=False))
     model.close()
     return logits, texts
 
 
-def _beyond_window(directory: Path) -> _Text | None:
+def _beyond_window(directory: Path, longest: int) -> _Text | None:
     """The parity texts one after the other, as often as it takes."""
     config = read_json(directory, "config.json", needed=True)
-    length = window_compared(config)
+    length = window_compared(config, longest)
     if length is None:
         return None
     joined = np.concatenate(prompt_tokens(directory, PARITY_PROMPTS))
-    # Compared are as many positions within the window as beyond it; half of these are on top of a
-    # cache that is longer than the window.
-    return _Text(
-        np.resize(joined, length), max(1, length - BEYOND // 2), max(0, length - 2 * BEYOND)
-    )
+    # As many positions within the window as beyond it; half of these on top of a cache that is
+    # longer than the window.
+    split, start = max(1, length - BEYOND // 2), max(0, length - 2 * BEYOND)
+    return _Text(np.resize(joined, length), split, start, beyond=True)
 
 
 def _compare(
@@ -267,7 +286,11 @@ def _all_logits(model: Forward, texts: list[_Text], name: str, with_past: bool) 
     """Logits of each text where they are compared, checked to be finite."""
     for text in texts:
         ids = text.tokens
-        found = model.logits_with_past(ids, text.split) if with_past else model.logits(ids)
+        found = (
+            model.logits_with_past(ids, text.split)
+            if with_past or text.beyond
+            else model.logits(ids)
+        )
         found = found[text.start :]
         if not np.isfinite(found).all():
             bad = int((~np.isfinite(found)).any(axis=1).sum())

@@ -51,19 +51,27 @@ BEYOND = 32
 """Tokens beyond an attention window that show whether it is right."""
 
 LONGEST_COMPARED = 4_500
-"""Most tokens of a text that two models are compared on."""
+"""Most tokens of a text on which a graph is compared whose attention was made anew."""
+
+USUALLY_COMPARED = 1_100
+"""Most tokens after passes that leave attention alone.
+
+A text of 4,000 tokens takes ten times as long as all of `PARITY_PROMPTS`.
+"""
 
 # Few tokenizers have more characters in a token of plain text.
 _CHARACTERS = 6
 
 
-def window_compared(config: Mapping[str, Any]) -> int | None:
+def window_compared(config: Mapping[str, Any], longest: int = LONGEST_COMPARED) -> int | None:
     """Tokens of a text that is longer than a model's attention window.
 
     Parameters
     ----------
     config : mapping
         Contents of ``config.json``.
+    longest : int
+        Most tokens that it may have.
 
     Returns
     -------
@@ -73,7 +81,7 @@ def window_compared(config: Mapping[str, Any]) -> int | None:
     window = attention_window(config)
     if window is None:
         return None
-    limits = (stated_length(config), exact_length(config), LONGEST_COMPARED)
+    limits = (stated_length(config), exact_length(config), longest)
     length = min(window + BEYOND, *(limit for limit in limits if limit is not None))
     return length if length > window else None
 
