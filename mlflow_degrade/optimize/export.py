@@ -138,8 +138,6 @@ def export_onnx(
     if task is not None and task != (usual := _usual_task(source)):
         _require_task(source, task, usual)
         key.append(task)
-    if facts := _length_facts(source.path):
-        key.append(facts)
     return cached_directory(
         "export", key, lambda to: _export(source, to, task or _usual_task(source), progress)
     )

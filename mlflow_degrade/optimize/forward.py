@@ -99,13 +99,13 @@ class OnnxForward:
         ]
 
     def logits(self, tokens: Tokens) -> Logits:
-        found: Logits = self._run(tokens, self._no_past())[0][0].astype(np.float32)
+        found: Logits = self._run(tokens, self._no_past())[0][0].astype(np.float32, copy=False)
         return found
 
     def logits_with_past(self, tokens: Tokens, split: int) -> Logits:
         first, *present = self._run(tokens[:split], self._no_past())
         second = self._run(tokens[split:], present)[0]
-        return np.concatenate([first[0], second[0]]).astype(np.float32)
+        return np.concatenate([first[0], second[0]]).astype(np.float32, copy=False)
 
     def close(self) -> None:
         self._session = None

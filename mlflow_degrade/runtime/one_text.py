@@ -45,7 +45,7 @@ def one_text(
         "token_type_ids": np.zeros_like(ids)[None],
     }
     shapes = {node.name: node.shape for node in session.get_inputs()}
-    if len(shapes["input_ids"]) == 3:  # [batch, choices, length]
+    if len(shapes.get("input_ids", ())) == 3:  # [batch, choices, length]
         known = {name: values[None] for name, values in known.items()}
     known |= {
         entry.name: np.zeros(entry.empty_shape(1), entry.dtype)
