@@ -18,7 +18,7 @@ from mlflow_degrade.optimize.source import resolve_model
 
 ModelDir = Callable[[str], Path]
 
-SCHEMES = ("fp32", "fp16", "int8-weight-only", "int4-weight-only", "int8-dynamic")
+SCHEMES = ("fp32", "fp16", "bf16", "int8-weight-only", "int4-weight-only", "int8-dynamic")
 
 
 @pytest.fixture(scope="session")

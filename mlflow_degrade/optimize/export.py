@@ -53,7 +53,7 @@ UNSCORED_TASKS: Mapping[str, str] = {
 }
 """Further tasks, which the engine does not score, and how the names of their classes end."""
 
-DTYPES = ("fp32", "fp16")
+DTYPES = ("fp32", "fp16", "bf16")
 """What an export can be stored and computed in."""
 
 _CALLED: Mapping[str, str] = {
@@ -90,9 +90,9 @@ def export_onnx(
     task : str, optional
         Optimum's name of what the model is for; by default what its config says. Those of
         `UNSCORED_TASKS` are exported, compared with PyTorch output by output, and not scored.
-    dtype : {"fp32", "fp16"}
-        ``"fp16"`` is the export in fp32 and then the scheme of that name, which keeps in float32
-        what float16 cannot hold.
+    dtype : {"fp32", "fp16", "bf16"}
+        The latter two are the export in fp32 and then the scheme of that name, which keeps in
+        float32 what 16 bits cannot hold. Weights stored in bfloat16 stay the same bits.
     progress : bool
         Show what is being done, on standard error.
 
@@ -106,7 +106,7 @@ def export_onnx(
     UnknownNameError
         When there is no such task or data type.
     InputError
-        When the model is for another task, or the data type cannot be run.
+        When the model is for another task.
     UnsupportedModelError
         When Optimum cannot export the architecture, or the engine cannot run it afterwards.
     ParityError
@@ -121,7 +121,7 @@ def export_onnx(
     both are part of its key in the cache. Tied embeddings stay tied (see `embeddings`).
     """
     require_dtype(dtype)
-    if dtype == "fp16":
+    if dtype != "fp32":
         from .schemes import apply_scheme  # which are applied to exports
 
         return apply_scheme(
@@ -148,14 +148,8 @@ def require_dtype(dtype: str) -> None:
 
     Raises
     ------
-    UnknownNameError, InputError
+    UnknownNameError
     """
-    if dtype == "bf16":
-        raise InputError(
-            "an export in bf16 cannot be run: PyTorch's exporter fails on it, and onnxruntime has "
-            "no bfloat16 kernel for a product on the CPU. Use dtype 'fp16'; weights stored in "
-            "bf16 are exported to fp32 without loss."
-        )
     if dtype not in DTYPES:
         raise UnknownNameError("data type of an export", dtype, DTYPES)
 

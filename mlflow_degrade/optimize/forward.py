@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from ..errors import UnsupportedModelError
 from ..runtime.providers import CPU, open_session
+from ..runtime.values import ARRAY_TYPES, run_arrays
 from .onnx_files import GRAPH_FILE
 
 Tokens = npt.NDArray[np.int64]
@@ -87,16 +88,10 @@ class OnnxForward:
         if "position_ids" in self._names:
             feeds["position_ids"] = np.arange(seen, total, dtype=np.int64)[None]
         feeds.update((i.name, value) for i, value in zip(self._past, past, strict=True))
-        outputs: list[npt.NDArray[Any]] = self._session.run(self._outputs, feeds)
-        return outputs
+        return run_arrays(self._session, feeds, self._outputs)
 
     def _no_past(self) -> list[npt.NDArray[Any]]:
-        return [
-            np.zeros(
-                (1, i.shape[1], 0, i.shape[3]), np.float16 if "float16" in i.type else np.float32
-            )
-            for i in self._past
-        ]
+        return [np.zeros((1, i.shape[1], 0, i.shape[3]), ARRAY_TYPES[i.type]) for i in self._past]
 
     def logits(self, tokens: Tokens) -> Logits:
         found: Logits = self._run(tokens, self._no_past())[0][0].astype(np.float32, copy=False)

@@ -31,10 +31,8 @@ def convert_to_half(model: Any) -> dict[str, Any]:
     """
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
-    for index, node in enumerate(model.graph.node):
-        node.name = node.name or f"{node.op_type}_{index}"  # nodes are kept back by name
+    kept = precise_nodes(model)
     infer_types(model)
-    kept = angle_nodes(model) | norm_nodes(model)
     converted = convert_float_to_float16(
         model,
         # The cache goes back into the model; logits and hidden states are what is read.
@@ -47,6 +45,13 @@ def convert_to_half(model: Any) -> dict[str, Any]:
         model.CopyFrom(converted)
     tidy_casts(model)
     return {"kept_in_float32": len(kept)}
+
+
+def precise_nodes(model: Any) -> set[str]:
+    """Names of the nodes that stay in float32: angles and norms. Nodes without a name get one."""
+    for index, node in enumerate(model.graph.node):
+        node.name = node.name or f"{node.op_type}_{index}"
+    return angle_nodes(model) | norm_nodes(model)
 
 
 def angle_nodes(model: Any) -> set[str]:

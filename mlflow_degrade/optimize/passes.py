@@ -60,9 +60,9 @@ class ExportPass(_Pass):
 
     Attributes
     ----------
-    dtype : {"fp32", "fp16"}
-        Number format of weights and activations. Further passes need fp32; the scheme ``fp16``
-        can be the last of them.
+    dtype : {"fp32", "fp16", "bf16"}
+        Number format of weights and activations. Further passes need fp32; the scheme ``fp16`` or
+        ``bf16`` can be the last of them.
     task : str, optional
         Optimum's name of what the model is for; by default what its config says.
     """

@@ -262,7 +262,7 @@ def _misplaced(passes: tuple[Pass, ...]) -> str | None:
     if isinstance(first, ExportPass) and first.dtype != "fp32" and len(passes) > 1:
         return (
             f"pass 2 ({passes[1].name}) cannot follow {first.name}: passes start from an export in "
-            "fp32. Export that, and end with 'pass: quantize' and 'scheme: fp16'."
+            f"fp32. Export that, and end with 'pass: quantize' and 'scheme: {first.dtype}'."
         )
     for number, (before, after) in enumerate(pairwise(passes), start=2):
         if _ORDER.index(after.kind) > _ORDER.index(before.kind):

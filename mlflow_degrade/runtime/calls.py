@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .values import array_of, element_type, run_arrays, value_of
+
 Arrays = Mapping[str, NDArray[Any]]
 Outputs = Mapping[str, tuple[tuple[int, ...], str]]
 """Name of an output → shape and NumPy type it will have."""
@@ -63,14 +65,7 @@ class Calls:
         -------
         list of ndarray
         """
-        binding = self.session.io_binding()
-        # The binding reads the arrays where they are: `feeds` keeps them alive.
-        for name, array in feeds.items():
-            binding.bind_cpu_input(name, array)
-        for name in outputs:
-            binding.bind_output(name, "cpu")
-        self.session.run_with_iobinding(binding, run_options())
-        return [value.numpy() for value in binding.get_outputs()]
+        return run_arrays(self.session, feeds, outputs, run_options())
 
 
 class CapturedCalls(Calls):
@@ -115,9 +110,9 @@ class _Buffers:
         from onnxruntime import OrtValue
 
         self._session, self._options = session, run_options(number)
-        self._inputs = {n: OrtValue.ortvalue_from_numpy(a, device) for n, a in feeds.items()}
+        self._inputs = {n: value_of(a, device) for n, a in feeds.items()}
         self._outputs = [
-            OrtValue.ortvalue_from_shape_and_type(shape, np.dtype(kind), device)
+            OrtValue.ortvalue_from_shape_and_type(shape, element_type(kind), device)
             for shape, kind in outputs.values()
         ]
         self._binding = session.io_binding()
@@ -132,4 +127,4 @@ class _Buffers:
                 self._inputs[name].update_inplace(np.ascontiguousarray(array))
         self._session.run_with_iobinding(self._binding, self._options)
         # Copies: on a CPU the values would be overwritten by the next call.
-        return [value.numpy().copy() for value in self._outputs]
+        return [array_of(value).copy() for value in self._outputs]

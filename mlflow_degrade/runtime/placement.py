@@ -24,6 +24,7 @@ from .one_text import one_text
 from .providers import CPU, on_gpu, open_session, session_options
 from .roofline import PRODUCTS
 from .session import run_error
+from .values import run_arrays
 
 TOKENS = 16
 """Tokens of the text that a placement is found with."""
@@ -170,7 +171,7 @@ def find_placement(
         try:
             feeds = one_text(session, directory, np.ones(tokens, np.int64))
             try:
-                session.run(None, feeds)
+                run_arrays(session, feeds, [node.name for node in session.get_outputs()])
             except Exception as error:
                 raise run_error(error, directory) from error
         finally:

@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..errors import MissingExtraError, ModelError, ProviderUnavailableError, UnknownNameError
+from .bfloat16 import add_missing_kernels
 from .tensorrt import LIBRARIES, load_libraries, tensorrt_options
+
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -277,24 +280,27 @@ def create_session(
         When the graph cannot be loaded.
     """
     ort = _onnxruntime()
+    import onnx
+
     asked: list[Any] = list(providers)
+    source = str(model) if isinstance(model, Path) else model
     try:
-        if not on_gpu(providers) and _has_float8(model):
+        graph = model.read_bytes() if isinstance(model, Path) else model
+        parsed = onnx.ModelProto.FromString(graph)
+        if add_missing_kernels(parsed, providers):
+            source = graph = parsed.SerializeToString()
+        if isinstance(source, bytes):
+            options.add_session_config_entry(_WEIGHTS_FOLDER, str(folder.resolve()))
+        if not on_gpu(providers) and _has_float8(parsed):
             # Onnxruntime 1.31 makes integer products of any two rounded operands and then refuses
             # them because these are floats (its issue 22269). On a GPU the pairs must stay.
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         if providers[0] == TENSORRT:
-            graph = model.read_bytes() if isinstance(model, Path) else model
             asked[0] = (TENSORRT, tensorrt_options(graph, folder))
             options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         elif capture:
             asked[0] = (providers[0], {"enable_cuda_graph": "1"})
-        session = ort.InferenceSession(
-            str(model) if isinstance(model, Path) else model,
-            options,
-            providers=asked,
-            enable_fallback=0,
-        )
+        session = ort.InferenceSession(source, options, providers=asked, enable_fallback=0)
     except Exception as error:
         raise ModelError(f"onnxruntime cannot load the model in {folder}: {error}") from error
     if providers[0] not in session.get_providers():
@@ -316,12 +322,8 @@ def takes_nodes(session: Any, provider: str) -> bool:
     return any(part.ep_name == provider for part in session.get_provider_graph_assignment_info())
 
 
-def _has_float8(model: Path | bytes) -> bool:
+def _has_float8(model: Any) -> bool:
     """Whether a graph has constants in 8-bit floats."""
-    import onnx
+    from onnx import TensorProto
 
-    if isinstance(model, Path):
-        graph = onnx.load(str(model), load_external_data=False).graph
-    else:
-        graph = onnx.load_from_string(model).graph
-    return any(t.data_type == onnx.TensorProto.FLOAT8E4M3FN for t in graph.initializer)
+    return any(t.data_type == TensorProto.FLOAT8E4M3FN for t in model.graph.initializer)

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..errors import EngineError, ModelError, UnsupportedModelError
 from .distinct_positions import DISTINCT, PLACES
 from .engine_graph import POSITIONS, TARGETS, DerivedGraph
 from .providers import create_session, session_options
+from .values import ARRAY_TYPES
 
 _CACHE_PREFIX = "past_key_values"
-_NUMPY_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class CacheInput:
     name : str
         Name of the input, e.g. ``"past_key_values.0.key"``.
     dtype : str
-        NumPy name of its element type.
+        NumPy name of its element type; ``"uint16"`` for the bits of bfloat16.
     shape : tuple of int or None
         -1 stands for the batch, 0 for the length, other numbers are fixed.
     """
@@ -54,7 +56,7 @@ class CacheInput:
     def token_bytes(self) -> int:
         """Bytes per token of one sequence."""
         fixed = math.prod(d for d in self.shape if d > 0)
-        return fixed * (2 if self.dtype == "float16" else 4)
+        return fixed * np.dtype(self.dtype).itemsize
 
     def shape_after(self, batch: int, tokens: int) -> tuple[int, ...]:
         """Shape of the cache of `tokens` tokens."""
@@ -116,9 +118,6 @@ def open_derived(
         When the session did not get its first provider.
     """
     options = session_options(threads=threads)
-    options.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path", str(graph.folder)
-    )
     return create_session(graph.model, graph.folder, providers, options, capture=capture)
 
 
@@ -169,12 +168,12 @@ def _cache_input(node: Any, folder: Path) -> CacheInput:
             shape.append(0)
         else:
             shape.append(-2)
-    if shape.count(-1) != 1 or shape.count(0) != 1 or -2 in shape or node.type not in _NUMPY_TYPES:
+    if shape.count(-1) != 1 or shape.count(0) != 1 or -2 in shape or node.type not in ARRAY_TYPES:
         raise UnsupportedModelError(
             f"the cache input {node.name} of the model in {folder} is {node.type} {node.shape}: "
             "the engine knows floating-point caches with one batch and one past-length dimension."
         )
-    return CacheInput(node.name, _NUMPY_TYPES[node.type], tuple(shape))
+    return CacheInput(node.name, ARRAY_TYPES[node.type], tuple(shape))
 
 
 def read_json(folder: Path, name: str, *, needed: bool) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from .engine_graph import POSITIONS, ROW_LOGITS, TARGETS
 from .layout import Layout, right_padded
 from .plan import Tokens
 from .session import DecoderInputs, ran_out_of_memory, run_error
+from .values import array_of, bind_array, value_of
 
 
 class Steppable(Protocol):
@@ -94,14 +95,10 @@ class Stepper:
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with some rows only, in the order given."""
-        import onnxruntime
-
         kept = list(rows)
         self._mask, self._places = self._mask[kept], self._places[kept]
         self._cache = [
-            onnxruntime.OrtValue.ortvalue_from_numpy(
-                np.take(value.numpy(), kept, axis=spec.batch_axis), self._device
-            )
+            value_of(np.take(array_of(value), kept, axis=spec.batch_axis), self._device)
             for spec, value in zip(self._inputs.cache, self._cache, strict=True)
         ]
 
@@ -123,10 +120,10 @@ class Stepper:
         binding = self._session.io_binding()
         # The binding reads the arrays where they are: `feeds` keeps them alive.
         for name, array in feeds.items():
-            binding.bind_cpu_input(name, array)
+            bind_array(binding, name, array)
         for spec, value in zip(self._inputs.cache, cache, strict=True):
             if isinstance(value, np.ndarray):
-                binding.bind_cpu_input(spec.name, value)
+                bind_array(binding, spec.name, value)
             else:
                 binding.bind_ortvalue_input(spec.name, value)
         binding.bind_output(ROW_LOGITS, "cpu")

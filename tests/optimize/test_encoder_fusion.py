@@ -47,12 +47,15 @@ def test_every_layer_becomes_a_few_nodes_and_computes_the_same(tiny_encoder: Tin
     made.verify()
 
 
-def test_the_approximation_is_one_and_can_be_halved(tiny_classifier: TinyModel) -> None:
+@pytest.mark.parametrize("scheme", ["fp16", "bf16"])
+def test_the_approximation_is_one_and_can_be_halved(
+    scheme: str, tiny_classifier: TinyModel
+) -> None:
     plain = _export(tiny_classifier.source)
     made = ModelDirectory.load(optimize_graph(plain, "O3", progress=False))
     assert made.recipe[-1]["fused"]["FastGelu"] == 2
     assert 1e-6 < made.manifest["parity"]["max_abs_difference"] < 1e-2
-    half = ModelDirectory.load(apply_scheme(made.path, "fp16", progress=False))
+    half = ModelDirectory.load(apply_scheme(made.path, scheme, progress=False))
     assert half.size_bytes < 0.6 * made.size_bytes
 
 

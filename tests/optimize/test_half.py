@@ -6,6 +6,7 @@ reference evaluator of the onnx package rounds after each operator, as a GPU doe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,19 @@ from onnx.reference import ReferenceEvaluator
 from safetensors.numpy import load_file, save_file
 from tiny_models import make_tiny_llama
 
+from mlflow_degrade.optimize.bfloat16 import convert_to_bfloat16
 from mlflow_degrade.optimize.export import export_onnx
 from mlflow_degrade.optimize.forward import OnnxForward
 from mlflow_degrade.optimize.graph import optimize_graph
-from mlflow_degrade.optimize.half import angle_nodes, convert_to_half, norm_nodes
+from mlflow_degrade.optimize.half import convert_to_half, precise_nodes
 from mlflow_degrade.optimize.onnx_files import infer_types, load_graph
 from mlflow_degrade.optimize.source import resolve_model
 
+Convert = Callable[[Any], dict[str, Any]]
+CONVERSIONS = [
+    pytest.param(convert_to_half, TensorProto.FLOAT16, id="fp16"),
+    pytest.param(convert_to_bfloat16, TensorProto.BFLOAT16, id="bf16"),
+]
 TOKENS = np.random.default_rng(0).integers(1, 400, 200)
 
 
@@ -88,15 +95,18 @@ def test_norms_do_not_overflow(loud_base: Path) -> None:
     assert not np.abs(naive - want).mean() < 0.5  # NaN or nonsense
 
 
+@pytest.mark.parametrize(("convert", "kind"), CONVERSIONS)
 @pytest.mark.parametrize(
     ("level", "norm"), [("basic", {"Pow", "ReduceMean", "Sqrt"}), ("fused", {"RMSNormalization"})]
 )
 def test_what_stays_in_float32_has_no_rounding_in_between(
-    tiny_export: Path, level: str, norm: set[str]
+    tiny_export: Path, level: str, norm: set[str], convert: Convert, kind: int
 ) -> None:
     model = load_graph(optimize_graph(tiny_export, level, progress=False))
-    kept = angle_nodes(model) | norm_nodes(model)
-    convert_to_half(model)
+    kept = precise_nodes(model)
+    convert(model)
+    to = {a.i for node in model.graph.node if node.op_type == "Cast" for a in node.attribute}
+    assert {kind, TensorProto.FLOAT} <= to
     makers = {name: node for node in model.graph.node for name in node.output}
     by_name = {node.name: node for node in model.graph.node}
     assert {"Sin", "Cos", *norm} <= {by_name[name].op_type for name in kept if name in by_name}
@@ -107,12 +117,15 @@ def test_what_stays_in_float32_has_no_rounding_in_between(
         assert inner is None or inner.op_type != "Cast"
 
 
-def test_cache_and_weights_are_half_and_logits_single(tiny_base: Path) -> None:
+@pytest.mark.parametrize(("convert", "kind"), CONVERSIONS)
+def test_cache_and_weights_are_half_and_logits_single(
+    tiny_base: Path, convert: Convert, kind: int
+) -> None:
     model = load_graph(tiny_base)
-    convert_to_half(model)
+    convert(model)
     kinds = {v.name: v.type.tensor_type.elem_type for v in model.graph.output}
     assert kinds.pop("logits") == TensorProto.FLOAT
-    assert set(kinds.values()) == {TensorProto.FLOAT16}
+    assert set(kinds.values()) == {kind}
     matrices = [t for t in model.graph.initializer if len(t.dims) == 2]
     assert matrices
-    assert {t.data_type for t in matrices} == {TensorProto.FLOAT16}
+    assert {t.data_type for t in matrices} == {kind}

@@ -78,8 +78,8 @@ def test_every_scheme_worth_gating_has_a_preset() -> None:
             [{**EXPORT, "dtype": "fp23"}],
             "unknown data type of an export 'fp23': did you mean 'fp32'",
         ),
-        ([{**EXPORT, "dtype": "bf16"}], "no bfloat16 kernel"),
         ([{**EXPORT, "dtype": "fp16"}, GRAPH], "cannot follow export fp16: .*'scheme: fp16'"),
+        ([{**EXPORT, "dtype": "bf16"}, GRAPH], "cannot follow export bf16: .*'scheme: bf16'"),
         ([EXPORT, {**GRAPH, "level": "fussed"}], r"pass 2 \(graph\): unknown graph opt.*'fused'"),
         ([EXPORT, {**GRAPH, "level": 3}], "level = 3"),
         ([EXPORT, {**GRAPH, "kind": "graph"}], "unknown key 'kind'"),
@@ -210,6 +210,11 @@ def test_a_recipe_is_what_the_functions_do(tiny_llama_dir: Path, tiny_base: Path
 
 def test_an_onnx_model_is_exported_already(tiny_base: Path) -> None:
     assert run_recipe(tiny_base, recipe(EXPORT), progress=False) == tiny_base
+
+
+def test_an_export_has_a_data_type(tiny_llama_dir: Path, tiny_export: Path) -> None:
+    made = run_recipe(tiny_llama_dir, recipe({**EXPORT, "dtype": "bf16"}), progress=False)
+    assert made == apply_scheme(tiny_export, "bf16", progress=False)
 
 
 def test_what_is_refused_is_refused_before_any_work(fresh_cache: Path) -> None:

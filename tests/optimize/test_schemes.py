@@ -32,9 +32,11 @@ from mlflow_degrade.runtime.providers import CPU, CUDA, session_options
 REDUCED = [name for name, scheme in SCHEMES.items() if scheme.rewrite is not None]
 
 # Mean KL in nats on the tiny model, and float bytes over scheme bytes of its weight file. The KLs
-# were measured (fp16 1.4e-5, int8 .0066, int4 .53, dynamic .012) and have room for other CPUs.
+# were measured (fp16 1.4e-5, bf16 .0014, int8 .0066, int4 .53, dynamic .012) and have room for
+# other CPUs.
 KL_BELOW = {
     "fp16": 1e-4,
+    "bf16": 1e-2,
     "int8-weight-only": 0.03,
     "int4-weight-only": 1.5,
     "int4-weight-only-hqq": 1.5,
@@ -46,6 +48,7 @@ KL_BELOW = {
 }
 SMALLER_BY = {
     "fp16": 1.95,
+    "bf16": 1.95,
     "int8-weight-only": 2.0,
     "int4-weight-only": 2.5,
     "int4-weight-only-hqq": 2.5,
@@ -83,6 +86,10 @@ def test_optimum_loads_it_and_generates_what_our_forward_predicts(made: ModelDir
     from optimum.onnxruntime import ORTModelForCausalLM
     from transformers import AutoTokenizer
 
+    if made.scheme == "bf16":  # as docs/schemes.md says
+        with pytest.raises(Exception, match="NOT_IMPLEMENTED"):
+            ORTModelForCausalLM.from_pretrained(made.path)
+        return
     tokenizer = AutoTokenizer.from_pretrained(made.path)
     batch = tokenizer(SENTENCES[0], return_tensors="pt")
     options = session_options()

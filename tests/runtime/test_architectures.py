@@ -12,6 +12,7 @@ from mlflow_degrade.optimize.export import export_onnx
 from mlflow_degrade.optimize.graph import optimize_graph
 from mlflow_degrade.optimize.model_directory import ModelDirectory
 from mlflow_degrade.optimize.onnx_files import load_graph
+from mlflow_degrade.optimize.schemes import apply_scheme
 from mlflow_degrade.optimize.source import resolve_model
 from mlflow_degrade.optimize.wiring import attribute
 from mlflow_degrade.runtime.decoder import OnnxDecoder
@@ -93,6 +94,12 @@ def test_scores_and_texts_are_those_of_pytorch(
     assert decoder.generate(prompts, Sampling(max_new_tokens=12)) == texts
     probe = probe_batch_invariance(decoder, [[*a, *b] for a, b in pairs], generation=True)
     assert probe.invariant, probe
+
+    # Masks of float32's lowest number must not become infinite, nor whole rows of them NaN.
+    half = OnnxDecoder(apply_scheme(optimized, "bf16", progress=False), device="cpu")
+    for one, other in zip(half.score(pairs), decoder.score(pairs), strict=True):
+        assert one.logprob == pytest.approx(other.logprob, abs=0.5)
+    assert len(half.generate(prompts, Sampling(max_new_tokens=4))) == len(prompts)
 
     if decoder.can_reuse_prefixes:
         crossed = [(a, b) for a, _ in pairs for _, b in pairs]

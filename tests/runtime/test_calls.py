@@ -32,9 +32,10 @@ def test_sizes_are_few() -> None:
     assert Calls(None).size(9) == 9
 
 
+@pytest.mark.parametrize("scheme", ["fp32", "bf16"])  # whose caches are bits to NumPy
 @pytest.mark.parametrize("shared", [False, True])
-def test_fixed_buffers_give_the_same_scores(model_dir: ModelDir, shared: bool) -> None:
-    decoder = OnnxDecoder(model_dir("fp32"), device="cpu", batch_size=4)
+def test_fixed_buffers_give_the_same_scores(model_dir: ModelDir, shared: bool, scheme: str) -> None:
+    decoder = OnnxDecoder(model_dir(scheme), device="cpu", batch_size=4)
     decoder.reuse_prefixes = shared
     pairs = _pairs(decoder)
     expected = decoder.score(pairs)

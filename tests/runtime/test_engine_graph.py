@@ -28,10 +28,12 @@ from mlflow_degrade.runtime.layout import Layout
 from mlflow_degrade.runtime.providers import CPU, open_session
 from mlflow_degrade.runtime.session import decoder_inputs, open_derived
 from mlflow_degrade.runtime.tokenization import TextEncoder
+from mlflow_degrade.runtime.values import run_arrays
 
 GATHERS = {
     "fp32": "before MatMul",
     "fp16": "before MatMul",
+    "bf16": "before MatMul",
     "int8-weight-only": "before MatMulNBits",
     "int4-weight-only": "before MatMulNBits",
     "int4-weight-only-hqq": "before MatMulNBits",  # without offsets behind its head
@@ -54,7 +56,7 @@ def _run(
     for cache in inputs.cache:
         feeds[cache.name] = np.zeros(cache.empty_shape(1), cache.dtype)
     names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(None, feeds), strict=True))
+    return dict(zip(names, run_arrays(session, feeds, names), strict=True))
 
 
 def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -76,8 +78,8 @@ def test_scores_are_those_of_one_full_forward_pass(model_dir: ModelDir, scheme: 
 
     assert graph.gather == GATHERS[scheme]
     expected = np.take_along_axis(_log_softmax(logits[rows]), targets, axis=-1)
-    # Logits of half precision carry 11 bits; the others agree to float32 rounding.
-    tolerance = 2e-2 if scheme == "fp16" else 1e-4
+    # Logits of half precision carry 11 or 8 bits; the others agree to float32 rounding.
+    tolerance = {"fp16": 2e-2, "bf16": 0.1}.get(scheme, 1e-4)
     np.testing.assert_allclose(found[TARGET_LOGPROBS], expected, atol=tolerance)
     np.testing.assert_array_equal(found[ARGMAX], logits[rows].argmax(axis=-1))
     np.testing.assert_allclose(found[ROW_LOGITS], logits[rows], atol=10 * tolerance)

@@ -33,7 +33,7 @@ def test_greedy_texts_are_those_of_transformers(decoder: OnnxDecoder, tiny_sourc
     assert decoder.generate(prompts, Sampling(max_new_tokens=20)) == expected
 
 
-@pytest.mark.parametrize("scheme", ["fp32", "int8-weight-only", "int4-weight-only"])
+@pytest.mark.parametrize("scheme", ["fp32", "bf16", "int8-weight-only", "int4-weight-only"])
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 def test_texts_do_not_depend_on_the_batch(
     model_dir: ModelDir, scheme: str, temperature: float

@@ -19,13 +19,13 @@ def _probe(folder: object, *, generation: bool = False) -> BatchInvariance:
     return probe_batch_invariance(decoder, prompts, generation=generation)
 
 
-@pytest.mark.parametrize("scheme", ["fp32", "fp16", "int8-weight-only", "int4-weight-only"])
+@pytest.mark.parametrize("scheme", ["fp32", "fp16", "bf16", "int8-weight-only", "int4-weight-only"])
 def test_offered_schemes_are_batch_invariant(model_dir: ModelDir, scheme: str) -> None:
     probe = _probe(model_dir(scheme), generation=scheme == "int8-weight-only")
     assert probe.invariant, probe
     assert probe.prompts == 24
     assert probe.tokens > 100
-    if scheme != "fp16":
+    if scheme not in ("fp16", "bf16"):
         assert probe.max_abs_difference == 0
 
 
