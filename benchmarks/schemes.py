@@ -2,6 +2,7 @@
 
     python benchmarks/schemes.py
     python benchmarks/schemes.py int8-dynamic int8-weight-only --seconds 120 --limit 0
+    python benchmarks/schemes.py --against none --limit 0
 
 Prints the table of docs/schemes.md. All models are loaded into one process and run in rounds, in
 random order, and speeds are ratios to fp32 within rounds: see docs/bench.md. KL and top-1 agreement
@@ -36,10 +37,14 @@ from mlflow_degrade.runtime.providers import CPU
 BASELINE = "fp32"
 
 
-def make(names: Sequence[str]) -> dict[str, Path]:
-    """The starter model under every scheme, the float one first."""
-    base = optimize_graph(export_onnx(resolve_model("starter")))
-    return {name: apply_scheme(base, name) for name in (BASELINE, *names)}
+def make(names: Sequence[str], against: str) -> dict[str, Path]:
+    """The starter model under every scheme, first the one that speeds are ratios to."""
+    export = export_onnx(resolve_model("starter"))
+    base = optimize_graph(export)
+    first = {BASELINE: optimize_graph(export, against)}
+    if against != "fused":
+        first["fp32, fused"] = base
+    return first | {name: apply_scheme(base, name) for name in names if name != BASELINE}
 
 
 def speeds(report: BenchmarkReport, name: str) -> list[str]:
@@ -81,6 +86,13 @@ def row(report: BenchmarkReport, name: str, folder: Path, judged: Sequence[str])
 @click.option("--length", default=128, show_default=True, help="Tokens of the prompt.")
 @click.option("--new-tokens", default=16, show_default=True, help="Tokens generated after it.")
 @click.option(
+    "--against",
+    type=click.Choice(["fused", "basic", "none"]),
+    default="fused",
+    show_default=True,
+    help="Graph level of the float model that speeds are ratios to.",
+)
+@click.option(
     "--limit",
     default=DEFAULT_LIMIT,
     show_default=True,
@@ -92,10 +104,11 @@ def main(
     threads: int | None,
     length: int,
     new_tokens: int,
+    against: str,
     limit: int,
 ) -> None:
     """Print a row for each named scheme, or for all of them."""
-    folders = make(names or tuple(SCHEMES))
+    folders = make(names or tuple(SCHEMES), against)
     with progress_bar("Measuring", sys.stderr.isatty()) as tell:
         report = measure_cost(
             folders,
