@@ -1,0 +1,146 @@
+"""Speed of the schemes against the model in PyTorch, as transformers runs it.
+
+    python benchmarks/against_pytorch.py                                # CPU, PyTorch in fp32
+    python benchmarks/against_pytorch.py --device cuda --dtype bf16
+    python benchmarks/against_pytorch.py fp16 fp8-static --device tensorrt --dtype fp16
+
+Prefill of a prompt and greedy decoding after it, the same token ids for all, one after the other in
+every round and in random order. Ratios are medians of the rounds with their 95% interval. A scheme
+that is refused on the device is named with the reason.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from mlflow_degrade.errors import InputError
+from mlflow_degrade.optimize.export import export_onnx
+from mlflow_degrade.optimize.graph import optimize_graph
+from mlflow_degrade.optimize.schemes import apply_scheme, find_scheme
+from mlflow_degrade.optimize.source import resolve_model
+from mlflow_degrade.runtime.benchmark_results import Shape
+from mlflow_degrade.runtime.machine import processor_name
+from mlflow_degrade.runtime.providers import DEVICES, cpu_count, on_gpu, resolve_device
+from mlflow_degrade.runtime.ratios import MIN_ROUNDS, paired_ratio
+from mlflow_degrade.runtime.workload import DecoderWorkload
+
+Times = Mapping[str, float]
+"""Phase → seconds."""
+
+Run = Callable[[], Times]
+"""Reads a prompt, generates, and says how long it took."""
+
+_USUAL = ("fp32", "fp16", "bf16", "int8-weight-only", "int4-weight-only", "int8-dynamic")
+
+
+def pytorch(
+    source: Path, dtype: str, gpu: bool, prompt: list[int], new: int
+) -> Callable[[], Times]:
+    """The model as transformers runs it."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    kind = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[dtype]
+    device = "cuda" if gpu else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=kind).to(device).eval()
+    wait = torch.cuda.synchronize if gpu else lambda: None
+    ids = torch.tensor([prompt], device=device)
+
+    def run() -> Times:
+        with torch.inference_mode():
+            start = time.perf_counter()
+            # The last position's logits, as the engine computes them.
+            found: Any = model(ids, use_cache=True, logits_to_keep=1)
+            wait()
+            read = time.perf_counter()
+            for _ in range(new):
+                token = found.logits[:, -1].argmax(-1, keepdim=True)
+                found = model(token, past_key_values=found.past_key_values, use_cache=True)
+            wait()
+            return {"prefill": read - start, "decode": time.perf_counter() - read}
+
+    return run
+
+
+def engine(
+    folder: Path, device: str, length: int, new: int
+) -> tuple[Callable[[], Times], list[int]]:
+    """A model directory in the engine, and the prompt that it was given."""
+    workload = DecoderWorkload(folder, device=device, threads=None)
+    prompts = workload.prompts(Shape(1, length, new))
+
+    def run() -> Times:
+        return {phase: sum(calls) for phase, calls in workload.run(prompts, new)}
+
+    return run, list(prompts[0])
+
+
+@click.command()
+@click.argument("schemes", nargs=-1)
+@click.option("--model", default="starter", show_default=True)
+@click.option("--device", type=click.Choice(DEVICES), default="cpu", show_default=True)
+@click.option("--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32")
+@click.option("--length", default=128, show_default=True, help="Tokens of the prompt.")
+@click.option("--new-tokens", default=16, show_default=True, help="Tokens generated after it.")
+@click.option("--seconds", default=60.0, show_default=True, help="Time for rounds.")
+def main(
+    schemes: tuple[str, ...],
+    model: str,
+    device: str,
+    dtype: str,
+    length: int,
+    new_tokens: int,
+    seconds: float,
+) -> None:
+    """Print a row for each scheme, with PyTorch in `--dtype` on the same device as 1."""
+    providers = resolve_device(device)
+    source = resolve_model(model)
+    base = optimize_graph(export_onnx(source))
+    runs: dict[str, Run] = {}
+    prompt: list[int] = []
+    for name in schemes or _USUAL:
+        try:
+            find_scheme(name, providers)
+        except InputError as error:
+            click.echo(f"left out: {error}", err=True)
+            continue
+        folder = apply_scheme(base, name, providers=providers)
+        runs[f"`{name}`"], prompt = engine(folder, device, length, new_tokens)
+    if not runs:
+        raise click.UsageError(f"no scheme is left on {device!r}")
+    baseline = f"PyTorch {dtype}"
+    gpu = on_gpu(providers)
+    runs = {baseline: pytorch(source.path, dtype, gpu, prompt, new_tokens), **runs}
+    found: dict[str, list[Times]] = {name: [] for name in runs}
+    for run in runs.values():
+        run()  # opens sessions, fills caches
+    random, end = np.random.default_rng(0), time.perf_counter() + seconds
+    while len(found[baseline]) < MIN_ROUNDS or time.perf_counter() < end:
+        for name in random.permutation(list(runs)):
+            found[name].append(runs[name]())
+    print(
+        f"{date.today():%Y-%m-%d}, {processor_name(providers[0])}, {cpu_count()} CPU cores, "
+        f"{len(found[baseline])} rounds, a prompt of {length} tokens and {new_tokens} after it\n"
+    )
+    print("| model | × prefill [95%] | × decode [95%] | prefill, tokens/s | decode, tokens/s |")
+    print("|---|---|---|---|---|")
+    for name, times in found.items():
+        ratios, speeds = [], []
+        for phase, tokens in (("prefill", length), ("decode", new_tokens)):
+            own = [taken[phase] for taken in times]
+            ratio = paired_ratio([taken[phase] for taken in found[baseline]], own)
+            interval = "" if name == baseline else f" [{ratio.low:.2f}, {ratio.high:.2f}]"
+            ratios.append(f"{ratio.estimate:.2f}{interval}")
+            speeds.append(f"{tokens / np.median(own):,.0f}")
+        print(f"| {' | '.join([name, *ratios, *speeds])} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
