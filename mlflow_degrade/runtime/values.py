@@ -31,7 +31,7 @@ def element_type(dtype: str | np.dtype[Any]) -> Any:
 def bind_array(binding: Any, name: str, array: NDArray[Any]) -> None:
     """Bind an input to an array, which is read where it is: the caller keeps it alive."""
     if array.dtype == np.uint16:
-        binding.bind_ortvalue_input(name, _bfloat16(array))
+        binding.bind_ortvalue_input(name, value_of(array, "cpu"))
     else:
         binding.bind_cpu_input(name, array)
 
@@ -42,8 +42,8 @@ def value_of(array: NDArray[Any], device: str) -> Any:
 
     if array.dtype != np.uint16:
         return OrtValue.ortvalue_from_numpy(array, device)
-    if device == "cpu":
-        return _bfloat16(array)
+    if device == "cpu" and array.flags.c_contiguous:
+        return OrtValue.ortvalue_from_numpy_with_onnx_type(array, _BFLOAT16)
     value = OrtValue.ortvalue_from_shape_and_type(array.shape, _BFLOAT16, device)
     value.update_inplace(np.ascontiguousarray(array))
     return value
@@ -97,11 +97,3 @@ def run_arrays(
         binding.bind_output(name, "cpu")
     session.run_with_iobinding(binding, options)
     return [array_of(value) for value in binding.get_outputs()]
-
-
-def _bfloat16(array: NDArray[Any]) -> Any:
-    """On the CPU, where the array is."""
-    from onnxruntime import OrtValue
-
-    contiguous = np.ascontiguousarray(array)
-    return OrtValue.ortvalue_from_numpy_with_onnx_type(contiguous, _BFLOAT16)

@@ -30,7 +30,7 @@ from mlflow_degrade.runtime.memory import measure_memory
 from mlflow_degrade.runtime.placement import find_placement
 from mlflow_degrade.runtime.probes import probe_path_equivalence
 from mlflow_degrade.runtime.providers import CPU, open_session, session_options
-from mlflow_degrade.runtime.values import array_of, run_arrays, value_of
+from mlflow_degrade.runtime.values import array_of, bind_array, run_arrays, value_of
 
 BF16, FLOAT, INT64 = TensorProto.BFLOAT16, TensorProto.FLOAT, TensorProto.INT64
 
@@ -221,6 +221,21 @@ def test_arrays_go_in_and_come_back_bit_by_bit() -> None:
         )
         np.testing.assert_array_equal(array_of(value), array)
     assert not np.shares_memory(array_of(value_of(bits, "cpu")), bits)
+
+
+def test_an_array_that_is_part_of_another_is_copied_and_kept_alive() -> None:
+    whole = np.arange(2 * 3 * 4096, dtype=np.uint16).reshape(2, 3, 4096)
+    part = whole[:, :, ::2]
+    node = helper.make_node("Transpose", ["x"], ["y"], perm=[0, 1, 2])
+    model = _model([node], {"x": BF16}, {"y": BF16}).SerializeToString()
+    session = onnxruntime.InferenceSession(model, session_options(), providers=[CPU])
+    binding = session.io_binding()
+    bind_array(binding, "x", part)
+    scribbled = [np.full(part.shape, 7, np.uint16) for _ in range(50)]  # into what was freed
+    binding.bind_output("y", "cpu")
+    session.run_with_iobinding(binding)
+    np.testing.assert_array_equal(array_of(binding.get_outputs()[0]), part)
+    del scribbled
 
 
 def test_a_decoder_scores_generates_and_continues_its_cache(model_dir: ModelDir) -> None:
