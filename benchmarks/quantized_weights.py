@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import date
+from unittest.mock import patch
 
 import click
 
@@ -27,7 +26,6 @@ from mlflow_degrade.optimize.source import resolve_model
 from mlflow_degrade.runtime.machine import processor_name
 from mlflow_degrade.runtime.providers import CPU
 
-_CACHE = "MLFLOW_DEGRADE_CACHE"
 NAMES = (
     *("int8-weight-only", "int4-weight-only", "int4-weight-only-asym", "int4-weight-only-hqq"),
     *("int4-weight-only-gptq", "int4-weight-only-gptq-block64"),
@@ -47,7 +45,10 @@ def main(names: tuple[str, ...], models: tuple[str, ...]) -> None:
         print(f"\n| {model} | MB | distance | agreement |\n|---|---|---|---|")
         for name in names or NAMES:
             # Large, and not to be kept.
-            with tempfile.TemporaryDirectory() as scratch, _cache_in(scratch):
+            with (
+                tempfile.TemporaryDirectory() as scratch,
+                patch.dict(os.environ, MLFLOW_DEGRADE_CACHE=scratch),
+            ):
                 try:
                     made = ModelDirectory.load(apply_scheme(base, name, progress=False))
                 except DegradeError as error:
@@ -60,18 +61,6 @@ def main(names: tuple[str, ...], models: tuple[str, ...]) -> None:
                     least, mean = found["min_cosine"], found["mean_cosine"]
                     cells = f"mean cosine {mean:.4f} | least {least:.4f}"
                 print(f"| `{name}` | {made.size_bytes / 1e6:.0f} | {cells} |", flush=True)
-
-
-@contextmanager
-def _cache_in(folder: str) -> Iterator[None]:
-    before = os.environ.pop(_CACHE, None)
-    os.environ[_CACHE] = folder
-    try:
-        yield
-    finally:
-        del os.environ[_CACHE]
-        if before is not None:
-            os.environ[_CACHE] = before
 
 
 if __name__ == "__main__":

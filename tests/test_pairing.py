@@ -1,10 +1,8 @@
-"""Pairing: every refusal with its message and its remedy, and the counts a plain join gives."""
+"""Pairing: the counts a plain join gives, on made-up samples."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,39 +11,17 @@ import pyarrow as pa
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from pairing_cases import only, table
 
 from mlflow_degrade import _row_index
 from mlflow_degrade.errors import (
-    DuplicateSampleError,
     EmptySamplesError,
     MetricMismatchError,
-    PairingError,
-    PromptMismatchError,
-    SameModelError,
-    TaskVersionError,
     UnknownNameError,
     UnpairedSamplesError,
 )
-from mlflow_degrade.pairing import ALLOWABLE, PairedTask, pair
+from mlflow_degrade.pairing import PairedTask, pair
 from mlflow_degrade.scores import SampleScores
-
-PAIRS = Path(__file__).parents[2] / "shared" / "data" / "pairs"
-needs_real_pairs = pytest.mark.skipif(
-    not PAIRS.is_dir(), reason="the real result pairs are not beside this checkout"
-)
-
-
-def table(scores: list[Any], model: str = "a", **columns: Any) -> SampleScores:
-    frame = pd.DataFrame({"task": "qa", "doc_id": range(len(scores)), "metric": "acc"})
-    frame["score"] = pd.Series(scores, dtype=object)
-    for name, values in columns.items():
-        frame[name.replace("__", ".")] = values
-    return SampleScores.from_pandas(frame, model=model, model_digest=f"sha256:{model}")
-
-
-def only(baseline: SampleScores, candidate: SampleScores, **options: Any) -> PairedTask:
-    (task,) = pair(baseline, candidate, **options).tasks
-    return task
 
 
 class TestCounts:
@@ -135,164 +111,6 @@ class TestClusters:
 
     def test_without_any_label_there_are_no_clusters(self) -> None:
         assert only(table([1, 0]), table([1, 0], "b")).cluster is None
-
-
-class TestDuplicates:
-    def test_ids_tell_copies_of_a_document_apart(self) -> None:
-        same = {"doc_hash": ["x", "x", "y"]}
-        task = only(table([1, 0, 1], **same), table([0, 0, 1], "b", **same))
-        assert (task.n, task.duplicates) == (3, 1)
-        assert task.difference.tolist() == [-1, 0, 0]
-
-    def test_a_repeated_key_is_refused(self) -> None:
-        ids = {"doc_id": ["7", "8", "7"]}
-        with pytest.raises(DuplicateSampleError, match=r"1 samples of the baseline .*\['7'\]") as e:
-            pair(table([1, 0, 1], **ids), table([1, 1, 1], "b", **ids))
-        assert "allow 'duplicates'" in str(e.value)
-
-    def test_on_one_side_only(self) -> None:
-        with pytest.raises(DuplicateSampleError, match="1 samples of the candidate"):
-            pair(table([1, 0]), table([1, 0, 1], "b", doc_id=["0", "1", "1"]))
-
-    def test_allowed_they_are_matched_in_order(self) -> None:
-        ids = {"doc_id": ["7", "8", "7"]}
-        paired = pair(table([1, 0, 0], **ids), table([0, 0, 0], "b", **ids), allow=["duplicates"])
-        (task,) = paired.tasks
-        assert (task.n, task.duplicates, task.repeats) == (3, 1, 1)
-        assert task.difference.tolist() == [-1, 0, 0]
-        assert paired.notes == ("qa: 1 samples with a repeated id are matched in file order",)
-
-    def test_in_file_order_also_among_many_interleaved_tasks(self) -> None:
-        # Three tasks in turn; each id of a task occurs twice, first right and then wrong.
-        ids = {"task": ["c", "a", "b"] * 200, "doc_id": [i // 3 % 100 for i in range(600)]}
-        left = table([1] * 300 + [0] * 300, **ids)
-        right = table([1] * 300 + [1] * 300, "b", **ids)
-        for task in pair(left, right, allow=["duplicates"]).tasks:
-            assert task.difference.tolist() == [0] * 100 + [1] * 100
-
-    def test_allowed_with_another_count_on_the_other_side(self) -> None:
-        left = table([1, 0, 1], doc_id=["7", "8", "7"])
-        right = table([1, 0], "b", doc_id=["7", "8"])
-        with pytest.raises(UnpairedSamplesError, match="1 samples only in the baseline"):
-            pair(left, right, allow=["duplicates"])
-        assert pair(left, right, allow=["duplicates", "unpaired"]).n == 2
-
-
-class TestUnpaired:
-    def test_samples_on_one_side(self) -> None:
-        right = table([1, 0, 1], "b", doc_id=["1", "2", "9"])
-        with pytest.raises(UnpairedSamplesError) as error:
-            pair(table([1, 0, 1]), right)
-        text = str(error.value)
-        assert "1 samples only in the baseline (doc_ids ['0'])" in text
-        assert "1 only in the candidate (doc_ids ['9']), 2 in both" in text
-        assert "allow 'unpaired'" in text
-        task = only(table([1, 0, 1]), right, allow=["unpaired"])
-        assert task.n == 2
-
-    @pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1]])
-    def test_a_sample_too_many(self, order: list[int]) -> None:
-        more = SampleScores(table([1, 0, 1], "b").table.take(order))
-        with pytest.raises(UnpairedSamplesError, match=r"0 samples only.*1 only in the candidate"):
-            pair(table([1, 0]), more)
-        with pytest.raises(UnpairedSamplesError, match=r"1 samples only.*0 only in the candidate"):
-            pair(more, table([1, 0]))
-
-    def test_the_same_documents_in_other_tasks(self) -> None:
-        hashes = ["x", "y", "z"]
-        left = table([1, 0, 1], task=["a", "a", "b"], doc_hash=hashes)
-        right = table([1, 0, 1], "b", task=["a", "b", "b"], doc_hash=hashes)
-        with pytest.raises(UnpairedSamplesError, match="1 samples only in the baseline"):
-            pair(left, right)
-
-    def test_the_same_documents_with_other_metrics(self) -> None:
-        ids = {"doc_id": ["1", "2", "3"], "doc_hash": ["x", "y", "z"]}
-        left = table([1, 0, 1], metric=["acc", "acc", "f1"], **ids)
-        right = table([1, 0, 1], "b", metric=["acc", "f1", "f1"], **ids)
-        with pytest.raises(UnpairedSamplesError, match="1 samples only in the baseline"):
-            pair(left, right)
-
-    def test_nothing_in_common_cannot_be_allowed(self) -> None:
-        right = table([1, 0], "b", doc_id=["8", "9"])
-        with pytest.raises(UnpairedSamplesError, match="0 in both") as error:
-            pair(table([1, 0]), right, allow=["unpaired"])
-        assert "allow" not in str(error.value)
-
-    def test_tasks_on_one_side(self) -> None:
-        more = SampleScores.concat([table([1, 0]), table([1, 0], task="arc")])
-        with pytest.raises(UnpairedSamplesError, match=r"baseline only: \['arc'\]"):
-            pair(more, table([1, 1], "b"))
-        paired = pair(more, table([1, 1], "b"), allow=["unpaired"])
-        assert [t.name for t in paired.tasks] == ["qa"]
-        assert "arc" in paired.notes[0]
-        with pytest.raises(UnpairedSamplesError, match="the tasks differ"):
-            pair(table([1], task="x"), table([1], "b", task="y"), allow=["unpaired"])
-
-
-class TestDifferentTests:
-    @pytest.mark.parametrize(
-        ("column", "allowance"), [("prompt_hash", "prompts"), ("target_hash", "targets")]
-    )
-    def test_prompts_and_targets(self, column: str, allowance: str) -> None:
-        left, right = table([1, 0, 1], **{column: list("pqr")}), table([1, 0, 1], "b")
-        # Not recorded on one side: nothing to compare.
-        assert pair(left, right).n == 3
-        right = table([1, 0, 1], "b", **{column: ["p", "Q", None]})
-        with pytest.raises(PromptMismatchError, match=rf"1 of 3 .*{allowance}.*\['1'\]") as error:
-            pair(left, right)
-        assert f"allow '{allowance}'" in str(error.value)
-        paired = pair(left, right, allow=[allowance])
-        assert paired.notes == (f"qa: 1 samples have different {allowance}",)
-        assert paired.allowed == (allowance,)
-
-    def test_prompts_of_samples_that_need_a_join(self) -> None:
-        # Copies, repeated runs, and documents in another order than their ids.
-        shapes: list[dict[str, Any]] = [
-            {"doc_hash": ["x", "x", "y"]},
-            {"doc_id": ["1", "1", "2"], "repeat": [0, 1, 0]},
-        ]
-        for columns in shapes:
-            left = table([1, 0, 1], prompt_hash=list("pqr"), **columns)
-            right = table([1, 0, 1], "b", prompt_hash=list("pQr"), **columns)
-            with pytest.raises(PromptMismatchError, match="1 of 3 samples"):
-                pair(left, right)
-        left = table([1, 0], doc_hash=["x", "y"], prompt_hash=["p", "q"])
-        right = table([1, 0], "b", doc_hash=["y", "x"], prompt_hash=["p", "q"])
-        with pytest.raises(PromptMismatchError, match="2 of 2 samples"):
-            pair(left, right)
-
-    def test_versions(self) -> None:
-        def version(model: str, number: str) -> SampleScores:
-            rows = table([1, 0], model).table
-            return SampleScores.from_table(rows, model_digest=model, task_versions={"qa": number})
-
-        with pytest.raises(TaskVersionError, match=r"\{'qa': \('1.0', '2.0'\)\}.*'task-versions'"):
-            pair(version("a", "1.0"), version("b", "2.0"))
-        assert pair(version("a", "1.0"), version("b", "2.0"), allow=["task-versions"]).notes
-        assert not pair(version("a", "1.0"), table([1, 0], "b")).notes
-
-    def test_the_same_model(self) -> None:
-        with pytest.raises(SameModelError, match=r"sha256:a.*allow 'same-model'"):
-            pair(table([1, 0]), table([1, 1]))
-        assert pair(table([1, 0]), table([1, 1]), allow=["same-model"]).n == 2
-
-    def test_directions(self) -> None:
-        with pytest.raises(MetricMismatchError, match=r"higher_is_better is .True. for the base"):
-            pair(table([1, 0]), table([1, 0], "b", higher_is_better=False))
-        both = table([1, 0], higher_is_better=[True, False])
-        with pytest.raises(MetricMismatchError, match="one value on both"):
-            pair(both, table([1, 0], "b", higher_is_better=[True, False]))
-
-    def test_unknown_allowances(self) -> None:
-        with pytest.raises(UnknownNameError, match="did you mean 'prompts'"):
-            pair(table([1]), table([1], "b"), allow=["prompt"])
-        assert set(ALLOWABLE) == {
-            "duplicates", "prompts", "same-model", "targets", "task-versions", "unpaired"
-        }  # fmt: skip
-
-    def test_all_refusals_are_one_family(self) -> None:
-        for kind in (SameModelError, TaskVersionError, MetricMismatchError, PromptMismatchError):
-            assert issubclass(kind, PairingError)
 
 
 class TestChoosing:
@@ -523,74 +341,3 @@ class TestProperties:
         chunked = pa.concat_tables([left.slice(0, 7), left.slice(7, 1), left.slice(8)])
         mixed = pair(SampleScores(chunked), SampleScores(right))
         assert [summary(t) for t in whole.tasks] == [summary(t) for t in mixed.tasks]
-
-
-def read_lines(name: str) -> pd.DataFrame:
-    lines = (PAIRS / name).read_text(encoding="utf-8").splitlines()
-    return pd.DataFrame([json.loads(line) for line in lines])
-
-
-def from_arm(frame: pd.DataFrame, arm: str) -> SampleScores:
-    columns = {"example_id": "doc_id", "gold": "target", "output": "response"}
-    renamed = frame.rename(columns=columns)[["task", "doc_id", "score", "response"]]
-    return SampleScores.from_pandas(renamed.assign(metric="acc"), model_digest=arm)
-
-
-@needs_real_pairs
-class TestRealPairs:
-    @pytest.mark.parametrize("task", ["mmlu", "extraction"])
-    @pytest.mark.parametrize("arm", ["q8_0", "q4_K_M"])
-    def test_llama_quantized(self, task: str, arm: str) -> None:
-        frames = [read_lines(f"kristenmartino/{task}_{a}.jsonl") for a in ("fp16", arm)]
-        left, right = (from_arm(f, a) for f, a in zip(frames, ("fp16", arm), strict=True))
-        repeated = int(frames[0]["example_id"].duplicated().sum())
-        if repeated:
-            with pytest.raises(DuplicateSampleError, match=f"{repeated} samples"):
-                pair(left, right)
-        for frame in frames:
-            frame["copy"] = frame.groupby("example_id").cumcount()
-        joined = frames[0].merge(frames[1], on=["example_id", "copy"], validate="one_to_one")
-        found = only(left, right, allow=["duplicates"])
-        assert found.n == len(joined)
-        assert found.duplicates == repeated
-        assert found.regressions == (joined["score_x"] > joined["score_y"]).sum() > 0
-        assert found.improvements == (joined["score_x"] < joined["score_y"]).sum()
-        # Two answers to one document are no two independent outcomes.
-        assert found.binary == (task == "mmlu" and not repeated)
-        change = (joined["score_y"] - joined["score_x"]).sum()
-        assert found.difference.sum() == pytest.approx(change, abs=1e-9)
-
-    def test_mmlu_matches_the_published_summary(self) -> None:
-        # Their summary drops the duplicated id: 499 pairs.
-        published = json.loads((PAIRS / "kristenmartino/summary.json").read_text())
-        diffs = next(s for s in published if s["task"] == "mmlu")["pairwise_diffs"]
-        expected = next(d for d in diffs if (d["arm_a"], d["arm_b"]) == ("fp16", "q4_K_M"))
-        frames = [
-            read_lines(f"kristenmartino/mmlu_{a}.jsonl").drop_duplicates("example_id")
-            for a in ("fp16", "q4_K_M")
-        ]
-        task = only(from_arm(frames[0], "fp16"), from_arm(frames[1], "q4_K_M"))
-        assert task.n == expected["n_pairs"]
-        assert -task.difference.mean() == pytest.approx(expected["diff"], abs=1e-12)
-
-    @pytest.mark.parametrize("candidate", ["6b_verification", "175b_finetuning"])
-    def test_gsm8k_models(self, candidate: str) -> None:
-        frame = read_lines("gsm8k_openai_models/example_model_solutions.jsonl")
-
-        def side(model: str) -> SampleScores:
-            columns = {
-                "task": "gsm8k",
-                "doc_id": range(len(frame)),
-                "doc_hash": [hashlib.sha256(q.encode()).hexdigest() for q in frame["question"]],
-                "metric": "exact_match",
-                "score": [answer["is_correct"] for answer in frame[model]],
-            }
-            return SampleScores.from_pandas(pd.DataFrame(columns), model_digest=model)
-
-        task = only(side("6b_finetuning"), side(candidate))
-        before = frame["6b_finetuning"].map(lambda answer: answer["is_correct"])
-        after = frame[candidate].map(lambda answer: answer["is_correct"])
-        assert task.n == len(frame) == 1319
-        assert task.regressions == (before & ~after).sum()
-        assert task.improvements == (~before & after).sum()
-        assert task.binary

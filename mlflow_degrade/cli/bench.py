@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import InputError, ModelError, SameModelError
+from ..runtime.providers import DEVICE_HELP
 from .output import require_plot_name, write_json, write_plot
 from .references import exported_folder
 
@@ -84,7 +85,7 @@ def _whole_numbers(
     show_default=True,
     help="Time for rounds; 6 are made at least.",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or tensorrt.")
+@click.option("--device", default="auto", show_default=True, help=f"{DEVICE_HELP}.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads per operator; all by default.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the order of models.")
 @click.option("--plot", metavar="FILE", help="Draw tokens per second, .png or .svg.")

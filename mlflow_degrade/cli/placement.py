@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from ..runtime.providers import DEVICE_HELP
 from .output import write_json
 
 _HELP = """Show which nodes of MODEL run on which execution provider.
@@ -25,7 +26,7 @@ Exit codes: 0 shown, 3 invalid input.
 
 @click.command(help=_HELP)
 @click.argument("model")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or tensorrt.")
+@click.option("--device", default="auto", show_default=True, help=f"{DEVICE_HELP}.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads per operator; all by default.")
 @click.option(
     "--operators",

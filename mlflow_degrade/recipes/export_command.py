@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from ..runtime.providers import DEVICE_HELP
 from .command import (
     MODEL_HELP,
     RECIPE_HELP,
@@ -38,7 +39,7 @@ A recipe lists passes; this one takes 'export' and 'graph':
 @click.command(help=_HELP, context_settings=SETTINGS)
 @click.option("--model", default="starter", help=MODEL_HELP)
 @click.option("--recipe", default="fused", help=RECIPE_HELP)
-@click.option("--device", default="auto", help="Where it is to run: auto, cpu, cuda or tensorrt.")
+@click.option("--device", default="auto", help=f"Where it is to run: {DEVICE_HELP}.")
 @click.pass_obj
 def main(presets: Path | None, /, **given: str) -> None:
     with one_message():

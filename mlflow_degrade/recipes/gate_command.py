@@ -7,7 +7,7 @@ import click
 from ..errors import UnknownNameError
 from ..evaluation.suite import DEFAULT_LIMIT
 from ..policy import GatePolicy
-from ..runtime.providers import DEVICES
+from ..runtime.providers import DEVICE_HELP, DEVICES
 from .command import SETTINGS, caller_path, flag, joined_run_id, number, one_message
 
 
@@ -21,7 +21,7 @@ from .command import SETTINGS, caller_path, flag, joined_run_id, number, one_mes
 @click.option("--include-path", default="", help="Directory with task files of your own.")
 @click.option("--limit", default=str(DEFAULT_LIMIT), help="Samples per task; 0 takes all.")
 @click.option("--seed", default="0", help="Of the random samples.")
-@click.option("--device", default="auto", help="auto, cpu, cuda or tensorrt.")
+@click.option("--device", default="auto", help=f"{DEVICE_HELP}.")
 @click.option("--fresh", default="false", help="true evaluates both again.")
 def main(**given: str) -> None:
     """Compare two models in MLflow, and promote the candidate only when it passes."""

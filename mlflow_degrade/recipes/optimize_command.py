@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from ..runtime.providers import DEVICE_HELP
 from .command import (
     MODEL_HELP,
     RECIPE_HELP,
@@ -47,7 +48,7 @@ the plain export. Each finished pass is kept and never done again.
 @click.command(help=_HELP, context_settings=SETTINGS)
 @click.option("--model", default="starter", help=MODEL_HELP)
 @click.option("--recipe", default="int8-weight-only", help=RECIPE_HELP)
-@click.option("--device", default="auto", help="Where it is to run: auto, cpu, cuda or tensorrt.")
+@click.option("--device", default="auto", help=f"Where it is to run: {DEVICE_HELP}.")
 @click.option("--force", default="false", help="true applies even what is refused there.")
 @click.option("--cost-seconds", default="8", help="Time for measuring speed.")
 @click.pass_obj

@@ -9,6 +9,7 @@ import click
 from ..errors import InputError
 from ..evaluation.suite import DEFAULT_LIMIT
 from ..policy import GatePolicy
+from ..runtime.providers import DEVICE_HELP
 from .command import (
     MODEL_HELP,
     RECIPE_HELP,
@@ -49,7 +50,7 @@ The candidate is what the recipe makes, the baseline what it makes without its p
 @click.option("--policy", default="", help="Policy file instead of the four options above.")
 @click.option("--register-as", default="auto", help="Registry name on PASS; none registers not.")
 @click.option("--baseline-model", default="", help="Another baseline than the export.")
-@click.option("--device", default="auto", help="auto, cpu, cuda or tensorrt.")
+@click.option("--device", default="auto", help=f"{DEVICE_HELP}.")
 @click.option("--force", default="false", help="true takes a scheme that is refused there.")
 @click.option("--batch-size", default="auto", help="auto, or sequences per batch.")
 @click.option("--num-fewshot", default="", help="Few-shot examples per prompt.")

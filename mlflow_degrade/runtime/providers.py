@@ -27,6 +27,9 @@ Device = Literal["auto", "cpu", "cuda", "tensorrt"]
 DEVICES: tuple[str, ...] = get_args(Device)
 """What `resolve_device` accepts."""
 
+DEVICE_HELP = f"{', '.join(DEVICES[:-1])} or {DEVICES[-1]}"
+"""The same, for the help of commands."""
+
 _CHAINS: Mapping[str, tuple[str, ...]] = {
     "cpu": (CPU,),
     "cuda": (CUDA, CPU),
