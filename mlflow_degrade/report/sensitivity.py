@@ -94,7 +94,8 @@ def sensitivity_figure(report: SensitivityReport) -> Any:
         [y - 0.2 for y in places], saved, 0.38, color=_SAVED, label="taken off by keeping them"
     )
     panels[0].axvline(report.whole, color="#59636e", linewidth=1, linestyle="--")
-    panels[0].legend(fontsize=8, frameon=False, loc="lower right")
+    # Opaque: the dashed line may pass behind it.
+    panels[0].legend(fontsize=8, framealpha=1, edgecolor="none", loc="lower right")
     panels[0].set_title("kinds of layers; dashed: everything quantized", fontsize=10, loc="left")
     _name(panels[0], kinds)
     if single:
