@@ -148,6 +148,7 @@ def _version(
 
     from .evidence import EVIDENCE_TAG
     from .registration import register, verdict_tags
+    from .registry_listing import versions_of
 
     client = MlflowClient()
     evidence = client.get_run(run_id).data.tags[EVIDENCE_TAG]
@@ -158,7 +159,7 @@ def _version(
             if have.get(key) != value:
                 client.set_model_version_tag(name, version, key, value)
         return version, False
-    for found in client.search_model_versions(f"name = '{name}'"):
+    for found in versions_of(client, name):
         if found.tags.get(EVIDENCE_TAG) == evidence:
             return str(found.version), False
     new = register(
