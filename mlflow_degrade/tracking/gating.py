@@ -129,9 +129,12 @@ def place(
     RegistryError
         The registry refused; a version that was made here is taken back.
     """
-    bind_content(content, run_id)
-    found, created = _version(decision, run_id, name, model_uri, content, version)
-    moved = alias is not None and _point(name, alias, found, created)
+    from .runs import uninterrupted
+
+    with uninterrupted():  # a version with a PASS and without its alias would be half of a gate
+        bind_content(content, run_id)
+        found, created = _version(decision, run_id, name, model_uri, content, version)
+        moved = alias is not None and _point(name, alias, found, created)
     return Placement(f"models:/{name}/{found}", created, alias, moved)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +27,7 @@ from mlflow_degrade.tracking.attempts import ATTEMPT_TAG
 from mlflow_degrade.tracking.evaluations import MODEL_URI_TAG, log_evaluation
 from mlflow_degrade.tracking.gate_config import VARIABLE
 from mlflow_degrade.tracking.references import content_digest
+from mlflow_degrade.tracking.runs import Terminated, terminate_gracefully
 
 pytestmark = pytest.mark.usefixtures("store")
 
@@ -254,6 +257,26 @@ def test_a_registry_that_refuses_leaves_no_version(tmp_path: Path) -> None:
         # MLflow keeps this name for itself.
         promote(f"runs:/{run_id}", "models:/chat@champion", alias="v7")
     assert registry_state(client) == state
+
+
+def test_a_signal_while_placing_leaves_no_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = MlflowClient()
+    register_champion(tmp_path)
+    run_id, _ = log_evaluated(tmp_path, "fast", 12)
+    create = MlflowClient.create_model_version
+
+    def create_and_terminate(*args: Any, **kwargs: Any) -> Any:
+        made = create(*args, **kwargs)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return made
+
+    monkeypatch.setattr(MlflowClient, "create_model_version", create_and_terminate)
+    with terminate_gracefully(), pytest.raises(Terminated):
+        promote(f"runs:/{run_id}", "models:/chat@champion", alias="champion")
+    assert str(client.get_model_version_by_alias("chat", "champion").version) == "2"
+    assert {run.info.status for run in client.search_runs(["0"])} == {"FINISHED"}
 
 
 def test_a_log_that_names_its_model(tmp_path: Path) -> None:
