@@ -74,7 +74,7 @@ def test_logged_to_mlflow_and_drawn(here: Path, call: Call) -> None:
 
     result = call(
         "bench", "models/fp32", *QUICK, "--log", "--experiment", "cost", "--run-name", "mine",
-        "--plot", "deep/bench.svg",
+        "--plot", "bench.svg",
     )  # fmt: skip
     assert result.code == 0, result.err
     client = MlflowClient()
