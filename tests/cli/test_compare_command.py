@@ -159,10 +159,11 @@ class TestPolicy:
 class TestReports:
     @pytest.mark.parametrize("name", ["report.html", "report.md"])
     def test_are_written(self, name: str, there: Path, call: Call) -> None:
-        result = call("compare", "fp32.csv", "int4.csv", "--report", f"{name}")
+        (there / "deep").mkdir()
+        result = call("compare", "fp32.csv", "int4.csv", "--report", f"deep/{name}")
         assert result.code == 1
-        assert f"report: {name}" in result.err
-        text = (there / name).read_text()
+        assert f"report: deep/{name}" in result.err
+        text = (there / "deep" / name).read_text()
         assert "FAIL" in text
         assert "int4.csv" in text
         assert [p.name for p in (there / "deep").iterdir()] == [name]

@@ -89,10 +89,11 @@ class TestCommand:
         assert re.search(r"12 +none", result.out)
 
     def test_from_a_rerun_with_a_plot(self, there: Path, call: Call) -> None:
-        result = call("plan", "fp32.csv", "fp32_again.csv", "--plot", "plan.svg")
+        (there / "deep").mkdir()
+        result = call("plan", "fp32.csv", "fp32_again.csv", "--plot", "deep/plan.svg")
         assert result.code == 0
         assert re.search(r"all tasks +3,291 +50 +1\.5%", result.out)
-        assert (there / "plan.svg").read_text().lstrip().startswith("<?xml")
+        assert (there / "deep" / "plan.svg").read_text().lstrip().startswith("<?xml")
         assert [p.name for p in (there / "deep").iterdir()] == ["plan.svg"]
 
     def test_without_anything_it_shows_typical_flip_rates(self, call: Call) -> None:
