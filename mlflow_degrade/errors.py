@@ -23,6 +23,7 @@
     │   └── ParityError                 the saved file does not reproduce its source
     ├── EngineError                     trouble while a model is running
     │   ├── ProviderUnavailableError    an execution provider was asked for and is absent
+    │   ├── InexactKernelError          integer products come out wrong on this processor
     │   └── NonFiniteLogitsError        the model produced NaN or infinity
     ├── StorageError                    no space, or a cache that cannot be written
     └── TrackingError                   MLflow did not do what was asked
@@ -180,6 +181,10 @@ class EngineError(DegradeError):
 
 class ProviderUnavailableError(EngineError):
     """An execution provider was asked for and is absent."""
+
+
+class InexactKernelError(EngineError):
+    """Integer products come out wrong on this processor."""
 
 
 class NonFiniteLogitsError(EngineError):

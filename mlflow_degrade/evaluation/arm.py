@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from ..cache import digest_directory
 from ..errors import ModelError
 from ..optimize.model_directory import MANIFEST_FILE, library_versions
+from ..optimize.onnx_files import load_graph
 from ..runtime.decoder import OnnxDecoder
 from ..runtime.encoder import OnnxEncoder
 from ..runtime.family import model_family
+from ..runtime.integer_kernels import KernelCheck, choose_kernels
 from ..runtime.machine import processor_name
 from ..runtime.probes import (
     PROBED_PROMPTS,
@@ -24,7 +26,7 @@ from ..runtime.probes import (
     ScoringPath,
     probe_path_equivalence,
 )
-from ..runtime.providers import resolve_device
+from ..runtime.providers import on_gpu, resolve_device, session_options
 from ..runtime.session import read_json
 from ..scores import SampleScores
 from .journal import Journal
@@ -148,6 +150,16 @@ class Arm:
             bar(0, 1)
         entry.finish({"probe": probe.fields()})
         return probe
+
+    @cached_property
+    def kernels(self) -> tuple[KernelCheck, ...]:
+        """Whether this processor gets the model's integer products right; one it gets wrong is
+        refused when it is opened."""
+        if on_gpu(resolve_device(self._settings.device)):
+            return ()
+        return choose_kernels(
+            load_graph(self.folder, weights=False), self.folder, session_options()
+        )
 
     @cached_property
     def _probed(self) -> list[list[int]]:

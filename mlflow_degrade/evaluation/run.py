@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..runtime.integer_kernels import KernelCheck
 from ..runtime.probes import BatchInvariance, PathEquivalence, ScoringPath
 from ..scores import SampleScores
 from .arm import Arm, model_digest
@@ -68,6 +69,8 @@ class Evaluation:
         Per task: seconds, documents, requests, plans, and whether it was reused.
     equivalence : PathEquivalence or None
         Whether its scores change with shared prefixes, where that was worth trying.
+    kernels : tuple of KernelCheck
+        Its integer products on this processor against integer arithmetic; empty without any.
     """
 
     samples: SampleScores
@@ -77,6 +80,7 @@ class Evaluation:
     probe: BatchInvariance
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
     equivalence: PathEquivalence | None = None
+    kernels: tuple[KernelCheck, ...] = ()
 
     @property
     def timing(self) -> dict[str, float]:
@@ -107,6 +111,7 @@ class Evaluation:
             "path": self.path,
             "probe": self.probe.to_dict(),
             "equivalence": None if self.equivalence is None else self.equivalence.to_dict(),
+            "integer_kernels": [check.to_dict() for check in self.kernels],
             "results": self.results,
             "timing": self.timing,
             "truncated": self.truncated,
@@ -184,6 +189,7 @@ def evaluate_model(
         probe=arm.probe,
         tasks=runs,
         equivalence=arm.known_equivalence(),
+        kernels=arm.kernels,
     )
 
 

@@ -7,17 +7,20 @@ score such models one sample at a time.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .embeddings import narrow_embedding, untie_head
-from .onnx_files import GRAPH_FILE, load_graph, save_graph
-from .weight_only import replace_gemm
+from .integer_weights import round_columns, store_columns
+from .weight_only import constant_products, replace_gemm
 
 
-def quantize_dynamically(model: Any, *, keep: Collection[str] = ()) -> dict[str, Any]:
+def quantize_dynamically(
+    model: Any, *, keep: Collection[str] = (), target: str = "any"
+) -> dict[str, Any]:
     """Replace ``MatMul`` by constant matrices with integer products, in place.
 
     Parameters
@@ -26,6 +29,8 @@ def quantize_dynamically(model: Any, *, keep: Collection[str] = ()) -> dict[str,
         With weights.
     keep : collection of str
         Names of layers that stay in float, see `mlflow_degrade.optimize.exclusion`.
+    target : {"any", "vnni"}
+        See `mlflow_degrade.optimize.integer_weights`.
 
     Returns
     -------
@@ -42,26 +47,38 @@ def quantize_dynamically(model: Any, *, keep: Collection[str] = ()) -> dict[str,
     ----------
     .. [1] Sun et al., "Massive Activations in Large Language Models", 2024, arXiv:2402.17762.
     """
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
     untied = untie_head(model)
     replace_gemm(model)
-    with tempfile.TemporaryDirectory() as scratch:
-        # By way of files: given a graph in memory, the quantizer copies it twice.
-        float_dir, int8_dir = Path(scratch) / "float", Path(scratch) / "int8"
-        float_dir.mkdir()
-        int8_dir.mkdir()
-        save_graph(model, float_dir)
-        model.Clear()
-        quantize_dynamic(
-            float_dir / GRAPH_FILE,
-            int8_dir / GRAPH_FILE,
-            op_types_to_quantize=["MatMul"],
-            per_channel=True,
-            weight_type=QuantType.QInt8,
-            nodes_to_exclude=list(keep),
-            use_external_data_format=True,
-        )
-        model.CopyFrom(load_graph(int8_dir))
-    narrowed = narrow_embedding(model)
-    return {"untied_head": untied, "half_embeddings": narrowed}
+    for node, tensor in constant_products(model):
+        if (node.name or node.output[0]) not in keep:
+            _multiply_integers(model.graph, node, tensor, target)
+    return {"untied_head": untied, "half_embeddings": narrow_embedding(model)}
+
+
+def _multiply_integers(graph: Any, node: Any, tensor: Any, target: str) -> None:
+    """Replace one product; onnxruntime fuses what it becomes into one node."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    source, (result,) = node.input[0], node.output
+    matrix: NDArray[np.float32] = numpy_helper.to_array(tensor)
+    codes, scales, zeros = store_columns(graph, tensor.name, *round_columns(matrix, target))
+    rounded = [f"{source}_{part}" for part in ("rounded", "scale", "zero_point")]
+    names = (f"{result}_{part}" for part in ("integers", "float", "scales"))
+    integers, as_float, product_scales = names
+    steps = [
+        ("DynamicQuantizeLinear", [source], rounded),
+        ("MatMulInteger", [rounded[0], codes, rounded[2], zeros], [integers]),
+        ("Cast", [integers], [as_float]),
+        ("Mul", [rounded[1], scales], [product_scales]),
+        ("Mul", [as_float, product_scales], [result]),
+    ]
+    if any(rounded[0] in other.output for other in graph.node):
+        steps = steps[1:]  # another product reads the same
+    place = next(i for i, other in enumerate(graph.node) if other.output == node.output)
+    graph.node.remove(graph.node[place])
+    for offset, (operator, inputs, outputs) in enumerate(steps):
+        to = {"to": TensorProto.FLOAT} if operator == "Cast" else {}
+        made = helper.make_node(operator, inputs, outputs, name=f"{outputs[0]}_Q8", **to)
+        graph.node.insert(place + offset, made)
+    if all(tensor.name not in other.input for other in graph.node):
+        graph.initializer.remove(tensor)

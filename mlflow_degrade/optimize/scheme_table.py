@@ -28,6 +28,7 @@ _SMOOTHED: _Variants = {
     "smooth": {"smoothing": "always"},
     "unsmoothed": {"smoothing": "never"},
 }
+_TARGETS: _Variants = {"vnni": {"target": "vnni"}}
 _NO_PRODUCTS = (
     "its products in 8 bits have no CUDA kernels, and each would run in float between two "
     "roundings: use 'int8-weight-only' or 'fp16'"
@@ -96,6 +97,7 @@ SCHEMES: Mapping[str, Scheme] = {
             "weights in 8 bits per channel, activations in 8 bits per tensor, outliers moved into "
             "weights, layers that stay sensitive in float; for CPUs",
             quantize_dynamically,
+            {"target": "any"},
             exclusion=ExclusionRule(),
             proof=("MatMulInteger", "DynamicQuantizeMatMul"),
             refused={
@@ -106,14 +108,14 @@ SCHEMES: Mapping[str, Scheme] = {
             },
             notes={CPU: "scores depend on the batch: samples are scored one at a time"},
             smoothing="where possible",
-            variants=_SMOOTHED,
+            variants={**_SMOOTHED, **_TARGETS},
         ),
         Scheme(
             "int8-static",
             "weights in 8 bits per channel, activations in 8 bits with ranges seen on texts, "
             "outliers moved into weights",
             quantize_statically,
-            {"calibration_method": "percentile", "symmetric": False},
+            {"calibration_method": "percentile", "symmetric": False, "target": "any"},
             proof=("QuantizeLinear",),
             refused={
                 CUDA: _NO_PRODUCTS,
@@ -122,19 +124,19 @@ SCHEMES: Mapping[str, Scheme] = {
             notes={CPU: "for encoders and classifiers: language models lose more by fixed ranges"},
             calibrated=True,
             smoothing="where possible",
-            variants={**_RANGES, **_SMOOTHED},
+            variants={**_RANGES, **_SMOOTHED, **_TARGETS},
         ),
         Scheme(
             "int8-static-symmetric",
             "the same without zero points for activations; for TensorRT",
             quantize_statically,
-            {"calibration_method": "percentile", "symmetric": True},
+            {"calibration_method": "percentile", "symmetric": True, "target": "any"},
             proof=("QuantizeLinear",),
             refused={CUDA: _NO_PRODUCTS},
             notes={CPU: "made for TensorRT; 'int8-static' rounds activations more finely"},
             calibrated=True,
             smoothing="where possible",
-            variants={**_RANGES, **_SMOOTHED},
+            variants={**_RANGES, **_SMOOTHED, **_TARGETS},
         ),
         Scheme(
             "fp8-static",

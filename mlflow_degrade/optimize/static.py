@@ -25,6 +25,7 @@ from ..errors import InputError, QuantizationError, UnknownNameError
 from .calibration import Calibration
 from .embeddings import narrow_embedding, untie_head
 from .formats.elements import ELEMENTS, Element, FloatElement
+from .integer_weights import round_columns, store_columns
 from .opset import OLDEST, raise_opset, require_opset
 from .weight_only import constant_products, replace_gemm
 
@@ -56,6 +57,7 @@ def quantize_statically(
     symmetric: bool,
     calibration: Calibration,
     element: str = "int8",
+    target: str = "any",
 ) -> dict[str, Any]:
     """Round the inputs and weights of each ``MatMul`` by a constant matrix to 8 bits, in place.
 
@@ -72,6 +74,9 @@ def quantize_statically(
         The model and the texts on which ranges are observed.
     element : str
         One of `STORED`, for weights; for symmetric activations too.
+    target : {"any", "vnni"}
+        See `mlflow_degrade.optimize.integer_weights`; for integers. Onnxruntime turns symmetric
+        activations into unsigned ones on x86-64, so their products overflow like others.
 
     Returns
     -------
@@ -103,7 +108,7 @@ def quantize_statically(
         chosen = _symmetric(low, high, grid) if symmetric else _asymmetric(low, high)
         _round_activation(model, name, chosen)
     for node, tensor in products:
-        _round_weight(model, node, tensor, grid)
+        _round_weight(model, node, tensor, grid, target)
     return {
         "untied_head": untied,
         "half_embeddings": narrow_embedding(model),
@@ -199,29 +204,33 @@ def _round_activation(model: Any, name: str, chosen: _Range) -> None:
         graph.node.insert(place + step, made)
 
 
-def _round_weight(model: Any, node: Any, tensor: Any, grid: Element) -> None:
+def _round_weight(model: Any, node: Any, tensor: Any, grid: Element, target: str) -> None:
     """Store a matrix as codes of a grid with a scale for each column."""
     from onnx import helper, numpy_helper
 
     graph = model.graph
-    matrix: NDArray[np.float32] = numpy_helper.to_array(tensor)
-    scales = (np.abs(matrix).max(axis=0) / grid.largest).astype(np.float32)
-    scales[scales == 0] = 1.0
-    codes = grid.round_(matrix / scales).astype(_stored_type(grid))
     name = tensor.name
     back = f"{name}_dequantized"
     if all(back not in other.output for other in graph.node):
-        inputs = [
-            _store(graph, f"{name}_Q8", codes),
-            _store(graph, f"{name}_scales", scales),
-            _store(graph, f"{name}_zero_points", np.zeros(len(scales), codes.dtype)),
-        ]
+        matrix: NDArray[np.float32] = numpy_helper.to_array(tensor)
+        codes, scales = _columns(matrix, grid, target)
+        inputs = store_columns(graph, name, codes, scales)
         made = helper.make_node("DequantizeLinear", inputs, [back], name=back, axis=1)
         place = next(i for i, other in enumerate(graph.node) if other.output == node.output)
         graph.node.insert(place, made)
     node.input[1] = back
     if all(name not in other.input for other in graph.node):
         graph.initializer.remove(tensor)
+
+
+def _columns(
+    matrix: NDArray[np.float32], grid: Element, target: str
+) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    if not isinstance(grid, FloatElement):
+        return round_columns(matrix, target)
+    scales = (np.abs(matrix).max(axis=0) / grid.largest).astype(np.float32)
+    scales[scales == 0] = 1.0
+    return grid.round_(matrix / scales).astype(_stored_type(grid)), scales
 
 
 def _store(graph: Any, name: str, values: NDArray[Any]) -> str:

@@ -281,7 +281,7 @@ def measure_cost(
         simulated, the size it would have is all there is.
     """
     from ..report.benchmark import speed_sentence
-    from ..report.cost import RATIO
+    from ..report.cost import RATIO, slower_phases
     from ..runtime import cost
 
     if (simulated := models.simulated_cost) is not None:
@@ -295,6 +295,8 @@ def measure_cost(
         found = {model.label: model.figures(named_shapes=False) for model in measured.models}
         ratios = measured.ratio_metrics("candidate", named_shapes=False)
         found["candidate"].update({name: (value, RATIO) for name, value in ratios.items()})
+        for sentence in slower_phases(found):
+            say(f"note: {sentence}")
         return found
 
 

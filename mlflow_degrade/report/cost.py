@@ -13,6 +13,8 @@ from . import numbers
 RATIO = "×"
 """Unit of a candidate's figures that relate it to the baseline, such as ``speed_ratio/decode``."""
 
+_SPEED = "speed_ratio/"
+
 #: Per side, "baseline" and "candidate": metric name to (value, unit).
 CostFigures = Mapping[str, Mapping[str, tuple[float, str]]]
 
@@ -87,6 +89,27 @@ def interval_note(cost: CostFigures | None) -> str:
     )
 
 
+def slower_phases(cost: CostFigures | None) -> list[str]:
+    """A sentence for each phase in which the candidate is slower than the baseline for certain.
+
+    Examples
+    --------
+    >>> figures = {"speed_ratio/prefill": 0.67, "speed_ratio/prefill_ci_low": 0.61,
+    ...            "speed_ratio/prefill_ci_high": 0.72}
+    >>> slower_phases({"candidate": {name: (value, RATIO) for name, value in figures.items()}})
+    ["Slower in prefill: 0.67× [0.61, 0.72] the baseline's speed."]
+    """
+    figures = {} if not cost else cost.get("candidate", {})
+    found = []
+    for name, (value, unit) in figures.items():
+        low, high = (figures.get(f"{name}_ci_{end}", (math.nan, ""))[0] for end in ("low", "high"))
+        if name.startswith(_SPEED) and unit == RATIO and high < 1:
+            phase = name.removeprefix(_SPEED)
+            ratio = f"{value:.2f}× [{low:.2f}, {high:.2f}]"
+            found.append(f"Slower in {phase}: {ratio} the baseline's speed.")
+    return found
+
+
 def gain(name: str, ratio: float) -> float:
     """A ratio candidate/baseline turned so that above 1 is better: times faster, times smaller."""
     known = _WORDS.get(_group(name))
@@ -136,7 +159,7 @@ def _row(
 ) -> CostRow:
     relation, better = "", None
     group, _, rest = name.partition("/")
-    speed = f"speed_ratio/{_without_unit(rest)}"
+    speed = f"{_SPEED}{_without_unit(rest)}"
     if group == "throughput" and f"{speed}_ci_low" in ratios:
         ends = ratios[f"{speed}_ci_low"], ratios[f"{speed}_ci_high"]
         relation, better = _speed(ratios[speed], *ends)

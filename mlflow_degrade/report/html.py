@@ -10,7 +10,7 @@ from ..pairing import PairedScores
 from ..results import Decision, TaskResult
 from . import content, findings, tables
 from .content import Provenance
-from .cost import CostFigures, cost_rows, interval_note
+from .cost import CostFigures, cost_rows, interval_note, slower_phases
 from .findings import SubgroupFindings
 from .forest import ForestPanel, forest_panels
 from .remedies import remedies
@@ -119,6 +119,7 @@ def report(
         power=content.power_sentence(decision),
         subgroups=_subgroups(subgroups, decision),
         cost=cost_rows(cost),
+        slower=slower_phases(cost),
         cost_note=interval_note(cost),
         samples=samples,
         samples_caption=caption(decision, len(samples)),

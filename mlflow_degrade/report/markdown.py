@@ -14,7 +14,7 @@ from ..pairing import PairedScores
 from ..results import Decision
 from . import content, findings, tables
 from .content import Provenance
-from .cost import CostFigures, cost_rows, interval_note
+from .cost import CostFigures, cost_rows, interval_note, slower_phases
 from .findings import SubgroupFindings
 from .remedies import remedies
 from .samples import FlippedSample, caption, worst_flips
@@ -78,7 +78,7 @@ def summary_note(
     priced = [row for row in cost_rows(cost) if row.relation][:_BRIEF]
     if priced:
         listed = "; ".join(f"{row.name} {row.candidate} ({row.relation})" for row in priced)
-        after.append(_text(f"Cost: {listed}."))
+        after.append(_text(" ".join([f"Cost: {listed}.", *slower_phases(cost)])))
     if subgroups is not None and any(feature.found for feature in subgroups.features):
         sentence = _cut(findings.summary(subgroups, decision), _BRIEF_LENGTH)
         after.append(f"{_text(sentence)} (A diagnostic: it does not enter the verdict.)")
@@ -134,7 +134,7 @@ def report(
     if priced:
         rows = [(row.name, row.baseline, row.candidate, row.relation) for row in priced]
         parts += ["## Cost", _table(("", "baseline", "candidate", "candidate is"), rows, "lrrl")]
-        parts += filter(None, [interval_note(cost)])
+        parts += filter(None, [" ".join(slower_phases(cost)), interval_note(cost)])
     samples = worst_flips(decision, paired, _SAMPLES_SHOWN)
     parts += ["## Flipped samples", caption(decision, len(samples)), *_samples(samples)]
     notes = tables.notes(decision)

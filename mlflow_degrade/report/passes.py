@@ -10,7 +10,7 @@ from rich.text import Text
 from ..optimize.parity import Parity
 from ..optimize.pass_result import PassResult
 from . import numbers
-from .cost import CostFigures, cost_rows, interval_note
+from .cost import CostFigures, cost_rows, interval_note, slower_phases
 from .terminal import heading, table
 
 # Of decoders, then of encoders and classifiers: a figure of parity, its title, how it is written.
@@ -76,6 +76,7 @@ def passes_view(results: Sequence[PassResult], cost: CostFigures | None = None) 
             colour = "" if row.better is None else "green" if row.better else "red"
             measured.add_row(row.name, row.baseline, row.candidate, Text(row.relation, colour))
         parts += [heading("Cost, side by side"), measured]
+        parts += [Text(f"\n{sentence}") for sentence in slower_phases(cost)]
         if note := interval_note(cost):
             parts.append(Text(f"\n{note}", style="dim"))
     return Group(*parts)
@@ -88,6 +89,7 @@ def passes_note(results: Sequence[PassResult], cost: CostFigures | None = None) 
     lines += [f"| {' | '.join([f'`{name}`', *cells])} |" for name, *cells in rows]
     lines += ["", parity_note(results), ""]
     lines += [f"- {row.name}: {row.relation}" for row in cost_rows(cost) if row.relation]
+    lines += [f"- {sentence}" for sentence in slower_phases(cost)]
     return "\n".join(lines) + "\n"
 
 

@@ -13,8 +13,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ..errors import MissingExtraError, ModelError, ProviderUnavailableError, UnknownNameError
+from ..errors import (
+    InexactKernelError,
+    MissingExtraError,
+    ModelError,
+    ProviderUnavailableError,
+    UnknownNameError,
+)
 from .bfloat16 import add_missing_kernels
+from .integer_kernels import choose_kernels, require_exact
 from .tensorrt import LIBRARIES, load_libraries, tensorrt_options
 
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
@@ -279,6 +286,8 @@ def create_session(
     ------
     ProviderUnavailableError
         When the session was created without its first provider, or TensorRT got no node.
+    InexactKernelError
+        When this processor gets the graph's integer products wrong.
     ModelError
         When the graph cannot be loaded.
     """
@@ -298,12 +307,17 @@ def create_session(
             # Onnxruntime 1.31 makes integer products of any two rounded operands and then refuses
             # them because these are floats (its issue 22269). On a GPU the pairs must stay.
             options.add_session_config_entry("session.disable_quant_qdq", "1")
+        checks = choose_kernels(parsed, folder, options)
+        if not on_gpu(providers):  # where it would compute them is not known beforehand on a GPU
+            require_exact(checks, folder)
         if providers[0] == TENSORRT:
             asked[0] = (TENSORRT, tensorrt_options(graph, folder))
             options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         elif capture:
             asked[0] = (providers[0], {"enable_cuda_graph": "1"})
         session = ort.InferenceSession(source, options, providers=asked, enable_fallback=0)
+    except InexactKernelError:
+        raise
     except Exception as error:
         raise ModelError(f"onnxruntime cannot load the model in {folder}: {error}") from error
     if providers[0] not in session.get_providers():
