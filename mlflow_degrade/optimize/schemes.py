@@ -24,6 +24,7 @@ from ..errors import (
     QuantizationError,
     UnknownNameError,
 )
+from ..runtime.integer_kernels import full_range
 from ..runtime.providers import CPU
 from .agreement import agreement
 from .calibration import Calibration, calibration_texts
@@ -89,6 +90,10 @@ def find_scheme(
     """
     scheme = _base(name).variant(name, options)
     reason = scheme.refused.get(providers[0])
+    if scheme.options.get("target") == "vnni" and providers[0] == CPU and not force:
+        check = full_range()
+        if not check.exact:
+            reason = f"{check}, for want of VNNI; use {name.replace('-vnni', '')!r}"
     if reason and not force:
         raise InputError(
             f"scheme {name!r} is refused on {providers[0]}: {reason}. force=true takes it all the "

@@ -184,6 +184,14 @@ def require_exact(checks: tuple[KernelCheck, ...], folder: Path) -> None:
             )
 
 
+def full_range() -> KernelCheck:
+    """Whether signed weights of the full range are multiplied exactly by unsigned activations."""
+    from onnxruntime import GraphOptimizationLevel
+
+    product = Product("MatMulInteger", "uint8", "int8")
+    return check_kernel(product, "full", False, GraphOptimizationLevel.ORT_ENABLE_ALL)
+
+
 def integer_products(model: Any) -> dict[Product, list[Use]]:
     """The kinds of integer products in a graph, and the graphs inside its nodes."""
     found: dict[Product, list[Use]] = {}
