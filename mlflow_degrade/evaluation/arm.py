@@ -15,7 +15,8 @@ from ..optimize.onnx_files import load_graph
 from ..runtime.decoder import OnnxDecoder
 from ..runtime.encoder import OnnxEncoder
 from ..runtime.family import model_family
-from ..runtime.integer_kernels import KernelCheck, choose_kernels
+from ..runtime.integer_kernels import choose_kernels
+from ..runtime.integer_probe import KernelCheck
 from ..runtime.machine import processor_name
 from ..runtime.probes import (
     PROBED_PROMPTS,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..runtime.integer_kernels import KernelCheck
+from ..runtime.integer_probe import KernelCheck
 from ..runtime.probes import BatchInvariance, PathEquivalence, ScoringPath
 from ..scores import SampleScores
 from .arm import Arm, model_digest

@@ -40,7 +40,7 @@ def round_columns(
     -------
     codes : ndarray of int8
         In ±127; for ``"any"`` no two that a kernel adds in 16 bits sum to more than
-        128 in magnitude, `mlflow_degrade.runtime.integer_kernels.PAIR_LIMIT`.
+        128 in magnitude, `mlflow_degrade.runtime.integer_probe.PAIR_LIMIT`.
     scales : ndarray of float32
 
     Raises

@@ -24,7 +24,7 @@ from ..errors import (
     QuantizationError,
     UnknownNameError,
 )
-from ..runtime.integer_kernels import full_range
+from ..runtime.integer_probe import full_range
 from ..runtime.providers import CPU
 from .agreement import agreement
 from .calibration import Calibration, calibration_texts

@@ -16,14 +16,16 @@ from numpy.typing import NDArray
 from mlflow_degrade.errors import InexactKernelError, InputError
 from mlflow_degrade.optimize.schemes import find_scheme
 from mlflow_degrade.runtime.integer_kernels import (
+    choose_kernels,
+    integer_products,
+    require_exact,
+)
+from mlflow_degrade.runtime.integer_probe import (
     PRECISE,
     KernelCheck,
     Product,
     check_kernel,
-    choose_kernels,
     full_range,
-    integer_products,
-    require_exact,
 )
 from mlflow_degrade.runtime.providers import CPU, create_session, open_session, session_options
 
