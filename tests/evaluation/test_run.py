@@ -123,6 +123,10 @@ def test_models_that_are_compared_take_one_path(model_dir: ModelDir, task_folder
         (plan,) = arm.tasks["tiny_choice"]["plans"]
         assert plan["limits"]["rows"] == 1
         assert plan["positions"] == plan["tokens"]
+    (kernel,) = bad.facts()["integer_kernels"]
+    assert kernel["operator"] == "MatMulInteger"
+    assert kernel["exact"]
+    assert good.facts()["integer_kernels"] == []
     together, _ = evaluate_pair(model_dir("fp32"), model_dir("int8-weight-only"), suite, QUIET)
     assert together.path == "batched"
 

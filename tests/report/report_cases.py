@@ -57,6 +57,17 @@ COST = {
     },
 }
 
+SLOWER = {
+    **COST,
+    "candidate": {
+        **COST["candidate"],
+        "speed_ratio/prefill": (0.86, "×"),
+        "speed_ratio/prefill_ci_low": (0.8, "×"),
+        "speed_ratio/prefill_ci_high": (0.9, "×"),
+    },
+}
+"""The same with the interval of the ratio of speeds."""
+
 
 def scores(values: Mapping[str, Any], model: str, **columns: Any) -> SampleScores:
     """Samples of several tasks with a prompt, a target and an answer each."""

@@ -11,7 +11,7 @@ import report_cases as cases
 
 from mlflow_degrade import GatePolicy, decide, pair
 from mlflow_degrade.report import content, tables
-from mlflow_degrade.report.cost import cost_rows, interval_note
+from mlflow_degrade.report.cost import cost_rows, interval_note, slower_phases
 from mlflow_degrade.report.forest import forest_panels
 from mlflow_degrade.report.remedies import remedies
 from mlflow_degrade.report.samples import shorten, worst_flips
@@ -248,6 +248,27 @@ def test_speed_is_related_by_the_rounds_where_they_are_known(
     assert rows["throughput: prefill"].relation == "1.16× slower"
     assert "95% interval" in interval_note(given)
     assert interval_note(cases.COST) == ""
+
+
+@pytest.mark.parametrize(
+    ("ratio", "said"),
+    [
+        ((0.67, 0.61, 0.72), ["Slower in prefill: 0.67× [0.61, 0.72] the baseline's speed."]),
+        ((0.9, 0.8, 1.0), []),
+        ((1.3, 1.2, 1.4), []),
+    ],
+)
+def test_a_phase_is_called_slower_only_when_the_interval_says_so(
+    ratio: tuple[float, float, float], said: list[str]
+) -> None:
+    ends = ("", "_ci_low", "_ci_high")
+    known = {
+        f"speed_ratio/prefill{end}": (value, "×") for end, value in zip(ends, ratio, strict=True)
+    }
+    assert slower_phases({**cases.COST, "candidate": {**cases.COST["candidate"], **known}}) == said
+    without_interval = {"speed_ratio/prefill": (ratio[0], "×")}
+    assert slower_phases({"candidate": without_interval}) == []
+    assert slower_phases(cases.COST) == slower_phases(None) == []
 
 
 def test_costs_that_cannot_be_compared() -> None:

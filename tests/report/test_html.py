@@ -51,6 +51,11 @@ def _report(verdict: str) -> str:
     return html.report(decision, paired, cost=cases.COST, provenance=cases.provenance(verdict))
 
 
+def test_a_slower_phase_is_said() -> None:
+    page = _Reader(html.report(*cases.case("PASS"), cost=cases.SLOWER))
+    assert "Slower in prefill: 0.86× [0.80, 0.90] the baseline's speed." in page.text
+
+
 @pytest.mark.parametrize("verdict", VERDICTS)
 def test_report_is_complete(verdict: str) -> None:
     decision, _ = cases.case(verdict)

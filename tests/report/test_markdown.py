@@ -90,6 +90,17 @@ def test_report_is_complete(verdict: str) -> None:
     assert "![" not in text
 
 
+def test_note_and_report_say_where_the_candidate_is_slower() -> None:
+    decision, paired = cases.case("PASS")
+    for text in (
+        markdown.summary_note(decision, cost=cases.SLOWER),
+        markdown.report(decision, paired, cost=cases.SLOWER),
+    ):
+        said = " ".join(_html(text).split())
+        assert "Slower in prefill: 0.86× [0.80, 0.90] the baseline" in said
+        assert "Slower in decode" not in said
+
+
 def test_report_of_sixty_tasks_names_them_all() -> None:
     decision, paired = cases.sixty_tasks()
     html = _html(markdown.report(decision, paired))
