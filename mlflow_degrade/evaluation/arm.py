@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     Model: TypeAlias = OnnxLM | OnnxEncoderLM
 
 # Raised when the engine computes other numbers than before: older results are not reused then.
-_ENGINE = 1
+_ENGINE = 2
 
 
 def model_digest(model_dir: str | Path) -> str:

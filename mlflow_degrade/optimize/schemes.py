@@ -93,11 +93,11 @@ def find_scheme(
     if scheme.options.get("target") == "vnni" and providers[0] == CPU and not force:
         check = full_range()
         if not check.exact:
-            reason = f"{check}, for want of VNNI; use {name.replace('-vnni', '')!r}"
+            reason = f"{check}, for want of VNNI; use {scheme.name.replace('-vnni', '')!r}"
     if reason and not force:
         raise InputError(
-            f"scheme {name!r} is refused on {providers[0]}: {reason}. force=true takes it all the "
-            "same."
+            f"scheme {scheme.name!r} is refused on {providers[0]}: {reason}. force=true takes it "
+            "all the same."
         )
     return scheme
 

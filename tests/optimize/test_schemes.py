@@ -8,10 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from onnx import numpy_helper
 from tiny_models import SENTENCES
 
 from mlflow_degrade.cache import cache_root
-from mlflow_degrade.errors import InputError, ParityError, QuantizationError, UnknownNameError
+from mlflow_degrade.errors import (
+    InexactKernelError,
+    InputError,
+    ParityError,
+    QuantizationError,
+    UnknownNameError,
+)
 from mlflow_degrade.optimize.embeddings import head_node
 from mlflow_degrade.optimize.export import export_onnx
 from mlflow_degrade.optimize.forward import OnnxForward
@@ -27,6 +35,7 @@ from mlflow_degrade.optimize.onnx_files import (
 from mlflow_degrade.optimize.parity import parity
 from mlflow_degrade.optimize.schemes import SCHEMES, apply_scheme, find_scheme
 from mlflow_degrade.optimize.source import resolve_model
+from mlflow_degrade.runtime.integer_probe import full_range
 from mlflow_degrade.runtime.providers import CPU, CUDA, session_options
 
 REDUCED = [name for name, scheme in SCHEMES.items() if scheme.rewrite is not None]
@@ -144,6 +153,36 @@ def test_dynamic_keeps_nothing_in_float_where_nothing_hurts(tiny_base: Path) -> 
     made = ModelDirectory.load(apply_scheme(tiny_base, "int8-dynamic", progress=False))
     assert made.recipe[-1]["kept_in_float"] == []
     assert made.recipe[-1]["nodes"] == {"MatMulInteger": 15}
+
+
+@pytest.mark.parametrize("name", ["int8-dynamic", "int8-static"])
+def test_full_range_weights_are_no_nearer(name: str, tiny_base: Path) -> None:
+    """And where kernels saturate they are refused, or computed by the exact kernel."""
+    made = ModelDirectory.load(apply_scheme(tiny_base, name, progress=False))
+    codes = integer_weights(made)
+    assert len(codes) == 15
+    pairs = [np.add(code[0::2], code[1::2], dtype=int) for code in codes]
+    assert max(np.abs(pair).max() for pair in pairs) <= 128
+    full = f"{name}-vnni"
+    if not full_range().exact:
+        with pytest.raises(InputError, match="for want of VNNI"):
+            apply_scheme(tiny_base, full, progress=False)
+        if name == "int8-dynamic":  # its layers are tried inside nodes
+            with pytest.raises(InexactKernelError, match="saturates"):
+                apply_scheme(tiny_base, full, force=True, progress=False)
+            return
+    other = ModelDirectory.load(apply_scheme(tiny_base, full, force=True, progress=False))
+    for code in integer_weights(other):  # a token that is never predicted may have no weights
+        assert np.isin(np.abs(code.astype(int)).max(axis=0), (0, 127)).all()
+    assert other.size_bytes == pytest.approx(made.size_bytes, rel=0.01)
+    kl, full_kl = (model.manifest["parity"]["mean_kl"] for model in (made, other))
+    assert kl < 2 * full_kl  # 7 bits have 4 times the squared error
+
+
+def integer_weights(made: ModelDirectory) -> list[NDArray[np.int8]]:
+    """Matrices of products in 8 bits."""
+    stored = load_graph(made.path).graph.initializer
+    return [numpy_helper.to_array(t) for t in stored if t.name.endswith("_Q8")]
 
 
 @pytest.mark.slow
