@@ -70,6 +70,21 @@ def rounded_product(weights: NDArray[Any], activations: type = np.uint8) -> Any:
     )
 
 
+def requantized_product(weights: NDArray[Any], activations: type) -> Any:
+    """``QLinearMatMul`` with scales of 1, its result in the type of the activations."""
+    given = TensorProto.INT8 if activations is np.int8 else TensorProto.UINT8
+    inputs = ["x", "one", "zero", "w", "one", "w_zero", "one", "zero"]
+    return _model(
+        [_node("QLinearMatMul", inputs, ["y"])],
+        [_value("x", given, ["rows", len(weights)])],
+        [_value("y", given, None)],
+        w=weights,
+        one=np.float32(1),
+        zero=activations(0),
+        w_zero=weights.dtype.type(0),
+    )
+
+
 def float_products(matrices: Sequence[NDArray[np.float32]]) -> Any:
     """Products of one ``x`` with each matrix."""
     return _model(

@@ -19,7 +19,7 @@ from ..errors import UnknownNameError
 
 Target = Literal["any", "vnni"]
 """Processors that a model is for: any that onnxruntime runs on, or those whose dot products of
-bytes add in 32 bits (x86-64 with VNNI, Arm), where weights may use the full range."""
+bytes add in 32 bits (VNNI), where weights may use the full range."""
 
 TARGETS: tuple[str, ...] = get_args(Target)
 

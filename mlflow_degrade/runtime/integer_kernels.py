@@ -18,19 +18,31 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import InexactKernelError
-from .integer_probe import BYTES, PAIR_LIMIT, PRECISE, KernelCheck, Product, check_kernel
+from .integer_probe import (
+    BYTES,
+    LARGEST_BLOCK,
+    PAIR_LIMIT,
+    PRECISE,
+    KernelCheck,
+    Product,
+    Span,
+    check_kernel,
+)
 
-# Which inputs are activations and weights; without activations they are floats that the operator
-# rounds itself. Those that stand for others call the same kernels.
-_OPERATORS: Mapping[str, tuple[int | None, int]] = {
-    "MatMulInteger": (0, 1),
-    "MatMulIntegerToFloat": (0, 1),
-    "QLinearMatMul": (0, 3),
-    "ConvInteger": (0, 1),
-    "DynamicQuantizeMatMul": (None, 1),
-    "MatMulNBits": (None, 1),
+# Which inputs are activations, their zero point, which has their type, and weights; without
+# activations these are floats that the operator rounds itself.
+_OPERATORS: Mapping[str, tuple[tuple[int, ...], int]] = {
+    "MatMulInteger": ((2, 0), 1),
+    "MatMulIntegerToFloat": ((4, 0), 1),
+    "QLinearMatMul": ((2, 0), 3),
+    "QGemm": ((2, 0), 3),
+    "QAttention": ((6, 0), 1),
+    "ConvInteger": ((2, 0), 1),
+    "DynamicQuantizeMatMul": ((), 1),
+    "MatMulNBits": ((), 1),
 }
-_STANDS_FOR = {"QAttention": "MatMulInteger", "QGemm": "QLinearMatMul"}
+# By whose kernels these multiply.
+_LIKE = {"QAttention": "MatMulInteger", "QGemm": "QLinearMatMul"}
 _DEQUANTIZED = ("MatMul", "Gemm")
 
 
@@ -72,16 +84,28 @@ def choose_kernels(model: Any, folder: Path, options: Any) -> tuple[KernelCheck,
     level = options.graph_optimization_level
     found = []
     for product, uses in integer_products(model).items():
-        check = check_kernel(product, "full", False, level)
+        check = _tried(product, "full", False, level)
+        if check is None:
+            continue  # there is no such kernel, as opening the model will say
         if not check.exact and all(_cannot_overflow(use, folder) for use in uses):
             check = check_kernel(product, "paired", False, level)
         if not check.exact and not any(use.nested for use in uses):
-            precise = check_kernel(product, "full", True, level)
-            if precise.exact:
+            precise = _tried(product, "full", True, level)
+            if precise is not None and precise.exact:
                 options.add_session_config_entry(PRECISE, "1")
                 check = precise
         found.append(check)
     return tuple(found)
+
+
+def _tried(product: Product, span: Span, precise: bool, level: Any) -> KernelCheck | None:
+    """The check of a kernel; None where onnxruntime has none for these types."""
+    from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
+
+    try:
+        return check_kernel(product, span, precise, level)
+    except NoKernel:
+        return None
 
 
 def require_exact(checks: tuple[KernelCheck, ...], folder: Path) -> None:
@@ -123,34 +147,39 @@ def _products(
             if any(other is None or other.op_type != "DequantizeLinear" for other in before):
                 continue
             operator = "MatMul"
-            names = [other.input[0] for other in before if other is not None]
-        elif node.op_type in _OPERATORS or node.op_type in _STANDS_FOR:
-            operator = _STANDS_FOR.get(node.op_type, node.op_type)
-            left, right = _OPERATORS[operator]
-            names = ["" if left is None else node.input[left], node.input[right]]
+            values = [[*other.input[2:], other.input[0]] for other in before if other is not None]
+        elif node.op_type in _OPERATORS:
+            operator = _LIKE.get(node.op_type, node.op_type)
+            left, right = _OPERATORS[node.op_type]
+            values = [[node.input[i] for i in left if i < len(node.input)], [node.input[right]]]
         else:
             continue
         options = {a.name: a.i for a in node.attribute}
-        if operator == "MatMulNBits" and options.get("accuracy_level", 0) != 4:
-            continue  # a product of floats
-        types = [_type(name, tensors, makers) if name else "float32" for name in names]
+        if operator == "MatMulNBits" and (
+            options.get("accuracy_level", 0) != 4 or options["bits"] not in (4, 8)
+        ):
+            continue  # a product of floats, or of integers that no kernel has
+        types = [_type(names, tensors, makers) if names else "float32" for names in values]
         if types[1] not in BYTES or types[0] not in (*BYTES, "float32"):
             continue  # wider integers have no kernels, and stay floats
-        sizes = (options["bits"], options["block_size"]) if operator == "MatMulNBits" else (0, 0)
+        sizes = (0, 0)
+        if operator == "MatMulNBits":
+            sizes = options["bits"], min(options["block_size"], LARGEST_BLOCK)
         by_rows = node.op_type not in ("Gemm", "QGemm", "ConvInteger")
-        use = Use(tensors.get(names[1]), by_rows, nested)
+        use = Use(tensors.get(values[1][-1]), by_rows, nested)
         yield Product(operator, types[0], types[1], *sizes), use
 
 
-def _type(name: str, tensors: Mapping[str, Any], makers: Mapping[str, Any]) -> str:
-    """NumPy's name of an integer value's type; unsigned bytes where the graph does not say."""
+def _type(names: list[str], tensors: Mapping[str, Any], makers: Mapping[str, Any]) -> str:
+    """NumPy's name of the integer type of values; unsigned bytes where the graph does not say."""
     from onnx import helper
 
-    if name in tensors:
-        return str(helper.tensor_dtype_to_np_dtype(tensors[name].data_type))
-    node = makers.get(name)
-    if node is not None and node.op_type == "QuantizeLinear" and len(node.input) > 2:
-        return _type(node.input[2], tensors, makers)
+    for name in names:
+        node = makers.get(name)
+        if name in tensors:
+            return str(helper.tensor_dtype_to_np_dtype(tensors[name].data_type))
+        if node is not None and node.op_type == "QuantizeLinear" and len(node.input) > 2:
+            return _type([node.input[2]], tensors, makers)
     return "uint8"
 
 

@@ -27,6 +27,9 @@ BYTES = ("uint8", "int8")
 
 _INPUTS, _OUTPUTS, _ROWS = 256, 64, 16
 
+LARGEST_BLOCK = _INPUTS
+"""Of ``MatMulNBits``, in a product that is tried; 16 bits overflow within any block or in none."""
+
 
 class Product(NamedTuple):
     """What kernels of a product are chosen by.

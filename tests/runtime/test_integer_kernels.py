@@ -10,10 +10,15 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from integer_graphs import integer_product, nested_product, rounded_product
+from integer_graphs import (
+    integer_product,
+    nested_product,
+    requantized_product,
+    rounded_product,
+)
 from numpy.typing import NDArray
 
-from mlflow_degrade.errors import InexactKernelError, InputError
+from mlflow_degrade.errors import InexactKernelError, InputError, ModelError
 from mlflow_degrade.optimize.schemes import find_scheme
 from mlflow_degrade.runtime.integer_kernels import (
     choose_kernels,
@@ -60,6 +65,11 @@ def test_products_of_a_graph_are_found_with_their_types() -> None:
     signed = rounded_product(matrix.view(np.uint8), np.int8)
     assert list(integer_products(signed)) == [Product("MatMul", "int8", "uint8")]
     assert integer_products(rounded_product(matrix, np.uint16)) == {}
+    attention = integer_product(matrix)
+    (node,) = attention.graph.node
+    node.op_type = "QAttention"
+    node.input[:] = ["x", "w", "bias", "one", "one", "", "zero", "zero"]
+    assert list(integer_products(attention)) == [DYNAMIC]
 
 
 @pytest.mark.parametrize(
@@ -145,6 +155,15 @@ def test_the_exact_kernel_is_asked_for_only_where_it_is_needed(tmp_path: Path) -
         else:
             with pytest.raises(RuntimeError):
                 options.get_session_config_entry(PRECISE)
+
+
+def test_products_without_a_kernel_are_left_to_onnxruntimes_own_refusal(tmp_path: Path) -> None:
+    """It has none for signed activations and unsigned weights with a rounded result."""
+    model = requantized_product(weights(127).view(np.uint8), np.int8)
+    assert list(integer_products(model)) == [Product("QLinearMatMul", "int8", "uint8")]
+    assert choose_kernels(model, tmp_path, session_options()) == ()
+    with pytest.raises(ModelError, match="NOT_IMPLEMENTED"):
+        session(model, tmp_path)
 
 
 def test_a_measured_wrong_result_is_refused_with_its_numbers_and_the_remedy() -> None:
