@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..cache import digest_json
+from ..origin import Agreement, Origin
 from ..scores import SampleScores
 
 KIND_TAG = "degrade.kind"
@@ -29,6 +30,7 @@ MODEL_URI_TAG = "degrade.model_uri"
 _NOT_IN_NAMES = re.compile(r"[^\w\-. :/]")
 _SAMPLES = "samples"
 _FACTS = "evaluation.json"
+_AGREEMENTS = "agreements"
 _THREADS = 2
 
 
@@ -80,6 +82,8 @@ def log_evaluation(
         for (task, metric, flt), value in means.items()
     }
     log_finite_metrics({**named, **(metrics or {})})
+    if samples.origin is not None:
+        mlflow.log_params(_processor_params(samples.origin))
     tags = {
         KIND_TAG: "evaluation",
         KEY_TAG: digest_json(dict(key)),
@@ -91,6 +95,18 @@ def log_evaluation(
         tags[REUSED_TAG] = reused_from
     # The key comes last: a run that carries it has all its artifacts.
     mlflow.set_tags(tags)
+
+
+def _processor_params(origin: Origin) -> dict[str, str]:
+    """Where it was computed, as params, so that runs can be told apart and grouped by them."""
+    stated = origin.processor.model_dump(mode="json", exclude_none=True)
+    params = {
+        f"processor.{name}": " ".join(value) if isinstance(value, list) else str(value)
+        for name, value in stated.items()
+    }
+    if origin.dependent_operations is not None:
+        params["processor.dependent_operations"] = ", ".join(origin.dependent_operations) or "none"
+    return params
 
 
 def _file_name(task: str) -> str:
@@ -162,7 +178,7 @@ def find_evaluation(
 
 
 def load_samples(run_id: str) -> SampleScores:
-    """Per-sample scores of an evaluation run.
+    """Per-sample scores of an evaluation run, with what was logged of agreements elsewhere.
 
     Raises
     ------
@@ -173,7 +189,34 @@ def load_samples(run_id: str) -> SampleScores:
 
     with downloaded(f"runs:/{run_id}") as folder:
         files = sorted(folder.glob("*.parquet"))
-        return SampleScores.concat([SampleScores.read_parquet(file) for file in files])
+        samples = SampleScores.concat([SampleScores.read_parquet(file) for file in files])
+    if samples.origin is None or not (more := load_agreements(run_id)):
+        return samples
+    known = samples.origin.agreements
+    both = (*known, *(found for found in more if found not in known))
+    return samples.with_origin(samples.origin.model_copy(update={"agreements": both}))
+
+
+def log_agreement(run_id: str, agreement: Agreement) -> None:
+    """Put beside an evaluation how it agrees with one of the same model elsewhere."""
+    from mlflow import MlflowClient
+
+    name = agreement.samples_digest.removeprefix("sha256:")[:24]
+    MlflowClient().log_dict(
+        run_id, agreement.model_dump(mode="json"), f"{_AGREEMENTS}/{name}.json"
+    )
+
+
+def load_agreements(run_id: str) -> list[Agreement]:
+    """What `log_agreement` put beside an evaluation."""
+    import mlflow
+    from mlflow import MlflowClient
+
+    listed = MlflowClient().list_artifacts(run_id, _AGREEMENTS)
+    return [
+        Agreement.model_validate(mlflow.artifacts.load_dict(f"runs:/{run_id}/{item.path}"))
+        for item in sorted(listed, key=lambda item: str(item.path))
+    ]
 
 
 def load_facts(run_id: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from .evaluations import MODEL_DIGEST_TAG
 from .evidence import EVIDENCE, EVIDENCE_TAG, POLICY_TAG, VERDICT_TAG
 from .evidence_review import EvidenceReview, review_evidence
 from .gate_config import OVERRIDDEN_PREFIX
+from .elsewhere import processor_notes
 from .model_content import ARTIFACT_TAG, BINDING_FILE, ModelContent, read_content
 
 RUN_TAG = "degrade.run_id"
@@ -151,6 +152,8 @@ def verify_version(
                 f"{content.bytecode[0]} (one of {len(content.bytecode)}) is compiled code, which "
                 "Python may run instead of the source that was checked: delete __pycache__ there"
             )
+    if review.decision is not None and not inside_server():
+        notes += processor_notes(review.decision)
     if run is not None:
         wanted = experiments or (() if policy is None else policy.evidence_experiments)
         problems += _wrong_place(run, wanted, tracking_uri)
