@@ -62,8 +62,8 @@ def why_not_portable(origin: Origin | None, policy: GatePolicy, power: PowerResu
     return (
         "the policy asks for portable numbers: the candidate's operations whose results depend on "
         f"the processor {what}, and no evaluation of it on other hardware than "
-        f"{origin.processor.name} is logged that agrees within the margin{seen}. Evaluate it there, "
-        "and compare the two runs with mlflow-degrade noise --log"
+        f"{origin.processor.name} is logged that agrees within the margin{seen}. Evaluate it "
+        "there, and compare the two runs with mlflow-degrade noise --log"
     )
 
 

@@ -202,9 +202,7 @@ def log_agreement(run_id: str, agreement: Agreement) -> None:
     from mlflow import MlflowClient
 
     name = agreement.samples_digest.removeprefix("sha256:")[:24]
-    MlflowClient().log_dict(
-        run_id, agreement.model_dump(mode="json"), f"{_AGREEMENTS}/{name}.json"
-    )
+    MlflowClient().log_dict(run_id, agreement.model_dump(mode="json"), f"{_AGREEMENTS}/{name}.json")
 
 
 def load_agreements(run_id: str) -> list[Agreement]:
