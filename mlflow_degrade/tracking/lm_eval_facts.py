@@ -42,9 +42,9 @@ def evaluation_key(output: LmEvalOutput) -> dict[str, Any]:
     Returns
     -------
     dict
-        Under ``"model"`` who answered and how it was run; all else is what was asked, and on which
-        processor where that is known. It is equal for two models exactly when they were asked the
-        same documents in the same words, there.
+        Under ``"model"`` who answered and how it was run, under ``"processor"`` where, if that is
+        known; all else is what was asked, and is equal for two models exactly when they were asked
+        the same documents in the same words.
     """
     newest = output.newest
     config = newest.get("config") or {}

@@ -10,6 +10,7 @@ from pathlib import Path
 import enforcement_cases as cases
 import mlflow
 import pytest
+from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from mlflow_degrade import (
@@ -28,6 +29,7 @@ from mlflow_degrade.runtime.machine import current_processor
 from mlflow_degrade.tracking.elsewhere import ProcessorWarning
 from mlflow_degrade.tracking.evaluations import load_agreements, load_samples, log_evaluation
 from mlflow_degrade.tracking.evidence_review import review_evidence
+from mlflow_degrade.tracking.references import match_evaluations
 
 HERE = current_processor()
 THERE = HERE.model_copy(
@@ -200,6 +202,24 @@ def _agreements_in_evidence(run_id: str) -> list[Agreement]:
     assert review.problems == []
     assert review.origin is not None
     return list(review.origin.agreements)
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_baseline_of_another_processor_is_not_taken() -> None:
+    def runs(name: str, processor: Processor) -> list[Run]:
+        reference = _log(name, 1, processor, f"sha256:{name}")
+        return [MlflowClient().get_run(reference.removeprefix("runs:/"))]
+
+    here, there, candidate = runs("x", HERE), runs("x", THERE), runs("y", HERE)
+    assert match_evaluations(there, candidate) is None
+    assert match_evaluations(there + here, candidate) == (
+        here[0].info.run_id,
+        candidate[0].info.run_id,
+    )
+    with mlflow.start_run() as unknown:
+        log_evaluation(cases.scores("sha256:z", 1), {"model": "sha256:z"})
+    run = MlflowClient().get_run(unknown.info.run_id)
+    assert match_evaluations([run], candidate) is not None, "other tools do not say where"
 
 
 @pytest.mark.usefixtures("workplace")
