@@ -12,12 +12,15 @@ import mlflow
 import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
+from mlflow_stores import make_store
 
 from mlflow_degrade import (
     GatePolicy,
     SampleScores,
     Verdict,
+    decide,
     load_verified_model,
+    pair,
     promote,
     verify_version,
 )
@@ -26,8 +29,9 @@ from mlflow_degrade.errors import VerificationError
 from mlflow_degrade.origin import Agreement, Origin, Processor
 from mlflow_degrade.rerun import compare_runs
 from mlflow_degrade.runtime.machine import current_processor
-from mlflow_degrade.tracking.elsewhere import ProcessorWarning
+from mlflow_degrade.tracking.elsewhere import ProcessorWarning, look_elsewhere
 from mlflow_degrade.tracking.evaluations import load_agreements, load_samples, log_evaluation
+from mlflow_degrade.tracking.evidence import write_evidence
 from mlflow_degrade.tracking.evidence_review import review_evidence
 from mlflow_degrade.tracking.references import match_evaluations
 
@@ -59,42 +63,51 @@ def _agreement(there: Processor, here: Processor) -> Agreement:
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """One empty database for all tests of this file; each uses model names of its own."""
     folder = tmp_path_factory.mktemp("processors")
-    uri = f"sqlite:///{folder}/mlflow.db"
+    uri = make_store(folder)
     with cases.pointed_at(folder, uri, uri):
         yield folder
 
 
-def test_on_the_same_kind_of_processor_nothing_is_said(workplace: Path) -> None:
-    busy = HERE.model_copy(update={"threads": 99})
-    found = verify_version(*cases.register_case(workplace, "same", origin=_origin(busy)).at)
-    assert found.ok, found.problems
-    assert (found.notes, found.warning) == ((), None)
+def test_on_the_same_kind_of_processor_nothing_is_said() -> None:
+    assert look_elsewhere(_origin(HERE.model_copy(update={"threads": 99}))) is None
+    assert look_elsewhere(None) is None, "evidence of before, and of other tools' logs"
 
 
-def test_elsewhere_it_is_said_what_differs(workplace: Path) -> None:
+def test_what_was_shown_not_to_matter_is_no_warning() -> None:
+    for origin, words, open_ in (
+        (_origin(THERE), f"{ROUNDING[0]} may give other answers here", True),
+        (_origin(THERE, exact=True), "only last digits differ", False),
+        (_origin(THERE, _agreement(THERE, HERE)), "0 of 600 samples changed", False),
+        # It agreed with another onnxruntime than the one that runs here.
+        (
+            _origin(THERE, _agreement(THERE, HERE.model_copy(update={"onnxruntime": "1.0"}))),
+            "may give other answers here",
+            True,
+        ),
+    ):
+        found = look_elsewhere(origin)
+        assert found is not None
+        assert "no made_up_dot_product" in found.sentence
+        assert words in found.sentence
+        assert found.open == open_
+
+
+def test_verifying_elsewhere(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     case = cases.register_case(workplace, "elsewhere", origin=_origin(THERE))
     found = verify_version(*case.at)
     assert found.ok, "a statement, not a refusal"
-    assert found.warning in found.notes
     assert found.warning is not None
-    assert "no made_up_dot_product" in found.warning
-    assert f"{ROUNDING[0]} may give other answers here" in found.warning
+    assert found.warning in found.notes
     assert found.decision is not None
     assert found.decision.processors["candidate"] == THERE
-
-
-def test_what_was_shown_not_to_matter_is_a_note(workplace: Path) -> None:
-    exact = cases.register_case(workplace, "exact", origin=_origin(THERE, exact=True))
-    found = verify_version(*exact.at)
-    assert found.warning is None
-    assert "only last digits differ" in found.notes[0]
-    agreed = _origin(THERE, _agreement(THERE, HERE))
-    found = verify_version(*cases.register_case(workplace, "agreed", origin=agreed).at)
-    assert found.warning is None
-    assert "agreed with it: 0 of 600 samples changed" in found.notes[0]
-    other = _origin(THERE, _agreement(THERE, HERE.model_copy(update={"onnxruntime": "1.0"})))
-    found = verify_version(*cases.register_case(workplace, "older", origin=other).at)
-    assert found.warning is not None, "agreed with another onnxruntime than this one"
+    assert run_cli(["verify", f"models:/elsewhere/{case.version}"]) == 0
+    said = capsys.readouterr().out
+    assert f"reached on                {THERE}" in said
+    assert f"note: {found.warning}" in said
+    assert run_cli(["verify", "--json", f"models:/elsewhere/{case.version}"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["warning"] == found.warning
+    assert record["decision"]["processors"]["candidate"]["model"] == "Other"
 
 
 def test_loading_warns_and_can_be_told_to_refuse(workplace: Path) -> None:
@@ -113,36 +126,31 @@ def test_loading_warns_and_can_be_told_to_refuse(workplace: Path) -> None:
         load_verified_model(uri, policy=PORTABLE)
 
 
-def test_a_required_policy_can_ask_for_portable_numbers(workplace: Path) -> None:
-    case = cases.register_case(workplace, "not-portable", origin=_origin(HERE))
-    (problem,) = verify_version(*case.at, policy=PORTABLE).problems
+def _evidence(folder: Path, origin: Origin, policy: GatePolicy = cases.STRICT) -> Path:
+    """Evidence about 600 questions that both sides answered."""
+    folder.mkdir(exist_ok=True)
+    paired = pair(*(cases.scores(d, 0, origin=origin) for d in ("sha256:b", "sha256:c")))
+    write_evidence(folder, decide(paired, policy), paired)
+    return folder
+
+
+def test_a_required_policy_can_ask_for_portable_numbers(tmp_path: Path) -> None:
+    missing = _evidence(tmp_path / "missing", _origin(HERE))
+    assert not review_evidence(missing).problems
+    (problem,) = review_evidence(missing, PORTABLE).problems
     assert "under the required policy the verdict is INCONCLUSIVE" in problem
-    agreed = _origin(HERE, _agreement(HERE, THERE))
-    case = cases.register_case(workplace, "portable", origin=agreed, policy=PORTABLE)
-    assert verify_version(*case.at, policy=PORTABLE).ok
+    shown = _evidence(tmp_path / "shown", _origin(HERE, _agreement(HERE, THERE)))
+    assert not review_evidence(shown, PORTABLE).problems
 
 
-def test_an_agreement_put_into_the_evidence_afterwards(workplace: Path) -> None:
+def test_an_agreement_put_into_the_evidence_afterwards(tmp_path: Path) -> None:
     """Its Parquet file could be given one; the decision in the evidence says otherwise."""
-    case = cases.register_case(workplace, "forged", origin=_origin(HERE), policy=PORTABLE)
-    folder = Path(MlflowClient().get_run(case.run_id).info.artifact_uri.removeprefix("file://"))
-    file = folder / "evidence" / "candidate.parquet"
+    folder = _evidence(tmp_path, _origin(HERE), PORTABLE)
     forged = _origin(HERE, _agreement(HERE, THERE))
+    file = folder / "candidate.parquet"
     SampleScores.read_parquet(file).with_origin(forged).write_parquet(file)
-    problems = verify_version(*case.at).problems
+    problems = review_evidence(folder).problems
     assert any("decision.json is not what the tables and the policy give" in p for p in problems)
-
-
-def test_the_command(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    case = cases.register_case(workplace, "shown", origin=_origin(THERE))
-    assert run_cli(["verify", f"models:/shown/{case.version}"]) == 0
-    said = capsys.readouterr().out
-    assert f"reached on                {THERE}" in said
-    assert "note: the verdict was reached on" in said
-    assert run_cli(["verify", "--json", f"models:/shown/{case.version}"]) == 0
-    record = json.loads(capsys.readouterr().out)
-    assert "no made_up_dot_product" in record["warning"]
-    assert record["decision"]["processors"]["candidate"]["model"] == "Other"
 
 
 def _log(name: str, wrong: int, processor: Processor, digest: str = "sha256:m") -> str:
