@@ -85,6 +85,7 @@ def noise(
 
 
 def _log(found: Rerun, *references: str) -> None:
+    from ..readers.mlflow_runs import split_reference
     from ..tracking.evaluations import log_agreement
 
     agreements = found.agreements()
@@ -94,6 +95,5 @@ def _log(found: Rerun, *references: str) -> None:
             "model with mlflow-degrade on both machines."
         )
     for reference, agreement in zip(references, agreements, strict=True):
-        run_id = reference.removeprefix("runs:/").strip("/").partition("/")[0]
-        log_agreement(run_id, agreement)
+        log_agreement(split_reference(reference)[0], agreement)
     click.echo(f"logged beside {' and '.join(references)}", err=True)

@@ -48,13 +48,7 @@ def current_processor(providers: tuple[str, ...] | None = None) -> Processor:
 
     version, threads = str(onnxruntime.__version__), cpu_count()
     if on_gpu(providers):
-        import torch
-
-        if torch.cuda.is_available():
-            capability = ".".join(map(str, torch.cuda.get_device_capability(0)))
-            name = str(torch.cuda.get_device_name(0))
-        else:
-            capability, name = "unknown", providers[0]
+        name, capability = _gpu() or (providers[0], "unknown")
         return Processor(
             architecture="cuda",
             model=name,
@@ -70,6 +64,34 @@ def current_processor(providers: tuple[str, ...] | None = None) -> Processor:
         onnxruntime=version,
         threads=threads,
     )
+
+
+def _gpu() -> tuple[str, str] | None:
+    """Name and compute capability of the GPU that CUDA takes, by what is installed to ask."""
+    try:
+        import torch
+    except ImportError:
+        return _gpu_by_nvml()  # a served model needs no torch
+    if not torch.cuda.is_available():
+        return None
+    capability = ".".join(map(str, torch.cuda.get_device_capability(0)))
+    return str(torch.cuda.get_device_name(0)), capability
+
+
+def _gpu_by_nvml() -> tuple[str, str] | None:
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+        if pynvml.nvmlDeviceGetCount() != 1:
+            return None  # CUDA may count them in another order
+        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        capability = ".".join(map(str, pynvml.nvmlDeviceGetCudaComputeCapability(handle)))
+        return str(pynvml.nvmlDeviceGetName(handle)), capability
+    except pynvml.NVMLError:
+        return None
 
 
 def processor_name(provider: str) -> str:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from ..cache import digest_json
 from ..origin import Agreement, Origin
+from ..readers.mlflow_runs import AGREEMENTS, downloaded, with_agreements
 from ..scores import SampleScores
 
 KIND_TAG = "degrade.kind"
@@ -30,7 +31,6 @@ MODEL_URI_TAG = "degrade.model_uri"
 _NOT_IN_NAMES = re.compile(r"[^\w\-. :/]")
 _SAMPLES = "samples"
 _FACTS = "evaluation.json"
-_AGREEMENTS = "agreements"
 _THREADS = 2
 
 
@@ -185,16 +185,10 @@ def load_samples(run_id: str) -> SampleScores:
     TrackingError
         The run does not exist, or holds no samples.
     """
-    from ..readers.mlflow_runs import downloaded
-
     with downloaded(f"runs:/{run_id}") as folder:
         files = sorted(folder.glob("*.parquet"))
         samples = SampleScores.concat([SampleScores.read_parquet(file) for file in files])
-    if samples.origin is None or not (more := load_agreements(run_id)):
-        return samples
-    known = samples.origin.agreements
-    both = (*known, *(found for found in more if found not in known))
-    return samples.with_origin(samples.origin.model_copy(update={"agreements": both}))
+    return with_agreements(samples, run_id)
 
 
 def log_agreement(run_id: str, agreement: Agreement) -> None:
@@ -202,19 +196,7 @@ def log_agreement(run_id: str, agreement: Agreement) -> None:
     from mlflow import MlflowClient
 
     name = agreement.samples_digest.removeprefix("sha256:")[:24]
-    MlflowClient().log_dict(run_id, agreement.model_dump(mode="json"), f"{_AGREEMENTS}/{name}.json")
-
-
-def load_agreements(run_id: str) -> list[Agreement]:
-    """What `log_agreement` put beside an evaluation."""
-    import mlflow
-    from mlflow import MlflowClient
-
-    listed = MlflowClient().list_artifacts(run_id, _AGREEMENTS)
-    return [
-        Agreement.model_validate(mlflow.artifacts.load_dict(f"runs:/{run_id}/{item.path}"))
-        for item in sorted(listed, key=lambda item: str(item.path))
-    ]
+    MlflowClient().log_dict(run_id, agreement.model_dump(mode="json"), f"{AGREEMENTS}/{name}.json")
 
 
 def load_facts(run_id: str) -> dict[str, Any]:

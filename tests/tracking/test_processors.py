@@ -30,7 +30,7 @@ from mlflow_degrade.origin import Agreement, Origin, Processor
 from mlflow_degrade.rerun import compare_runs
 from mlflow_degrade.runtime.machine import current_processor
 from mlflow_degrade.tracking.elsewhere import ProcessorWarning, look_elsewhere
-from mlflow_degrade.tracking.evaluations import load_agreements, load_samples, log_evaluation
+from mlflow_degrade.tracking.evaluations import load_samples, log_evaluation
 from mlflow_degrade.tracking.evidence import write_evidence
 from mlflow_degrade.tracking.evidence_review import review_evidence
 from mlflow_degrade.tracking.references import match_evaluations
@@ -189,9 +189,9 @@ def test_from_two_machines_runs_to_a_portable_verdict(
     said = capsys.readouterr()
     assert "made_up_dot_product" in said.out
     assert "logged beside" in said.err
-    (found,) = load_agreements(here.removeprefix("runs:/"))
+    (found,) = _logged_agreements(here)
     assert found.processor == THERE
-    (back,) = load_agreements(there.removeprefix("runs:/"))
+    (back,) = _logged_agreements(there)
     assert (back.processor, back.worse, back.better) == (HERE, found.better, found.worse)
 
     done = promote(here, baseline, PORTABLE, register_as=None)
@@ -201,6 +201,15 @@ def test_from_two_machines_runs_to_a_portable_verdict(
     assert again.reused
     assert again.run_id == done.run_id
     assert _agreements_in_evidence(done.run_id) == [found]
+
+    assert run_cli(["compare", baseline, here, "--policy", str(policy)]) == 0
+    capsys.readouterr()
+
+
+def _logged_agreements(reference: str) -> tuple[Agreement, ...]:
+    origin = load_samples(reference.removeprefix("runs:/")).origin
+    assert origin is not None
+    return origin.agreements
 
 
 def _agreements_in_evidence(run_id: str) -> list[Agreement]:
