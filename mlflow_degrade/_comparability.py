@@ -67,6 +67,20 @@ def common_tasks(
     return common, notes
 
 
+def processor_notes(baseline: SampleScores, candidate: SampleScores) -> list[str]:
+    """What to know where two models were computed on processors of two kinds."""
+    left, right = baseline.origin, candidate.origin
+    if left is None or right is None or left.processor.same_kind(right.processor):
+        return []
+    if baseline.model_digest is not None and baseline.model_digest == candidate.model_digest:
+        return []  # of one model the processors are what is compared
+    return [
+        f"the baseline was computed on {left.processor}, the candidate elsewhere "
+        f"({'; '.join(left.processor.differences(right.processor))}): part of a difference may be "
+        "the processors'; evaluate both on one to tell"
+    ]
+
+
 def choose(
     column: str,
     task: str,

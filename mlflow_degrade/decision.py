@@ -11,6 +11,7 @@ from ._testing import adjust, aggregate_tasks, benchmarks, data_power, task_resu
 from .errors import PolicyError
 from .pairing import PairedScores, PairedTask
 from .policy import GatePolicy
+from .portability import demand_portable, processors_of
 from .results import (
     AggregateResult,
     Decision,
@@ -89,6 +90,8 @@ def decide(paired: PairedScores, policy: GatePolicy, *, attempt: int | None = No
         aggregate = aggregate_tasks(gating, tests, policy, margin)
         power = data_power(gating, tests, policy, margin)
     verdict, reasons = _judge(tasks, aggregate, power, policy, alpha_attempt)
+    if policy.portable:
+        verdict, reasons = demand_portable(verdict, reasons, paired.candidate.origin, policy, power)
     return Decision(
         verdict=verdict,
         reasons=tuple(reasons),
@@ -102,6 +105,7 @@ def decide(paired: PairedScores, policy: GatePolicy, *, attempt: int | None = No
         candidate=_side(paired.candidate),
         versions=_versions(),
         notes=paired.notes,
+        processors=processors_of(paired),
     )
 
 

@@ -24,6 +24,7 @@ from ._comparability import (
     choose,
     common_tasks,
     direction,
+    processor_notes,
     refuse_different,
     refuse_same_model,
 )
@@ -289,6 +290,7 @@ def pair(
             raise UnknownNameError("allowance", name, ALLOWABLE)
     refuse_same_model(baseline, candidate, allowed)
     names, notes = common_tasks(baseline, candidate, allowed)
+    notes += processor_notes(baseline, candidate)
     for wanted in (metric, filter):
         for name in wanted if isinstance(wanted, Mapping) else ():
             if name not in names:

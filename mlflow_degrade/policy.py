@@ -8,7 +8,15 @@ from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+)
 
 from ._yaml_files import read_yaml
 from .cache import digest_json
@@ -97,6 +105,9 @@ class GatePolicy(BaseModel):
         A gain larger than this is INCONCLUSIVE: look for a leak or a wrong baseline first.
     confidence : float
         Confidence level of the intervals shown; the verdict does not depend on it.
+    portable : bool
+        Whether a PASS must hold on other processors: without it being shown that the candidate's
+        numbers do not depend on where it runs, the verdict is INCONCLUSIVE.
     allow : tuple of str
         Refusals of the pairing to switch off, see `mlflow_degrade.pairing.pair`.
     evidence_experiments : tuple of str
@@ -129,6 +140,7 @@ class GatePolicy(BaseModel):
     on_underpowered: Literal["inconclusive", "warn"] = "inconclusive"
     implausible_gain_pp: float | None = Field(default=None, gt=0, le=100)
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    portable: bool = False
     allow: tuple[str, ...] = ()
     evidence_experiments: tuple[str, ...] = ()
 
@@ -139,6 +151,14 @@ class GatePolicy(BaseModel):
         if unknown:
             raise ValueError(f"{unknown} cannot be allowed; known are {list(ALLOWABLE)}")
         return tuple(sorted(set(names)))
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without keys that came later and are off: the digest of an older policy stays."""
+        values: dict[str, Any] = dump(self)
+        if not self.portable:
+            values.pop("portable", None)
+        return values
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], source: str = "policy") -> GatePolicy:

@@ -8,13 +8,16 @@ come with their logarithm because some of them underflow.
 from __future__ import annotations
 
 from enum import Enum
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .cache import digest_json
 from .errors import SampleSchemaError
+from .origin import Processor
 from .policy import GatePolicy
+
+SideName = Literal["baseline", "candidate"]
 
 
 class Verdict(str, Enum):
@@ -210,6 +213,8 @@ class Decision(_Record):
         Versions of the libraries that computed the numbers.
     notes : tuple of str
         What the pairing had to report.
+    processors : dict
+        Side to the processor its scores were computed on, where the evaluation says so.
     """
 
     verdict: Verdict
@@ -224,6 +229,7 @@ class Decision(_Record):
     candidate: dict[str, str | None]
     versions: dict[str, str]
     notes: tuple[str, ...] = ()
+    processors: dict[SideName, Processor] = {}
 
     @property
     def exit_code(self) -> int:

@@ -23,6 +23,7 @@ from ._row_index import RowIndex
 from ._sample_schema import FEATURE_PREFIX, conform, refuse_useless_scores
 from ._table_digest import table_digest
 from .errors import EmptySamplesError, SampleSchemaError, UnknownNameError
+from .origin import Origin
 
 SCHEMA_VERSION = "1"
 
@@ -79,6 +80,7 @@ class SampleScores:
         model: str | None = None,
         model_digest: str | None = None,
         task_versions: Mapping[str, str] | None = None,
+        origin: Origin | None = None,
     ) -> SampleScores:
         """Check a table, fill what may be absent and fix its types.
 
@@ -90,6 +92,8 @@ class SampleScores:
             Name and content digest of the model that was scored.
         task_versions : mapping of str to str, optional
             Version of each task's definition.
+        origin : mlflow_degrade.origin.Origin, optional
+            Where the scores were computed.
 
         Raises
         ------
@@ -110,10 +114,9 @@ class SampleScores:
             "model": model,
             "model_digest": model_digest,
             "task_versions": dict(task_versions or {}),
+            **({} if origin is None else {"origin": origin.model_dump(mode="json")}),
         }
-        schema = pa.schema(
-            fields, metadata={_METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()}
-        )
+        schema = pa.schema(fields, metadata=_encoded(metadata))
         result = pa.Table.from_arrays(columns, schema=schema)
         refuse_useless_scores(result)
         return cls(result)
@@ -160,7 +163,8 @@ class SampleScores:
         Raises
         ------
         SampleSchemaError
-            The parts come from different models, or from different versions of a task.
+            The parts come from different models or processors, or from different versions of a
+            task.
         """
         if not parts:
             raise EmptySamplesError("no sample tables to put together.")
@@ -168,6 +172,13 @@ class SampleScores:
         if len(digests) > 1:
             raise SampleSchemaError(
                 f"sample tables of different models cannot be stacked: {sorted(map(str, digests))}."
+            )
+        origins = {part.origin for part in parts}
+        if len(origins) > 1:
+            named = sorted("unknown" if o is None else str(o.processor) for o in origins)
+            raise SampleSchemaError(
+                f"sample tables from different processors cannot be stacked: {named}. Evaluate all "
+                "tasks on one."
             )
         versions: dict[str, str] = {}
         for part in parts:
@@ -183,7 +194,11 @@ class SampleScores:
             raise SampleSchemaError(f"the sample tables do not fit: {error}") from error
         first = parts[0]
         return cls.from_table(
-            table, model=first.model, model_digest=first.model_digest, task_versions=versions
+            table,
+            model=first.model,
+            model_digest=first.model_digest,
+            task_versions=versions,
+            origin=first.origin,
         )
 
     # -- Parquet --------------------------------------------------------------------------
@@ -226,6 +241,7 @@ class SampleScores:
             model=metadata.get("model"),
             model_digest=metadata.get("model_digest"),
             task_versions=metadata.get("task_versions"),
+            origin=Origin.of(metadata.get("origin"), path),
         )
 
     # -- reading --------------------------------------------------------------------------
@@ -252,6 +268,11 @@ class SampleScores:
     def task_versions(self) -> dict[str, str]:
         """Version of each task's definition, where the harness states one."""
         return dict(_metadata(self.table).get("task_versions") or {})
+
+    @property
+    def origin(self) -> Origin | None:
+        """Where the scores were computed, if that is known."""
+        return Origin.of(_metadata(self.table).get("origin"), "the table")
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -291,8 +312,14 @@ class SampleScores:
 
     def with_model(self, name: str) -> SampleScores:
         """The same scores under another model name."""
-        metadata = {**_metadata(self.table), "model": name}
-        encoded = {_METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()}
+        return self._stating(model=name)
+
+    def with_origin(self, origin: Origin) -> SampleScores:
+        """The same scores, said to be from somewhere."""
+        return self._stating(origin=origin.model_dump(mode="json"))
+
+    def _stating(self, **facts: Any) -> SampleScores:
+        encoded = _encoded({**_metadata(self.table), **facts})
         return SampleScores(self.table.replace_schema_metadata(encoded))
 
     def to_pandas(self) -> pd.DataFrame:
@@ -329,6 +356,10 @@ class SampleScores:
 def _metadata(table: pa.Table) -> dict[str, Any]:
     raw = (table.schema.metadata or {}).get(_METADATA_KEY)
     return {} if raw is None else dict(json.loads(raw))
+
+
+def _encoded(metadata: Mapping[str, Any]) -> dict[bytes, bytes]:
+    return {_METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()}
 
 
 def _is_missing(value: Any) -> bool:

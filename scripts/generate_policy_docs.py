@@ -21,7 +21,12 @@ TARGET = Path(__file__).parents[1] / "docs" / "policy.md"
 
 # JSON Schema's names of limits, as people write them.
 _LIMITS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
-_TYPES = {"number": "number", "integer": "whole number", "string": "text"}
+_TYPES = {
+    "number": "number",
+    "integer": "whole number",
+    "string": "text",
+    "boolean": "`true` or `false`",
+}
 
 
 def render(page: str) -> str:
@@ -43,7 +48,9 @@ def _table(model: type[BaseModel]) -> str:
         raise SystemExit(f"{model.__name__}: keys and docstring differ in {missing}")
     lines = ["| key | value | default | meaning |", "| --- | --- | --- | --- |"]
     for name, schema in properties.items():
-        default = "none" if schema.get("default") in (None, []) else f"`{schema['default']}`"
+        value = schema.get("default")
+        shown = str(value).lower() if isinstance(value, bool) else value
+        default = "none" if value in (None, []) else f"`{shown}`"
         lines.append(f"| `{name}` | {_value(name, schema)} | {default} | {meanings[name]} |")
     return "\n".join(lines)
 

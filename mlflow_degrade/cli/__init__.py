@@ -36,6 +36,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "mlflow_degrade.cli.log_lm_eval:log_lm_eval",
         "Put lm-eval's output into MLflow.",
     ),
+    "noise": (
+        "mlflow_degrade.cli.noise:noise",
+        "Say whether a model answers alike on two machines.",
+    ),
     "placement": (
         "mlflow_degrade.cli.placement:placement",
         "Show which nodes run on which provider.",

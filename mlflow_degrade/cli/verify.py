@@ -15,7 +15,8 @@ _HELP = """Compute the verdict of a registered model version again, and compare.
 
 MODEL is models:/name@alias or models:/name/version. The decision is made again from the logged
 samples and policy, every digest is computed again, also that of the model's files, and each thing
-that does not agree is named. Nothing is taken from tags.
+that does not agree is named. Nothing is taken from tags. Where this machine's processor is of
+another kind than the one the verdict was reached on, a note says what differs and what follows.
 
 \b
 Examples:
@@ -59,6 +60,7 @@ def _record(found: Verification) -> dict[str, Any]:
         "notes": list(found.notes),
         "digests": dict(found.digests),
         "run_id": found.run_id,
+        "warning": found.warning,
         "decision": None if found.decision is None else found.decision.model_dump(mode="json"),
     }
 
@@ -79,6 +81,9 @@ def _view(found: Verification) -> str:
     lines.append(f"  verdict, computed again   {found.verdict or 'not computable'}")
     if found.decision is not None:
         lines += [f"    {reason}" for reason in found.decision.reasons]
+        reached = found.decision.processors.get("candidate")
+        if reached is not None:
+            lines.append(f"  {'reached on':25} {reached}")
     for key, meaning in _MEANING.items():
         if key in found.digests:
             lines.append(f"  {meaning:25} {found.digests[key]}")

@@ -12,12 +12,13 @@ from ..cache import digest_directory
 from ..errors import ModelError
 from ..optimize.model_directory import MANIFEST_FILE, library_versions
 from ..optimize.onnx_files import load_graph
+from ..origin import Origin
 from ..runtime.decoder import OnnxDecoder
+from ..runtime.dependent_operations import origin_of
 from ..runtime.encoder import OnnxEncoder
 from ..runtime.family import model_family
 from ..runtime.integer_kernels import choose_kernels
 from ..runtime.integer_probe import KernelCheck
-from ..runtime.machine import processor_name
 from ..runtime.probes import (
     PROBED_PROMPTS,
     SHORTEST_PROMPT,
@@ -87,19 +88,22 @@ class Arm:
         self._advance: Callable[[int], None] | None = None
 
     @cached_property
+    def _origin(self) -> Origin:
+        return origin_of(self.folder, self._settings.device)
+
+    @cached_property
     def _common(self) -> dict[str, Any]:
         versions = library_versions()
-        provider = resolve_device(self._settings.device)[0]
         return {
             "model": model_digest(self.folder),
             "backend": f"mlflow-degrade-onnx/{_ENGINE}",
-            "provider": provider,
-            "processor": processor_name(provider),
+            "provider": resolve_device(self._settings.device)[0],
+            # What one processor computed is not taken for what another would.
+            "processor": self._origin.processor.model_dump(mode="json"),
             "seed": self._suite.seed,
             "apply_chat_template": self._settings.apply_chat_template,
             "versions": {
                 "lm_eval": version("lm_eval"),
-                "onnxruntime": versions["onnxruntime"],
                 "tokenizers": version("tokenizers"),
                 "transformers": versions["transformers"],
             },
@@ -253,6 +257,7 @@ class Arm:
             model=self.folder.name,
             model_digest=self._common["model"],
             task_versions={task.name: task.version},
+            origin=self._origin,
         )
         facts = {"results": outcome.results, "run": outcome.facts}
         entry.finish(facts, samples)

@@ -168,7 +168,7 @@ def run_lm_eval(settings: HarnessSettings) -> HarnessRun | None:
     samples = found.pop("samples")
     results = _results(found, tracker)
     if digest is not None:
-        results[OWN_FACTS] = {"model_digest": digest}
+        results[OWN_FACTS] = {"model_digest": digest, **_where(settings, arguments)}
     date = datetime.now().isoformat().replace(":", "-")
     return HarnessRun(output_of(results, samples, date), samples, tracker)
 
@@ -191,6 +191,17 @@ def _local_digest(arguments: Mapping[str, Any]) -> str | None:
     if "pretrained" not in arguments or not folder.is_dir() or {"peft", "delta"} & set(arguments):
         return None
     return model_digest(folder)
+
+
+def _where(settings: HarnessSettings, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Where this package's engine computed; of other libraries' kernels nothing is known here."""
+    if settings.model != _ONNX:
+        return {}
+    from ..runtime.dependent_operations import origin_of
+
+    folder = Path(str(arguments["pretrained"])).expanduser()
+    device = settings.device or str(arguments.get("device", "auto"))
+    return {"origin": origin_of(folder, device).model_dump(mode="json")}
 
 
 def _model_name(given: str) -> str:

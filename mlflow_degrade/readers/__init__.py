@@ -75,7 +75,9 @@ def read_samples(
         )
     if mlflow_runs.is_run_reference(str(reference)):
         with mlflow_runs.downloaded(str(reference)) as path:
-            return _read_path(path, format, options)
+            samples = _read_path(path, format, options)
+        run_id, _ = mlflow_runs.split_reference(str(reference))
+        return mlflow_runs.with_agreements(samples, run_id)
     return _read_path(Path(reference).expanduser(), format, options)
 
 

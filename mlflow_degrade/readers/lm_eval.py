@@ -16,6 +16,7 @@ from .._redaction import redact_value
 from .._sample_schema import FEATURE_PREFIX
 from ..cache import digest_json
 from ..errors import EmptySamplesError, SampleSchemaError
+from ..origin import Origin
 from ..scores import SampleScores
 from ._columns import split_names, truth
 from ._lm_eval_files import TaskFile, choose, identity, results_files, results_of, sample_files
@@ -154,6 +155,7 @@ def _scores(
         model=newest.get("model_name") or None,
         model_digest=_model_digest(newest),
         task_versions=versions,
+        origin=Origin.of((newest.get(OWN_FACTS) or {}).get("origin"), where),
     )
 
 

@@ -10,6 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TrackingError
+from ..origin import Origin
+from ..scores import SampleScores
+
+AGREEMENTS = "agreements"
+"""Folder beside a run's samples, with what ``mlflow-degrade noise --log`` found of them."""
 
 _SAMPLES = "samples"
 _REFERENCE = re.compile(r"runs:/+(?P<run>[^/]+)(?:/(?P<path>.+?))?/*")
@@ -35,18 +40,14 @@ def downloaded(reference: str) -> Iterator[Path]:
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    match = _REFERENCE.fullmatch(reference)
-    if match is None:
-        raise TrackingError(f"{reference!r} names no run: write runs:/<run id>.")
-    client = mlflow.MlflowClient()
+    (run_id, path), client = split_reference(reference), mlflow.MlflowClient()
     with tempfile.TemporaryDirectory(prefix="mlflow-degrade-") as scratch:
         try:
-            run = client.get_run(match["run"])
-            path = match["path"] or _SAMPLES
-            if not match["path"] and not client.list_artifacts(match["run"], _SAMPLES):
+            run = client.get_run(run_id)
+            if path is None and not client.list_artifacts(run_id, _SAMPLES):
                 raise TrackingError(_explain(client, run))
             where = mlflow.artifacts.download_artifacts(
-                run_id=match["run"], artifact_path=path, dst_path=scratch
+                run_id=run_id, artifact_path=path or _SAMPLES, dst_path=scratch
             )
         except MlflowException as error:
             raise TrackingError(
@@ -54,6 +55,34 @@ def downloaded(reference: str) -> Iterator[Path]:
                 "run id and MLFLOW_TRACKING_URI."
             ) from error
         yield Path(where)
+
+
+def split_reference(reference: str) -> tuple[str, str | None]:
+    """Run id and artifact path of ``runs:/…``."""
+    match = _REFERENCE.fullmatch(reference)
+    if match is None:
+        raise TrackingError(f"{reference!r} names no run: write runs:/<run id>.")
+    return match["run"], match["path"]
+
+
+def with_agreements(samples: SampleScores, run_id: str) -> SampleScores:
+    """Scores of a run with what was logged beside them of the same model elsewhere."""
+    import mlflow
+
+    if samples.origin is None:
+        return samples
+    listed = mlflow.MlflowClient().list_artifacts(run_id, AGREEMENTS)
+    logged = [
+        mlflow.artifacts.load_dict(f"runs:/{run_id}/{item.path}")
+        for item in sorted(listed, key=lambda item: str(item.path))
+    ]
+    if not logged:
+        return samples
+    stated = samples.origin.model_dump(mode="json")
+    known = stated["agreements"]
+    stated["agreements"] = [*known, *(found for found in logged if found not in known)]
+    origin = Origin.of(stated, f"runs:/{run_id}/{AGREEMENTS}")
+    return samples if origin is None else samples.with_origin(origin)
 
 
 def _explain(client: Any, run: Any) -> str:

@@ -59,7 +59,8 @@ def headline(decision: Decision) -> str:
             return f"The candidate is worse than the baseline: {change}."
         return f"The candidate is worse than the baseline on {', '.join(decision.guilty)}."
     if decision.verdict is Verdict.INCONCLUSIVE:
-        return "These samples do not settle whether the candidate is good enough."
+        where = " on every processor" if policy.portable else ""
+        return f"These samples do not settle whether the candidate is good enough{where}."
     if policy.rule == "non_inferiority":
         worse = ", although the candidate is measurably worse" if _is_degraded(decision) else ""
         return f"A drop of {margin} or more is ruled out{worse}."
@@ -85,6 +86,16 @@ def power_sentence(decision: Decision) -> str:
         f"These {n} samples could have seen a drop of {drop} with probability {power.power:g}, "
         f"{relation} the margin of {margin}; {flips}."
     )
+
+
+def processor_sentence(decision: Decision) -> str | None:
+    """Where the scores were computed, as far as that is known."""
+    found = decision.processors
+    if not found:
+        return None
+    if len(found) == 2 and found["baseline"] == found["candidate"]:
+        return f"Computed on {found['candidate']}."
+    return f"Computed: {'; '.join(f'{side} on {where}' for side, where in found.items())}."
 
 
 def registration(provenance: Provenance | None) -> str | None:

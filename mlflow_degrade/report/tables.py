@@ -121,6 +121,7 @@ def provenance_rows(
     rows = []
     for side, facts in (("baseline", decision.baseline), ("candidate", decision.candidate)):
         rows += [(f"{side} {name.replace('_', ' ')}", value) for name, value in facts.items()]
+    rows += [(f"{side} processor", str(where)) for side, where in decision.processors.items()]
     rows += [("policy digest", decision.policy.digest()), ("decision digest", decision.digest())]
     rows += _flat(provenance or {})
     rows += [(f"{name} version", value) for name, value in decision.versions.items()]

@@ -56,6 +56,8 @@ def decision_view(
     """
     parts: list[RenderableType] = [_verdict(decision), _TaskTable(decision)]
     parts.append(Text(f"\n{content.power_sentence(decision)}"))
+    if (where := content.processor_sentence(decision)) is not None:
+        parts.append(Text(where, style="dim"))
     changes = remedies(decision)
     if changes:
         parts += [heading("What would have to change"), _bullets(changes)]

@@ -16,6 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..cache import digest_json
+from ..origin import Agreement, Origin
+from ..readers.mlflow_runs import AGREEMENTS, downloaded, with_agreements
 from ..scores import SampleScores
 
 KIND_TAG = "degrade.kind"
@@ -80,6 +82,8 @@ def log_evaluation(
         for (task, metric, flt), value in means.items()
     }
     log_finite_metrics({**named, **(metrics or {})})
+    if samples.origin is not None:
+        mlflow.log_params(_processor_params(samples.origin))
     tags = {
         KIND_TAG: "evaluation",
         KEY_TAG: digest_json(dict(key)),
@@ -91,6 +95,18 @@ def log_evaluation(
         tags[REUSED_TAG] = reused_from
     # The key comes last: a run that carries it has all its artifacts.
     mlflow.set_tags(tags)
+
+
+def _processor_params(origin: Origin) -> dict[str, str]:
+    """Where it was computed, as params, so that runs can be told apart and grouped by them."""
+    stated = origin.processor.model_dump(mode="json", exclude_none=True)
+    params = {
+        f"processor.{name}": " ".join(value) if isinstance(value, list) else str(value)
+        for name, value in stated.items()
+    }
+    if origin.dependent_operations is not None:
+        params["processor.dependent_operations"] = ", ".join(origin.dependent_operations) or "none"
+    return params
 
 
 def _file_name(task: str) -> str:
@@ -162,18 +178,25 @@ def find_evaluation(
 
 
 def load_samples(run_id: str) -> SampleScores:
-    """Per-sample scores of an evaluation run.
+    """Per-sample scores of an evaluation run, with what was logged of agreements elsewhere.
 
     Raises
     ------
     TrackingError
         The run does not exist, or holds no samples.
     """
-    from ..readers.mlflow_runs import downloaded
-
     with downloaded(f"runs:/{run_id}") as folder:
         files = sorted(folder.glob("*.parquet"))
-        return SampleScores.concat([SampleScores.read_parquet(file) for file in files])
+        samples = SampleScores.concat([SampleScores.read_parquet(file) for file in files])
+    return with_agreements(samples, run_id)
+
+
+def log_agreement(run_id: str, agreement: Agreement) -> None:
+    """Put beside an evaluation how it agrees with one of the same model elsewhere."""
+    from mlflow import MlflowClient
+
+    name = agreement.samples_digest.removeprefix("sha256:")[:24]
+    MlflowClient().log_dict(run_id, agreement.model_dump(mode="json"), f"{AGREEMENTS}/{name}.json")
 
 
 def load_facts(run_id: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 from ..cache import digest_file, digest_json
 from ..decision import decide
 from ..errors import DegradeError, PolicyError
+from ..origin import Origin
 from ..policy import GatePolicy
 from ..results import Decision
 from ..scores import SampleScores
@@ -39,6 +40,8 @@ class EvidenceReview:
         The verdict computed now under the evidence's own policy.
     digests : dict
         ``evidence``, ``policy`` and ``<side>_model``, as they are found now.
+    origin : Origin or None
+        Where the candidate's scores were computed.
     """
 
     problems: list[str] = field(default_factory=list)
@@ -46,6 +49,7 @@ class EvidenceReview:
     decision: Decision | None = None
     own_verdict: str | None = None
     digests: dict[str, str] = field(default_factory=dict)
+    origin: Origin | None = None
 
 
 def review_evidence(folder: Path, required: GatePolicy | None = None) -> EvidenceReview:
@@ -79,6 +83,7 @@ def review_evidence(folder: Path, required: GatePolicy | None = None) -> Evidenc
     except (DegradeError, UnicodeDecodeError) as error:
         review.problems.append(f"the evidence cannot be read: {error}")
         return review
+    review.origin = sides[1].origin
     review.digests = {"evidence": digest_json(manifest), "policy": digest_json(policy_json)}
     review.problems += _altered(folder, manifest, recorded, policy_json, sides, review.digests)
     _decide_again(review, manifest, recorded, policy, sides)

@@ -42,8 +42,9 @@ def evaluation_key(output: LmEvalOutput) -> dict[str, Any]:
     Returns
     -------
     dict
-        Under ``"model"`` who answered and how it was run; all else is what was asked, and is equal
-        for two models exactly when they were asked the same documents in the same words.
+        Under ``"model"`` who answered and how it was run, under ``"processor"`` where, if that is
+        known; all else is what was asked, and is equal for two models exactly when they were asked
+        the same documents in the same words.
     """
     newest = output.newest
     config = newest.get("config") or {}
@@ -56,9 +57,11 @@ def evaluation_key(output: LmEvalOutput) -> dict[str, Any]:
         "transformers": newest.get("transformers_version"),
         **{name: config.get(name) for name in _HOW},
     }
+    origin = output.samples.origin
     return {
         "model": model,
         "harness": "lm-eval",
+        **({} if origin is None else {"processor": origin.processor.model_dump(mode="json")}),
         "tasks": {task: _question(output, task) for task in output.samples.tasks},
         "limit": config.get("limit"),
         "gen_kwargs": config.get("gen_kwargs") or None,

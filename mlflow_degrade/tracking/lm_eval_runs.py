@@ -281,6 +281,7 @@ def _of_model(output: LmEvalOutput, model_uri: str) -> LmEvalOutput:
         model=samples.model,
         model_digest=digest,
         task_versions=samples.task_versions,
+        origin=samples.origin,
     )
     return replace(output, samples=labelled)
 

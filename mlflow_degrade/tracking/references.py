@@ -122,9 +122,12 @@ def evaluations_of(digest: str, experiments: Collection[str]) -> list[Any]:
 
 
 def question_key(run_id: str) -> dict[str, Any]:
-    """What an evaluation asked and how, without the model: equal for runs that can be paired."""
-    key = load_facts(run_id).get("key", {})
-    return {name: value for name, value in key.items() if name != "model"}
+    """What an evaluation asked and how, without who answered: equal for runs that can be paired."""
+    return _questions(load_facts(run_id).get("key", {}))
+
+
+def _questions(key: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in key.items() if name not in ("model", "processor")}
 
 
 def asked_of(run_id: str) -> dict[str, Any]:
@@ -136,7 +139,7 @@ def asked_of(run_id: str) -> dict[str, Any]:
 
 
 def match_evaluations(baseline: list[Any], candidate: list[Any]) -> tuple[str, str] | None:
-    """The newest evaluations of two models that asked the same in the same way.
+    """The newest evaluations of two models that asked the same in the same way, in one place.
 
     Parameters
     ----------
@@ -150,15 +153,18 @@ def match_evaluations(baseline: list[Any], candidate: list[Any]) -> tuple[str, s
     """
     known: dict[str, Mapping[str, Any]] = {}
 
-    def questions(run: Any) -> Mapping[str, Any]:
+    def key(run: Any) -> Mapping[str, Any]:
         run_id = run.info.run_id
         if run_id not in known:
-            known[run_id] = question_key(run_id)
+            known[run_id] = load_facts(run_id).get("key", {})
         return known[run_id]
 
     for right in candidate:
         for left in baseline:
-            if questions(left) == questions(right):
+            where = [key(run).get("processor") for run in (left, right)]
+            # Of other tools' logs it is not known where they were computed.
+            one_place = where[0] == where[1] or None in where
+            if one_place and _questions(key(left)) == _questions(key(right)):
                 return left.info.run_id, right.info.run_id
     return None
 

@@ -17,6 +17,7 @@ from ..errors import RegistryError, VerificationError
 from ..policy import GatePolicy
 from ..results import Decision
 from .artifact_access import fetch, inside_server, tracking_backend
+from .elsewhere import look_elsewhere
 from .evaluations import MODEL_DIGEST_TAG
 from .evidence import EVIDENCE, EVIDENCE_TAG, POLICY_TAG, VERDICT_TAG
 from .evidence_review import EvidenceReview, review_evidence
@@ -47,6 +48,9 @@ class Verification:
         ``baseline_model`` and ``candidate_model`` of its evidence, as far as they were found.
     run_id : str or None
         The run that holds the evidence.
+    warning : str or None
+        The note, among `notes`, that this machine may give other answers than those that were
+        judged.
 
     Examples
     --------
@@ -62,6 +66,7 @@ class Verification:
     decision: Decision | None = None
     digests: Mapping[str, str] = field(default_factory=dict)
     run_id: str | None = None
+    warning: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -151,6 +156,10 @@ def verify_version(
                 f"{content.bytecode[0]} (one of {len(content.bytecode)}) is compiled code, which "
                 "Python may run instead of the source that was checked: delete __pycache__ there"
             )
+    # A server gives models away, and does not run them.
+    elsewhere = None if inside_server() else look_elsewhere(review.origin)
+    if elsewhere is not None:
+        notes.append(elsewhere.sentence)
     if run is not None:
         wanted = experiments or (() if policy is None else policy.evidence_experiments)
         problems += _wrong_place(run, wanted, tracking_uri)
@@ -174,6 +183,7 @@ def verify_version(
         decision=review.decision,
         digests=review.digests,
         run_id=None if run is None else run.info.run_id,
+        warning=elsewhere.sentence if elsewhere is not None and elsewhere.open else None,
     )
 
 

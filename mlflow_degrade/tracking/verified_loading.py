@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
+import warnings
 import weakref
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from ..errors import InputError, RegistryError
 from ..policy import GatePolicy
 from .artifact_access import fetch
+from .elsewhere import ProcessorWarning
 from .verification import verify_version
 
 _URI = re.compile(r"models:/+(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[^/@]+))/*")
@@ -38,6 +40,12 @@ def load_verified_model(uri: str, *, policy: GatePolicy | None = None) -> Any:
     RegistryError
         There is no such version, or its files cannot be read.
 
+    Warns
+    -----
+    ProcessorWarning
+        This machine may give other answers than those that were judged. Python's own
+        ``warnings.simplefilter("error", ProcessorWarning)`` makes it an error.
+
     Notes
     -----
     Files that are replaced after a version was promoted are found out here, and only here: a
@@ -62,7 +70,10 @@ def load_verified_model(uri: str, *, policy: GatePolicy | None = None) -> Any:
         # Compiled code could run in place of the source that is checked.
         for compiled in list(folder.rglob("__pycache__")):
             shutil.rmtree(compiled, ignore_errors=True)
-        verify_version(name, version, policy=policy, model_dir=folder).require()
+        found = verify_version(name, version, policy=policy, model_dir=folder)
+        found.require()
+        if found.warning is not None:
+            warnings.warn(f"{uri}: {found.warning}.", ProcessorWarning, stacklevel=2)
         model = mlflow.pyfunc.load_model(str(folder))
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -26,6 +26,7 @@ from mlflow_degrade.evaluation.run import (
     model_digest,
 )
 from mlflow_degrade.evaluation.suite import load_suite
+from mlflow_degrade.runtime import dependent_operations
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -95,6 +96,24 @@ def test_finished_tasks_are_not_run_again(model_dir: ModelDir, task_folder: Path
     )
     assert not any(run["reused"] for run in fresh.tasks.values())
     assert fresh.samples.digest() == first.samples.digest()
+
+
+def test_scores_of_another_processor_are_not_taken(
+    model_dir: ModelDir, task_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same cache on a disk that two kinds of machines share."""
+    first = _evaluate(model_dir("fp32"), task_folder, limit=4)
+    origin = first.samples.origin
+    assert origin is not None
+    assert first.key["processor"] == origin.processor.model_dump(mode="json")
+    assert origin.dependent_operations == ()
+    other = origin.processor.model_copy(update={"instruction_sets": ("avx2",), "threads": 1})
+    monkeypatch.setattr(dependent_operations, "current_processor", lambda _: other)
+    there = _evaluate(model_dir("fp32"), task_folder, limit=4)
+    assert there.key["processor"] != first.key["processor"]
+    assert not any(run["reused"] for run in there.tasks.values())
+    assert there.samples.origin == origin.model_copy(update={"processor": other})
+    assert there.samples.digest() == first.samples.digest(), "it was this machine, after all"
 
 
 def test_what_the_scores_depend_on_is_in_the_key(model_dir: ModelDir, task_folder: Path) -> None:

@@ -15,6 +15,7 @@ from recipe_cases import make_items, write_task
 
 from mlflow_degrade import GatePolicy, QuantizeOptions, SampleScores, Verdict, quantize_and_gate
 from mlflow_degrade.results import Decision
+from mlflow_degrade.runtime.machine import current_processor
 
 TASKS = ("tiny_boats", "tiny_trains")
 
@@ -64,12 +65,18 @@ def test_pass_is_logged_registered_and_served(
     assert {"evidence", "report.html", "report.md", "plots"} <= files
     text = mlflow.artifacts.load_text(f"runs:/{outcome.run_id}/evidence/decision.json")
     assert Decision.from_json(text) == outcome.decision
+    here = current_processor()
+    assert outcome.decision.processors == {"baseline": here, "candidate": here}
+    report = mlflow.artifacts.load_text(f"runs:/{outcome.run_id}/report.md")
+    assert f"onnxruntime {here.onnxruntime}" in report
 
     children = _children(store, outcome.run_id)
     assert set(children) == {"baseline", "candidate"}
     for side, run in children.items():
         assert run.info.status == "FINISHED"
         assert "tiny_boats/acc" in run.data.metrics
+        rounds = {"baseline": "none", "candidate": "MatMulNBits with 8-bit activations"}
+        assert run.data.params["processor.dependent_operations"] == rounds[side]
         where = mlflow.artifacts.download_artifacts(
             run_id=run.info.run_id, artifact_path="samples", dst_path=str(tmp_path / side)
         )

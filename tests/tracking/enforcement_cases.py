@@ -26,6 +26,7 @@ from mlflow_state import mlflow_state_kept
 
 from mlflow_degrade import GatePolicy, SampleScores, decide, pair
 from mlflow_degrade.cache import digest_directory
+from mlflow_degrade.origin import Origin
 from mlflow_degrade.tracking.evidence import log_decision
 from mlflow_degrade.tracking.model_content import ARTIFACT_TAG, bind_artifact, read_content
 from mlflow_degrade.tracking.registration import log_model
@@ -45,13 +46,24 @@ def model_directory(path: Path, content: bytes) -> Path:
     return path
 
 
-def scores(digest: str | None, wrong: int, *, n: int = 600, seed: int = 0) -> SampleScores:
+def scores(
+    digest: str | None,
+    wrong: int,
+    *,
+    n: int = 600,
+    seed: int = 0,
+    origin: Origin | None = None,
+) -> SampleScores:
     """Scores of one task with so many wrong answers, at random places."""
     values = np.ones(n)
     values[np.random.default_rng(seed).choice(n, wrong, replace=False)] = 0
     columns = {"task": "qa", "doc_id": range(n), "metric": "acc", "score": values}
     return SampleScores.from_pandas(
-        pd.DataFrame(columns), model=str(digest), model_digest=digest, task_versions={"qa": "1"}
+        pd.DataFrame(columns),
+        model=str(digest),
+        model_digest=digest,
+        task_versions={"qa": "1"},
+        origin=origin,
     )
 
 
@@ -78,9 +90,14 @@ def log_evidence(
     wrong: int = 0,
     policy: GatePolicy = STRICT,
     n: int = 600,
+    origin: Origin | None = None,
 ) -> tuple[str, str, str]:
     """Evidence in the active run; returns run id, verdict and evidence digest."""
-    paired = pair(scores(baseline, 0, n=n), scores(digest, wrong, n=n), allow=policy.allow)
+    paired = pair(
+        scores(baseline, 0, n=n, origin=origin),
+        scores(digest, wrong, n=n, origin=origin),
+        allow=policy.allow,
+    )
     decision = decide(paired, policy, attempt=1)
     run = mlflow.active_run()
     assert run is not None
@@ -97,13 +114,14 @@ def register_case(
     baseline: str | None = "sha256:baseline",
     n: int = 600,
     bind: bool = True,
+    origin: Origin | None = None,
 ) -> Case:
     """Log a model with its evidence and register it, as a recipe does."""
     directory = model_directory(folder / f"model-{time.monotonic_ns()}", content)
     digest = digest_directory(directory, ignore=("degrade.json",))
     with mlflow.start_run():
         run_id, verdict, evidence = log_evidence(
-            digest, baseline=baseline, wrong=wrong, policy=policy, n=n
+            digest, baseline=baseline, wrong=wrong, policy=policy, n=n, origin=origin
         )
         uri = log_model(directory).model_uri
         bound = {ARTIFACT_TAG: bind_artifact(uri)} if bind else {}
@@ -130,7 +148,14 @@ set_model(Echo())
 """
 
 
-def register_plain(folder: Path, name: str, *, wrong: int = 0, policy: GatePolicy = STRICT) -> Case:
+def register_plain(
+    folder: Path,
+    name: str,
+    *,
+    wrong: int = 0,
+    policy: GatePolicy = STRICT,
+    origin: Origin | None = None,
+) -> Case:
     """A model this package did not log, of a few files: all of them are what was judged."""
     code = folder / f"{name}.py"
     code.write_text(ECHO.format(word=name))
@@ -140,7 +165,7 @@ def register_plain(folder: Path, name: str, *, wrong: int = 0, policy: GatePolic
         )
         where = mlflow.artifacts.download_artifacts(info.model_uri, dst_path=str(folder / name))
         digest = read_content(Path(where)).digest
-        run_id, verdict, evidence = log_evidence(digest, wrong=wrong, policy=policy)
+        run_id, verdict, evidence = log_evidence(digest, wrong=wrong, policy=policy, origin=origin)
     tags = {
         "degrade.verdict": verdict,
         "degrade.evidence_digest": evidence,

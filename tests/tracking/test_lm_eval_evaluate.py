@@ -14,7 +14,10 @@ from gate_cases import log_constant
 from lm_eval_cases import all_runs, logged
 from mlflow.exceptions import MlflowException
 
+from mlflow_degrade.origin import Origin
+from mlflow_degrade.runtime.machine import current_processor
 from mlflow_degrade.tracking import lm_eval_runs
+from mlflow_degrade.tracking.evaluations import load_samples
 from mlflow_degrade.tracking.references import question_key
 
 pytest.importorskip("lm_eval")
@@ -131,6 +134,9 @@ class TestEvaluate:
         theirs = logged(call, made / "out", "--model", made / "model1")
         assert ours["metrics"]["tiny_choice/acc"] == theirs["metrics"]["tiny_choice/acc"]
         assert question_key(ours["run_id"]) == question_key(theirs["run_id"])
+        origin = load_samples(ours["run_id"]).origin
+        assert origin == Origin(processor=current_processor(), dependent_operations=())
+        assert load_samples(theirs["run_id"]).origin is None
         with mlflow.start_run():
             another = log_constant(tmp_path, "another")
         code, _, err = call("evaluate", *self.args(made, **arguments), "--model-uri", another)
