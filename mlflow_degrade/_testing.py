@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -13,20 +13,23 @@ from . import stats
 from .pairing import PairedScores, PairedTask
 from .policy import GatePolicy
 from .results import AggregateResult, IntervalRecord, PowerResult, TaskResult
+from .stats.aggregate_intervals import macro_limit, macro_p_below
 from .stats.benchmark import JointUnits, join_units
-from .stats.means import mean_interval_of_units
+from .stats.intervals import melded_lower_bound
+from .stats.means import FEW_INFORMATIVE, mean_limit
 from .stats.noninferiority_means import noninferiority_of_units
+from .stats.power import guarded_power
 from .stats.power_means import guard_mde_of_units
 from .stats.units import FlipUnits, effective_count, flip_units
 
-# The upper bound of the flip rate that the power guard uses, see docs/statistics.md.
+# The upper bound of the regressions that the power guard uses, see docs/statistics.md.
 _GUARD_CONFIDENCE = 0.95
-# With fewer flips the approximate power flatters the exact test: by 4% of the MDE at 20 of them,
-# by less than 1% from here on, where the exact sum starts to take its time.
-_EXACT_FLIPS = 2_000
+_MOST_SAMPLES = 10**9
 
 
-def task_result(task: PairedTask, policy: GatePolicy, adjusted: float | None) -> TaskResult:
+def task_result(
+    task: PairedTask, policy: GatePolicy, adjusted: float | None, gating: int
+) -> TaskResult:
     """Test one task alone.
 
     Parameters
@@ -35,11 +38,14 @@ def task_result(task: PairedTask, policy: GatePolicy, adjusted: float | None) ->
     policy : GatePolicy
     adjusted : float or None
         Its step-down adjusted p-value, None for an advisory task.
+    gating : int
+        Number of gating tasks, for which the level of each is adjusted.
     """
     own = policy.task(task.name)
     margin = policy.margin_of(task.name, proportion=task.proportion)
-    sample = _Sample([task], by_task=False)
+    sample = _Sample([task])
     p, log10_p, name, notes = _worse(task)
+    level = policy.alpha if adjusted is None else _level_of_one(policy, gating)
     return TaskResult(
         task=task.name,
         metric=task.metric,
@@ -51,20 +57,20 @@ def task_result(task: PairedTask, policy: GatePolicy, adjusted: float | None) ->
         baseline=float(task.baseline.mean()),
         candidate=float(task.candidate.mean()),
         delta=float(task.difference.mean()),
-        interval=sample.interval(policy.confidence),
+        interval=sample.interval(policy.shown_confidence),
         flip_rate=(task.regressions + task.improvements) / task.n,
         p_worse=p,
         log10_p_worse=log10_p,
         p_adjusted=adjusted,
         guilty=adjusted is not None and adjusted <= policy.alpha,
-        mde=_finite(sample.guard_mde(policy.alpha, policy.power)),
+        mde=_finite(sample.guard_mde(level, policy.power)),
         noninferiority_p=None if margin is None else sample.noninferiority(margin),
         margin=margin,
         test=name,
         binary=task.binary,
         proportion=task.proportion,
         unscored=task.unscored,
-        notes=tuple(notes),
+        notes=(*notes, *sample.notes),
     )
 
 
@@ -81,7 +87,7 @@ def aggregate_tasks(
     margin: float,
 ) -> AggregateResult:
     """Test all gating tasks together by the policy's rule."""
-    sample = _Sample(gating, by_task=policy.aggregation == "macro", tests=tests)
+    sample = _together(gating, tests, policy)
     result = stats.aggregate(tests, method=policy.aggregation)
     return AggregateResult(
         aggregation=policy.aggregation,
@@ -92,11 +98,12 @@ def aggregate_tasks(
         regressions=sum(task.regressions for task in gating),
         improvements=sum(task.improvements for task in gating),
         delta=sample.delta,
-        interval=sample.interval(policy.confidence),
+        interval=sample.interval(policy.shown_confidence),
         p_worse=result.p_value,
         log10_p_worse=result.log10_p,
         components=dict(result.components),
         noninferiority_p=sample.noninferiority(margin),
+        notes=sample.notes,
     )
 
 
@@ -113,9 +120,9 @@ def data_power(
     upper = stats.upper_proportion(independent * flips / n, independent, _GUARD_CONFIDENCE)
     alpha, mde = _detectable_drop(gating, tests, policy)
     sufficient = mde <= margin
-    # The MDE shrinks with the square root of the samples as long as the flip rate stays.
-    finite = math.isfinite(mde)
-    needed = None if sufficient or not finite else math.ceil(independent * (mde / margin) ** 2)
+    needed = None
+    if not sufficient:
+        needed = _samples_needed(independent, flips, mde, margin, policy.alpha)
     return PowerResult(
         flip_rate=flips / n,
         flip_rate_upper=upper,
@@ -172,7 +179,7 @@ class _Sample:
         self,
         tasks: Sequence[PairedTask],
         *,
-        by_task: bool,
+        by_task: bool = False,
         tests: Sequence[stats.Benchmark] = (),
     ) -> None:
         self._tasks, self._by_task, self._joint = tasks, by_task, join_units(tests)
@@ -181,7 +188,7 @@ class _Sample:
         self._c = sum(task.improvements for task in tasks)
         self.n = sum(task.n for task in tasks)
         self._differences = np.concatenate([task.difference for task in tasks])
-        self._range = 1.0 if all(_within_unit(task) for task in tasks) else None
+        self._range = 1.0 if all(task.proportion for task in tasks) else None
         means = [float(task.difference.mean()) for task in tasks]
         self.delta = float(np.mean(means)) if by_task else float(self._differences.mean())
 
@@ -191,14 +198,38 @@ class _Sample:
             return _units_of_rows(self._tasks, self._differences, by_task=self._by_task)
         return _units_of_documents(self._joint, self._tasks, by_task=self._by_task)
 
-    def interval(self, confidence: float) -> IntervalRecord:
-        if self._binary:
-            found = stats.melded(self._b, self._c, self.n, confidence)
-        else:
-            found = mean_interval_of_units(self._units, confidence=confidence)
-        return IntervalRecord(
-            low=found.low, high=found.high, confidence=confidence, method=found.method
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the interval and the non-inferiority of unbounded scores rest on."""
+        if self._range is not None:
+            return ()
+        informative = int(np.count_nonzero(self._units.values))
+        if informative < FEW_INFORMATIVE:
+            return (
+                f"{informative} of {self._units.values.size} independent samples changed: scores "
+                f"without bounds need {FEW_INFORMATIVE} that did before anything is known of their "
+                "spread, so there is neither an interval nor non-inferiority",
+            )
+        return (
+            "the scores have no bounds: interval and non-inferiority are those of Student's t and "
+            "assume that no large loss is too rare to have been seen",
         )
+
+    def lower(self, alpha: float) -> float:
+        """One-sided lower limit of the change."""
+        if self._binary:
+            return melded_lower_bound(self._b, self._c, self.n, alpha)
+        return mean_limit(self._units, alpha, score_range=self._range)
+
+    def upper(self, alpha: float) -> float:
+        """One-sided upper limit of the change."""
+        if self._binary:
+            return -melded_lower_bound(self._c, self._b, self.n, alpha)
+        return mean_limit(self._units, 1.0 - alpha, score_range=self._range)
+
+    def interval(self, confidence: float) -> IntervalRecord:
+        method = "melded" if self._binary else "t" if self._range is None else "bounded"
+        return _interval(self, confidence, method)
 
     def noninferiority(self, margin: float) -> float:
         if self._binary:
@@ -208,15 +239,8 @@ class _Sample:
 
     def guard_mde(self, alpha: float, power: float) -> float:
         if self._binary:
-            few = self._b + self._c <= _EXACT_FLIPS
             return stats.guard_mde(
-                self._b,
-                self._c,
-                self.n,
-                alpha=alpha,
-                power=power,
-                confidence=_GUARD_CONFIDENCE,
-                method="exact" if few else "approximate",
+                self._b, self._c, self.n, alpha=alpha, power=power, confidence=_GUARD_CONFIDENCE
             )
         return guard_mde_of_units(
             self._units,
@@ -225,6 +249,67 @@ class _Sample:
             confidence=_GUARD_CONFIDENCE,
             score_range=self._range,
         )
+
+    def power_against(self, alpha: float, power: float) -> Callable[[float], float]:
+        """Power of the test at level alpha as a function of the drop, exact for binary scores."""
+        from scipy.special import ndtr, ndtri
+
+        if self._binary:
+            bound = stats.upper_proportion(self._b, self.n, _GUARD_CONFIDENCE)
+            return lambda drop: guarded_power(drop, bound, self.n, alpha)
+        mde = self.guard_mde(alpha, power)
+        return lambda drop: float(ndtr(drop / mde * (ndtri(power) - ndtri(alpha)) + ndtri(alpha)))
+
+
+class _Macro:
+    """Tasks that weigh the same, each with limits of its own: small ones decide how wide it gets.
+
+    Parameters
+    ----------
+    tasks : sequence of PairedTask
+    dependent : bool
+        Whether tasks share documents.
+    """
+
+    def __init__(self, tasks: Sequence[PairedTask], *, dependent: bool) -> None:
+        self._parts = [_Sample([task]) for task in tasks]
+        self._dependent = dependent
+        self.n = sum(part.n for part in self._parts)
+        self._deltas = np.array([part.delta for part in self._parts])
+        self.delta = float(self._deltas.mean())
+        self._proportion = all(task.proportion for task in tasks)
+        self.notes = tuple(dict.fromkeys(note for part in self._parts for note in part.notes))
+
+    def lower(self, alpha: float) -> float:
+        limits = np.array([part.lower(alpha) for part in self._parts])
+        low = macro_limit(self._deltas, limits, dependent=self._dependent)
+        return max(low, -1.0) if self._proportion else low
+
+    def upper(self, alpha: float) -> float:
+        limits = np.array([part.upper(alpha) for part in self._parts])
+        high = -macro_limit(-self._deltas, -limits, dependent=self._dependent)
+        return min(high, 1.0) if self._proportion else high
+
+    def interval(self, confidence: float) -> IntervalRecord:
+        return _interval(self, confidence, "task by task")
+
+    def noninferiority(self, margin: float) -> float:
+        return macro_p_below(self.lower, -margin)
+
+
+def _together(
+    tasks: Sequence[PairedTask], tests: Sequence[stats.Benchmark], policy: GatePolicy
+) -> _Sample | _Macro:
+    if policy.aggregation != "macro" or len(tasks) == 1:
+        return _Sample(tasks, tests=tests)
+    joint = join_units(tests)
+    return _Macro(tasks, dependent=joint is not None and bool(joint.shared.any()))
+
+
+def _interval(sample: _Sample | _Macro, confidence: float, method: str) -> IntervalRecord:
+    tail = 0.5 * (1.0 - confidence)
+    low, high = _finite(sample.lower(tail)), _finite(sample.upper(tail))
+    return IntervalRecord(low=low, high=high, confidence=confidence, method=method)
 
 
 def _units_of_rows(
@@ -272,49 +357,66 @@ def _detectable_drop(
     gating: Sequence[PairedTask], tests: Sequence[stats.Benchmark], policy: GatePolicy
 ) -> tuple[float, float]:
     """Level and MDE of the policy's rule against the same drop on every task."""
-    alpha, power, rule = policy.alpha, policy.power, policy.aggregation
+    power, rule = policy.power, policy.aggregation
     if rule in ("pooled", "stouffer", "combined", "macro"):
         # Combined rejects whenever its pooled half does at alpha/2: its power is at least that.
-        level = alpha / 2 if rule == "combined" else alpha
-        sample = _Sample(gating, by_task=rule == "macro", tests=tests)
-        return level, sample.guard_mde(level, power)
+        level = _first_level(policy, len(gating))
+        by_task = rule == "macro" and len(gating) > 1
+        return level, _Sample(gating, by_task=by_task, tests=tests).guard_mde(level, power)
     # The other rules look at the tasks one by one; Šidák's level is what each has for itself.
     # Fisher's rule has more power against a drop that is everywhere, so this errs on the safe side.
-    level = 1 - (1 - alpha) ** (1 / len(gating))
-    each = np.array([_Sample([t], by_task=False).guard_mde(level, power) for t in gating])
+    level = _level_of_one(policy, len(gating))
+    samples = [_Sample([task]) for task in gating]
     if join_units(tests) is not None:
         # What one task misses the others with the same documents may miss as well.
-        return level, float(each.min())
-    return level, _any_task_detects(each, level, power)
+        return level, min(sample.guard_mde(level, power) for sample in samples)
+    return level, _any_task_detects(samples, level, power)
 
 
-def _any_task_detects(each: npt.NDArray[np.float64], level: float, power: float) -> float:
-    """Smallest common drop that at least one task reveals with the stated power.
+def _first_level(policy: GatePolicy, gating: int) -> float:
+    """Level that either part of the rule has at the least."""
+    return policy.alpha / 2 if policy.aggregation == "combined" and gating > 1 else policy.alpha
 
-    Parameters
-    ----------
-    each : ndarray, shape (tasks,)
-        MDE of each task alone at `level` and `power`.
-    """
+
+def _level_of_one(policy: GatePolicy, gating: int) -> float:
+    """Level at which one of several gating tasks is tested after adjusting for all of them."""
+    return float(-math.expm1(math.log1p(-_first_level(policy, gating)) / gating))
+
+
+def _any_task_detects(samples: Sequence[_Sample], level: float, power: float) -> float:
+    """Smallest common drop that at least one task reveals with the stated power."""
     from scipy.optimize import brentq
-    from scipy.special import ndtr, ndtri
 
-    z_level, z_sum = -ndtri(level), ndtri(power) - ndtri(level)
-    known = each[np.isfinite(each)]
-    if not known.size:
-        return math.inf
+    each = [sample.guard_mde(level, power) for sample in samples]
+    best = min(each)
+    if len(samples) == 1 or not math.isfinite(best):
+        return best
+    curves = [
+        sample.power_against(level, power)
+        for sample, mde in zip(samples, each, strict=True)
+        if math.isfinite(mde)
+    ]
 
-    def missing_power(drop: float) -> float:
-        missed = 1 - ndtr(drop / known * z_sum - z_level)
-        return float(1 - missed.prod() - power)
+    def missing(drop: float) -> float:
+        missed = math.prod(1.0 - curve(drop) for curve in curves)
+        return 1.0 - missed - power
 
-    return float(brentq(missing_power, 0.0, float(known.min()), xtol=1e-9))
+    low = best / (2.0 * len(curves))
+    return best if missing(low) >= 0.0 else float(brentq(missing, low, best, rtol=1e-6))
 
 
-def _within_unit(task: PairedTask) -> bool:
-    low = min(task.baseline.min(), task.candidate.min())
-    high = max(task.baseline.max(), task.candidate.max())
-    return bool(low >= 0 and high <= 1)
+def _samples_needed(n: float, flips: int, mde: float, margin: float, alpha: float) -> int | None:
+    """Samples at which the guard would be met if the rest were like these; None if unknown."""
+    by_power = math.inf
+    if math.isfinite(mde):
+        # The MDE shrinks with the square root of the samples as long as the flip rate stays.
+        by_power = n * (mde / margin) ** 2
+    by_bound = math.inf
+    if not flips and margin < 1.0:
+        # Without a change (1 - margin)^n is the p-value of "the drop is at least the margin".
+        by_bound = math.log(alpha) / math.log1p(-margin)
+    needed = min(by_power, by_bound)
+    return math.ceil(needed) if needed < _MOST_SAMPLES else None
 
 
 def _finite(value: float) -> float | None:

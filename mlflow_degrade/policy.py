@@ -67,8 +67,10 @@ class GatePolicy(BaseModel):
     ----------
     rule : {"no_degradation", "non_inferiority"}
         ``no_degradation``: FAIL when the aggregated one-sided test finds the candidate worse; PASS
-        when it does not and the data could have shown a drop of the margin; else INCONCLUSIVE.
-        ``non_inferiority``: PASS only when a drop as large as the margin is rejected.
+        when it does not and the data could have shown a drop of the margin, or rule it out; else
+        INCONCLUSIVE. ``non_inferiority``: PASS only when a drop as large as the margin is rejected,
+        for all gating tasks together and for each that is established as worse (with ``min_p`` and
+        ``max_drop`` for every one).
     alpha : float
         One-sided significance level: the chance to refuse a candidate that is not worse or, under
         ``non_inferiority``, to accept one that is worse by the margin.
@@ -95,8 +97,9 @@ class GatePolicy(BaseModel):
         margin: no PASS, or a PASS with a warning among its reasons.
     implausible_gain_pp : float, optional
         A gain larger than this is INCONCLUSIVE: look for a leak or a wrong baseline first.
-    confidence : float
-        Confidence level of the intervals shown; the verdict does not depend on it.
+    confidence : float, optional
+        Confidence level of the intervals shown; by default 1 − 2·alpha, so that they agree with the
+        one-sided tests. The verdict does not depend on it.
     allow : tuple of str
         Refusals of the pairing to switch off, see `mlflow_degrade.pairing.pair`.
     evidence_experiments : tuple of str
@@ -128,7 +131,7 @@ class GatePolicy(BaseModel):
     min_samples: int = Field(default=1, ge=1)
     on_underpowered: Literal["inconclusive", "warn"] = "inconclusive"
     implausible_gain_pp: float | None = Field(default=None, gt=0, le=100)
-    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    confidence: float | None = Field(default=None, gt=0.5, lt=1)
     allow: tuple[str, ...] = ()
     evidence_experiments: tuple[str, ...] = ()
 
@@ -139,6 +142,13 @@ class GatePolicy(BaseModel):
         if unknown:
             raise ValueError(f"{unknown} cannot be allowed; known are {list(ALLOWABLE)}")
         return tuple(sorted(set(names)))
+
+    @property
+    def shown_confidence(self) -> float:
+        """Confidence level of the intervals: as given, else 1 − 2·alpha, at least one half."""
+        if self.confidence is not None:
+            return self.confidence
+        return max(round(1 - 2 * self.alpha, 12), 0.5)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], source: str = "policy") -> GatePolicy:

@@ -6,9 +6,9 @@ import math
 import re
 from collections.abc import Iterable
 
+from .. import _numbers as numbers
 from ..results import Decision, Verdict
 from ..stats import mcnemar
-from . import numbers
 
 _GENTLER = (
     (re.compile("int[234]"), "int8-weight-only"),

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
+from .. import _numbers as numbers
 from ..results import Decision, TaskResult
-from . import numbers
 from .content import Provenance, total_name
 
 
