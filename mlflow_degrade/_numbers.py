@@ -121,7 +121,7 @@ def compared(p: float, limit: float, *, log10_p: float | None = None) -> str:
     Examples
     --------
     >>> compared(0.0502, 0.05), compared(2.3e-16, 0.05), compared(0.030397, 0.0303964)
-    ('0.0502 > 0.05', '2e-16 ≤ 0.05', '0.030397 > 0.0303964')
+    ('0.0502 > 0.05', '2e-16 ≤ 0.05', '0.030397 > 0.030396')
     """
     if p < min(_TINY_P, limit / 2):
         return f"{_tiny(p, log10_p)} ≤ {limit:.3g}"

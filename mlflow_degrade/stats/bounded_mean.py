@@ -161,7 +161,7 @@ def _distinct(terms: FloatArray) -> tuple[FloatArray, FloatArray]:
     place = (terms - low) * ((_GRID - 1) / (high - low))
     cell = np.minimum(place.astype(np.int64), _GRID - 2)
     share = place - cell
-    counts = np.bincount(cell, weights=1.0 - share, minlength=_GRID)
-    counts += np.bincount(cell + 1, weights=share, minlength=_GRID)
-    used = counts > 0.0
-    return np.linspace(low, high, _GRID)[used], counts[used]
+    mass = np.bincount(cell, weights=1.0 - share, minlength=_GRID).astype(np.float64)
+    mass += np.bincount(cell + 1, weights=share, minlength=_GRID)
+    used = mass > 0.0
+    return np.linspace(low, high, _GRID)[used], mass[used]

@@ -233,7 +233,7 @@ def guard_mde(
     >>> round(guard_mde(0, 0, 200), 3)
     0.033
     >>> round(guard_mde(12, 16, 1_100), 4)
-    0
+    0.0119
     """
     b, c, n = check_pairs(b, c, n)
     alpha, power = check_alpha(alpha), check_power(power)

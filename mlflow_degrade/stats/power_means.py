@@ -108,10 +108,11 @@ def guard_mde_graded(
 
     Notes
     -----
-    Formula: (z_α + z_β)·r⁺/√G with r⁺² an upper bound of E[d²] over G units. A drop does not make
-    gains larger than losses, so r⁺² = 2·U with U the upper limit (see `mean_interval`, bounded) of
-    the mean square of the losses, gains counted as 0: as in `guard_mde`, an improvement more never
-    weakens the data. At least the drop that `guard_mde` gives for G unchanged units: a loss of the
+    Formula: (z_α + z_β)·r⁺/√G with r⁺² an upper bound of E[d²] over G units. U₁ and U₂ are upper
+    limits (see `mean_interval`, bounded) of the mean of the losses and of their squares, gains
+    counted as 0, as shares of the range. r⁺² is the smaller of 2·U₂, as a drop does not make gains
+    larger than losses, and of U₂ + U₁ − δ, as squares are no larger than gains, which a drop of δ
+    leaves a mean of U₁ − δ. As in `guard_mde`, an improvement more never weakens the data. At least the drop that `guard_mde` gives for G unchanged units: a loss of the
     whole range on a few of them must not go unseen either. For unbounded scores r⁺ = (q +
     z·√(Var(d²)/G))^{1/2}, q the mean of d², and infinite below 15 changed units.
 
@@ -155,12 +156,17 @@ def guard_mde_of_units(
         mean_square = float(squares.mean()) + float(special.ndtri(confidence)) * error
         return z * math.sqrt(mean_square / count)
     largest = unit_range(units, score_range)
-    losses = np.square(np.minimum(shares / largest, 0.0))
-    bound = mean_upper_limit(
-        FlipUnits(losses, np.ones(count), count), 1.0 - confidence, worst=0.0, best=1.0
+    losses = np.maximum(-shares / largest, 0.0)
+    size, square = (
+        mean_upper_limit(FlipUnits(x, np.ones(count), count), 1.0 - confidence, worst=0.0, best=1.0)
+        for x in (losses, losses * losses)
     )
+    symmetric = z * math.sqrt(2.0 * square / count)
+    # count·δ² = z²·(U₂ + U₁ − δ).
+    half = 0.5 * z * z / count
+    sparse = math.sqrt(half * half + 2.0 * half * (square + size)) - half
     unseen = guard_mde(0, 0, count, alpha=alpha, power=power, confidence=confidence)
-    return largest * max(z * math.sqrt(2.0 * bound / count), unseen)
+    return largest * max(min(symmetric, sparse), unseen)
 
 
 def _z_sum(alpha: float, power: float) -> float:
