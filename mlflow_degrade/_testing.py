@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,9 @@ from .stats.units import FlipUnits, effective_count, flip_units
 
 # The upper bound of the regressions that the power guard uses, see docs/statistics.md.
 _GUARD_CONFIDENCE = 0.95
-_MOST_SAMPLES = 10**9
+_MOST_SAMPLES = 10**8
+# Rules that add all tasks up.
+_TOGETHER = ("pooled", "stouffer", "combined", "macro")
 
 
 def task_result(
@@ -118,16 +121,17 @@ def data_power(
     n = sum(task.n for task in gating)
     independent = _independent(n, tests)
     upper = stats.upper_proportion(independent * flips / n, independent, _GUARD_CONFIDENCE)
-    alpha, mde = _detectable_drop(gating, tests, policy)
+    found = _detectable_drop(gating, tests, policy)
+    mde = found.mde
     sufficient = mde <= margin
     needed = None
     if not sufficient:
-        needed = _samples_needed(independent, flips, mde, margin, policy.alpha)
+        needed = _samples_needed(gating, policy, found, margin, independent)
     return PowerResult(
         flip_rate=flips / n,
         flip_rate_upper=upper,
         mde=_finite(mde),
-        alpha=alpha,
+        alpha=found.level,
         power=policy.power,
         margin=margin,
         samples_needed=needed,
@@ -353,24 +357,35 @@ def _worse(task: PairedTask) -> tuple[float, float, str, list[str]]:
     return flips.p_worse, flips.log10_p_worse, f"sign-flip ({flips.method})", notes
 
 
+class _Detectable(NamedTuple):
+    """Smallest drop found at this level with this power."""
+
+    level: float
+    power: float
+    mde: float
+
+
 def _detectable_drop(
     gating: Sequence[PairedTask], tests: Sequence[stats.Benchmark], policy: GatePolicy
-) -> tuple[float, float]:
-    """Level and MDE of the policy's rule against the same drop on every task."""
-    power, rule = policy.power, policy.aggregation
-    if rule in ("pooled", "stouffer", "combined", "macro"):
+) -> _Detectable:
+    """What the policy's rule finds of the same drop on every task."""
+    power = policy.power
+    if policy.aggregation in _TOGETHER:
         # Combined rejects whenever its pooled half does at alpha/2: its power is at least that.
         level = _first_level(policy, len(gating))
-        by_task = rule == "macro" and len(gating) > 1
-        return level, _Sample(gating, by_task=by_task, tests=tests).guard_mde(level, power)
+        by_task = policy.aggregation == "macro" and len(gating) > 1
+        sample = _Sample(gating, by_task=by_task, tests=tests)
+        return _Detectable(level, power, sample.guard_mde(level, power))
     # The other rules look at the tasks one by one; Šidák's level is what each has for itself.
     # Fisher's rule has more power against a drop that is everywhere, so this errs on the safe side.
     level = _level_of_one(policy, len(gating))
     samples = [_Sample([task]) for task in gating]
     if join_units(tests) is not None:
         # What one task misses the others with the same documents may miss as well.
-        return level, min(sample.guard_mde(level, power) for sample in samples)
-    return level, _any_task_detects(samples, level, power)
+        mde = min(sample.guard_mde(level, power) for sample in samples)
+    else:
+        mde = _any_task_detects(samples, level, power)
+    return _Detectable(level, power, mde)
 
 
 def _first_level(policy: GatePolicy, gating: int) -> float:
@@ -405,18 +420,53 @@ def _any_task_detects(samples: Sequence[_Sample], level: float, power: float) ->
     return best if missing(low) >= 0.0 else float(brentq(missing, low, best, rtol=1e-6))
 
 
-def _samples_needed(n: float, flips: int, mde: float, margin: float, alpha: float) -> int | None:
-    """Samples at which the guard would be met if the rest were like these; None if unknown."""
-    by_power = math.inf
-    if math.isfinite(mde):
+def _samples_needed(
+    gating: Sequence[PairedTask], policy: GatePolicy, power: _Detectable, margin: float, n: float
+) -> int | None:
+    """Samples at which the guard would be met if the rest were like these; None if unknown.
+
+    Parameters
+    ----------
+    gating : sequence of PairedTask
+    policy : GatePolicy
+    power : _Detectable
+        What the samples at hand detect.
+    margin, n : float
+        Margin, and independent samples at hand.
+    """
+    regressions = sum(task.regressions for task in gating)
+    together = policy.aggregation in _TOGETHER and all(task.binary for task in gating)
+    needed = math.inf
+    if together:
+        needed = _least_sufficient(regressions / sum(task.n for task in gating), power, margin, n)
+    elif math.isfinite(power.mde):
         # The MDE shrinks with the square root of the samples as long as the flip rate stays.
-        by_power = n * (mde / margin) ** 2
-    by_bound = math.inf
-    if not flips and margin < 1.0:
-        # Without a change (1 - margin)^n is the p-value of "the drop is at least the margin".
-        by_bound = math.log(alpha) / math.log1p(-margin)
-    needed = min(by_power, by_bound)
+        needed = n * (power.mde / margin) ** 2
+    if not regressions and margin < 1.0 and all(task.proportion for task in gating):
+        # Without a loss (1 - margin)^n is the p-value of "the drop is at least the margin".
+        needed = min(needed, math.log(policy.alpha) / math.log1p(-margin))
     return math.ceil(needed) if needed < _MOST_SAMPLES else None
+
+
+def _least_sufficient(rate: float, power: _Detectable, margin: float, n: float) -> float:
+    """Smallest number of pairs, to a hundredth, whose guard accepts the margin at this rate."""
+
+    def accepts(pairs: int) -> bool:
+        mde = stats.guard_mde(
+            round(rate * pairs), 0, pairs, alpha=power.level, power=power.power,
+            confidence=_GUARD_CONFIDENCE,
+        )  # fmt: skip
+        return mde <= margin
+
+    low, high = int(n), 2 * int(n)
+    while not accepts(high):
+        low, high = high, 2 * high
+        if high > _MOST_SAMPLES:
+            return math.inf
+    while high > 1.01 * low + 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if accepts(middle) else (middle, high)
+    return high
 
 
 def _finite(value: float) -> float | None:

@@ -55,7 +55,7 @@ def headline(decision: Decision) -> str:
     margin = numbers.change(decision.power.margin, proportion=total.proportion, signed=False)
     change = numbers.change(total.delta, proportion=decision.aggregate.proportion)
     if decision.verdict is Verdict.FAIL:
-        if total.p_worse <= policy.alpha:
+        if total.p_worse <= policy.alpha and (total.delta < 0 or not decision.guilty):
             return f"The candidate is worse than the baseline: {change}."
         return f"The candidate is worse than the baseline on {', '.join(decision.guilty)}."
     if decision.verdict is Verdict.INCONCLUSIVE:
@@ -82,7 +82,7 @@ def power_sentence(decision: Decision) -> str:
         return f"No drop would be found by these {n} samples often enough; {flips}."
     drop = numbers.change(power.mde, proportion=unit, signed=False)
     margin = numbers.change(power.margin, proportion=unit, signed=False)
-    relation = "within" if power.sufficient else "more than"
+    relation = "within" if power.mde <= power.margin else "more than"
     return (
         f"These {n} samples could have seen a drop of {drop} with probability {power.power:g}, "
         f"{relation} the margin of {margin}; {flips}."

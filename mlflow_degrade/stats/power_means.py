@@ -112,9 +112,10 @@ def guard_mde_graded(
     limits (see `mean_interval`, bounded) of the mean of the losses and of their squares, gains
     counted as 0, as shares of the range. r⁺² is the smaller of 2·U₂, as a drop does not make gains
     larger than losses, and of U₂ + U₁ − δ, as squares are no larger than gains, which a drop of δ
-    leaves a mean of U₁ − δ. As in `guard_mde`, an improvement more never weakens the data. At least the drop that `guard_mde` gives for G unchanged units: a loss of the
-    whole range on a few of them must not go unseen either. For unbounded scores r⁺ = (q +
-    z·√(Var(d²)/G))^{1/2}, q the mean of d², and infinite below 15 changed units.
+    leaves a mean of U₁ − δ. As in `guard_mde`, an improvement more never weakens the data. At least
+    the drop that `guard_mde` gives for G unchanged units: a loss of the whole range on a few of
+    them must not go unseen either. For unbounded scores r⁺ = (q + z·√(Var(d²)/G))^{1/2}, q the mean
+    of d², and infinite below 15 changed units.
 
     Valid when items (or the clusters given) are independent, as good as `score_range` is true; the
     power is that of a normal mean.

@@ -39,9 +39,9 @@ class TestNumbers:
         plan = needed_samples(0.01, 0.05, aggregation=aggregation)
         alpha = 0.025 if aggregation == "combined" else 0.05
         n = plan.pass_no_degradation
-        assert guard_mde(int(np.ceil(n * 0.05)), 0, n, alpha=alpha) <= 0.01
+        assert guard_mde(int(np.ceil(n * 0.025)), 0, n, alpha=alpha) <= 0.01
         fewer = int(0.95 * n)
-        assert guard_mde(round(fewer * 0.05), 0, fewer, alpha=alpha) > 0.01
+        assert guard_mde(round(fewer * 0.025), 0, fewer, alpha=alpha) > 0.01
         assert plan.detect < n
 
     def test_combined_costs_more(self) -> None:
