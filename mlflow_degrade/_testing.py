@@ -435,7 +435,8 @@ def _samples_needed(
         Margin, and independent samples at hand.
     """
     regressions = sum(task.regressions for task in gating)
-    together = policy.aggregation in _TOGETHER and all(task.binary for task in gating)
+    added_up = policy.aggregation in _TOGETHER and policy.aggregation != "macro"
+    together = added_up and all(task.binary for task in gating)
     needed = math.inf
     if together:
         needed = _least_sufficient(regressions / sum(task.n for task in gating), power, margin, n)
