@@ -395,7 +395,7 @@ def _first_level(policy: GatePolicy, gating: int) -> float:
 
 def _level_of_one(policy: GatePolicy, gating: int) -> float:
     """Level at which one of several gating tasks is tested after adjusting for all of them."""
-    return float(-math.expm1(math.log1p(-_first_level(policy, gating)) / gating))
+    return float(-math.expm1(math.log1p(-policy.alpha) / gating))
 
 
 def _any_task_detects(samples: Sequence[_Sample], level: float, power: float) -> float:
