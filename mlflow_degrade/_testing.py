@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import cached_property
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from . import stats
+from ._task_samples import GUARD_CONFIDENCE, TaskSample, finite, together
 from .pairing import PairedScores, PairedTask
 from .policy import GatePolicy
-from .results import AggregateResult, IntervalRecord, PowerResult, TaskResult
-from .stats.aggregate_intervals import macro_limit, macro_p_below
-from .stats.benchmark import JointUnits, join_units
-from .stats.intervals import melded_lower_bound
-from .stats.means import FEW_INFORMATIVE, mean_limit
-from .stats.noninferiority_means import noninferiority_of_units
-from .stats.power import guarded_power
-from .stats.power_means import guard_mde_of_units
-from .stats.units import FlipUnits, effective_count, flip_units
+from .results import AggregateResult, PowerResult, TaskResult
+from .stats.benchmark import join_units
+from .stats.units import effective_count
 
-# The upper bound of the regressions that the power guard uses, see docs/statistics.md.
-_GUARD_CONFIDENCE = 0.95
 _MOST_SAMPLES = 10**8
 # Rules that add all tasks up.
 _TOGETHER = ("pooled", "stouffer", "combined", "macro")
@@ -46,7 +37,7 @@ def task_result(
     """
     own = policy.task(task.name)
     margin = policy.margin_of(task.name, proportion=task.proportion)
-    sample = _Sample([task])
+    sample = TaskSample([task])
     p, log10_p, name, notes = _worse(task)
     level = policy.alpha if adjusted is None else _level_of_one(policy, gating)
     return TaskResult(
@@ -66,7 +57,7 @@ def task_result(
         log10_p_worse=log10_p,
         p_adjusted=adjusted,
         guilty=adjusted is not None and adjusted <= policy.alpha,
-        mde=_finite(sample.guard_mde(level, policy.power)),
+        mde=finite(sample.guard_mde(level, policy.power)),
         noninferiority_p=None if margin is None else sample.noninferiority(margin),
         margin=margin,
         test=name,
@@ -90,7 +81,7 @@ def aggregate_tasks(
     margin: float,
 ) -> AggregateResult:
     """Test all gating tasks together by the policy's rule."""
-    sample = _together(gating, tests, policy)
+    sample = together(gating, tests, policy)
     result = stats.aggregate(tests, method=policy.aggregation)
     return AggregateResult(
         aggregation=policy.aggregation,
@@ -120,7 +111,7 @@ def data_power(
     flips = sum(task.regressions + task.improvements for task in gating)
     n = sum(task.n for task in gating)
     independent = _independent(n, tests)
-    upper = stats.upper_proportion(independent * flips / n, independent, _GUARD_CONFIDENCE)
+    upper = stats.upper_proportion(independent * flips / n, independent, GUARD_CONFIDENCE)
     found = _detectable_drop(gating, tests, policy)
     mde = found.mde
     sufficient = mde <= margin
@@ -130,7 +121,7 @@ def data_power(
     return PowerResult(
         flip_rate=flips / n,
         flip_rate_upper=upper,
-        mde=_finite(mde),
+        mde=finite(mde),
         alpha=found.level,
         power=policy.power,
         margin=margin,
@@ -166,182 +157,6 @@ def _alone(task: PairedTask) -> stats.Benchmark:
     return stats.Benchmark(task.name, differences=task.difference, clusters=task.cluster)
 
 
-class _Sample:
-    """Differences of one or several tasks seen as one sample, binary or graded.
-
-    Parameters
-    ----------
-    tasks : sequence of PairedTask
-    by_task : bool
-        Whether every task has the same weight, else every item.
-    tests : sequence of Benchmark, optional
-        The same tasks with their keys: items of one document are then one observation, however
-        many tasks they occur in.
-    """
-
-    def __init__(
-        self,
-        tasks: Sequence[PairedTask],
-        *,
-        by_task: bool = False,
-        tests: Sequence[stats.Benchmark] = (),
-    ) -> None:
-        self._tasks, self._by_task, self._joint = tasks, by_task, join_units(tests)
-        self._binary = all(task.binary for task in tasks) and not by_task and self._joint is None
-        self._b = sum(task.regressions for task in tasks)
-        self._c = sum(task.improvements for task in tasks)
-        self.n = sum(task.n for task in tasks)
-        self._differences = np.concatenate([task.difference for task in tasks])
-        self._range = 1.0 if all(task.proportion for task in tasks) else None
-        means = [float(task.difference.mean()) for task in tasks]
-        self.delta = float(np.mean(means)) if by_task else float(self._differences.mean())
-
-    @cached_property
-    def _units(self) -> FlipUnits:
-        if self._joint is None:
-            return _units_of_rows(self._tasks, self._differences, by_task=self._by_task)
-        return _units_of_documents(self._joint, self._tasks, by_task=self._by_task)
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What the interval and the non-inferiority of unbounded scores rest on."""
-        if self._range is not None:
-            return ()
-        informative = int(np.count_nonzero(self._units.values))
-        if informative < FEW_INFORMATIVE:
-            return (
-                f"{informative} of {self._units.values.size} independent samples changed: scores "
-                f"without bounds need {FEW_INFORMATIVE} that did before anything is known of their "
-                "spread, so there is neither an interval nor non-inferiority",
-            )
-        return (
-            "the scores have no bounds: interval and non-inferiority are those of Student's t and "
-            "assume that no large loss is too rare to have been seen",
-        )
-
-    def lower(self, alpha: float) -> float:
-        """One-sided lower limit of the change."""
-        if self._binary:
-            return melded_lower_bound(self._b, self._c, self.n, alpha)
-        return mean_limit(self._units, alpha, score_range=self._range)
-
-    def upper(self, alpha: float) -> float:
-        """One-sided upper limit of the change."""
-        if self._binary:
-            return -melded_lower_bound(self._c, self._b, self.n, alpha)
-        return mean_limit(self._units, 1.0 - alpha, score_range=self._range)
-
-    def interval(self, confidence: float) -> IntervalRecord:
-        method = "melded" if self._binary else "t" if self._range is None else "bounded"
-        return _interval(self, confidence, method)
-
-    def noninferiority(self, margin: float) -> float:
-        if self._binary:
-            return float(stats.noninferiority(self._b, self._c, self.n, margin).p_value)
-        graded = noninferiority_of_units(self._units, margin, score_range=self._range)
-        return float(graded.p_value)
-
-    def guard_mde(self, alpha: float, power: float) -> float:
-        if self._binary:
-            return stats.guard_mde(
-                self._b, self._c, self.n, alpha=alpha, power=power, confidence=_GUARD_CONFIDENCE
-            )
-        return guard_mde_of_units(
-            self._units,
-            alpha=alpha,
-            power=power,
-            confidence=_GUARD_CONFIDENCE,
-            score_range=self._range,
-        )
-
-    def power_against(self, alpha: float, power: float) -> Callable[[float], float]:
-        """Power of the test at level alpha as a function of the drop, exact for binary scores."""
-        from scipy.special import ndtr, ndtri
-
-        if self._binary:
-            bound = stats.upper_proportion(self._b, self.n, _GUARD_CONFIDENCE)
-            return lambda drop: guarded_power(drop, bound, self.n, alpha)
-        mde = self.guard_mde(alpha, power)
-        return lambda drop: float(ndtr(drop / mde * (ndtri(power) - ndtri(alpha)) + ndtri(alpha)))
-
-
-class _Macro:
-    """Tasks that weigh the same, each with limits of its own: small ones decide how wide it gets.
-
-    Parameters
-    ----------
-    tasks : sequence of PairedTask
-    dependent : bool
-        Whether tasks share documents.
-    """
-
-    def __init__(self, tasks: Sequence[PairedTask], *, dependent: bool) -> None:
-        self._parts = [_Sample([task]) for task in tasks]
-        self._dependent = dependent
-        self.n = sum(part.n for part in self._parts)
-        self._deltas = np.array([part.delta for part in self._parts])
-        self.delta = float(self._deltas.mean())
-        self._proportion = all(task.proportion for task in tasks)
-        self.notes = tuple(dict.fromkeys(note for part in self._parts for note in part.notes))
-
-    def lower(self, alpha: float) -> float:
-        limits = np.array([part.lower(alpha) for part in self._parts])
-        low = macro_limit(self._deltas, limits, dependent=self._dependent)
-        return max(low, -1.0) if self._proportion else low
-
-    def upper(self, alpha: float) -> float:
-        limits = np.array([part.upper(alpha) for part in self._parts])
-        high = -macro_limit(-self._deltas, -limits, dependent=self._dependent)
-        return min(high, 1.0) if self._proportion else high
-
-    def interval(self, confidence: float) -> IntervalRecord:
-        return _interval(self, confidence, "task by task")
-
-    def noninferiority(self, margin: float) -> float:
-        return macro_p_below(self.lower, -margin)
-
-
-def _together(
-    tasks: Sequence[PairedTask], tests: Sequence[stats.Benchmark], policy: GatePolicy
-) -> _Sample | _Macro:
-    if policy.aggregation != "macro" or len(tasks) == 1:
-        return _Sample(tasks, tests=tests)
-    joint = join_units(tests)
-    return _Macro(tasks, dependent=joint is not None and bool(joint.shared.any()))
-
-
-def _interval(sample: _Sample | _Macro, confidence: float, method: str) -> IntervalRecord:
-    tail = 0.5 * (1.0 - confidence)
-    low, high = _finite(sample.lower(tail)), _finite(sample.upper(tail))
-    return IntervalRecord(low=low, high=high, confidence=confidence, method=method)
-
-
-def _units_of_rows(
-    tasks: Sequence[PairedTask], differences: npt.NDArray[np.float64], *, by_task: bool
-) -> FlipUnits:
-    strata = np.repeat(np.arange(len(tasks)), [task.n for task in tasks])
-    clusters = None
-    if any(task.cluster is not None for task in tasks):
-        # Items of tasks without clusters stand for themselves; strata keep tasks apart.
-        clusters = np.concatenate(
-            [np.arange(t.n) if t.cluster is None else t.cluster for t in tasks]
-        )
-    weighting = "strata" if by_task else "items"
-    return flip_units(differences, clusters=clusters, strata=strata, weighting=weighting)
-
-
-def _units_of_documents(
-    joint: JointUnits, tasks: Sequence[PairedTask], *, by_task: bool
-) -> FlipUnits:
-    n = sum(task.n for task in tasks)
-    weights = [n / (len(tasks) * task.n) if by_task else 1.0 for task in tasks]
-    values, sizes = (
-        np.sum([weight * own for weight, own in zip(weights, parts, strict=True)], axis=0)
-        for parts in (joint.values, joint.sizes)
-    )
-    return FlipUnits(values, sizes, n)
-
-
 def _worse(task: PairedTask) -> tuple[float, float, str, list[str]]:
     """One-sided p-value of one task, its logarithm, the test's name and what to know about it."""
     if task.binary:
@@ -374,12 +189,12 @@ def _detectable_drop(
         # Combined rejects whenever its pooled half does at alpha/2: its power is at least that.
         level = _first_level(policy, len(gating))
         by_task = policy.aggregation == "macro" and len(gating) > 1
-        sample = _Sample(gating, by_task=by_task, tests=tests)
+        sample = TaskSample(gating, by_task=by_task, tests=tests)
         return _Detectable(level, power, sample.guard_mde(level, power))
     # The other rules look at the tasks one by one; Šidák's level is what each has for itself.
     # Fisher's rule has more power against a drop that is everywhere, so this errs on the safe side.
     level = _level_of_one(policy, len(gating))
-    samples = [_Sample([task]) for task in gating]
+    samples = [TaskSample([task]) for task in gating]
     if join_units(tests) is not None:
         # What one task misses the others with the same documents may miss as well.
         mde = min(sample.guard_mde(level, power) for sample in samples)
@@ -398,7 +213,7 @@ def _level_of_one(policy: GatePolicy, gating: int) -> float:
     return float(-math.expm1(math.log1p(-policy.alpha) / gating))
 
 
-def _any_task_detects(samples: Sequence[_Sample], level: float, power: float) -> float:
+def _any_task_detects(samples: Sequence[TaskSample], level: float, power: float) -> float:
     """Smallest common drop that at least one task reveals with the stated power."""
     from scipy.optimize import brentq
 
@@ -436,9 +251,9 @@ def _samples_needed(
     """
     regressions = sum(task.regressions for task in gating)
     added_up = policy.aggregation in _TOGETHER and policy.aggregation != "macro"
-    together = added_up and all(task.binary for task in gating)
+    one_sample = added_up and all(task.binary for task in gating)
     needed = math.inf
-    if together:
+    if one_sample:
         needed = _least_sufficient(regressions / sum(task.n for task in gating), power, margin, n)
     elif math.isfinite(power.mde):
         # The MDE shrinks with the square root of the samples as long as the flip rate stays.
@@ -455,7 +270,7 @@ def _least_sufficient(rate: float, power: _Detectable, margin: float, n: float) 
     def accepts(pairs: int) -> bool:
         mde = stats.guard_mde(
             round(rate * pairs), 0, pairs, alpha=power.level, power=power.power,
-            confidence=_GUARD_CONFIDENCE,
+            confidence=GUARD_CONFIDENCE,
         )  # fmt: skip
         return mde <= margin
 
@@ -468,7 +283,3 @@ def _least_sufficient(rate: float, power: _Detectable, margin: float, n: float) 
         middle = (low + high) // 2
         low, high = (low, middle) if accepts(middle) else (middle, high)
     return high
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

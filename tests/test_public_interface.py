@@ -75,6 +75,7 @@ def test_modules_stay_readable(path: Path) -> None:
 _LAYERS = (
     (
         "errors",
+        "_numbers",
         "_yaml_files",
         "_text_keys",
         "_row_index",
@@ -86,7 +87,7 @@ _LAYERS = (
     ("scores",),
     ("_matching", "_comparability", "_items", "pairing"),
     ("policy",),
-    ("results", "_testing", "decision", "planning", "subgroups"),
+    ("results", "_task_samples", "_testing", "decision", "planning", "subgroups"),
     ("readers",),
     ("runtime", "optimize"),
     ("evaluation",),
