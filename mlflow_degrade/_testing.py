@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from . import stats
+from ._task_samples import GUARD_CONFIDENCE, TaskSample, finite, together
 from .pairing import PairedScores, PairedTask
 from .policy import GatePolicy
-from .results import AggregateResult, IntervalRecord, PowerResult, TaskResult
-from .stats.benchmark import JointUnits, join_units
-from .stats.means import mean_interval_of_units
-from .stats.noninferiority_means import noninferiority_of_units
-from .stats.power_means import guard_mde_of_units
-from .stats.units import FlipUnits, effective_count, flip_units
+from .results import AggregateResult, PowerResult, TaskResult
+from .stats.benchmark import join_units
+from .stats.units import effective_count
 
-# The upper bound of the flip rate that the power guard uses, see docs/statistics.md.
-_GUARD_CONFIDENCE = 0.95
-# With fewer flips the approximate power flatters the exact test: by 4% of the MDE at 20 of them,
-# by less than 1% from here on, where the exact sum starts to take its time.
-_EXACT_FLIPS = 2_000
+_MOST_SAMPLES = 10**8
+# Rules that add all tasks up.
+_TOGETHER = ("pooled", "stouffer", "combined", "macro")
 
 
-def task_result(task: PairedTask, policy: GatePolicy, adjusted: float | None) -> TaskResult:
+def task_result(
+    task: PairedTask, policy: GatePolicy, adjusted: float | None, gating: int
+) -> TaskResult:
     """Test one task alone.
 
     Parameters
@@ -35,11 +32,14 @@ def task_result(task: PairedTask, policy: GatePolicy, adjusted: float | None) ->
     policy : GatePolicy
     adjusted : float or None
         Its step-down adjusted p-value, None for an advisory task.
+    gating : int
+        Number of gating tasks, for which the level of each is adjusted.
     """
     own = policy.task(task.name)
     margin = policy.margin_of(task.name, proportion=task.proportion)
-    sample = _Sample([task], by_task=False)
+    sample = TaskSample([task])
     p, log10_p, name, notes = _worse(task)
+    level = policy.alpha if adjusted is None else _level_of_one(policy, gating)
     return TaskResult(
         task=task.name,
         metric=task.metric,
@@ -51,20 +51,20 @@ def task_result(task: PairedTask, policy: GatePolicy, adjusted: float | None) ->
         baseline=float(task.baseline.mean()),
         candidate=float(task.candidate.mean()),
         delta=float(task.difference.mean()),
-        interval=sample.interval(policy.confidence),
+        interval=sample.interval(policy.shown_confidence),
         flip_rate=(task.regressions + task.improvements) / task.n,
         p_worse=p,
         log10_p_worse=log10_p,
         p_adjusted=adjusted,
         guilty=adjusted is not None and adjusted <= policy.alpha,
-        mde=_finite(sample.guard_mde(policy.alpha, policy.power)),
+        mde=finite(sample.guard_mde(level, policy.power)),
         noninferiority_p=None if margin is None else sample.noninferiority(margin),
         margin=margin,
         test=name,
         binary=task.binary,
         proportion=task.proportion,
         unscored=task.unscored,
-        notes=tuple(notes),
+        notes=(*notes, *sample.notes),
     )
 
 
@@ -81,7 +81,7 @@ def aggregate_tasks(
     margin: float,
 ) -> AggregateResult:
     """Test all gating tasks together by the policy's rule."""
-    sample = _Sample(gating, by_task=policy.aggregation == "macro", tests=tests)
+    sample = together(gating, tests, policy)
     result = stats.aggregate(tests, method=policy.aggregation)
     return AggregateResult(
         aggregation=policy.aggregation,
@@ -92,11 +92,12 @@ def aggregate_tasks(
         regressions=sum(task.regressions for task in gating),
         improvements=sum(task.improvements for task in gating),
         delta=sample.delta,
-        interval=sample.interval(policy.confidence),
+        interval=sample.interval(policy.shown_confidence),
         p_worse=result.p_value,
         log10_p_worse=result.log10_p,
         components=dict(result.components),
         noninferiority_p=sample.noninferiority(margin),
+        notes=sample.notes,
     )
 
 
@@ -110,17 +111,18 @@ def data_power(
     flips = sum(task.regressions + task.improvements for task in gating)
     n = sum(task.n for task in gating)
     independent = _independent(n, tests)
-    upper = stats.upper_proportion(independent * flips / n, independent, _GUARD_CONFIDENCE)
-    alpha, mde = _detectable_drop(gating, tests, policy)
+    upper = stats.upper_proportion(independent * flips / n, independent, GUARD_CONFIDENCE)
+    found = _detectable_drop(gating, tests, policy)
+    mde = found.mde
     sufficient = mde <= margin
-    # The MDE shrinks with the square root of the samples as long as the flip rate stays.
-    finite = math.isfinite(mde)
-    needed = None if sufficient or not finite else math.ceil(independent * (mde / margin) ** 2)
+    needed = None
+    if not sufficient:
+        needed = _samples_needed(gating, policy, found, margin, independent)
     return PowerResult(
         flip_rate=flips / n,
         flip_rate_upper=upper,
-        mde=_finite(mde),
-        alpha=alpha,
+        mde=finite(mde),
+        alpha=found.level,
         power=policy.power,
         margin=margin,
         samples_needed=needed,
@@ -155,104 +157,6 @@ def _alone(task: PairedTask) -> stats.Benchmark:
     return stats.Benchmark(task.name, differences=task.difference, clusters=task.cluster)
 
 
-class _Sample:
-    """Differences of one or several tasks seen as one sample, binary or graded.
-
-    Parameters
-    ----------
-    tasks : sequence of PairedTask
-    by_task : bool
-        Whether every task has the same weight, else every item.
-    tests : sequence of Benchmark, optional
-        The same tasks with their keys: items of one document are then one observation, however
-        many tasks they occur in.
-    """
-
-    def __init__(
-        self,
-        tasks: Sequence[PairedTask],
-        *,
-        by_task: bool,
-        tests: Sequence[stats.Benchmark] = (),
-    ) -> None:
-        self._tasks, self._by_task, self._joint = tasks, by_task, join_units(tests)
-        self._binary = all(task.binary for task in tasks) and not by_task and self._joint is None
-        self._b = sum(task.regressions for task in tasks)
-        self._c = sum(task.improvements for task in tasks)
-        self.n = sum(task.n for task in tasks)
-        self._differences = np.concatenate([task.difference for task in tasks])
-        self._range = 1.0 if all(_within_unit(task) for task in tasks) else None
-        means = [float(task.difference.mean()) for task in tasks]
-        self.delta = float(np.mean(means)) if by_task else float(self._differences.mean())
-
-    @cached_property
-    def _units(self) -> FlipUnits:
-        if self._joint is None:
-            return _units_of_rows(self._tasks, self._differences, by_task=self._by_task)
-        return _units_of_documents(self._joint, self._tasks, by_task=self._by_task)
-
-    def interval(self, confidence: float) -> IntervalRecord:
-        if self._binary:
-            found = stats.melded(self._b, self._c, self.n, confidence)
-        else:
-            found = mean_interval_of_units(self._units, confidence=confidence)
-        return IntervalRecord(
-            low=found.low, high=found.high, confidence=confidence, method=found.method
-        )
-
-    def noninferiority(self, margin: float) -> float:
-        if self._binary:
-            return float(stats.noninferiority(self._b, self._c, self.n, margin).p_value)
-        graded = noninferiority_of_units(self._units, margin, score_range=self._range)
-        return float(graded.p_value)
-
-    def guard_mde(self, alpha: float, power: float) -> float:
-        if self._binary:
-            few = self._b + self._c <= _EXACT_FLIPS
-            return stats.guard_mde(
-                self._b,
-                self._c,
-                self.n,
-                alpha=alpha,
-                power=power,
-                confidence=_GUARD_CONFIDENCE,
-                method="exact" if few else "approximate",
-            )
-        return guard_mde_of_units(
-            self._units,
-            alpha=alpha,
-            power=power,
-            confidence=_GUARD_CONFIDENCE,
-            score_range=self._range,
-        )
-
-
-def _units_of_rows(
-    tasks: Sequence[PairedTask], differences: npt.NDArray[np.float64], *, by_task: bool
-) -> FlipUnits:
-    strata = np.repeat(np.arange(len(tasks)), [task.n for task in tasks])
-    clusters = None
-    if any(task.cluster is not None for task in tasks):
-        # Items of tasks without clusters stand for themselves; strata keep tasks apart.
-        clusters = np.concatenate(
-            [np.arange(t.n) if t.cluster is None else t.cluster for t in tasks]
-        )
-    weighting = "strata" if by_task else "items"
-    return flip_units(differences, clusters=clusters, strata=strata, weighting=weighting)
-
-
-def _units_of_documents(
-    joint: JointUnits, tasks: Sequence[PairedTask], *, by_task: bool
-) -> FlipUnits:
-    n = sum(task.n for task in tasks)
-    weights = [n / (len(tasks) * task.n) if by_task else 1.0 for task in tasks]
-    values, sizes = (
-        np.sum([weight * own for weight, own in zip(weights, parts, strict=True)], axis=0)
-        for parts in (joint.values, joint.sizes)
-    )
-    return FlipUnits(values, sizes, n)
-
-
 def _worse(task: PairedTask) -> tuple[float, float, str, list[str]]:
     """One-sided p-value of one task, its logarithm, the test's name and what to know about it."""
     if task.binary:
@@ -268,54 +172,114 @@ def _worse(task: PairedTask) -> tuple[float, float, str, list[str]]:
     return flips.p_worse, flips.log10_p_worse, f"sign-flip ({flips.method})", notes
 
 
+class _Detectable(NamedTuple):
+    """Smallest drop found at this level with this power."""
+
+    level: float
+    power: float
+    mde: float
+
+
 def _detectable_drop(
     gating: Sequence[PairedTask], tests: Sequence[stats.Benchmark], policy: GatePolicy
-) -> tuple[float, float]:
-    """Level and MDE of the policy's rule against the same drop on every task."""
-    alpha, power, rule = policy.alpha, policy.power, policy.aggregation
-    if rule in ("pooled", "stouffer", "combined", "macro"):
+) -> _Detectable:
+    """What the policy's rule finds of the same drop on every task."""
+    power = policy.power
+    if policy.aggregation in _TOGETHER:
         # Combined rejects whenever its pooled half does at alpha/2: its power is at least that.
-        level = alpha / 2 if rule == "combined" else alpha
-        sample = _Sample(gating, by_task=rule == "macro", tests=tests)
-        return level, sample.guard_mde(level, power)
+        level = _first_level(policy, len(gating))
+        by_task = policy.aggregation == "macro" and len(gating) > 1
+        sample = TaskSample(gating, by_task=by_task, tests=tests)
+        return _Detectable(level, power, sample.guard_mde(level, power))
     # The other rules look at the tasks one by one; Šidák's level is what each has for itself.
     # Fisher's rule has more power against a drop that is everywhere, so this errs on the safe side.
-    level = 1 - (1 - alpha) ** (1 / len(gating))
-    each = np.array([_Sample([t], by_task=False).guard_mde(level, power) for t in gating])
+    level = _level_of_one(policy, len(gating))
+    samples = [TaskSample([task]) for task in gating]
     if join_units(tests) is not None:
         # What one task misses the others with the same documents may miss as well.
-        return level, float(each.min())
-    return level, _any_task_detects(each, level, power)
+        mde = min(sample.guard_mde(level, power) for sample in samples)
+    else:
+        mde = _any_task_detects(samples, level, power)
+    return _Detectable(level, power, mde)
 
 
-def _any_task_detects(each: npt.NDArray[np.float64], level: float, power: float) -> float:
-    """Smallest common drop that at least one task reveals with the stated power.
+def _first_level(policy: GatePolicy, gating: int) -> float:
+    """Level that either part of the rule has at the least."""
+    return policy.alpha / 2 if policy.aggregation == "combined" and gating > 1 else policy.alpha
+
+
+def _level_of_one(policy: GatePolicy, gating: int) -> float:
+    """Level at which one of several gating tasks is tested after adjusting for all of them."""
+    return float(-math.expm1(math.log1p(-policy.alpha) / gating))
+
+
+def _any_task_detects(samples: Sequence[TaskSample], level: float, power: float) -> float:
+    """Smallest common drop that at least one task reveals with the stated power."""
+    from scipy.optimize import brentq
+
+    each = [sample.guard_mde(level, power) for sample in samples]
+    best = min(each)
+    if len(samples) == 1 or not math.isfinite(best):
+        return best
+    curves = [
+        sample.power_against(level, power)
+        for sample, mde in zip(samples, each, strict=True)
+        if math.isfinite(mde)
+    ]
+
+    def missing(drop: float) -> float:
+        missed = math.prod(1.0 - curve(drop) for curve in curves)
+        return 1.0 - missed - power
+
+    low = best / (2.0 * len(curves))
+    return best if missing(low) >= 0.0 else float(brentq(missing, low, best, rtol=1e-6))
+
+
+def _samples_needed(
+    gating: Sequence[PairedTask], policy: GatePolicy, power: _Detectable, margin: float, n: float
+) -> int | None:
+    """Samples at which the guard would be met if the rest were like these; None if unknown.
 
     Parameters
     ----------
-    each : ndarray, shape (tasks,)
-        MDE of each task alone at `level` and `power`.
+    gating : sequence of PairedTask
+    policy : GatePolicy
+    power : _Detectable
+        What the samples at hand detect.
+    margin, n : float
+        Margin, and independent samples at hand.
     """
-    from scipy.optimize import brentq
-    from scipy.special import ndtr, ndtri
-
-    z_level, z_sum = -ndtri(level), ndtri(power) - ndtri(level)
-    known = each[np.isfinite(each)]
-    if not known.size:
-        return math.inf
-
-    def missing_power(drop: float) -> float:
-        missed = 1 - ndtr(drop / known * z_sum - z_level)
-        return float(1 - missed.prod() - power)
-
-    return float(brentq(missing_power, 0.0, float(known.min()), xtol=1e-9))
-
-
-def _within_unit(task: PairedTask) -> bool:
-    low = min(task.baseline.min(), task.candidate.min())
-    high = max(task.baseline.max(), task.candidate.max())
-    return bool(low >= 0 and high <= 1)
+    regressions = sum(task.regressions for task in gating)
+    added_up = policy.aggregation in _TOGETHER and policy.aggregation != "macro"
+    one_sample = added_up and all(task.binary for task in gating)
+    needed = math.inf
+    if one_sample:
+        needed = _least_sufficient(regressions / sum(task.n for task in gating), power, margin, n)
+    elif math.isfinite(power.mde):
+        # The MDE shrinks with the square root of the samples as long as the flip rate stays.
+        needed = n * (power.mde / margin) ** 2
+    if not regressions and margin < 1.0 and all(task.proportion for task in gating):
+        # Without a loss (1 - margin)^n is the p-value of "the drop is at least the margin".
+        needed = min(needed, math.log(policy.alpha) / math.log1p(-margin))
+    return math.ceil(needed) if needed < _MOST_SAMPLES else None
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _least_sufficient(rate: float, power: _Detectable, margin: float, n: float) -> float:
+    """Smallest number of pairs, to a hundredth, whose guard accepts the margin at this rate."""
+
+    def accepts(pairs: int) -> bool:
+        mde = stats.guard_mde(
+            round(rate * pairs), 0, pairs, alpha=power.level, power=power.power,
+            confidence=GUARD_CONFIDENCE,
+        )  # fmt: skip
+        return mde <= margin
+
+    low, high = int(n), 2 * int(n)
+    while not accepts(high):
+        low, high = high, 2 * high
+        if high > _MOST_SAMPLES:
+            return math.inf
+    while high > 1.01 * low + 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if accepts(middle) else (middle, high)
+    return high

@@ -7,12 +7,14 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 
+from . import _numbers as numbers
 from ._testing import adjust, aggregate_tasks, benchmarks, data_power, task_result
 from .errors import PolicyError
 from .pairing import PairedScores, PairedTask
 from .policy import GatePolicy
 from .portability import demand_portable, processors_of
 from .results import (
+    SCHEMA_VERSION,
     AggregateResult,
     Decision,
     PowerResult,
@@ -22,6 +24,8 @@ from .results import (
 from .scores import SampleScores
 from .stats import attempt_alpha, mcnemar
 
+# Rules that speak of every task: what they show must hold for every task.
+_EACH_TASK = ("min_p", "max_drop")
 _LIBRARIES = ("mlflow-degrade", "numpy", "scipy")
 
 
@@ -52,9 +56,12 @@ def decide(paired: PairedScores, policy: GatePolicy, *, attempt: int | None = No
     Notes
     -----
     ``no_degradation``: FAIL if the aggregated one-sided test rejects at alpha; PASS if it does not
-    and the minimum detectable effect is at most the margin; else INCONCLUSIVE.
+    and either the minimum detectable effect is at most the margin or "the drop is at least the
+    margin" is rejected at alpha; else INCONCLUSIVE.
     ``non_inferiority``: PASS if "the drop is at least the margin" is rejected at the attempt's
-    alpha; FAIL if degradation is established and non-inferiority is not; else INCONCLUSIVE.
+    alpha, for all gating tasks together, for each that is established as worse and, with ``min_p``
+    and ``max_drop``, for every one; FAIL if degradation is established and non-inferiority is not;
+    else INCONCLUSIVE.
     A task with a margin of its own must meet the rule alone as well: as every one of these claims
     is needed, each keeps the full alpha (an intersection–union test, Berger 1982), and its FAIL
     uses the step-down adjusted p-value. The tests are those of Kübler et al. 2026
@@ -69,7 +76,7 @@ def decide(paired: PairedScores, policy: GatePolicy, *, attempt: int | None = No
     ...     return SampleScores.from_pandas(pd.DataFrame(columns), model=model)
     >>> decision = decide(pair(scores([1] * 12, "a"), scores([1] * 12, "b")), GatePolicy())
     >>> decision.verdict.value, round(100 * decision.power.mde, 1)
-    ('INCONCLUSIVE', 22.1)
+    ('INCONCLUSIVE', 49.7)
     """
     _check_names(paired, policy)
     gating = [t for t in paired.tasks if policy.task(t.name).tier == "gating"]
@@ -86,7 +93,9 @@ def decide(paired: PairedScores, policy: GatePolicy, *, attempt: int | None = No
             pool.submit(side.digest)
         tests = benchmarks(paired, gating)
         adjusted = adjust(tests)
-        tasks = tuple(task_result(t, policy, adjusted.get(t.name)) for t in paired.tasks)
+        tasks = tuple(
+            task_result(t, policy, adjusted.get(t.name), len(gating)) for t in paired.tasks
+        )
         aggregate = aggregate_tasks(gating, tests, policy, margin)
         power = data_power(gating, tests, policy, margin)
     verdict, reasons = _judge(tasks, aggregate, power, policy, alpha_attempt)
@@ -106,6 +115,7 @@ def decide(paired: PairedScores, policy: GatePolicy, *, attempt: int | None = No
         versions=_versions(),
         notes=paired.notes,
         processors=processors_of(paired),
+        schema_version=SCHEMA_VERSION,
     )
 
 
@@ -116,23 +126,17 @@ def _judge(
     policy: GatePolicy,
     alpha_attempt: float,
 ) -> tuple[Verdict, list[str]]:
-    own = [t for t in tasks if t.tier == "gating" and policy.task(t.task).has_margin]
-    share = aggregate.proportion
-    degraded = list(_degradations(tasks, aggregate, policy, own))
+    gating = [t for t in tasks if t.tier == "gating"]
+    own = [t for t in gating if policy.task(t.task).has_margin]
+    degraded = list(_degradations(gating, aggregate, policy, own))
     if policy.rule == "no_degradation":
-        missing = list(_weak_spots(power, share, own))
-        shown = (
-            f"no degradation found (p = {_p(aggregate.p_worse)} > alpha = {policy.alpha:g}), and a "
-            f"drop of {_amount(power.mde, share)} would have been found with probability "
-            f"{power.power:g}"
-        )
+        missing = list(_weak_spots(power, aggregate, own, policy))
+        shown = list(_no_degradation(power, aggregate, policy))
         warn_only = policy.on_underpowered == "warn"
     else:
-        missing = list(_unproven(aggregate, power.margin, own, alpha_attempt))
-        shown = (
-            f"a drop of {_amount(power.margin, share)} or more is ruled out "
-            f"(p = {_p(aggregate.noninferiority_p)} ≤ {alpha_attempt:.3g})"
-        )
+        claims = _claims(gating, own, policy)
+        missing = list(_unproven(aggregate, power.margin, claims, alpha_attempt))
+        shown = [_ruled_out(power.margin, aggregate, alpha_attempt)]
         warn_only = False
     blocking = list(_doubts(tasks, aggregate, policy))
     if degraded and (policy.rule == "no_degradation" or missing):
@@ -141,42 +145,114 @@ def _judge(
     if blocking or (missing and not warn_only):
         return Verdict.INCONCLUSIVE, blocking + missing
     # Under non_inferiority a drop may be real and still within the margin: say both.
-    return Verdict.PASS, [shown, *missing, *degraded]
+    return Verdict.PASS, [*shown, *missing, *degraded]
 
 
 def _degradations(
-    tasks: Iterable[TaskResult],
+    gating: list[TaskResult],
     aggregate: AggregateResult,
     policy: GatePolicy,
     own: list[TaskResult],
 ) -> Iterable[str]:
-    if aggregate.p_worse <= policy.alpha:
-        guilty = [t.task for t in tasks if t.guilty]
-        blame = f"; guilty: {', '.join(guilty)}" if guilty else ""
-        yield (
-            f"the candidate is worse: {_amount(aggregate.delta, aggregate.proportion)} on "
-            f"{aggregate.n} samples, p = {_p(aggregate.p_worse)} ≤ alpha = {policy.alpha:g} "
-            f"({policy.aggregation}{blame})"
-        )
-    for task in own:
-        if task.guilty:
+    guilty = [task for task in gating if task.guilty]
+    established = aggregate.p_worse <= policy.alpha
+    if established:
+        p = f"p = {_compared(aggregate.p_worse, policy.alpha, 'alpha')}"
+        if _fired_on_one(aggregate):
+            drops = ", ".join(
+                f"{_amount(-task.delta, task.proportion)} on {task.n} samples of {task.task}"
+                for task in guilty or [min(gating, key=lambda task: task.p_worse)]
+            )
+            yield f"the candidate is worse: {drops}, {p} ({policy.aggregation})"
+        else:
+            blame = f"; guilty: {', '.join(task.task for task in guilty)}" if guilty else ""
+            drop = _amount(-aggregate.delta, aggregate.proportion)
             yield (
-                f"{task.task}, which has a margin of its own, is worse: "
-                f"{_amount(task.delta, task.proportion)}, "
-                f"adjusted p = {_p(task.p_adjusted or 0.0)}"
+                f"the candidate is worse: {drop} on {aggregate.n} samples, {p} "
+                f"({policy.aggregation}{blame})"
+            )
+    for task in guilty:
+        # Under non_inferiority a guilty task stands in the way of a PASS, its own margin or not.
+        if task in own or (policy.rule == "non_inferiority" and not established):
+            which = ", which has a margin of its own," if task in own else ""
+            yield (
+                f"{task.task}{which} is worse: {_amount(-task.delta, task.proportion)}, "
+                f"adjusted p = {_compared(task.p_adjusted or 0.0, policy.alpha, 'alpha')}"
             )
 
 
-def _weak_spots(power: PowerResult, share: bool, own: list[TaskResult]) -> Iterable[str]:
-    if not power.sufficient:
-        more = f"; about {power.samples_needed} samples would do" if power.samples_needed else ""
+def _fired_on_one(aggregate: AggregateResult) -> bool:
+    """Whether it was single tasks, not their sum, that the rule rejected for."""
+    if aggregate.aggregation in _EACH_TASK:
+        return True
+    parts = aggregate.components
+    return "min_p" in parts and parts["min_p"] < parts.get("pooled", 0.0)
+
+
+def _no_degradation(
+    power: PowerResult, aggregate: AggregateResult, policy: GatePolicy
+) -> Iterable[str]:
+    """What a PASS under no_degradation rests on, and what it leaves open."""
+    alpha, share = policy.alpha, aggregate.proportion
+    none = f"no degradation found (p = {_compared(aggregate.p_worse, alpha, 'alpha')})"
+    ruled_out = aggregate.noninferiority_p <= alpha
+    if power.sufficient:
+        none += (
+            f", and a drop of {_amount(power.mde, share)} would have been found with probability "
+            f"{power.power:g}"
+        )
+    yield f"{none}; {_ruled_out(power.margin, aggregate, alpha)}" if ruled_out else none
+    if power.sufficient and not ruled_out:
         yield (
-            f"too little data: only a drop of {_amount(power.mde, share)} or more would have been "
-            f"found with probability {power.power:g}, the margin is "
-            f"{_amount(power.margin, share)}{more}"
+            f"{_not_ruled_out(power.margin, aggregate, alpha)}; the stricter rule: non_inferiority "
+            "asks for that"
+        )
+
+
+def _ruled_out(margin: float, aggregate: AggregateResult, alpha: float) -> str:
+    return (
+        f"a drop of {_amount(margin, aggregate.proportion)} or more is ruled out "
+        f"(p = {_compared(aggregate.noninferiority_p, alpha)})"
+    )
+
+
+def _not_ruled_out(margin: float, aggregate: AggregateResult, alpha: float) -> str:
+    share, low = aggregate.proportion, aggregate.interval.low
+    text = (
+        f"a drop of {_amount(margin, share)} is not ruled out: p = "
+        f"{_compared(aggregate.noninferiority_p, alpha)}"
+    )
+    if low is None:
+        return f"{text}, nothing bounds the change"
+    if low > -margin:
+        # An interval at another level than the test's need not reach the margin.
+        return text
+    return (
+        f"{text}, the interval of the change reaches down to "
+        f"{numbers.change(low, proportion=share)}"
+    )
+
+
+def _weak_spots(
+    power: PowerResult, aggregate: AggregateResult, own: list[TaskResult], policy: GatePolicy
+) -> Iterable[str]:
+    share = aggregate.proportion
+    if not power.sufficient and aggregate.noninferiority_p > policy.alpha:
+        more = f"; about {power.samples_needed} samples would do" if power.samples_needed else ""
+        found = (
+            f"only a drop of {_amount(power.mde, share)} or more"
+            if power.mde is not None
+            else "no drop, however large,"
+        )
+        yield (
+            f"too little data: {found} would have been found with probability {power.power:g}, the "
+            f"margin is {_amount(power.margin, share)}, and "
+            f"{_not_ruled_out(power.margin, aggregate, policy.alpha)}{more}"
         )
     for task in own:
-        if task.mde is None or task.margin is None or task.mde > task.margin:
+        seen = task.mde is not None and task.margin is not None and task.mde <= task.margin
+        p = task.noninferiority_p
+        if not seen and (p is None or p > policy.alpha):
             yield (
                 f"too little data on {task.task}: detectable drop "
                 f"{_amount(task.mde, task.proportion)}, its own margin is "
@@ -184,21 +260,35 @@ def _weak_spots(power: PowerResult, share: bool, own: list[TaskResult]) -> Itera
             )
 
 
+def _claims(
+    gating: list[TaskResult], own: list[TaskResult], policy: GatePolicy
+) -> list[tuple[TaskResult, str]]:
+    """Tasks whose non-inferiority is needed for a PASS, and why."""
+    needed = []
+    for task in gating:
+        if task in own:
+            needed.append((task, "its own margin"))
+        elif task.guilty or (task.p_adjusted is not None and task.p_adjusted <= policy.alpha):
+            needed.append((task, "the margin, where it is worse,"))
+        elif policy.aggregation in _EACH_TASK:
+            needed.append((task, "the margin"))
+    return needed
+
+
 def _unproven(
-    aggregate: AggregateResult, margin: float, own: list[TaskResult], alpha: float
+    aggregate: AggregateResult,
+    margin: float,
+    claims: list[tuple[TaskResult, str]],
+    alpha: float,
 ) -> Iterable[str]:
-    share = aggregate.proportion
     if aggregate.noninferiority_p > alpha:
-        yield (
-            f"a drop of {_amount(margin, share)} is not ruled out: p = "
-            f"{_p(aggregate.noninferiority_p)} > {alpha:.3g}, the interval of the change reaches "
-            f"down to {_amount(aggregate.interval.low, share)}"
-        )
-    for task in own:
-        if task.noninferiority_p is None or task.noninferiority_p > alpha:
+        yield _not_ruled_out(margin, aggregate, alpha)
+    for task, what in claims:
+        p = task.noninferiority_p
+        if p is None or p > alpha:
             yield (
-                f"on {task.task} a drop of its own margin {_amount(task.margin, task.proportion)} "
-                f"is not ruled out: p = {_p(task.noninferiority_p or 0.0)} > {alpha:.3g}"
+                f"on {task.task} a drop of {what} {_amount(task.margin, task.proportion)} is not "
+                f"ruled out: p = {_compared(1.0 if p is None else p, alpha)}"
             )
 
 
@@ -290,10 +380,12 @@ def _versions() -> dict[str, str]:
 def _amount(value: float | None, proportion: bool) -> str:
     if value is None:
         return "(unbounded)"
-    if not proportion:
-        return f"{value:.4g}"
-    return f"{100 * value:+.2f} pp" if value < 0 else f"{100 * value:.2f} pp"
+    return numbers.change(value, proportion=proportion, signed=False)
 
 
-def _p(value: float) -> str:
-    return f"{value:.2g}" if value >= 1e-4 else f"{value:.1e}"
+def _compared(p: float, limit: float, name: str = "") -> str:
+    text = numbers.compared(p, limit)
+    if not name:
+        return text
+    left, sign, right = text.split(" ")
+    return f"{left} {sign} {name} = {right}"

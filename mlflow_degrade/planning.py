@@ -95,7 +95,7 @@ def needed_samples(
     --------
     >>> plan = needed_samples(0.005, 0.02, aggregation="pooled")
     >>> plan.detect, plan.pass_no_degradation, plan.pass_non_inferiority
-    (4944, 5780, 4947)
+    (4944, 5348, 4947)
     """
     level = pooled_level(alpha, aggregation)
     detect = sample_size(drop, flip_rate, alpha=level, power=power).n
@@ -166,8 +166,9 @@ def suite_power(
                 changed=changed,
                 flip_rate=changed / n,
                 flip_rate_upper=upper_proportion(hits, trials, _GUARD_CONFIDENCE),
+                # Half of the flips of a rerun are regressions.
                 detectable=guard_mde(
-                    min(math.ceil(hits), int(trials)), 0, int(trials), alpha=level, power=power
+                    math.ceil(hits / 2), 0, math.floor(trials), alpha=level, power=power
                 ),
             )
         )
@@ -175,7 +176,7 @@ def suite_power(
 
 
 def pooled_level(alpha: float, aggregation: str) -> float:
-    """The level that the pooled test has within an aggregation rule."""
+    """The level that the pooled test has at least within an aggregation of several tasks."""
     return alpha / 2 if aggregation == "combined" else alpha
 
 
@@ -184,11 +185,10 @@ def _is_binary(*sides: np.ndarray) -> bool:
 
 
 def _guarded(drop: float, flip_rate: float, alpha: float, power: float, start: int) -> int:
-    """Smallest n whose guard accepts the margin; the flips are rounded up."""
+    """Smallest n whose guard accepts the margin; half of the flips, rounded up, are regressions."""
 
     def accepts(n: int) -> bool:
-        flips = min(n, math.ceil(n * flip_rate))
-        return guard_mde(flips, 0, n, alpha=alpha, power=power) <= drop
+        return guard_mde(math.ceil(n * flip_rate / 2), 0, n, alpha=alpha, power=power) <= drop
 
     high = max(1, start)
     while not accepts(high):

@@ -75,8 +75,10 @@ class GatePolicy(BaseModel):
     ----------
     rule : {"no_degradation", "non_inferiority"}
         ``no_degradation``: FAIL when the aggregated one-sided test finds the candidate worse; PASS
-        when it does not and the data could have shown a drop of the margin; else INCONCLUSIVE.
-        ``non_inferiority``: PASS only when a drop as large as the margin is rejected.
+        when it does not and the data could have shown a drop of the margin, or rule it out; else
+        INCONCLUSIVE. ``non_inferiority``: PASS only when a drop as large as the margin is rejected,
+        for all gating tasks together and for each that is established as worse (with ``min_p`` and
+        ``max_drop`` for every one).
     alpha : float
         One-sided significance level: the chance to refuse a candidate that is not worse or, under
         ``non_inferiority``, to accept one that is worse by the margin.
@@ -103,11 +105,12 @@ class GatePolicy(BaseModel):
         margin: no PASS, or a PASS with a warning among its reasons.
     implausible_gain_pp : float, optional
         A gain larger than this is INCONCLUSIVE: look for a leak or a wrong baseline first.
-    confidence : float
-        Confidence level of the intervals shown; the verdict does not depend on it.
     portable : bool
         Whether a PASS must hold on other processors: without it being shown that the candidate's
         numbers do not depend on where it runs, the verdict is INCONCLUSIVE.
+    confidence : float, optional
+        Confidence level of the intervals shown; by default 1 − 2·alpha, so that they agree with the
+        one-sided tests. The verdict does not depend on it.
     allow : tuple of str
         Refusals of the pairing to switch off, see `mlflow_degrade.pairing.pair`.
     evidence_experiments : tuple of str
@@ -139,8 +142,8 @@ class GatePolicy(BaseModel):
     min_samples: int = Field(default=1, ge=1)
     on_underpowered: Literal["inconclusive", "warn"] = "inconclusive"
     implausible_gain_pp: float | None = Field(default=None, gt=0, le=100)
-    confidence: float = Field(default=0.95, gt=0.5, lt=1)
     portable: bool = False
+    confidence: float | None = Field(default=None, gt=0.5, lt=1)
     allow: tuple[str, ...] = ()
     evidence_experiments: tuple[str, ...] = ()
 
@@ -159,6 +162,13 @@ class GatePolicy(BaseModel):
         if not self.portable:
             values.pop("portable", None)
         return values
+
+    @property
+    def shown_confidence(self) -> float:
+        """Confidence level of the intervals: as given, else 1 − 2·alpha, at least one half."""
+        if self.confidence is not None:
+            return self.confidence
+        return max(round(1 - 2 * self.alpha, 12), 0.5)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], source: str = "policy") -> GatePolicy:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .decision import _amount, _p, decide
+from . import _numbers as numbers
+from .decision import _amount, decide
 from .errors import PairingError
 from .origin import Agreement, Origin
 from .pairing import PairedScores
@@ -197,14 +198,14 @@ def _judge(
         amount = _amount(forward.aggregate.delta, forward.aggregate.proportion)
         reason = f"the second run is {direction} than the first: {amount}"
         if p_value <= alpha:
-            return Verdict.FAIL, [f"{reason}, two-sided p = {_p(p_value)} ≤ {alpha:g}"]
+            return Verdict.FAIL, [f"{reason}, two-sided p = {numbers.compared(p_value, alpha)}"]
         # A task with a margin of its own.
         return Verdict.FAIL, [f"{reason} on average", *failed.reasons]
     if Verdict.INCONCLUSIVE in verdicts:
         unsettled = forward if forward.verdict is Verdict.INCONCLUSIVE else backward
         return Verdict.INCONCLUSIVE, list(unsettled.reasons)
     power, share = forward.power, forward.aggregate.proportion
-    found = f"no systematic change found (two-sided p = {_p(p_value)} > {alpha:g})"
+    found = f"no systematic change found (two-sided p = {numbers.compared(p_value, alpha)})"
     if forward.policy.rule == "non_inferiority":
         margin = _amount(power.margin, share)
         return Verdict.PASS, [f"{found}; a change of {margin} in either direction is ruled out"]

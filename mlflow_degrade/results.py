@@ -18,6 +18,9 @@ from .origin import Processor
 from .policy import GatePolicy
 
 SideName = Literal["baseline", "candidate"]
+#: Version of the records below and of the rules that fill them. Raise it when either changes:
+#: decisions of an earlier version are then judged again instead of being compared number by number.
+SCHEMA_VERSION = 2
 
 
 class Verdict(str, Enum):
@@ -38,10 +41,13 @@ class _Record(BaseModel):
 
 
 class IntervalRecord(_Record):
-    """A confidence interval: ``low``, ``high``, ``confidence`` and the ``method`` it came from."""
+    """A confidence interval: ``low``, ``high``, ``confidence`` and the ``method`` it came from.
 
-    low: float
-    high: float
+    Ends are None where nothing bounds the change: fewer than 15 changes of unbounded scores.
+    """
+
+    low: float | None
+    high: float | None
     confidence: float
     method: str
 
@@ -72,7 +78,8 @@ class TaskResult(_Record):
     guilty : bool
         Whether the adjusted p-value is at or below alpha.
     mde : float or None
-        Smallest drop of this task alone that could not have been missed (see `PowerResult`).
+        Smallest drop of this task alone that would have been found (see `PowerResult`), at the
+        level that is left to one of the gating tasks after adjusting for all of them.
     noninferiority_p : float or None
         p-value of "the drop is at least the margin"; small is good.
     margin : float or None
@@ -139,6 +146,8 @@ class AggregateResult(_Record):
         p-values the rule is made of, e.g. ``pooled`` and ``min_p`` for ``combined``.
     noninferiority_p : float
         p-value of "the drop is at least the margin"; small is good.
+    notes : tuple of str
+        What the interval and the non-inferiority rest on, where that is an assumption.
     """
 
     aggregation: str
@@ -154,6 +163,7 @@ class AggregateResult(_Record):
     log10_p_worse: float
     components: dict[str, float] = {}
     noninferiority_p: float
+    notes: tuple[str, ...] = ()
 
 
 class PowerResult(_Record):
@@ -166,12 +176,14 @@ class PowerResult(_Record):
         m copies of a document are one trial (Kish's effective sample size).
     mde : float or None
         Minimum detectable effect: the smallest drop that these samples reveal with probability
-        `power`, computed from the upper bound of the flip rate; None where nothing bounds it.
+        `power`, computed from an upper 95% bound of the regressions (of the mean square of the
+        losses for graded scores); None where no drop is revealed that often.
     alpha, power, margin : float
         What it refers to. `alpha` is the level the pooled test gets within the aggregation.
     samples_needed : int or None
-        Samples of different documents at which the MDE would be about the margin; None when it
-        already is.
+        Samples of different documents at which the MDE would be about the margin, or, where nothing
+        changed, a drop of the margin would be ruled out; None when the MDE already is, or when
+        nothing tells.
     sufficient : bool
         Whether the MDE is at most the margin.
     """
@@ -215,6 +227,8 @@ class Decision(_Record):
         What the pairing had to report.
     processors : dict
         Side to the processor its scores were computed on, where the evaluation says so.
+    schema_version : int
+        Of the rules behind the numbers: 1 for decisions made before it was recorded.
     """
 
     verdict: Verdict
@@ -230,6 +244,7 @@ class Decision(_Record):
     versions: dict[str, str]
     notes: tuple[str, ...] = ()
     processors: dict[SideName, Processor] = {}
+    schema_version: int = 1
 
     @property
     def exit_code(self) -> int:

@@ -59,7 +59,8 @@ def test_copies_are_no_trials_of_the_flip_rate_and_no_samples() -> None:
     assert thrice.flip_rate == once.flip_rate == 0.06
     assert thrice.flip_rate_upper == pytest.approx(once.flip_rate_upper)
     assert once.samples_needed is not None
-    assert thrice.samples_needed == pytest.approx(once.samples_needed, rel=0.1)
+    # Scaled by the square root for clusters, searched with the exact test for single answers.
+    assert thrice.samples_needed == pytest.approx(once.samples_needed, rel=0.15)
 
 
 def test_few_copies_count_for_what_they_are() -> None:

@@ -42,7 +42,9 @@ def test_twelve_identical_samples_say_nothing() -> None:
     decision = decide(_counts(qa=(0, 0, 12)), GatePolicy())
     assert decision.verdict is Verdict.INCONCLUSIVE
     assert "too little data" in decision.reasons[0]
-    assert decision.power.mde == pytest.approx(0.2209, abs=1e-4)  # 1 - 0.05**(1/12)
+    # Five of twelve must get worse for a rejection, and do so in 80% of the time at this drop.
+    assert decision.power.mde == pytest.approx(0.4968, abs=1e-4)
+    assert decision.power.samples_needed == 149  # (1 - 0.02)**149 <= 0.05
     assert _verdict(_counts(qa=(0, 0, 12)), rule="non_inferiority") is Verdict.INCONCLUSIVE
 
 
@@ -238,7 +240,10 @@ def test_a_margin_in_the_metrics_unit() -> None:
     assert far.verdict is Verdict.FAIL
     assert far.aggregate.delta == pytest.approx(-0.06, abs=0.005)
     strict = GatePolicy.from_mapping({"margin": 0.05, "tasks": {"wiki": {"margin": 1e-4}}})
-    assert decide(_loss_pair(0.0), strict).verdict is Verdict.INCONCLUSIVE
+    assert (
+        decide(_loss_pair(0.0), strict).verdict is Verdict.PASS
+    )  # better by 0.002, and sure of it
+    assert decide(_loss_pair(0.002), strict).verdict is Verdict.INCONCLUSIVE
 
 
 def test_a_margin_as_large_as_the_scale_is_refused() -> None:

@@ -28,8 +28,8 @@ def _rerun(**tasks: tuple[int, int, int]) -> PairedScores:
 def test_each_task_at_alpha_and_all_together_at_the_level_of_the_rule() -> None:
     one, two, total = suite_power(_rerun(one=(6, 2, 700), two=(1, 4, 300)))
     assert (one.changed, two.changed, total.changed, total.n) == (8, 5, 13, 1000)
-    assert one.detectable == pytest.approx(guard_mde(6, 2, 700, alpha=0.05))
-    assert two.detectable == pytest.approx(guard_mde(1, 4, 300, alpha=0.05))
+    assert one.detectable == pytest.approx(guard_mde(4, 4, 700, alpha=0.05))
+    assert two.detectable == pytest.approx(guard_mde(3, 2, 300, alpha=0.05))
     assert total.detectable == pytest.approx(guard_mde(7, 6, 1000, alpha=0.025))
     pooled = suite_power(_rerun(one=(6, 2, 700), two=(1, 4, 300)), aggregation="pooled")
     assert pooled[-1].detectable == pytest.approx(guard_mde(7, 6, 1000, alpha=0.05))

@@ -74,7 +74,9 @@ def test_modules_stay_readable(path: Path) -> None:
 # the package can log them.
 _LAYERS = (
     (
+        "_redaction",
         "errors",
+        "_numbers",
         "_yaml_files",
         "_text_keys",
         "_row_index",
@@ -87,7 +89,16 @@ _LAYERS = (
     ("scores",),
     ("_matching", "_comparability", "_items", "pairing"),
     ("policy",),
-    ("results", "portability", "_testing", "decision", "rerun", "planning", "subgroups"),
+    (
+        "results",
+        "portability",
+        "_task_samples",
+        "_testing",
+        "decision",
+        "rerun",
+        "planning",
+        "subgroups",
+    ),
     ("readers",),
     ("runtime", "optimize"),
     ("evaluation",),

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from .. import _numbers as numbers
 from ..runtime.benchmark_results import (
     PERCENTILES,
     PHASES,
@@ -20,7 +21,6 @@ from ..runtime.benchmark_results import (
     most_tokens,
 )
 from ..runtime.ratios import LEVEL, Ratio
-from . import numbers
 from .terminal import heading, table
 
 _TITLES = {

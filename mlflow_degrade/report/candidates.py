@@ -10,9 +10,9 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from .. import _numbers as numbers
 from ..errors import InputError, UnknownNameError
 from ..results import Decision, Verdict
-from . import numbers
 from .content import SIGNS
 from .cost import gain, in_words
 from .terminal import heading, table
@@ -240,8 +240,9 @@ def candidates_figure(candidates: Sequence[Candidate], axis: str) -> Any:
         total, verdict = candidate.decision.aggregate, candidate.decision.verdict
         x, y = gain(axis, candidate.relative[axis]), factor * total.delta
         colour = _COLOURS[verdict]
-        ends = [factor * total.interval.low, factor * total.interval.high]
-        axes.plot([x, x], ends, color=colour, linewidth=2, zorder=3)
+        if total.interval.low is not None and total.interval.high is not None:
+            ends = [factor * total.interval.low, factor * total.interval.high]
+            axes.plot([x, x], ends, color=colour, linewidth=2, zorder=3)
         label = f"{number}  {_cut(candidate.name)}: {verdict.value}, {_change(candidate.decision)}"
         axes.plot(
             x, y, _MARKERS[verdict], color=colour, markersize=8, markeredgecolor="white", zorder=4,
@@ -266,7 +267,7 @@ def candidates_figure(candidates: Sequence[Candidate], axis: str) -> Any:
     axes.set_ylim(low, max(high, 0.3 * max(margins)))
     axes.margins(x=0.15)
     unit = "pp" if factor == 100 else "metric's unit"
-    confidence = f"{100 * shown[0].decision.policy.confidence:g}%"
+    confidence = numbers.level(shown[0].decision.policy.shown_confidence)
     axes.set_ylabel(f"candidate − baseline, {unit}; {confidence} intervals", fontsize=9)
     axes.set_xlabel(f"{in_words(axis)}: times better than the baseline", fontsize=9)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}×"))

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .. import _numbers as numbers
 from ..results import Decision, TaskResult, Verdict
-from . import numbers
 
 #: Facts the caller knows about a run: ``scheme``, ``registered`` (the version, e.g.
 #: ``smollm2-int8/3``; None says that nothing was registered), ``command``, and any others to show.
@@ -55,7 +55,7 @@ def headline(decision: Decision) -> str:
     margin = numbers.change(decision.power.margin, proportion=total.proportion, signed=False)
     change = numbers.change(total.delta, proportion=decision.aggregate.proportion)
     if decision.verdict is Verdict.FAIL:
-        if total.p_worse <= policy.alpha:
+        if total.p_worse <= policy.alpha and (total.delta < 0 or not decision.guilty):
             return f"The candidate is worse than the baseline: {change}."
         return f"The candidate is worse than the baseline on {', '.join(decision.guilty)}."
     if decision.verdict is Verdict.INCONCLUSIVE:
@@ -64,6 +64,8 @@ def headline(decision: Decision) -> str:
     if policy.rule == "non_inferiority":
         worse = ", although the candidate is measurably worse" if _is_degraded(decision) else ""
         return f"A drop of {margin} or more is ruled out{worse}."
+    if total.noninferiority_p <= policy.alpha:
+        return f"No degradation found, and a drop of {margin} or more is ruled out."
     if not decision.power.sufficient:
         return f"No degradation found, but a drop of {margin} could have gone unseen."
     return f"No degradation found, by samples with the power to see a drop of {margin}."
@@ -78,10 +80,10 @@ def power_sentence(decision: Decision) -> str:
         f"(upper bound {numbers.share(power.flip_rate_upper)})"
     )
     if power.mde is None:
-        return f"Nothing bounds the drop that these {n} samples could have missed; {flips}."
+        return f"No drop would be found by these {n} samples often enough; {flips}."
     drop = numbers.change(power.mde, proportion=unit, signed=False)
     margin = numbers.change(power.margin, proportion=unit, signed=False)
-    relation = "within" if power.sufficient else "more than"
+    relation = "within" if power.mde <= power.margin else "more than"
     return (
         f"These {n} samples could have seen a drop of {drop} with probability {power.power:g}, "
         f"{relation} the margin of {margin}; {flips}."

@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from .. import _numbers as numbers
 from ..runtime.ratios import LEVEL
-from . import numbers
 
 RATIO = "×"
 """Unit of a candidate's figures that relate it to the baseline, such as ``speed_ratio/decode``."""

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict
 
+from .. import _numbers as numbers
 from ..errors import InputError
 from ..pairing import PairedScores
 from ..results import Decision
 from ..stats import Region, SubgroupResult
 from ..subgroups import common_features, find_subgroups
-from . import numbers
 
 #: What stands under every finding.
 CAVEAT = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..results import Decision, TaskResult
+from ..results import Decision, IntervalRecord, TaskResult
 from .content import ordered_tasks, total_name
 
 # An axis may be this much longer than what matters most before long intervals are cut.
@@ -103,8 +103,7 @@ def _row(task: TaskResult, factor: float) -> ForestRow:
     return ForestRow(
         task.task,
         factor * task.delta,
-        factor * interval.low,
-        factor * interval.high,
+        *_ends(interval, factor),
         None if task.margin is None else factor * task.margin,
         kind,
     )
@@ -115,18 +114,22 @@ def _total(decision: Decision, factor: float) -> ForestRow:
     return ForestRow(
         total_name(decision),
         factor * total.delta,
-        factor * total.interval.low,
-        factor * total.interval.high,
+        *_ends(total.interval, factor),
         factor * decision.power.margin,
         "total",
     )
 
 
+def _ends(interval: IntervalRecord, factor: float) -> tuple[float, float]:
+    low, high = interval.low, interval.high
+    return (-math.inf if low is None else factor * low, math.inf if high is None else factor * high)
+
+
 def _panel(unit: str, rows: list[ForestRow], margin: float | None) -> ForestPanel:
     # Changes and the margin must be seen whole; an interval of a small task may be cut rather
     # than squeeze all others into a line.
-    scale = max(row.high - row.low for row in rows) / 2 if margin is None else margin
-    scale = scale or 1.0
+    widths = [row.high - row.low for row in rows if math.isfinite(row.high - row.low)]
+    scale = (max(widths, default=0.0) / 2 if margin is None else margin) or 1.0
     left = min(-1.25 * scale, *(1.15 * row.delta for row in rows))
     right = max(0.6 * scale, *(1.15 * row.delta for row in rows))
     reach = _GENEROSITY * max(-left, right)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from .. import _numbers as numbers
 from ..pairing import PairedScores
 from ..results import Decision, TaskResult
 from . import content, findings, tables
@@ -111,7 +112,7 @@ def report(
         registered=content.registration(provenance),
         total=total,
         pp=" pp" if decision.aggregate.proportion else "",
-        confidence=f"{100 * decision.policy.confidence:g}%",
+        confidence=numbers.level(decision.policy.shown_confidence),
         forests=forests,
         legend=_legend(forests, total.margin),
         outcomes=tables.outcomes(decision),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from .. import _numbers as numbers
 from ..pairing import PairedScores
 from ..results import Decision
 from . import content, findings, tables
@@ -185,8 +186,8 @@ def _together(text: str) -> str:
 
 def _tasks_table(decision: Decision) -> str:
     # MLflow gives all columns of a table the same width: few columns, or nobody can read it.
-    head = ("task", f"Δ {_unit(decision)}", f"{100 * decision.policy.confidence:g}% interval", "p",
-            "worse/better", "scores")  # fmt: skip
+    level = numbers.level(decision.policy.shown_confidence)
+    head = ("task", f"Δ {_unit(decision)}", f"{level} interval", "p", "worse/better", "scores")
     rows = [
         (f"{_text(row.name)} **(guilty)**" if row.standing == "guilty" else
          f"{_text(row.name)} ({row.standing})" if row.standing else _text(row.name),

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from .. import _numbers as numbers
 from ..optimize.parity import Parity
 from ..optimize.pass_result import PassResult
-from . import numbers
 from .cost import CostFigures, cost_rows, interval_note, slower_phases
 from .terminal import heading, table
 

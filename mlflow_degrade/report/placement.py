@@ -5,8 +5,8 @@ from __future__ import annotations
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from .. import _numbers as numbers
 from ..runtime.placement import Placement
-from . import numbers
 from .terminal import heading, table
 
 _OPERATORS = 8

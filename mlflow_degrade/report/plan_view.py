@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from .. import _numbers as numbers
 from ..planning import SuitePower, detectable_drop, needed_samples
-from . import numbers
 from .terminal import heading, table
 
 

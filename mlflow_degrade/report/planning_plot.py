@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from .._numbers import share
 from ..planning import detectable_drop
-from .numbers import share
 
 _POINTS = 60
 _SMALLEST, _LARGEST = 100, 200_000

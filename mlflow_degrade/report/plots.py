@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from .. import _numbers as numbers
 from ..results import Decision
 from .content import headline, sides
 from .forest import ForestPanel, ForestRow, forest_panels
@@ -38,7 +39,7 @@ def forest(decision: Decision) -> Any:
     figure = Figure(figsize=(8.5, 0.7 + _ROW_INCHES * sum(heights)), layout="constrained")
     axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
     for panel, axis in zip(panels, axes, strict=True):
-        _draw(panel, axis, f"{100 * decision.policy.confidence:g}%")
+        _draw(panel, axis, numbers.level(decision.policy.shown_confidence))
     baseline, candidate = sides(decision)
     figure.suptitle(
         f"{decision.verdict.value}: {_cut(headline(decision), 100)}\n"

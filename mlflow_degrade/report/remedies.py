@@ -6,9 +6,9 @@ import math
 import re
 from collections.abc import Iterable
 
+from .. import _numbers as numbers
 from ..results import Decision, Verdict
 from ..stats import mcnemar
-from . import numbers
 
 _GENTLER = (
     (re.compile("int[234]"), "int8-weight-only"),
@@ -64,7 +64,7 @@ def _after_inconclusive(decision: Decision, scheme: str | None) -> Iterable[str]
         asked = policy.task(task.task).min_samples or 0
         if task.n < asked:
             yield f"Evaluate at least {numbers.count(asked)} samples of {task.task}."
-    if not power.sufficient:
+    if not power.sufficient and total.noninferiority_p > policy.alpha:
         yield _more_samples(decision)
     elif policy.rule == "non_inferiority" and total.noninferiority_p > decision.alpha_attempt:
         yield (
@@ -72,8 +72,9 @@ def _after_inconclusive(decision: Decision, scheme: str | None) -> Iterable[str]
             f"interval; if they confirm it, {_lower_first(_try_gentler(scheme))}"
         )
     for task in gating:
-        # Tasks with a margin of their own must have the power for it alone.
-        if policy.task(task.task).has_margin:
+        # Tasks with a margin of their own must have the power for it alone, or rule it out.
+        shown = task.noninferiority_p is not None and task.noninferiority_p <= policy.alpha
+        if policy.task(task.task).has_margin and not shown:
             if task.mde is None or task.margin is None:
                 yield f"Evaluate more samples of {task.task}, which has a margin of its own."
             elif task.mde > task.margin:

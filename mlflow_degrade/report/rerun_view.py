@@ -6,11 +6,12 @@ import numpy as np
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from .. import _numbers as numbers
 from ..origin import Origin
 from ..pairing import PairedTask
 from ..rerun import Rerun
 from ..results import Verdict
-from . import content, numbers
+from . import content
 from .terminal import _COLOURS, _bullets, _one_line, heading, table
 
 

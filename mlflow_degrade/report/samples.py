@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from .. import _numbers as numbers
 from ..pairing import PairedScores
 from ..results import Decision, TaskResult
-from . import numbers
 from .content import ordered_tasks
 
 _PROMPT_LENGTH = 900

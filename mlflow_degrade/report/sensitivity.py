@@ -7,8 +7,8 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from .. import _numbers as numbers
 from ..optimize.sensitivity_report import LayerSensitivity, SensitivityReport
-from . import numbers
 from .terminal import heading, table
 
 _SHOWN = 12

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
+from .. import _numbers as numbers
 from ..results import Decision, TaskResult
-from . import numbers
 from .content import Provenance, total_name
 
 
@@ -130,7 +130,9 @@ def provenance_rows(
 
 def notes(decision: Decision) -> list[str]:
     """What the pairing and the tests had to remark, the tests' with the name of their task."""
-    remarks = (f"{task.task}: {note}" for task in decision.tasks for note in task.notes)
+    remarks = [f"{task.task}: {note}" for task in decision.tasks for note in task.notes]
+    if len(decision.tasks) > 1:
+        remarks += [f"{total_name(decision)}: {note}" for note in decision.aggregate.notes]
     return [*decision.notes, *remarks]
 
 

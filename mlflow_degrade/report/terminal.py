@@ -11,6 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from .. import _numbers as numbers
 from ..pairing import PairedScores
 from ..results import Decision, Verdict
 from . import content, findings, tables
@@ -138,7 +139,7 @@ class _TaskTable:
         self._cells.append(_cells(tables.total_row(decision), shares))
         self._titles = {
             "n": "n", "baseline": "baseline", "candidate": "candidate", "change": "change",
-            "interval": f"{100 * decision.policy.confidence:g}% interval",
+            "interval": f"{numbers.level(decision.policy.shown_confidence)} interval",
             "flips": "worse/better", "p": "p", "p_adjusted": "adjusted p",
         }  # fmt: skip
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy import special
+from scipy import optimize, special
 
 from mlflow_degrade.errors import StatisticsInputError
-from mlflow_degrade.stats._validation import check_choice, check_confidence
+from mlflow_degrade.stats._validation import FloatArray, check_choice, check_confidence
 from mlflow_degrade.stats.benchmark import Benchmark, JointUnits, join_units
 from mlflow_degrade.stats.intervals import Interval, melded
 
 WEIGHTINGS = ("pooled", "macro")
+_SMALLEST_LEVEL = 1e-12
 
 
 def aggregate_interval(
@@ -78,14 +79,9 @@ def aggregate_interval(
         limits = [
             melded(int(x), int(y), int(n), confidence) for x, y, n in zip(b, c, sizes, strict=True)
         ]
-        below = np.array([limit.low for limit in limits]) - deltas
-        above = np.array([limit.high for limit in limits]) - deltas
-        return Interval(
-            max(estimate - float(np.linalg.norm(weights * below)), -1.0),
-            min(estimate + float(np.linalg.norm(weights * above)), 1.0),
-            confidence,
-            "mover-melded",
-        )
+        low = macro_limit(deltas, np.array([limit.low for limit in limits]))
+        high = -macro_limit(-deltas, -np.array([limit.high for limit in limits]))
+        return Interval(max(low, -1.0), min(high, 1.0), confidence, "mover-melded")
     units = joint if joint is not None else JointUnits.disjoint(benchmarks)
     residual = np.zeros(units.values[0].size)
     for k, (values, counts) in enumerate(zip(units.values, units.sizes, strict=True)):
@@ -96,3 +92,45 @@ def aggregate_interval(
     error = math.sqrt(float(np.dot(residual, residual)) * count / (count - 1))
     reach = -float(special.stdtrit(count - 1, tail)) * error
     return Interval(estimate - reach, estimate + reach, confidence, "t", unit="score")
+
+
+def macro_limit(deltas: FloatArray, limits: FloatArray, *, dependent: bool = False) -> float:
+    """Lower limit of the mean of several changes from the lower limit of each.
+
+    Parameters
+    ----------
+    deltas, limits : ndarray of float64, shape (K,)
+        Changes and their lower limits, all at one level.
+    dependent : bool
+        Whether the benchmarks share items: distances are then added as they are and not in squares,
+        which is what the strongest dependence would ask for.
+    """
+    below = (deltas - limits) / deltas.size
+    reach = float(below.sum()) if dependent else float(np.linalg.norm(below))
+    return float(deltas.mean()) - reach
+
+
+def macro_p_below(lower: Callable[[float], float], value: float) -> float:
+    """p-value of "the mean is at most `value`": the level at which it becomes the lower limit.
+
+    Parameters
+    ----------
+    lower : callable
+        Lower limit by its one-sided level.
+    value : float
+
+    Returns
+    -------
+    float
+        Between 1e-12, beyond which sums of limits mean nothing, and 0.5, above which it is 1.
+    """
+    smallest, largest = math.log(_SMALLEST_LEVEL), math.log(0.5)
+
+    def excess(log_level: float) -> float:
+        return lower(math.exp(log_level)) - value
+
+    if not excess(largest) > 0.0:
+        return 1.0
+    if excess(smallest) >= 0.0:
+        return _SMALLEST_LEVEL
+    return math.exp(float(optimize.brentq(excess, smallest, largest, xtol=1e-8)))

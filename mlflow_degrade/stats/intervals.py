@@ -103,7 +103,7 @@ def upper_proportion(k: float, n: float, confidence: float = 0.95) -> float:
     Parameters
     ----------
     k : float
-        Hits; a fractional k interpolates, see `power.guard_mde_graded`.
+        Hits; a fractional k interpolates.
     n : float
         Trials; an effective number of them need not be whole.
     confidence : float

@@ -9,16 +9,20 @@ from typing import Any
 import numpy as np
 from scipy import special
 
+from mlflow_degrade.errors import StatisticsInputError
 from mlflow_degrade.stats._validation import (
     FloatArray,
     check_choice,
     check_confidence,
     check_count,
 )
+from mlflow_degrade.stats.bounded_mean import mean_lower_limit, mean_upper_limit
 from mlflow_degrade.stats.intervals import Interval
 from mlflow_degrade.stats.units import FlipUnits, flip_units
 
-METHODS = ("t", "bootstrap")
+METHODS = ("bounded", "t", "bootstrap")
+# With fewer non-zero units than this neither Student's law nor the bootstrap knows the spread.
+FEW_INFORMATIVE = 15
 _RESAMPLES = 4_000
 # More units than this are first added up in random blocks: a sum over blocks has the same mean,
 # variance and third cumulant, which is all that the corrected percentiles use.
@@ -89,7 +93,8 @@ def mean_interval(
     strata: Any = None,
     weighting: str = "items",
     confidence: float = 0.95,
-    method: str = "t",
+    method: str | None = None,
+    score_range: float | None = None,
     seed: int = 0,
 ) -> Interval:
     """Two-sided confidence interval for the mean difference of graded scores.
@@ -104,62 +109,122 @@ def mean_interval(
         Equal weight per item or per stratum.
     confidence : float
         Level in (0, 1).
-    method : {"t", "bootstrap"}
-        Student's t on items or clusters, or bias-corrected and accelerated bootstrap percentiles,
-        better for skewed differences.
+    method : {"bounded", "t", "bootstrap"}, optional
+        The limits of `noninferiority_graded` for bounded scores, the default where `score_range` is
+        given; Student's t on items or clusters, else; or bias-corrected and accelerated bootstrap
+        percentiles, better for skewed differences.
+    score_range : float or None
+        Largest possible absolute difference, 1 for scores in [0, 1]; None for unbounded scores.
     seed : int
         Of the bootstrap.
 
     Returns
     -------
     Interval
-        On the scale of the scores.
+        On the scale of the scores; infinite where fewer than 15 unbounded units changed.
 
     Raises
     ------
     StatisticsInputError
-        Empty or non-finite differences, labels of another length.
+        Empty or non-finite differences, differences beyond `score_range`, labels of another length.
 
     Notes
     -----
     Formula: d̄ ± t_{G−1}·√(G/(G − 1)·Σ_g (S_g − d̄·n_g)²)/n for G units with sums S_g of n_g items;
-    or the BCa percentiles of means of resampled units.
+    or the BCa percentiles of means of resampled units; bounded: where the p-value of
+    `noninferiority_graded` and of its mirror image reaches half of 1 − confidence.
 
-    Valid when items (or the clusters given) are independent and there are some 20 or more units;
-    neither method needs symmetry, so they are shown beside a sign-flip test whose symmetry is in
-    doubt. Without any spread among the units both degenerate to a point: that is no evidence, see
-    `noninferiority_graded` and `guard_mde_graded`.
+    Valid when items (or the clusters given) are independent. Bounded: for every n and shape. t and
+    bootstrap: approximately, if no change is too rare to have been seen; neither needs symmetry, so
+    they are shown beside a sign-flip test whose symmetry is in doubt. With fewer than 15 changed
+    units they know nothing of the spread and the interval is infinite.
 
-    Sources: Efron, J. Am. Statist. Assoc. 82 (1987) 171 for the bootstrap; clusters: Miller, arXiv
-    2411.00640 (2024).
+    Sources: Gaffke, Math. Methods Statist. 14 (2005) 451; Efron, J. Am. Statist. Assoc. 82 (1987)
+    171 for the bootstrap; clusters: Miller, arXiv 2411.00640 (2024).
 
     Examples
     --------
-    >>> interval = mean_interval([-0.3, 0.1, -0.2, -0.45, 0.05, -0.15, 0.25, -0.6])
+    >>> interval = mean_interval([-0.3, 0.1, -0.2, -0.45, 0.05, -0.15, 0.25, -0.6], score_range=1)
     >>> round(interval.low, 4), round(interval.high, 4)
-    (-0.4029, 0.0779)
+    (-0.502, 0.2871)
     """
     units = flip_units(
         differences, items=items, clusters=clusters, strata=strata, weighting=weighting
     )
-    return mean_interval_of_units(units, confidence=confidence, method=method, seed=seed)
+    return mean_interval_of_units(
+        units, confidence=confidence, method=method, score_range=score_range, seed=seed
+    )
 
 
 def mean_interval_of_units(
-    units: FlipUnits, *, confidence: float = 0.95, method: str = "t", seed: int = 0
+    units: FlipUnits,
+    *,
+    confidence: float = 0.95,
+    method: str | None = None,
+    score_range: float | None = None,
+    seed: int = 0,
 ) -> Interval:
     """`mean_interval` for units that are already formed; parameters as there."""
-    check_choice("method", method, METHODS)
+    method = choose_method(method, score_range)
     tail = 0.5 * (1.0 - check_confidence(confidence))
-    if method == "t":
-        estimate = estimate_mean(units)
-        return Interval(
-            estimate.limit(tail), estimate.limit(1.0 - tail), confidence, "t", unit="score"
-        )
-    bootstrap = Bootstrap.of(units, seed=seed)
-    return Interval(
-        bootstrap.limit(tail), bootstrap.limit(1.0 - tail), confidence, "bootstrap", unit="score"
+    low, high = (
+        mean_limit(units, level, method=method, score_range=score_range, seed=seed)
+        for level in (tail, 1.0 - tail)
     )
+    return Interval(low, high, confidence, method, unit="score")
+
+
+def mean_limit(
+    units: FlipUnits,
+    level: float,
+    *,
+    method: str | None = None,
+    score_range: float | None = None,
+    seed: int = 0,
+) -> float:
+    """One-sided limit of the mean: the lower one for level < 1/2, the upper one above."""
+    method = choose_method(method, score_range)
+    check_range(units, score_range)
+    if method == "bounded" and score_range is not None:
+        if level <= 0.5:
+            return mean_lower_limit(units, level, -score_range, score_range)
+        return mean_upper_limit(units, 1.0 - level, -score_range, score_range)
+    if np.count_nonzero(units.values) < FEW_INFORMATIVE:
+        return math.copysign(math.inf, level - 0.5)
+    if method == "t":
+        return estimate_mean(units).limit(level)
+    return Bootstrap.of(units, seed=seed).limit(level)
+
+
+def choose_method(method: str | None, score_range: float | None) -> str:
+    """The method asked for, or the one that fits; bounded limits need a range."""
+    if method is None:
+        return "t" if score_range is None else "bounded"
+    check_choice("method", method, METHODS)
+    if method == "bounded" and score_range is None:
+        raise StatisticsInputError(
+            "score_range is missing: method='bounded' needs the largest possible absolute "
+            "difference; give it, or take method='t'."
+        )
+    return method
+
+
+def unit_range(units: FlipUnits, score_range: float) -> float:
+    """Largest contribution of one unit to the mean, times the number of units."""
+    return score_range * float(units.sizes.max()) * units.values.size / units.n_items
+
+
+def check_range(units: FlipUnits, score_range: float | None) -> None:
+    """Refuse differences that exceed the stated range."""
+    if score_range is None:
+        return
+    excess = np.abs(units.values) - score_range * units.sizes
+    if not score_range > 0.0 or float(excess.max()) > 1e-9 * score_range:
+        worst = float(np.abs(units.values / units.sizes).max())
+        raise StatisticsInputError(
+            f"score_range = {score_range!r} but a difference of {worst!r} occurs: give the largest "
+            f"possible absolute difference, or None for unbounded scores."
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -7,16 +7,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy import special
 
 from mlflow_degrade.errors import StatisticsInputError
-from mlflow_degrade.stats._validation import check_alpha, check_choice
-from mlflow_degrade.stats.intervals import upper_proportion
-from mlflow_degrade.stats.means import METHODS, Bootstrap, estimate_mean
+from mlflow_degrade.stats._validation import check_alpha
+from mlflow_degrade.stats.bounded_mean import mean_p_below
+from mlflow_degrade.stats.means import (
+    FEW_INFORMATIVE,
+    Bootstrap,
+    check_range,
+    choose_method,
+    estimate_mean,
+    mean_limit,
+)
 from mlflow_degrade.stats.units import FlipUnits, flip_units
-
-# With fewer non-zero units than this neither Student's law nor the bootstrap knows the spread.
-FEW_INFORMATIVE = 15
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,11 +37,9 @@ class GradedNonInferiorityResult:
     p_value : float
         One-sided p-value.
     method : str
-        ``"t"`` or ``"bootstrap"``.
+        ``"bounded"``, ``"t"`` or ``"bootstrap"``.
     score_range : float or None
         Largest possible absolute difference.
-    bounded : bool
-        True if too few units changed and the bound on their share took part.
     units : FlipUnits
         What was tested.
     """
@@ -52,7 +53,6 @@ class GradedNonInferiorityResult:
     p_value: float
     method: str
     score_range: float | None
-    bounded: bool
     units: FlipUnits = field(repr=False)
     seed: int = 0
     unit: str = "score"
@@ -70,15 +70,13 @@ class GradedNonInferiorityResult:
         float
             It reaches −margin when p_value reaches alpha (for the bootstrap up to one resample).
         """
-        check_alpha(alpha)
-        if self.method == "bootstrap":
-            bound = Bootstrap.of(self.units, seed=self.seed).limit(alpha)
-        else:
-            bound = estimate_mean(self.units).limit(alpha)
-        if self.bounded and self.score_range is not None:
-            share = upper_proportion(self.n_informative, self.n_units, 1.0 - alpha)
-            return min(bound, -unit_range(self.units, self.score_range) * share)
-        return bound if self.standard_error > 0.0 else -math.inf
+        return mean_limit(
+            self.units,
+            check_alpha(alpha),
+            method=self.method,
+            score_range=self.score_range,
+            seed=self.seed,
+        )
 
 
 def noninferiority_graded(
@@ -89,7 +87,7 @@ def noninferiority_graded(
     clusters: Any = None,
     strata: Any = None,
     weighting: str = "items",
-    method: str = "t",
+    method: str | None = None,
     score_range: float | None = 1.0,
     seed: int = 0,
 ) -> GradedNonInferiorityResult:
@@ -105,8 +103,8 @@ def noninferiority_graded(
         Labels, as in `signflip`.
     weighting : {"items", "strata"}
         Equal weight per item or per stratum.
-    method : {"t", "bootstrap"}
-        As in `mean_interval`.
+    method : {"bounded", "t", "bootstrap"}, optional
+        As in `mean_interval`: bounded where `score_range` is given, else t.
     score_range : float or None
         Largest possible absolute difference, 1 for scores in [0, 1]; None for unbounded scores.
     seed : int
@@ -124,17 +122,23 @@ def noninferiority_graded(
 
     Notes
     -----
-    Formula: p = P(t_{G−1} >= (d̄ + margin)/se) on G items or clusters, or the level at which
-    −margin becomes the lower bootstrap limit. When fewer than 15 of the units changed, the spread
-    is unknown: p is then at least P(Bin(G, margin/range) <= changed), because a loss of the margin
-    needs that share of changed units. Twelve identical samples prove little: p = (1 − margin)^12.
+    Formula, bounded: p = P(Σ_g E_g·(S_g + margin·n_g) <= E_0·n_max·(range − margin)), with E
+    independent exponential variables, S_g and n_g the sum and the size of each of G units, n_max
+    the largest size: the units reweighted at random, and one more that lost everything. Twelve
+    identical samples prove little: p = (1 − margin)^12, and no valid test has less.
+    t: p = P(t_{G−1} >= (d̄ + margin)/se); bootstrap: the level at which −margin becomes the lower
+    limit. Both give p = 1 when fewer than 15 of the units changed: nobody knows the spread then.
 
-    Valid when items (or the clusters given) are independent, approximately and without symmetry (a
-    shifted sign-flip test would need symmetry about −margin, which discrete scores never have, and
-    is therefore not offered).
+    Valid when items (or the clusters given) are independent. Bounded: for every n and every shape
+    of the differences, given the range and that no cluster is larger than the largest seen; the
+    coverage is proven for two values, where it is the test of Clopper and Pearson, and has no known
+    exception otherwise. The others: approximately, and only if no loss is too rare to have been
+    seen. (A shifted sign-flip test would need symmetry about −margin, which discrete scores never
+    have, and is therefore not offered.)
 
-    Sources: Student's t on clusters as in Miller, arXiv 2411.00640 (2024); bootstrap: Efron, J. Am.
-    Statist. Assoc. 82 (1987) 171.
+    Sources: Gaffke, Math. Methods Statist. 14 (2005) 451 and Learned-Miller & Thomas, arXiv
+    1905.06208 (2019); Student's t on clusters as in Miller, arXiv 2411.00640 (2024); bootstrap:
+    Efron, J. Am. Statist. Assoc. 82 (1987) 171.
 
     Examples
     --------
@@ -151,12 +155,12 @@ def noninferiority_of_units(
     units: FlipUnits,
     margin: float,
     *,
-    method: str = "t",
+    method: str | None = None,
     score_range: float | None = 1.0,
     seed: int = 0,
 ) -> GradedNonInferiorityResult:
     """`noninferiority_graded` for units that are already formed; parameters as there."""
-    check_choice("method", method, METHODS)
+    method = choose_method(method, score_range)
     if not (margin > 0.0 and math.isfinite(margin)) or (
         score_range is not None and margin >= score_range
     ):
@@ -167,16 +171,14 @@ def noninferiority_of_units(
     check_range(units, score_range)
     estimate = estimate_mean(units)
     informative = int(np.count_nonzero(units.values))
-    if method == "bootstrap":
+    if method == "bounded" and score_range is not None:
+        p = mean_p_below(units, -margin, -score_range)
+    elif informative < FEW_INFORMATIVE:
+        p = 1.0
+    elif method == "bootstrap":
         p = Bootstrap.of(units, seed=seed).p_below(-margin)
     else:
         p = estimate.p_below(-margin)
-    bounded = informative < FEW_INFORMATIVE and score_range is not None
-    if bounded and score_range is not None:
-        reach = margin / unit_range(units, score_range)
-        p_share = float(special.bdtr(informative, units.values.size, min(reach, 1.0)))
-        # Without spread the bound on the share is all there is.
-        p = p_share if not estimate.standard_error > 0.0 else max(p, p_share)
     return GradedNonInferiorityResult(
         mean=estimate.mean,
         standard_error=estimate.standard_error,
@@ -187,25 +189,6 @@ def noninferiority_of_units(
         p_value=p,
         method=method,
         score_range=score_range,
-        bounded=bounded,
         units=units,
         seed=seed,
     )
-
-
-def unit_range(units: FlipUnits, score_range: float) -> float:
-    """Largest contribution of one unit to the mean, times the number of units."""
-    return score_range * float(units.sizes.max()) * units.values.size / units.n_items
-
-
-def check_range(units: FlipUnits, score_range: float | None) -> None:
-    """Refuse differences that exceed the stated range."""
-    if score_range is None:
-        return
-    excess = np.abs(units.values) - score_range * units.sizes
-    if not score_range > 0.0 or float(excess.max()) > 1e-9 * score_range:
-        worst = float(np.abs(units.values / units.sizes).max())
-        raise StatisticsInputError(
-            f"score_range = {score_range!r} but a difference of {worst!r} occurs: give the largest "
-            f"possible absolute difference, or None for unbounded scores."
-        )

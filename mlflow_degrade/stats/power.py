@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special
+from scipy import optimize, special
 
 from mlflow_degrade.errors import StatisticsInputError
 from mlflow_degrade.stats._validation import (
@@ -198,9 +198,8 @@ def guard_mde(
     alpha: float = 0.05,
     power: float = 0.8,
     confidence: float = 0.95,
-    method: str = "approximate",
 ) -> float:
-    """Smallest drop that finished data could not have missed, whatever their luck with flips.
+    """Smallest drop that finished data would have revealed, whatever their luck with flips.
 
     Parameters
     ----------
@@ -209,38 +208,64 @@ def guard_mde(
     alpha, power : float
         Level of the one-sided test, and probability with which it is to reject.
     confidence : float
-        Level of the one-sided upper Clopper–Pearson bound for the flip rate.
-    method : {"approximate", "exact"}
-        As in `mde`.
+        Level of the one-sided upper Clopper–Pearson bound for the share of regressions.
 
     Returns
     -------
     float
-        A proportion: the MDE at the upper bound d⁺ of the flip rate, and d⁺ itself where the MDE is
-        infinite.
+        A proportion; ``math.inf`` if the test cannot reject that often, whatever the drop.
 
     Notes
     -----
-    Formula: min(mde(n, d⁺), d⁺) with d⁺ = `upper_proportion` of b + c among n. Taking the observed
-    flip rate would read "no flips among 12" as infinite power; its upper bound still allows d =
-    22%. A drop larger than d⁺ would contradict the bound on the flip rate, so d⁺ limits the answer:
-    10,000 identical answers exclude a drop of 0.03 pp although no McNemar test could reject there.
+    Formula: the smallest δ with `guarded_power` of at least `power`: the exact power of McNemar's
+    test when regressions have probability p_b = max(π⁺, δ) and improvements p_b − δ, with π⁺ =
+    `upper_proportion` of b among n. Taking the observed rate would read "no flips among 12" as
+    infinite power; its upper bound still allows 22% regressions. Improvements play no part: a drop
+    of δ leaves them the probability p_b − δ, so that one more of them never weakens the data.
 
-    Valid when pairs are independent; the bound is guaranteed, the power formula as good as in
-    `mde`.
+    Valid when pairs are independent; bound and power are exact.
 
-    Sources: Connor, Biometrics 43 (1987) 207; Clopper & Pearson, Biometrika 26 (1934) 404.
+    Sources: Fagerland, Lydersen & Laake, BMC Med. Res. Methodol. 13 (2013) 91; Clopper & Pearson,
+    Biometrika 26 (1934) 404.
 
     Examples
     --------
-    >>> round(guard_mde(0, 0, 12), 3)
-    0.221
+    >>> round(guard_mde(0, 0, 200), 3)
+    0.033
     >>> round(guard_mde(12, 16, 1_100), 4)
-    0.014
+    0.0119
     """
     b, c, n = check_pairs(b, c, n)
-    bound = upper_proportion(b + c, n, check_confidence(confidence))
-    return min(mde(n, bound, alpha=alpha, power=power, method=method), bound)
+    alpha, power = check_alpha(alpha), check_power(power)
+    bound = upper_proportion(b, n, check_confidence(confidence))
+
+    def missing(drop: float) -> float:
+        return guarded_power(drop, bound, n, alpha) - power
+
+    if missing(1.0) < 0.0:
+        return math.inf
+    guess = _connor_drop(n, 2.0 * bound, alpha, power)
+    high = min(guess, 1.0)
+    while missing(high) < 0.0:
+        high = min(1.25 * high, 1.0)
+    low = 0.8 * high
+    while missing(low) >= 0.0:
+        low, high = 0.8 * low, low
+    # What is returned must have the power, so the last step is upwards.
+    drop = float(optimize.brentq(missing, low, high, xtol=1e-7 * high, rtol=1e-7))
+    while missing(drop) < 0.0:
+        drop = min(drop * (1.0 + 2e-7), high)
+    return drop
+
+
+def guarded_power(drop: float, bound: float, n: int, alpha: float) -> float:
+    """Exact power against a drop when at most a share `bound` of the pairs are regressions.
+
+    A drop beyond the bound takes at least as many regressions; improvements make up the difference,
+    and together they are not more than all pairs.
+    """
+    worse = max(min(bound, 0.5 * (1.0 + drop)), drop)
+    return power_mcnemar(worse, worse - drop, n, alpha)
 
 
 def exact_power_of_drop(drop: float, flip_rate: float, n: int, alpha: float) -> float:

@@ -15,8 +15,9 @@ from mlflow_degrade.stats._validation import (
     check_count,
     check_power,
 )
-from mlflow_degrade.stats.intervals import upper_proportion
-from mlflow_degrade.stats.noninferiority_means import FEW_INFORMATIVE, check_range, unit_range
+from mlflow_degrade.stats.bounded_mean import mean_upper_limit
+from mlflow_degrade.stats.means import FEW_INFORMATIVE, check_range, unit_range
+from mlflow_degrade.stats.power import guard_mde
 from mlflow_degrade.stats.units import FlipUnits, flip_units
 
 
@@ -78,7 +79,7 @@ def guard_mde_graded(
     confidence: float = 0.95,
     score_range: float | None = 1.0,
 ) -> float:
-    """Smallest drop that finished data on graded scores could not have missed.
+    """Smallest drop that finished data on graded scores would have revealed.
 
     Parameters
     ----------
@@ -91,7 +92,7 @@ def guard_mde_graded(
     alpha, power : float
         Level of the one-sided test, and probability with which it is to reject.
     confidence : float
-        Level of the upper bounds on the spread and on the share of changed units.
+        Level of the upper bound on the spread.
     score_range : float or None
         Largest possible absolute difference; None for unbounded scores.
 
@@ -107,21 +108,24 @@ def guard_mde_graded(
 
     Notes
     -----
-    Formula: (z_α + z_β)·r⁺/√G with r⁺ an upper bound of the root mean square of G units. From 15
-    changed units on r⁺ = (q + z·√(Var(d²)/G))^{1/2}, q the mean of d²; below, the squares over
-    range² are treated like hits in a Clopper–Pearson bound, which for scores in {0, 1} is exactly
-    the bound on the flip rate. As in `guard_mde`, the upper bound of the changed share times the
-    range caps the answer.
+    Formula: (z_α + z_β)·r⁺/√G with r⁺² an upper bound of E[d²] over G units. U₁ and U₂ are upper
+    limits (see `mean_interval`, bounded) of the mean of the losses and of their squares, gains
+    counted as 0, as shares of the range. r⁺² is the smaller of 2·U₂, as a drop does not make gains
+    larger than losses, and of U₂ + U₁ − δ, as squares are no larger than gains, which a drop of δ
+    leaves a mean of U₁ − δ. As in `guard_mde`, an improvement more never weakens the data. At least
+    the drop that `guard_mde` gives for G unchanged units: a loss of the whole range on a few of
+    them must not go unseen either. For unbounded scores r⁺ = (q + z·√(Var(d²)/G))^{1/2}, q the mean
+    of d², and infinite below 15 changed units.
 
-    Valid when items (or the clusters given) are independent; asymptotic with 15 and more changed
-    units, otherwise as good as `score_range` is true.
+    Valid when items (or the clusters given) are independent, as good as `score_range` is true; the
+    power is that of a normal mean.
 
-    Sources: Miller, arXiv 2411.00640 (2024); Clopper & Pearson, Biometrika 26 (1934) 404.
+    Sources: Miller, arXiv 2411.00640 (2024); Gaffke, Math. Methods Statist. 14 (2005) 451.
 
     Examples
     --------
-    >>> round(guard_mde_graded([0.0] * 12), 3)
-    0.221
+    >>> round(guard_mde_graded([0.0] * 200), 3)
+    0.033
     """
     units = flip_units(
         differences, items=items, clusters=clusters, strata=strata, weighting=weighting
@@ -143,32 +147,27 @@ def guard_mde_of_units(
     check_range(units, score_range)
     confidence, z = check_confidence(confidence), _z_sum(alpha, power)
     count = units.values.size
-    root_mean_square = _upper_root_mean_square(units, score_range, confidence)
-    detectable = z * root_mean_square / math.sqrt(count)
+    # What each unit adds to the mean, times the units.
+    shares = units.values * (count / units.n_items)
     if score_range is None:
-        return detectable
-    share = upper_proportion(int(np.count_nonzero(units.values)), count, confidence)
-    return min(detectable, unit_range(units, score_range) * share)
-
-
-def _upper_root_mean_square(
-    units: FlipUnits, score_range: float | None, confidence: float
-) -> float:
-    """Upper bound for the root mean square of what each unit adds to the mean, times the units."""
-    count = units.values.size
-    squares = (units.values * (count / units.n_items)) ** 2
-    mean = float(squares.mean())
-    if np.count_nonzero(squares) >= FEW_INFORMATIVE:
+        squares = shares * shares
+        if np.count_nonzero(squares) < FEW_INFORMATIVE:
+            return math.inf
         error = float(squares.std(ddof=1)) / math.sqrt(count)
-        return math.sqrt(mean + float(special.ndtri(confidence)) * error)
-    if score_range is not None:
-        largest = unit_range(units, score_range) ** 2
-        hits = min(float(squares.sum()) / largest, float(count))
-        return math.sqrt(largest * upper_proportion(hits, count, confidence))
-    if count < 2 or mean == 0.0:
-        return math.inf
-    # Unbounded scores and few changes: the normal-theory bound is the only one left.
-    return math.sqrt(mean * count / float(special.chdtri(count, confidence)))
+        mean_square = float(squares.mean()) + float(special.ndtri(confidence)) * error
+        return z * math.sqrt(mean_square / count)
+    largest = unit_range(units, score_range)
+    losses = np.maximum(-shares / largest, 0.0)
+    size, square = (
+        mean_upper_limit(FlipUnits(x, np.ones(count), count), 1.0 - confidence, worst=0.0, best=1.0)
+        for x in (losses, losses * losses)
+    )
+    symmetric = z * math.sqrt(2.0 * square / count)
+    # count·δ² = z²·(U₂ + U₁ − δ).
+    half = 0.5 * z * z / count
+    sparse = math.sqrt(half * half + 2.0 * half * (square + size)) - half
+    unseen = guard_mde(0, 0, count, alpha=alpha, power=power, confidence=confidence)
+    return largest * max(min(symmetric, sparse), unseen)
 
 
 def _z_sum(alpha: float, power: float) -> float:

@@ -171,6 +171,12 @@ def _decide_again(
             f"decided with other versions than now ({'; '.join(other)}): numbers are compared to a "
             f"relative {_TOLERANCE:g}, wording is not"
         )
+    if recorded.schema_version != again.schema_version:
+        review.notes.append(
+            f"decided by the rules of version {recorded.schema_version} "
+            f"({recorded.verdict.value}), now {again.schema_version}: judged again, and only what "
+            "was measured is compared"
+        )
     differences = list(_differences(recorded, again, exact=not other))
     if differences:
         more = f" and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
@@ -221,9 +227,28 @@ def _decision(
 
 
 def _differences(recorded: Decision, again: Decision, *, exact: bool) -> Iterator[str]:
+    if recorded.schema_version != again.schema_version:
+        # Other rules give other numbers: what was measured must agree, the verdict is today's.
+        yield from _compare("", _as_measured(recorded), _as_measured(again), exact)
+        return
     ignored = {"versions"} if exact else {"versions", "reasons", "notes"}
     before, now = (d.model_dump(mode="json", exclude=ignored) for d in (recorded, again))
     yield from _compare("", before, now, exact)
+
+
+def _as_measured(decision: Decision) -> dict[str, Any]:
+    """What a decision says of the data, whatever the rules that were applied to them."""
+    counts = ("task", "metric", "filter", "tier", "n", "regressions", "improvements")
+    means = ("baseline", "candidate", "delta", "margin", "unscored")
+    return {
+        "attempt": decision.attempt,
+        "baseline": decision.baseline,
+        "candidate": decision.candidate,
+        "tasks": [
+            {name: task[name] for name in (*counts, *means)}
+            for task in decision.model_dump(mode="json")["tasks"]
+        ],
+    }
 
 
 def _compare(where: str, recorded: Any, again: Any, exact: bool) -> Iterator[str]:

@@ -39,9 +39,9 @@ class TestNumbers:
         plan = needed_samples(0.01, 0.05, aggregation=aggregation)
         alpha = 0.025 if aggregation == "combined" else 0.05
         n = plan.pass_no_degradation
-        assert guard_mde(int(np.ceil(n * 0.05)), 0, n, alpha=alpha) <= 0.01
+        assert guard_mde(int(np.ceil(n * 0.025)), 0, n, alpha=alpha) <= 0.01
         fewer = int(0.95 * n)
-        assert guard_mde(round(fewer * 0.05), 0, fewer, alpha=alpha) > 0.01
+        assert guard_mde(round(fewer * 0.025), 0, fewer, alpha=alpha) > 0.01
         assert plan.detect < n
 
     def test_combined_costs_more(self) -> None:
@@ -79,7 +79,7 @@ class TestCommand:
     def test_how_many_samples_for_half_a_point(self, call: Call) -> None:
         result = call("plan", "--flip-rate", "0.02", "--drop-pp", "0.5", "--aggregation", "pooled")
         assert result.code == 0
-        assert re.search(r"2\.0% +0\.50 pp +4,944 +5,780 +4,947", result.out)
+        assert re.search(r"2\.0% +0\.50 pp +4,944 +5,348 +4,947", result.out)
 
     def test_what_a_suite_can_detect(self, call: Call) -> None:
         result = call("plan", "--flip-rate", "0.05", "--samples", "1319", "--samples", "12")

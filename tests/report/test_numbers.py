@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlflow_degrade.report import cost, numbers, samples
+from mlflow_degrade import _numbers as numbers
+from mlflow_degrade.report import cost, samples
 
 
 @pytest.mark.parametrize("module", [numbers, cost, samples])

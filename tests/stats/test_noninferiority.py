@@ -11,7 +11,12 @@ from hypothesis import strategies as st
 from scipy.stats import binom, multinomial, ttest_1samp
 
 from mlflow_degrade.errors import StatisticsInputError
-from mlflow_degrade.stats import mcnemar, noninferiority, noninferiority_graded
+from mlflow_degrade.stats import (
+    mcnemar,
+    noninferiority,
+    noninferiority_graded,
+    upper_proportion,
+)
 from mlflow_degrade.stats.unconditional import _fewest_improvements, _tail_probability
 
 
@@ -124,11 +129,10 @@ def test_tiny_p_values_stay_valid_and_finite() -> None:
 def test_graded_t_is_a_shifted_t_test() -> None:
     rng = np.random.default_rng(0)
     d = np.clip(rng.normal(-0.01, 0.2, 400), -1, 1)
-    result = noninferiority_graded(d, 0.03)
+    result = noninferiority_graded(d, 0.03, method="t")
     assert result.p_value == pytest.approx(
         ttest_1samp(d, -0.03, alternative="greater").pvalue, rel=1e-10
     )
-    assert not result.bounded
     bootstrap = noninferiority_graded(d, 0.03, method="bootstrap")
     assert bootstrap.p_value == pytest.approx(result.p_value, abs=0.02)
     for one in (result, bootstrap):
@@ -154,7 +158,7 @@ def test_few_changes_do_not_make_a_small_standard_error() -> None:
 def test_unbounded_scores() -> None:
     assert noninferiority_graded(np.zeros(12), 0.5, score_range=None).p_value == 1.0
     assert noninferiority_graded(np.zeros(12), 0.5, score_range=None).lower_bound() == -math.inf
-    d = np.array([-0.2, 0.1, 1.4, -0.9, 0.3, 2.5, -1.1, 0.2])
+    d = np.resize([-0.2, 0.1, 1.4, -0.9, 0.3, 2.5, -1.1, 0.2], 15)
     result = noninferiority_graded(d, 3.0, score_range=None)
     assert result.p_value == pytest.approx(
         ttest_1samp(d, -3.0, alternative="greater").pvalue, rel=1e-10
@@ -211,25 +215,25 @@ def test_equal_scores_without_a_range_prove_nothing() -> None:
 
 
 def test_few_changes_among_clusters_of_unequal_size() -> None:
-    # Nothing changed. A unit moves the mean by at most 9/45, so a drop of the margin needs that
-    # many changed units in expectation, and none of 12 was seen to change.
+    # Nothing changed. One more unit of nine items that lost everything has to outweigh the others:
+    # P(9·0.85·E_0 >= 0.15·Σ n_g·E_g) = Π 1/(1 + 0.15·n_g/(9·0.85)).
     labels = np.repeat(np.arange(12), [9, 1, 1, 1, 4, 4, 4, 4, 4, 4, 4, 5])
     result = noninferiority_graded(np.zeros(45), 0.15, clusters=labels)
-    share = 0.15 * 45 / 9 / 12
-    assert result.p_value == pytest.approx((1 - share) ** 12)
+    sizes = np.bincount(labels)
+    assert result.p_value == pytest.approx(np.prod(1 / (1 + 0.15 * sizes / (9 * 0.85))), rel=1e-9)
     assert result.lower_bound(result.p_value) == pytest.approx(-0.15)
     with pytest.raises(StatisticsInputError, match="score_range"):
         noninferiority_graded([-1.5] + [0.0] * 30, 0.1)
 
 
-@pytest.mark.parametrize(("changed", "bounded"), [(14, True), (15, False)])
-def test_fewer_than_fifteen_changes_do_not_show_the_spread(changed: int, bounded: bool) -> None:
+@pytest.mark.parametrize(("changed", "known"), [(14, False), (15, True)])
+def test_fewer_than_fifteen_changes_do_not_show_the_spread(changed: int, known: bool) -> None:
     d = np.zeros(1_000)
     d[:changed] = np.resize([-0.01, 0.01], changed)
-    result = noninferiority_graded(d, 0.015)
-    assert result.bounded is bounded
-    # Tiny changes: Student's law sees certainty, the share of changed units does not.
-    assert (result.p_value > 0.3) is bounded
+    for method in ("t", "bootstrap"):
+        result = noninferiority_graded(d, 0.015, method=method, score_range=None)
+        assert (result.p_value < 1.0) is known
+        assert math.isfinite(result.lower_bound()) is known
 
 
 def test_the_graded_bound_reaches_the_margin_at_the_p_value() -> None:
@@ -241,6 +245,65 @@ def test_the_graded_bound_reaches_the_margin_at_the_p_value() -> None:
         assert result.lower_bound(result.p_value) == pytest.approx(-0.02, abs=1e-9)
 
 
-def test_tiny_changes_count_as_changed_units() -> None:
-    d = np.append([0.001, -0.001, 0.001], np.zeros(97))
-    assert noninferiority_graded(d, 0.02).p_value == pytest.approx(binom.cdf(3, 100, 0.02))
+@pytest.mark.parametrize("n", [15, 100, 1_000])
+def test_no_size_of_the_changes_makes_up_for_their_number(n: int) -> None:
+    """Every score moved by a thousandth: what was not seen can still have happened to a few."""
+    d = np.resize([0.001, -0.001], n)
+    for margin in (0.02, 0.1):
+        p = noninferiority_graded(d, margin).p_value
+        # All units at a thousandth but one that lost everything, which was not seen.
+        assert ((1 - margin) / 1.001) ** n <= p <= ((1 - margin) / 0.999) ** n
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from([-1.0, -0.4, -0.001, 0.0, 0.001, 0.3, 1.0]), min_size=1))
+def test_no_bounded_p_is_below_what_silence_gives(d: list[float]) -> None:
+    """Nothing but gains is the best evidence there is: even then p >= P(an unseen loss)."""
+    p = noninferiority_graded(d, 0.1).p_value
+    assert 0.0 < p <= 1.0
+    assert p >= noninferiority_graded(np.ones(len(d)), 0.1).p_value - 1e-15
+    # One more loss never helps, one more unchanged item never hurts a p below one half.
+    assert noninferiority_graded([*d, -1.0], 0.1).p_value >= p - 1e-12
+    assert noninferiority_graded([*d, 0.0], 0.1).p_value <= p + 1e-12
+    assert noninferiority_graded(d[::-1], 0.1).p_value == pytest.approx(p, rel=1e-9)
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 12), (1, 12), (3, 100), (12, 1_000), (7, 7)])
+def test_two_values_give_clopper_and_pearson(hits: int, n: int) -> None:
+    d = np.append(-np.ones(hits), np.zeros(n - hits))
+    result = noninferiority_graded(d, 0.02)
+    assert result.p_value == pytest.approx(binom.cdf(hits, n, 0.02), rel=1e-9)
+    assert result.lower_bound() == pytest.approx(-upper_proportion(hits, n), abs=1e-9)
+
+
+def test_the_bounded_p_value_is_a_reweighting_of_the_units() -> None:
+    rng = np.random.default_rng(8)
+    d, labels = rng.normal(0, 0.3, 60).clip(-1, 1), np.arange(60) // 4
+    sizes, sums = np.bincount(labels), np.bincount(labels, weights=d)
+    weights = rng.exponential(size=(200_000, 16))
+    total = weights @ np.append(sums + 0.1 * sizes, -0.9 * sizes.max())
+    p = noninferiority_graded(d, 0.1, clusters=labels).p_value
+    assert p == pytest.approx(np.mean(total <= 0.0), abs=0.005)
+
+
+# Differences whose mean is exactly −0.02, from nearly constant to nearly binary.
+_AT_THE_MARGIN = {
+    "catastrophes": lambda rng, n: np.where(
+        rng.random(n) < 0.02, -1.0, rng.uniform(-0.01, 0.01, n)
+    ),
+    "rare": lambda rng, n: np.where(rng.random(n) < 0.05, -1.0, 0.03 / 0.95),
+    "binary": lambda rng, n: rng.choice([-1.0, 0.0, 1.0], n, p=[0.06, 0.9, 0.04]),
+    "halves": lambda rng, n: np.where(rng.random(n) < 0.2, -0.5, 0.1),
+    "smooth": lambda rng, n: rng.normal(-0.02, 0.15, n).clip(-1, 1),
+}
+
+
+@pytest.mark.parametrize("shape", sorted(_AT_THE_MARGIN))
+@pytest.mark.parametrize("n", [30, 100, 300])
+def test_the_size_at_the_margin_whatever_the_shape(shape: str, n: int) -> None:
+    rng, draws = np.random.default_rng(11), 400
+    passed = [
+        noninferiority_graded(_AT_THE_MARGIN[shape](rng, n), 0.02).p_value <= 0.05
+        for _ in range(draws)
+    ]
+    assert np.mean(passed) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / draws)

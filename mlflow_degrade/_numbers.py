@@ -37,16 +37,33 @@ def change(value: float, *, proportion: bool, signed: bool = True) -> str:
     return _signed(f"{value:.4g}", signed)
 
 
-def interval(low: float, high: float, *, proportion: bool) -> str:
+def interval(low: float | None, high: float | None, *, proportion: bool) -> str:
     """Both ends of an interval, in percentage points or in the metric's own unit; no unit printed.
+
+    An end that nothing bounds is None.
 
     Examples
     --------
     >>> interval(-0.0131, 0.0204, proportion=True)
     '[−1.31, +2.04]'
+    >>> interval(None, None, proportion=False)
+    '(unbounded)'
     """
+    if low is None or high is None:
+        return "(unbounded)"
     ends = (points(x) if proportion else _signed(f"{x:.4g}", True) for x in (low, high))
     return "[{}, {}]".format(*ends)
+
+
+def level(confidence: float) -> str:
+    """A confidence level in per cent.
+
+    Examples
+    --------
+    >>> level(0.9), level(0.975), level(1 - 2 * 0.05)
+    ('90%', '97.5%', '90%')
+    """
+    return f"{100 * confidence:.6g}%"
 
 
 def score(value: float, *, proportion: bool) -> str:
@@ -96,6 +113,23 @@ def p_value(p: float, log10_p: float | None = None, *, threshold: float | None =
         if threshold is None or (float(text) <= threshold) == (p <= threshold):
             break
     return text
+
+
+def compared(p: float, limit: float, *, log10_p: float | None = None) -> str:
+    """A p-value beside the level it is compared with, with digits until they differ as they do.
+
+    Examples
+    --------
+    >>> compared(0.0502, 0.05), compared(2.3e-16, 0.05), compared(0.030397, 0.0303964)
+    ('0.0502 > 0.05', '2e-16 ≤ 0.05', '0.030397 > 0.030396')
+    """
+    if p < min(_TINY_P, limit / 2):
+        return f"{_tiny(p, log10_p)} ≤ {limit:.3g}"
+    for digits in range(2, 17):
+        left, right = f"{p:.{digits}g}", f"{limit:.{max(digits, 3)}g}"
+        if (float(left) <= float(right)) == (p <= limit):
+            break
+    return f"{left} {'≤' if p <= limit else '>'} {right}"
 
 
 def count(n: int) -> str:
