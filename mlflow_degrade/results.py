@@ -7,7 +7,7 @@ come with their logarithm because some of them underflow.
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -17,7 +17,7 @@ from .errors import SampleSchemaError
 from .policy import GatePolicy
 
 
-class Verdict(str, Enum):
+class Verdict(StrEnum):
     """PASS, FAIL or INCONCLUSIVE; invalid input is an error, not a verdict."""
 
     PASS = "PASS"
