@@ -7,7 +7,7 @@ come with their logarithm because some of them underflow.
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -23,7 +23,7 @@ SideName = Literal["baseline", "candidate"]
 SCHEMA_VERSION = 2
 
 
-class Verdict(str, Enum):
+class Verdict(StrEnum):
     """PASS, FAIL or INCONCLUSIVE; invalid input is an error, not a verdict."""
 
     PASS = "PASS"

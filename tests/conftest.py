@@ -23,9 +23,9 @@ _LONGEST_FIRST = (
 )  # fmt: skip
 
 # The same examples on every run, so that a failure is about the change at hand;
-# HYPOTHESIS_PROFILE=exploring looks for new ones.
-settings.register_profile("repeatable", derandomize=True)
-settings.register_profile("exploring", derandomize=False)
+# HYPOTHESIS_PROFILE=exploring looks for new ones. No deadline: it measures the machine.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.register_profile("exploring", derandomize=False, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 

@@ -6,7 +6,6 @@ which exports, quantized files and faster engines are checked, so it favours pla
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -104,7 +103,6 @@ class OnnxForward:
 
     def close(self) -> None:
         self._session = None
-        gc.collect()
 
 
 class TorchForward:
@@ -144,7 +142,6 @@ class TorchForward:
 
     def close(self) -> None:
         self._model = None
-        gc.collect()
 
 
 def open_forward(directory: str | Path, providers: tuple[str, ...] = (CPU,)) -> Forward:

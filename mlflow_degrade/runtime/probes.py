@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 
@@ -22,9 +22,6 @@ from ..errors import InputError
 from .decoder import OnnxDecoder, Score
 from .generation import Sampling
 from .plan import Tokens
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 _T = TypeVar("_T")
 

@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 from mlflow.exceptions import MlflowException
@@ -208,7 +208,7 @@ def user() -> str:
 
 def now() -> str:
     """The time in UTC, ISO 8601."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _message(entry: dict[str, str], problems: list[str]) -> str:

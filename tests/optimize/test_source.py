@@ -15,6 +15,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from mlflow_stores import use_empty_store
 from tiny_models import make_tiny_llama
 
 from mlflow_degrade.errors import ModelError, UnknownNameError
@@ -228,9 +229,7 @@ def test_an_unreachable_hub_is_told_apart(tmp_path: Path) -> None:
 
 @pytest.fixture
 def registry(tmp_path: Path) -> None:
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")  # the registry's as well
-    mlflow.create_experiment("models", artifact_location=(tmp_path / "artifacts").as_uri())
-    mlflow.set_experiment("models")
+    use_empty_store(tmp_path)  # the registry's as well
 
 
 @pytest.mark.usefixtures("registry")

@@ -18,6 +18,7 @@ from gate_cases import log_evaluated
 from mlflow.exceptions import MlflowException
 from mlflow.store.model_registry.abstract_store import AbstractStore
 from mlflow.tracking import MlflowClient
+from mlflow_stores import make_store
 
 from mlflow_degrade import GatePolicy, load_verified_model, promote, verify_version
 from mlflow_degrade.errors import PolicyError, PromotionRefusedError
@@ -32,7 +33,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A database behind the gate, an audit log, and one honest and one unproven model."""
     folder = tmp_path_factory.mktemp("gated")
     (folder / "gate.yaml").write_text(f"audit_log: {folder}/audit.jsonl\n")
-    database = f"sqlite:///{folder}/mlflow.db"
+    database = make_store(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(VARIABLE, str(folder / "gate.yaml"))
         with cases.pointed_at(folder, database, f"gated+{database}"):

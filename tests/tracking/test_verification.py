@@ -11,6 +11,7 @@ import enforcement_cases as cases
 import mlflow
 import pytest
 from mlflow.tracking import MlflowClient
+from mlflow_stores import make_store
 
 from mlflow_degrade import GatePolicy, decide, load_verified_model, pair, verify_version
 from mlflow_degrade.cache import digest_file, digest_json
@@ -26,7 +27,7 @@ from mlflow_degrade.tracking.model_content import ARTIFACT_TAG, bind_artifact
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """One empty database for all tests of this file; each uses model names of its own."""
     folder = tmp_path_factory.mktemp("verification")
-    uri = f"sqlite:///{folder}/mlflow.db"
+    uri = make_store(folder)
     with cases.pointed_at(folder, uri, uri):
         yield folder
 
