@@ -10,7 +10,7 @@ one inverse Fourier transform over the few lattice points it lives on, and the t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy import optimize, special
@@ -23,7 +23,15 @@ _TIE = 1e-10
 _FINEST_STEP = 1e-5
 # Tilted mass further away than this many nats is left out: 1e-20 in relative terms.
 _NATS = 46.0
-_LARGEST_WINDOW = 1 << 23
+_LARGEST_WINDOW = 1 << 20
+# Convolving coin by coin costs units × total additions, and counts up to 2^units stay doubles.
+_MOST_COINS, _MOST_ADDITIONS = 1_000, 40_000_000
+# A rounded magnitude is off by a thousandth of the typical one; the law's table stays small.
+_FINENESS = 512
+_ROUNDED_WINDOW = 1 << 18
+_LARGEST_TOTAL = 1 << 24
+# Beyond, rounding of the logarithm of a factorial shows in the eleventh digit.
+_DIRECT_BINOMIAL = 20_000
 _LN2 = math.log(2.0)
 
 
@@ -64,6 +72,33 @@ def find_step(magnitudes: FloatArray) -> tuple[float, IntArray] | None:
     return None
 
 
+def rounding_step(magnitudes: FloatArray) -> float:
+    """Step, a power of two, to which magnitudes that have no step of their own are rounded.
+
+    Parameters
+    ----------
+    magnitudes : ndarray of float64
+        Positive values, in ascending order.
+
+    Returns
+    -------
+    float
+        At most a 512th of their root mean square, unless the law would then be too large.
+
+    Notes
+    -----
+    Rounding is an odd function: differences that are symmetric about 0 stay so, and the sign-flip
+    test of the rounded ones is as exact as that of the others. A power of two has a common step
+    with every other one.
+    """
+    mean_square = float(np.dot(magnitudes, magnitudes)) / magnitudes.size
+    step = math.sqrt(mean_square) / _FINENESS
+    reach = math.sqrt(0.5 * _NATS * mean_square * magnitudes.size)
+    reach += 0.67 * _NATS * float(magnitudes[-1])
+    step = max(step, 2.1 * reach / _ROUNDED_WINDOW, float(magnitudes.sum()) / _LARGEST_TOTAL)
+    return 2.0 ** math.ceil(math.log2(step))
+
+
 def _common_step(values: FloatArray, tolerance: float) -> float:
     """Euclid's algorithm on floats that are exact up to `tolerance`."""
     step = largest = 0.0
@@ -96,6 +131,8 @@ class FlipLaw:
     sizes: IntArray
     counts: IntArray
     step: float = 1.0
+    # Stretches of the tail that were computed: first mass, log P(R >= first, first + 1, …).
+    _known: list[tuple[int, FloatArray]] = field(default_factory=list, init=False, repr=False)
 
     @classmethod
     def from_multiples(cls, multiples: IntArray, step: float = 1.0) -> FlipLaw:
@@ -148,8 +185,21 @@ class FlipLaw:
         return 0.25 * float(np.dot(self.sizes.astype(np.float64) ** 2, self.counts))
 
     def feasible(self) -> bool:
-        """Whether a tail fits into the memory set aside for it."""
-        return 2.0 * self._reach(self.variance) < _LARGEST_WINDOW
+        """Whether tails come in a fraction of a second."""
+        return self._countable() or 2.0 * self._reach(self.variance) < _LARGEST_WINDOW
+
+    def _countable(self) -> bool:
+        return self.units <= _MOST_COINS and self.units * self.total <= _MOST_ADDITIONS
+
+    def _numbers(self) -> FloatArray:
+        """How many of the 2^units flips have R = 0 … total: sums of positive terms, so precise."""
+        number = np.zeros(self.total + 1)
+        number[0], reach = 1.0, 0
+        for size, count in zip(self.sizes.tolist(), self.counts.tolist(), strict=True):
+            for _ in range(count):
+                number[size : reach + size + 1] += number[: reach + 1]
+                reach += size
+        return number
 
     def log_tail(self, at_least: int) -> float:
         """log P(R >= at_least).
@@ -185,11 +235,120 @@ class FlipLaw:
             return math.log1p(-math.exp(self.log_tail(total - at_least + 1)))
         if self.sizes.size == 1:
             return _log_binomial_tail(at_least, self.units)
-        theta = self._tilt(float(at_least))
-        pmf, start = self._tilted_pmf(theta)
-        upper = pmf[at_least - start :]
-        decayed = upper * np.exp(-theta * np.arange(upper.size))
-        return self._log_cost(theta, at_least) + math.log(float(decayed.sum()))
+        first, tails = self._stretch(at_least)
+        return float(tails[at_least - first])
+
+    def critical(self, log_p: float) -> int:
+        """Smallest mass with log_tail(mass) <= log_p.
+
+        Parameters
+        ----------
+        log_p : float
+            Natural logarithm of a level.
+
+        Returns
+        -------
+        int
+            total + 1 if there is none.
+
+        Examples
+        --------
+        >>> law = FlipLaw.from_multiples(np.array([1, 1, 2]))
+        >>> law.critical(math.log(0.38)), law.critical(math.log(0.1))
+        (3, 5)
+        """
+        if log_p >= 0.0:
+            return 0
+        if log_p < -self.units * _LN2:
+            return self.total + 1
+        if self.sizes.size == 1 or (log_p > -0.7 and not self._countable()):
+            low, high = 0, self.total + 1
+            while high - low > 1:
+                middle = (low + high) // 2
+                low, high = (low, middle) if self.log_tail(middle) <= log_p else (middle, high)
+            return high
+        centre, lowest = 0.5 * self.total, self.total // 2 + 1
+        guess = centre - float(special.ndtri_exp(log_p)) * math.sqrt(self.variance)
+        position = min(max(math.ceil(guess), lowest), self.total)
+        if self._countable():
+            position = self.total
+        for _ in range(100):
+            first, tails = self._stretch(position)
+            if log_p < float(tails[-1]) and first + tails.size <= self.total:
+                # The logarithm of a tail is concave: its slope at the end leads far enough.
+                slope = float(tails[-2] - tails[-1]) if tails.size > 1 else 1.0
+                step = min((float(tails[-1]) - log_p) / max(slope, 1e-12), float(self.total))
+                position = min(first + tails.size + int(step), self.total)
+            elif log_p >= float(tails[0]) and first > lowest:
+                slope = float(tails[0] - tails[1]) if tails.size > 1 else 1.0
+                step = min((log_p - float(tails[0])) / max(slope, 1e-12), float(self.total))
+                position = max(first - 1 - int(step), lowest)
+            else:
+                return first + int(np.searchsorted(-tails, -log_p, side="left"))
+        low, high = lowest - 1, self.total
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self.log_tail(middle) <= log_p else (middle, high)
+        return high
+
+    def _stretch(self, position: int) -> tuple[int, FloatArray]:
+        """Logarithms of consecutive tails around a mass above total/2, computed once."""
+        for first, tails in self._known:
+            if first <= position < first + tails.size:
+                return first, tails
+        if self._countable():
+            number = self._numbers()
+            found = (0, np.log(np.cumsum(number[::-1])[::-1]) - self.units * _LN2)
+        else:
+            theta = self._tilt(float(position))
+            pmf, start = self._tilted_pmf(theta)
+            deviation = math.sqrt(self._tilted_variance(theta))
+            first = max(position - int(deviation), start, self.total // 2 + 1)
+            length = min(position + int(3.0 * deviation) + 1, self.total + 1) - first
+            upper = pmf[first - start :]
+            decayed = upper * np.exp(-theta * np.arange(upper.size))
+            tails = np.cumsum(decayed[::-1])[::-1][:length]
+            found = (first, self._log_cost(theta, first) + np.log(tails))
+        self._known.append(found)
+        return found
+
+    def tilt_to(self, mass: int) -> float:
+        """The tilt that makes a mass above total/2 the mean, or nearly the largest one; 0 below."""
+        if not self.units:
+            return 0.0
+        # At the very end all weight would lie on one point.
+        return self._tilt(min(float(mass), self.total - 0.5 * float(self.sizes[0])))
+
+    def window(self, theta: float) -> tuple[int, int]:
+        """First mass and even length of the masses that matter under a tilt."""
+        mean = float(np.dot(self.sizes * self._tilted_odds(theta), self.counts))
+        reach = self._reach(self._tilted_variance(theta))
+        first, last = max(math.floor(mean - reach), 0), min(math.ceil(mean + reach), self.total)
+        return first, _even_fast_length(last - first + 1)
+
+    def tilted(self, theta: float) -> tuple[FloatArray, int, float]:
+        """Probabilities under a tilt, where they live, and what takes the tilt back.
+
+        Parameters
+        ----------
+        theta : float
+            P_θ(R = r) is proportional to P(R = r)·exp(θ·r).
+
+        Returns
+        -------
+        tuple of ndarray of float64, int, float
+            w, s, g with P(R = s + i) = w[i]·exp(g − θ·i).
+        """
+        if self.sizes.size == 1 and self.units <= _DIRECT_BINOMIAL:
+            size, coins = int(self.sizes[0]), self.units
+            heads = np.arange(coins + 1.0)
+            log_w = special.gammaln(coins + 1.0) - special.gammaln(heads + 1.0)
+            log_w -= special.gammaln(coins - heads + 1.0) + coins * np.logaddexp(0.0, theta * size)
+            weights = np.zeros(self.total + 1)
+            weights[::size] = np.exp(log_w + theta * size * heads)
+            return weights, 0, self._log_cost(theta, 0)
+        weights, start = self._tilted_pmf(theta)
+        return weights, start, self._log_cost(theta, start)
 
     def tail(self, at_least: int) -> float:
         """P(R >= at_least); for equal magnitudes to the last digit what McNemar's test gives.
@@ -225,6 +384,9 @@ class FlipLaw:
                 - special.gammaln(total - support + 1.0)
                 - total * _LN2
             )
+        if self._countable():
+            with np.errstate(divide="ignore"):
+                return np.asarray(np.log(self._numbers()) - self.units * _LN2)
         result = np.full(total + 1, -math.inf)
         smallest, position = int(self.sizes[0]), (total + 1) // 2
         while position <= total - smallest:
