@@ -17,6 +17,8 @@ from .stats.benchmark import JointUnits, join_units
 from .stats.means import mean_interval_of_units
 from .stats.noninferiority_means import noninferiority_of_units
 from .stats.power_means import guard_mde_of_units
+from .stats.rules import pooled_level, rule_named
+from .stats.suite import Suite
 from .stats.units import FlipUnits, effective_count, flip_units
 
 # The upper bound of the flip rate that the power guard uses, see docs/statistics.md.
@@ -68,10 +70,31 @@ def task_result(task: PairedTask, policy: GatePolicy, adjusted: float | None) ->
     )
 
 
-def adjust(tests: Sequence[stats.Benchmark]) -> dict[str, float]:
-    """Step-down adjusted p-value of each gating task."""
-    result = stats.step_down(tests)
-    return dict(zip(result.names, result.p_adjusted.tolist(), strict=True))
+def adjust(tests: Sequence[stats.Benchmark], policy: GatePolicy) -> dict[str, float]:
+    """Step-down adjusted p-value of each gating task, in which the aggregate has no say."""
+    result = stats.step_down(tests, near=policy.alpha)
+    return dict(zip(result.names, result.p_step_down.tolist(), strict=True))
+
+
+def name_guilty(
+    tasks: Sequence[TaskResult],
+    tests: Sequence[stats.Benchmark],
+    aggregate: AggregateResult,
+    policy: GatePolicy,
+) -> tuple[TaskResult, ...]:
+    """Name tasks so that guilty implies FAIL.
+
+    By closed testing under the aggregate; a task with a margin of its own decides without it.
+    """
+    found = stats.step_down(tests, under=aggregate.p_worse, near=policy.alpha)
+    named = dict(zip(found.names, found.p_adjusted.tolist(), strict=True))
+    result = []
+    for task in tasks:
+        p = named.get(task.task)
+        deciding = task.p_adjusted if policy.task(task.task).has_margin else p
+        guilty = deciding is not None and deciding <= policy.alpha
+        result.append(task.model_copy(update={"p_named": p, "guilty": guilty}))
+    return tuple(result)
 
 
 def aggregate_tasks(
@@ -81,8 +104,9 @@ def aggregate_tasks(
     margin: float,
 ) -> AggregateResult:
     """Test all gating tasks together by the policy's rule."""
-    sample = _Sample(gating, by_task=policy.aggregation == "macro", tests=tests)
-    result = stats.aggregate(tests, method=policy.aggregation)
+    by_task = rule_named(policy.aggregation).weights == "tasks"
+    sample = _Sample(gating, by_task=by_task, tests=tests)
+    result = stats.aggregate(tests, method=policy.aggregation, near=policy.alpha)
     return AggregateResult(
         aggregation=policy.aggregation,
         proportion=gating[0].proportion,
@@ -95,6 +119,8 @@ def aggregate_tasks(
         interval=sample.interval(policy.confidence),
         p_worse=result.p_value,
         log10_p_worse=result.log10_p,
+        resamples=result.resamples,
+        standard_error=result.standard_error,
         components=dict(result.components),
         noninferiority_p=sample.noninferiority(margin),
     )
@@ -134,7 +160,7 @@ def _independent(n: int, tests: Sequence[stats.Benchmark]) -> float:
     return effective_count(np.bincount(np.concatenate(keys))) if keys else n
 
 
-def benchmarks(paired: PairedScores, gating: Sequence[PairedTask]) -> list[stats.Benchmark]:
+def benchmarks(paired: PairedScores, gating: Sequence[PairedTask]) -> Suite:
     """The gating tasks as the aggregation rules take them.
 
     Items that occur in several tasks (the same document hash) are not independent: they are marked
@@ -142,11 +168,11 @@ def benchmarks(paired: PairedScores, gating: Sequence[PairedTask]) -> list[stats
     """
     keys = paired.shared_documents(gating)
     if keys is None:
-        return [_alone(task) for task in gating]
-    return [
+        return Suite(_alone(task) for task in gating)
+    return Suite(
         stats.Benchmark(task.name, differences=task.difference, clusters=task.cluster, keys=key)
         for task, key in zip(gating, keys, strict=True)
-    ]
+    )
 
 
 def _alone(task: PairedTask) -> stats.Benchmark:
@@ -272,11 +298,12 @@ def _detectable_drop(
     gating: Sequence[PairedTask], tests: Sequence[stats.Benchmark], policy: GatePolicy
 ) -> tuple[float, float]:
     """Level and MDE of the policy's rule against the same drop on every task."""
-    alpha, power, rule = policy.alpha, policy.power, policy.aggregation
-    if rule in ("pooled", "stouffer", "combined", "macro"):
-        # Combined rejects whenever its pooled half does at alpha/2: its power is at least that.
-        level = alpha / 2 if rule == "combined" else alpha
-        sample = _Sample(gating, by_task=rule == "macro", tests=tests)
+    alpha, power, rule = policy.alpha, policy.power, rule_named(policy.aggregation)
+    if not rule.one_finds:
+        suite = Suite.of(tests)
+        # Combined rejects whenever its pooled half does at this level: its power is at least that.
+        level = pooled_level(rule, None if suite.overlap else suite.lattice, alpha)
+        sample = _Sample(gating, by_task=rule.weights == "tasks", tests=tests)
         return level, sample.guard_mde(level, power)
     # The other rules look at the tasks one by one; Šidák's level is what each has for itself.
     # Fisher's rule has more power against a drop that is everywhere, so this errs on the safe side.

@@ -7,7 +7,14 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 
-from ._testing import adjust, aggregate_tasks, benchmarks, data_power, task_result
+from ._testing import (
+    adjust,
+    aggregate_tasks,
+    benchmarks,
+    data_power,
+    name_guilty,
+    task_result,
+)
 from .errors import PolicyError
 from .pairing import PairedScores, PairedTask
 from .policy import GatePolicy
@@ -84,9 +91,10 @@ def decide(paired: PairedScores, policy: GatePolicy, *, attempt: int | None = No
         for side in (paired.baseline, paired.candidate):
             pool.submit(side.digest)
         tests = benchmarks(paired, gating)
-        adjusted = adjust(tests)
+        adjusted = adjust(tests, policy)
         tasks = tuple(task_result(t, policy, adjusted.get(t.name)) for t in paired.tasks)
         aggregate = aggregate_tasks(gating, tests, policy, margin)
+        tasks = name_guilty(tasks, tests, aggregate, policy)
         power = data_power(gating, tests, policy, margin)
     verdict, reasons = _judge(tasks, aggregate, power, policy, alpha_attempt)
     return Decision(

@@ -23,6 +23,7 @@ from mlflow_degrade.stats import (
     sequential_noninferiority,
     signflip,
 )
+from mlflow_degrade.stats.rules import RULE_NAMES
 
 ALPHA = 0.05
 #: Six benchmarks of very unequal size.
@@ -39,7 +40,7 @@ EFFECTS = {
     "0.3 pp everywhere": np.full(6, 0.003),
     "3 pp on n = 1319": np.where(SIZES == 1319, 0.03, 0.0),
 }
-RULES = ("pooled", "macro", "max_drop", "min_p", "fisher", "stouffer", "combined")
+RULES = RULE_NAMES
 #: Accuracy of the baseline, for the test that ignores the pairing.
 ACCURACY = 0.7
 

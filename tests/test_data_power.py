@@ -48,7 +48,7 @@ def test_the_flip_rate_is_bounded_and_not_just_observed() -> None:
 
 @pytest.mark.parametrize(
     ("aggregation", "level"),
-    [("pooled", 0.05), ("combined", 0.025), ("stouffer", 0.05), ("max_drop", 0.05)],
+    [("pooled", 0.05), ("combined", 0.05), ("stouffer", 0.05), ("max_drop", 0.05)],
 )
 def test_one_task_is_detected_at_the_level_of_its_rule(aggregation: str, level: float) -> None:
     power = _decide({"qa": (10, 12, 900)}, aggregation=aggregation).power

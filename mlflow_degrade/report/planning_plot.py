@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..planning import detectable_drop
+from ..stats.rules import DEFAULT_RULE
 from .numbers import share
 
 _POINTS = 60
@@ -20,7 +21,7 @@ def detectable_drops(
     drops: Sequence[float] = (),
     alpha: float = 0.05,
     power: float = 0.8,
-    aggregation: str = "combined",
+    aggregation: str = DEFAULT_RULE,
 ) -> Any:
     """Detectable drop against the number of samples, one line per flip rate.
 

@@ -13,9 +13,10 @@ from mlflow_degrade.errors import StatisticsInputError
 from mlflow_degrade.stats._validation import FloatArray, IntArray
 from mlflow_degrade.stats.aggregate_intervals import aggregate_interval
 from mlflow_degrade.stats.benchmark import Benchmark
+from mlflow_degrade.stats.exact_rules import RuleOutcome, weighted_sum
 from mlflow_degrade.stats.intervals import Interval
 from mlflow_degrade.stats.nulls import Nulls
-from mlflow_degrade.stats.rules import DEFAULT_RULE, RuleOutcome, rule_named, weighted_sum
+from mlflow_degrade.stats.rules import DEFAULT_RULE, rule_named
 from mlflow_degrade.stats.suite import Suite
 
 _LN10 = math.log(10.0)

@@ -17,101 +17,14 @@ from scipy import optimize, special
 
 from mlflow_degrade.stats._validation import FloatArray, IntArray
 
-# Magnitudes count as equal, or as multiples of a step, up to this fraction of the largest: it
-# absorbs 0.1 + 0.2 != 0.3 and averages of repeats, and is far below any step that is accepted.
-_TIE = 1e-10
-_FINEST_STEP = 1e-5
 # Tilted mass further away than this many nats is left out: 1e-20 in relative terms.
 _NATS = 46.0
 _LARGEST_WINDOW = 1 << 20
 # Convolving coin by coin costs units × total additions, and counts up to 2^units stay doubles.
 _MOST_COINS, _MOST_ADDITIONS = 1_000, 40_000_000
-# A rounded magnitude is off by a thousandth of the typical one; the law's table stays small.
-_FINENESS = 512
-_ROUNDED_WINDOW = 1 << 18
-_LARGEST_TOTAL = 1 << 24
 # Beyond, rounding of the logarithm of a factorial shows in the eleventh digit.
 _DIRECT_BINOMIAL = 20_000
 _LN2 = math.log(2.0)
-
-
-def find_step(magnitudes: FloatArray) -> tuple[float, IntArray] | None:
-    """Find a step of which all magnitudes are multiples.
-
-    Parameters
-    ----------
-    magnitudes : ndarray of float64
-        Positive values.
-
-    Returns
-    -------
-    tuple of float and ndarray of int64, or None
-        The step and the multiples; None if the values look continuous.
-
-    Examples
-    --------
-    >>> find_step(np.array([0.1, 0.2, 0.1 + 0.2]))
-    (0.1..., array([1, 2, 3]))
-    """
-    largest = float(magnitudes.max())
-    tolerance = _TIE * largest
-    # A few values nearly always reveal the step; the rest only has to confirm it.
-    step = _common_step(np.unique(magnitudes[:512]), tolerance)
-    while step >= _FINEST_STEP * largest:
-        multiples = np.rint(magnitudes / step)
-        # Dividing by a rounded step is off by up to multiples·eps: fit the step on the largest.
-        step = largest / float(multiples.max())
-        stray = np.abs(magnitudes - multiples * step) > tolerance
-        if not stray.any():
-            return step, multiples.astype(np.int64)
-        more = np.unique(magnitudes[stray][:512])
-        finer = _common_step(np.append(more, step), tolerance)
-        if finer >= 0.75 * step:
-            return None
-        step = finer
-    return None
-
-
-def rounding_step(magnitudes: FloatArray) -> float:
-    """Step, a power of two, to which magnitudes that have no step of their own are rounded.
-
-    Parameters
-    ----------
-    magnitudes : ndarray of float64
-        Positive values, in ascending order.
-
-    Returns
-    -------
-    float
-        At most a 512th of their root mean square, unless the law would then be too large.
-
-    Notes
-    -----
-    Rounding is an odd function: differences that are symmetric about 0 stay so, and the sign-flip
-    test of the rounded ones is as exact as that of the others. A power of two has a common step
-    with every other one.
-    """
-    mean_square = float(np.dot(magnitudes, magnitudes)) / magnitudes.size
-    step = math.sqrt(mean_square) / _FINENESS
-    reach = math.sqrt(0.5 * _NATS * mean_square * magnitudes.size)
-    reach += 0.67 * _NATS * float(magnitudes[-1])
-    step = max(step, 2.1 * reach / _ROUNDED_WINDOW, float(magnitudes.sum()) / _LARGEST_TOTAL)
-    return 2.0 ** math.ceil(math.log2(step))
-
-
-def _common_step(values: FloatArray, tolerance: float) -> float:
-    """Euclid's algorithm on floats that are exact up to `tolerance`."""
-    step = largest = 0.0
-    for value in values.tolist():
-        a, b = value, step
-        while b > tolerance * 10.0:
-            # The symmetric remainder keeps a value just below a multiple from looking like b.
-            a, b = b, abs(math.remainder(a, b))
-        # Euclid multiplies the rounding of its inputs, from value to value anew: a step fitted on
-        # the largest value so far is as exact as that value.
-        largest = max(largest, value)
-        step = largest / max(round(largest / a), 1)
-    return step
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -157,13 +70,7 @@ class FlipLaw:
         return cls(sizes // divisor, counts[sizes], step * divisor)
 
     def merged(self) -> FlipLaw:
-        """The same law with equal sizes counted together and no common divisor.
-
-        Returns
-        -------
-        FlipLaw
-            Sizes ascending and distinct, as the other methods expect.
-        """
+        """The same law with equal sizes counted together, as other methods expect."""
         sizes, where = np.unique(self.sizes, return_inverse=True)
         counts = np.bincount(where.reshape(-1), weights=self.counts).astype(np.int64)
         divisor = int(np.gcd.reduce(sizes))
@@ -262,11 +169,7 @@ class FlipLaw:
         if log_p < -self.units * _LN2:
             return self.total + 1
         if self.sizes.size == 1 or (log_p > -0.7 and not self._countable()):
-            low, high = 0, self.total + 1
-            while high - low > 1:
-                middle = (low + high) // 2
-                low, high = (low, middle) if self.log_tail(middle) <= log_p else (middle, high)
-            return high
+            return self._bisected(log_p, 0, self.total + 1)
         centre, lowest = 0.5 * self.total, self.total // 2 + 1
         guess = centre - float(special.ndtri_exp(log_p)) * math.sqrt(self.variance)
         position = min(max(math.ceil(guess), lowest), self.total)
@@ -274,18 +177,18 @@ class FlipLaw:
             position = self.total
         for _ in range(100):
             first, tails = self._stretch(position)
-            if log_p < float(tails[-1]) and first + tails.size <= self.total:
-                # The logarithm of a tail is concave: its slope at the end leads far enough.
-                slope = float(tails[-2] - tails[-1]) if tails.size > 1 else 1.0
-                step = min((float(tails[-1]) - log_p) / max(slope, 1e-12), float(self.total))
-                position = min(first + tails.size + int(step), self.total)
-            elif log_p >= float(tails[0]) and first > lowest:
-                slope = float(tails[0] - tails[1]) if tails.size > 1 else 1.0
-                step = min((log_p - float(tails[0])) / max(slope, 1e-12), float(self.total))
-                position = max(first - 1 - int(step), lowest)
+            highest, least = float(tails[0]), float(tails[-1])
+            # The logarithm of a tail falls faster and faster: about as steeply as here.
+            slope = max((highest - least) / tails.size, 1e-9)
+            if log_p < least and first + tails.size <= self.total:
+                position = min(first + tails.size + int((least - log_p) / slope), self.total)
+            elif log_p >= highest and first > lowest:
+                position = max(first - 1 - int((log_p - highest) / slope), lowest)
             else:
                 return first + int(np.searchsorted(-tails, -log_p, side="left"))
-        low, high = lowest - 1, self.total
+        return self._bisected(log_p, lowest - 1, self.total)
+
+    def _bisected(self, log_p: float, low: int, high: int) -> int:
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if self.log_tail(middle) <= log_p else (middle, high)

@@ -17,13 +17,14 @@ from scipy import special
 from mlflow_degrade.errors import StatisticsInputError
 from mlflow_degrade.stats._validation import FloatArray, IntArray
 from mlflow_degrade.stats.benchmark import Benchmark
-from mlflow_degrade.stats.lattice import FlipLaw, find_step
+from mlflow_degrade.stats.lattice import FlipLaw
 from mlflow_degrade.stats.mcnemar import (
     binomial_tail,
     critical_and_tail,
     mcnemar_log10_p_worse,
 )
 from mlflow_degrade.stats.signflip import flip_law, rounded_law
+from mlflow_degrade.stats.steps import find_step
 
 _LN10 = math.log(10.0)
 _DEEP = 1e-280

@@ -15,10 +15,11 @@ import numpy as np
 from mlflow_degrade.errors import StatisticsInputError
 from mlflow_degrade.stats._validation import FloatArray, IntArray, check_choice, check_count
 from mlflow_degrade.stats.intervals import Interval
-from mlflow_degrade.stats.lattice import FlipLaw, find_step, rounding_step
+from mlflow_degrade.stats.lattice import FlipLaw
 from mlflow_degrade.stats.means import mean_interval_of_units
 from mlflow_degrade.stats.resampling import sequential_p
 from mlflow_degrade.stats.saddlepoint import log_flip_tail
+from mlflow_degrade.stats.steps import find_step, rounding_step
 from mlflow_degrade.stats.units import FlipUnits, flip_units
 
 METHODS = (

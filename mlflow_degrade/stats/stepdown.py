@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlflow_degrade.stats._validation import FloatArray, IntArray, check_alpha
-from mlflow_degrade.stats.aggregate import AggregateResult
 from mlflow_degrade.stats.benchmark import Benchmark
 from mlflow_degrade.stats.joint import JointFlips
 from mlflow_degrade.stats.multiplicity import holm
@@ -73,7 +72,7 @@ class StepDownResult:
 def step_down(
     benchmarks: Sequence[Benchmark],
     *,
-    under: AggregateResult | None = None,
+    under: float | None = None,
     resamples: int = 20_000,
     seed: int = 0,
     near: float | None = 0.05,
@@ -84,8 +83,9 @@ def step_down(
     ----------
     benchmarks : sequence of Benchmark
         Counts or differences.
-    under : AggregateResult, optional
-        The decision that the names explain: a benchmark is then guilty only if that rejects too.
+    under : float, optional
+        p-value of the aggregate whose rejection the names explain: a benchmark is then guilty only
+        if that rejects too.
     resamples : int
         Flips, if benchmarks share items.
     seed : int
@@ -129,14 +129,19 @@ def step_down(
     (('b',), 2e-05)
     """
     suite = Suite.of(benchmarks)
-    sets = _drawn(suite.flips(resamples, seed), near) if suite.overlap else _exact(suite.nulls)
+    key = (__name__, resamples, seed, near)
+    if key not in suite.found:
+        suite.found[key] = (
+            _drawn(suite.flips(resamples, seed), near) if suite.overlap else _exact(suite.nulls)
+        )
+    sets: _Sets = suite.found[key]
     plain = np.maximum.accumulate(sets.ranked)
     closed = plain
     if under is not None:
         # For the sets with the smallest p-value: all but one other than the first and itself.
         lacking = [_largest(sets.lacking, j) for j in range(sets.order.size)]
         later = np.append(0.0, np.maximum.accumulate(sets.ranked[1:]))
-        closed = np.maximum(np.maximum(lacking, later), under.p_value)
+        closed = np.maximum(np.maximum(lacking, later), under)
     p_each = suite.nulls.p_each
     p_step_down, p_adjusted = np.ones((2, len(suite)))
     p_step_down[sets.order], p_adjusted[sets.order] = plain, closed

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,7 @@ class Suite(Benchmarks):
     (('a', 'b'), False)
     """
 
-    def __init__(self, benchmarks: Sequence[Benchmark]) -> None:
+    def __init__(self, benchmarks: Iterable[Benchmark]) -> None:
         super().__init__(benchmarks)
         self.names = tuple(one.name for one in self)
         if not self.names:
@@ -46,7 +47,8 @@ class Suite(Benchmarks):
                 f"benchmark names {twice} occur more than once: results are reported by name, make "
                 f"them distinct."
             )
-        self._flips: dict[tuple[int, int], JointFlips] = {}
+        #: What procedures found that others, or they themselves, ask for again.
+        self.found: dict[Any, Any] = {}
 
     @property
     def overlap(self) -> bool:
@@ -86,9 +88,10 @@ class Suite(Benchmarks):
     def flips(self, resamples: int, seed: int) -> JointFlips:
         """Joint flips of the units, drawn once for all procedures."""
         key = (resamples, seed)
-        if key not in self._flips:
-            self._flips[key] = JointFlips(self.units, self.nulls, resamples=resamples, seed=seed)
-        return self._flips[key]
+        if key not in self.found:
+            self.found[key] = JointFlips(self.units, self.nulls, resamples=resamples, seed=seed)
+        flips: JointFlips = self.found[key]
+        return flips
 
     @classmethod
     def of(cls, benchmarks: Sequence[Benchmark]) -> Suite:

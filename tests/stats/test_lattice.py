@@ -10,8 +10,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mlflow_degrade.stats.lattice import FlipLaw, find_step
+from mlflow_degrade.stats.lattice import FlipLaw
 from mlflow_degrade.stats.saddlepoint import log_flip_tail
+from mlflow_degrade.stats.steps import find_step
 
 
 def polynomial(law: FlipLaw) -> list[int]:
