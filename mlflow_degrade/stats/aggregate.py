@@ -155,7 +155,7 @@ def aggregate(
     about 0 under the null. All laws are then exact, conditional on the magnitudes, if benchmarks
     share no items; the sums with incommensurable weights (macro, fisher, stouffer) are bounded from
     above on a grid when enumeration is too large. Continuous scores are rounded to about a
-    thousandth of their typical size, which leaves the test exact. Items with the same key are
+    hundredth of their typical size, which leaves the test exact. Items with the same key are
     flipped jointly, which leaves pooled and macro exact; the other rules then use Monte Carlo.
     Benchmarks without discordant pairs contribute nothing. Cauchy's and the
     harmonic-mean combination are not offered: discrete p-values put an atom at 1, which destroys

@@ -19,7 +19,8 @@ from mlflow_degrade.stats._validation import FloatArray, IntArray
 
 # Tilted mass further away than this many nats is left out: 1e-20 in relative terms.
 _NATS = 46.0
-_LARGEST_WINDOW = 1 << 20
+# Masses that a Fourier transform takes a millisecond for, and those it takes a tenth of a second.
+_QUICK_WINDOW, LARGEST_WINDOW = 1 << 17, 1 << 20
 # Convolving coin by coin costs units × total additions, and counts up to 2^units stay doubles.
 _MOST_COINS, _MOST_ADDITIONS = 1_000, 40_000_000
 # Beyond, rounding of the logarithm of a factorial shows in the eleventh digit.
@@ -46,6 +47,7 @@ class FlipLaw:
     step: float = 1.0
     # Stretches of the tail that were computed: first mass, log P(R >= first, first + 1, …).
     _known: list[tuple[int, FloatArray]] = field(default_factory=list, init=False, repr=False)
+    _counted: list[FloatArray] = field(default_factory=list, init=False, repr=False)
 
     @classmethod
     def from_multiples(cls, multiples: IntArray, step: float = 1.0) -> FlipLaw:
@@ -91,21 +93,24 @@ class FlipLaw:
         """Variance of R in lattice units squared."""
         return 0.25 * float(np.dot(self.sizes.astype(np.float64) ** 2, self.counts))
 
-    def feasible(self) -> bool:
-        """Whether tails come in a fraction of a second."""
-        return self._countable() or 2.0 * self._reach(self.variance) < _LARGEST_WINDOW
+    def feasible(self, window: int = _QUICK_WINDOW) -> bool:
+        """Whether the masses that matter are so few that tails come quickly."""
+        return min(self.total, 2.0 * self._reach(self.variance)) < window
 
     def _countable(self) -> bool:
         return self.units <= _MOST_COINS and self.units * self.total <= _MOST_ADDITIONS
 
     def _numbers(self) -> FloatArray:
         """How many of the 2^units flips have R = 0 … total: sums of positive terms, so precise."""
+        if self._counted:
+            return self._counted[0]
         number = np.zeros(self.total + 1)
         number[0], reach = 1.0, 0
         for size, count in zip(self.sizes.tolist(), self.counts.tolist(), strict=True):
             for _ in range(count):
                 number[size : reach + size + 1] += number[: reach + 1]
                 reach += size
+        self._counted.append(number)
         return number
 
     def log_tail(self, at_least: int) -> float:
@@ -168,8 +173,12 @@ class FlipLaw:
             return 0
         if log_p < -self.units * _LN2:
             return self.total + 1
-        if self.sizes.size == 1 or (log_p > -0.7 and not self._countable()):
+        if self.sizes.size == 1:
             return self._bisected(log_p, 0, self.total + 1)
+        if log_p > -0.69:
+            # The lower half is the upper one seen from the other end.
+            other = math.nextafter(math.log(-math.expm1(log_p)), -math.inf)
+            return self.total + 2 - self.critical(other)
         centre, lowest = 0.5 * self.total, self.total // 2 + 1
         guess = centre - float(special.ndtri_exp(log_p)) * math.sqrt(self.variance)
         position = min(max(math.ceil(guess), lowest), self.total)
@@ -254,18 +263,7 @@ class FlipLaw:
         return weights, start, self._log_cost(theta, start)
 
     def tail(self, at_least: int) -> float:
-        """P(R >= at_least); for equal magnitudes to the last digit what McNemar's test gives.
-
-        Parameters
-        ----------
-        at_least : int
-            Threshold in lattice units.
-
-        Returns
-        -------
-        float
-            Zero where it underflows, see `log_tail`.
-        """
+        """P(R >= at_least), zero where it underflows; for equal magnitudes McNemar's, exactly."""
         if self.sizes.size == 1 and 0 < at_least <= self.total:
             return float(special.betainc(at_least, self.total - at_least + 1, 0.5))
         return math.exp(self.log_tail(at_least))

@@ -68,6 +68,7 @@ class Nulls:
         values: Sequence[FloatArray] | None = None,
         *,
         commensurable: bool = False,
+        coarser: int = 1,
     ) -> Nulls:
         """Laws of any benchmarks; differences without a step of their own are rounded to one.
 
@@ -79,6 +80,8 @@ class Nulls:
             Joint unit values to use instead of the benchmarks' own.
         commensurable : bool
             Also round where the step is no power of two, so that all steps have one in common.
+        coarser : int
+            Power of two by which the rounding is coarser than it need be for one benchmark.
 
         Returns
         -------
@@ -97,7 +100,7 @@ class Nulls:
             if found is not None and commensurable and math.frexp(found[0].step)[0] != 0.5:
                 found = None
             if found is None:
-                found, rounded = rounded_law(own), True
+                found, rounded = rounded_law(own, coarser), True
             law, mass[index] = found
             coins[index], steps[index] = law.units, law.step
             if law.sizes.size > 1:

@@ -15,7 +15,7 @@ import numpy as np
 from mlflow_degrade.errors import StatisticsInputError
 from mlflow_degrade.stats._validation import FloatArray, IntArray, check_choice, check_count
 from mlflow_degrade.stats.intervals import Interval
-from mlflow_degrade.stats.lattice import FlipLaw
+from mlflow_degrade.stats.lattice import LARGEST_WINDOW, FlipLaw
 from mlflow_degrade.stats.means import mean_interval_of_units
 from mlflow_degrade.stats.resampling import sequential_p
 from mlflow_degrade.stats.saddlepoint import log_flip_tail
@@ -132,8 +132,8 @@ def signflip(
     method : str
         ``"auto"`` takes the first that is feasible: ``"exact-lattice"``, ``"exact-enumeration"`` up
         to 36 units, ``"saddlepoint"`` if the sum is smooth and no few units dominate,
-        ``"exact-rounded"``, the lattice of the differences rounded to about a thousandth of
-        their typical size. ``"monte-carlo"`` is there to check the others.
+        ``"exact-rounded"``, the lattice of the differences rounded to about a hundredth of their
+        typical size. ``"monte-carlo"`` is there to check the others.
     resamples, exceedances : int
         Monte Carlo: most flips, and the hits after which it stops.
     seed : int
@@ -236,7 +236,7 @@ def _tails(
         # Nothing can be flipped: every outcome ties with the observed one.
         return _Tails("exact-lattice" if method == "auto" else method, 1.0, 1.0, 0.0)
     if method in ("auto", "exact-lattice"):
-        found = flip_law(values)
+        found = flip_law(values, LARGEST_WINDOW if method == "exact-lattice" else None)
         if found is not None:
             law, mass = found
             better = law.tail(law.total - mass)
@@ -279,8 +279,8 @@ def _tails(
     )
 
 
-def flip_law(values: FloatArray) -> tuple[FlipLaw, int] | None:
-    """Lattice law of differences and their regression mass; None if they have no feasible one."""
+def flip_law(values: FloatArray, window: int | None = None) -> tuple[FlipLaw, int] | None:
+    """Lattice law of differences and their regression mass; None if they have no quick one."""
     values = values[values != 0.0]
     if not values.size:
         return FlipLaw(np.array([1]), np.array([0])), 0
@@ -290,14 +290,15 @@ def flip_law(values: FloatArray) -> tuple[FlipLaw, int] | None:
     if found is None:
         return None
     law, mass = _law_of_multiples(values, found[1][where.reshape(-1)], found[0])
-    return (law, mass) if law.feasible() else None
+    feasible = law.feasible() if window is None else law.feasible(window)
+    return (law, mass) if feasible else None
 
 
-def rounded_law(values: FloatArray) -> tuple[FlipLaw, int]:
-    """Lattice law and regression mass of differences rounded by `rounding_step`."""
+def rounded_law(values: FloatArray, coarser: int = 1) -> tuple[FlipLaw, int]:
+    """Lattice law and regression mass of differences rounded by `rounding_step`, or coarser."""
     values = values[values != 0.0]
     # Sorted, so that the step does not depend on the order of the rows by a rounding.
-    step = rounding_step(np.sort(np.abs(values)))
+    step = coarser * rounding_step(np.sort(np.abs(values)))
     multiples = np.rint(np.abs(values) / step).astype(np.int64)
     return _law_of_multiples(values, multiples, step)
 
