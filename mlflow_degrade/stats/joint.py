@@ -67,7 +67,7 @@ class JointFlips:
             raise StatisticsInputError(f"resamples = {resamples}: at least one flip is needed.")
         self.nulls, self.resamples, self._seed = nulls, resamples, seed
         self.informative = nulls.coins > 0
-        self._patterns, self._counts = _patterns(units, nulls)
+        order, self._patterns, self._counts = _patterns(units, nulls)
         alike = self._counts >= _ALIKE
         self._heavy, self._heavy_counts = self._patterns[alike], self._counts[alike]
         light = np.repeat(self._patterns[~alike], self._counts[~alike], axis=0)
@@ -75,7 +75,7 @@ class JointFlips:
         self._light = light[~alone].astype(np.float64)
         self._tables = [
             (k, SubsetSums(np.abs(light[alone & (light[:, k] != 0), k]).astype(np.float64)))
-            for k in range(nulls.size)
+            for k in order
             if bool((alone & (light[:, k] != 0)).any())
         ]
         self._total = np.abs(self._patterns).T @ self._counts
@@ -221,10 +221,11 @@ class JointFlips:
         return found
 
 
-def _patterns(units: JointUnits, nulls: Nulls) -> tuple[IntArray, IntArray]:
+def _patterns(units: JointUnits, nulls: Nulls) -> tuple[list[int], IntArray, IntArray]:
     """Distinct vectors of a unit's values in lattice units, up to sign, and how many units have it.
 
-    The order is one of contents alone.
+    The order of the vectors is one of contents alone, and so is that of the benchmarks, which comes
+    first.
     """
     steps = nulls.steps
     values = np.stack(
@@ -241,7 +242,7 @@ def _patterns(units: JointUnits, nulls: Nulls) -> tuple[IntArray, IntArray]:
     patterns, counts = np.unique(values * np.sign(first), axis=0, return_counts=True)
     back = np.empty_like(patterns)
     back[:, order] = patterns
-    return back, counts.astype(np.int64)
+    return order, back, counts.astype(np.int64)
 
 
 def _canonical_order(values: IntArray, steps: FloatArray) -> list[int]:
