@@ -38,7 +38,8 @@ class AggregateResult:
         Of the rule, larger is worse; for min_p and combined the smallest p.
     route : str
         How the null law was had: ``"exact"``; ``"exact-upper"``, an upper bound from a fine grid
-        with `p_lower` below it; ``"saddlepoint"``; ``"monte-carlo"``; two of them joined by ``+``.
+        with `p_lower` below it; ``"saddlepoint"``; ``"monte-carlo"``; ``"union-bound"``, where that
+        is below what the flips that were drawn could show.
     p_lower : float
         Guaranteed lower bound of the exact p; equals p_value without an ``"exact-upper"`` route.
     components : tuple of (str, float)

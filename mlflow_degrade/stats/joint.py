@@ -65,7 +65,8 @@ class JointFlips:
     def __init__(self, units: JointUnits, nulls: Nulls, *, resamples: int, seed: int) -> None:
         if check_count("resamples", resamples) < 1:
             raise StatisticsInputError(f"resamples = {resamples}: at least one flip is needed.")
-        self.nulls, self.resamples, self._seed = nulls, resamples, seed
+        self.units, self.nulls = units, nulls
+        self.resamples, self._seed = resamples, seed
         self.informative = nulls.coins > 0
         order, self._patterns, self._counts = _patterns(units, nulls)
         alike = self._counts >= _ALIKE

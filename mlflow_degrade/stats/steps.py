@@ -12,9 +12,10 @@ from mlflow_degrade.stats._validation import FloatArray, IntArray
 # absorbs 0.1 + 0.2 != 0.3 and averages of repeats, and is far below any step that is accepted.
 _TIE = 1e-10
 _FINEST_STEP = 1e-5
-# Rounding adds less than a hundred-thousandth to the variance of the sum, and the law is quick.
-_FINENESS = 128
-_ROUNDED_WINDOW = 1 << 17
+# Rounding to a 128th of the typical size adds less than a hundred-thousandth to the variance of the
+# sum; few units are rounded less, as long as their law stays quick.
+_FINENESS, _FINEST = 128, 1 << 13
+_QUICK_WINDOW, _ROUNDED_WINDOW = 1 << 15, 1 << 17
 _LARGEST_TOTAL = 1 << 24
 # As in the law of the sum: what is further away has a share of 1e-20.
 _NATS = 46.0
@@ -77,10 +78,11 @@ def rounding_step(magnitudes: FloatArray) -> float:
     with every other one.
     """
     mean_square = float(np.dot(magnitudes, magnitudes)) / magnitudes.size
-    step = math.sqrt(mean_square) / _FINENESS
+    typical, total = math.sqrt(mean_square), float(magnitudes.sum())
     reach = math.sqrt(0.5 * _NATS * mean_square * magnitudes.size)
-    reach += 0.67 * _NATS * float(magnitudes[-1])
-    step = max(step, 2.1 * reach / _ROUNDED_WINDOW, float(magnitudes.sum()) / _LARGEST_TOTAL)
+    extent = min(2.1 * (reach + 0.67 * _NATS * float(magnitudes[-1])), total)
+    step = min(max(typical / _FINEST, extent / _QUICK_WINDOW), typical / _FINENESS)
+    step = max(step, extent / _ROUNDED_WINDOW, total / _LARGEST_TOTAL)
     return 2.0 ** math.ceil(math.log2(step))
 
 
