@@ -77,9 +77,10 @@ def fisher_moments(m: int) -> tuple[float, float]:
 def rejects(rule: str, b: np.ndarray, c: np.ndarray) -> bool:
     """Whether a rule finds degradation at ALPHA.
 
-    Three laws take a tenth of a second each, and that of combined some milliseconds. They are computed only where an approximation leaves
-    the decision open: within 20%, while its largest error near ALPHA on these designs is 9% (normal
-    for macro and Stouffer) or 1% (a gamma law with the exact mean and variance for Fisher).
+    Three laws take a tenth of a second each, that of combined some milliseconds. They are computed
+    only where an approximation leaves the decision open: within 20%, while its largest error near
+    ALPHA on these designs is 9% (normal for macro and Stouffer) or 1% (a gamma law with the exact
+    mean and variance for Fisher).
     """
     m = b + c
     approximate = None

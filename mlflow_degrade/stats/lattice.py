@@ -259,6 +259,10 @@ class FlipLaw:
             weights = np.zeros(self.total + 1)
             weights[::size] = np.exp(log_w + theta * size * heads)
             return weights, 0, self._log_cost(theta, 0)
+        if self._countable():
+            cost = self._log_cost(theta, 0)
+            tilted = self.log_pmf() + theta * np.arange(self.total + 1.0)
+            return np.exp(tilted - cost), 0, cost
         weights, start = self._tilted_pmf(theta)
         return weights, start, self._log_cost(theta, start)
 
