@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mlflow_degrade import stats
+from mlflow_degrade.stats.rules import RULE_NAMES
 
 ITEMS, TASKS = 1_000_000, 200
 SHORT_RUNS = 100
@@ -69,7 +70,7 @@ def decisions(table: Table, rng: np.random.Generator) -> None:
     table.add_row("discordant_counts", milliseconds(counting), ratio(counting, reference))
     table.add_row("combined rule on the counts", milliseconds(combined), ratio(combined, reference))
     table.add_row("counts and combined decision", milliseconds(whole), ratio(whole, reference))
-    for method in ("pooled", "min_p", "max_drop", "macro", "fisher", "stouffer"):
+    for method in RULE_NAMES:
         slow = method in ("fisher", "stouffer")
         seconds = best_of(
             lambda method=method: stats.aggregate_counts(*counts, method), 1 if slow else 20

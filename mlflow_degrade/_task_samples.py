@@ -20,6 +20,8 @@ from .stats.means import FEW_INFORMATIVE, mean_limit
 from .stats.noninferiority_means import noninferiority_of_units
 from .stats.power import guarded_power
 from .stats.power_means import guard_mde_of_units
+from .stats.rules import rule_named
+from .stats.suite import Suite
 from .stats.units import FlipUnits, flip_units
 
 # The upper bound of the regressions that the power guard uses, see docs/statistics.md.
@@ -165,10 +167,9 @@ def together(
     tasks: Sequence[PairedTask], tests: Sequence[stats.Benchmark], policy: GatePolicy
 ) -> TaskSample | MacroSample:
     """All gating tasks as the policy's rule weighs them."""
-    if policy.aggregation != "macro" or len(tasks) == 1:
+    if rule_named(policy.aggregation).weights != "tasks" or len(tasks) == 1:
         return TaskSample(tasks, tests=tests)
-    joint = join_units(tests)
-    return MacroSample(tasks, dependent=joint is not None and bool(joint.shared.any()))
+    return MacroSample(tasks, dependent=Suite.of(tests).overlap)
 
 
 def _interval(sample: TaskSample | MacroSample, confidence: float, method: str) -> IntervalRecord:

@@ -13,12 +13,11 @@ from ._task_samples import GUARD_CONFIDENCE, TaskSample, finite, together
 from .pairing import PairedScores, PairedTask
 from .policy import GatePolicy
 from .results import AggregateResult, PowerResult, TaskResult
-from .stats.benchmark import join_units
+from .stats.rules import pooled_level, rule_named
+from .stats.suite import Suite
 from .stats.units import effective_count
 
 _MOST_SAMPLES = 10**8
-# Rules that add all tasks up.
-_TOGETHER = ("pooled", "stouffer", "combined", "macro")
 
 
 def task_result(
@@ -68,10 +67,31 @@ def task_result(
     )
 
 
-def adjust(tests: Sequence[stats.Benchmark]) -> dict[str, float]:
-    """Step-down adjusted p-value of each gating task."""
-    result = stats.step_down(tests)
-    return dict(zip(result.names, result.p_adjusted.tolist(), strict=True))
+def adjust(tests: Sequence[stats.Benchmark], policy: GatePolicy) -> dict[str, float]:
+    """Step-down adjusted p-value of each gating task, in which the aggregate has no say."""
+    result = stats.step_down(tests, near=policy.alpha)
+    return dict(zip(result.names, result.p_step_down.tolist(), strict=True))
+
+
+def name_guilty(
+    tasks: Sequence[TaskResult],
+    tests: Sequence[stats.Benchmark],
+    aggregate: AggregateResult,
+    policy: GatePolicy,
+) -> tuple[TaskResult, ...]:
+    """Name tasks so that guilty implies FAIL.
+
+    By closed testing under the aggregate; a task with a margin of its own decides without it.
+    """
+    found = stats.step_down(tests, under=aggregate.p_worse, near=policy.alpha)
+    named = dict(zip(found.names, found.p_adjusted.tolist(), strict=True))
+    result = []
+    for task in tasks:
+        p = named.get(task.task)
+        deciding = task.p_adjusted if policy.task(task.task).has_margin else p
+        guilty = deciding is not None and deciding <= policy.alpha
+        result.append(task.model_copy(update={"p_named": p, "guilty": guilty}))
+    return tuple(result)
 
 
 def aggregate_tasks(
@@ -82,7 +102,7 @@ def aggregate_tasks(
 ) -> AggregateResult:
     """Test all gating tasks together by the policy's rule."""
     sample = together(gating, tests, policy)
-    result = stats.aggregate(tests, method=policy.aggregation)
+    result = stats.aggregate(tests, method=policy.aggregation, near=policy.alpha)
     return AggregateResult(
         aggregation=policy.aggregation,
         proportion=gating[0].proportion,
@@ -95,6 +115,8 @@ def aggregate_tasks(
         interval=sample.interval(policy.shown_confidence),
         p_worse=result.p_value,
         log10_p_worse=result.log10_p,
+        resamples=result.resamples,
+        standard_error=result.standard_error,
         components=dict(result.components),
         noninferiority_p=sample.noninferiority(margin),
         notes=sample.notes,
@@ -136,7 +158,7 @@ def _independent(n: int, tests: Sequence[stats.Benchmark]) -> float:
     return effective_count(np.bincount(np.concatenate(keys))) if keys else n
 
 
-def benchmarks(paired: PairedScores, gating: Sequence[PairedTask]) -> list[stats.Benchmark]:
+def benchmarks(paired: PairedScores, gating: Sequence[PairedTask]) -> Suite:
     """The gating tasks as the aggregation rules take them.
 
     Items that occur in several tasks (the same document hash) are not independent: they are marked
@@ -144,11 +166,11 @@ def benchmarks(paired: PairedScores, gating: Sequence[PairedTask]) -> list[stats
     """
     keys = paired.shared_documents(gating)
     if keys is None:
-        return [_alone(task) for task in gating]
-    return [
+        return Suite(_alone(task) for task in gating)
+    return Suite(
         stats.Benchmark(task.name, differences=task.difference, clusters=task.cluster, keys=key)
         for task, key in zip(gating, keys, strict=True)
-    ]
+    )
 
 
 def _alone(task: PairedTask) -> stats.Benchmark:
@@ -184,28 +206,23 @@ def _detectable_drop(
     gating: Sequence[PairedTask], tests: Sequence[stats.Benchmark], policy: GatePolicy
 ) -> _Detectable:
     """What the policy's rule finds of the same drop on every task."""
-    power = policy.power
-    if policy.aggregation in _TOGETHER:
-        # Combined rejects whenever its pooled half does at alpha/2: its power is at least that.
-        level = _first_level(policy, len(gating))
-        by_task = policy.aggregation == "macro" and len(gating) > 1
+    power, rule, suite = policy.power, rule_named(policy.aggregation), Suite.of(tests)
+    if not rule.one_finds:
+        # Combined rejects whenever its pooled half does at this level: its power is at least that.
+        level = pooled_level(rule, None if suite.overlap else suite.lattice, policy.alpha)
+        by_task = rule.weights == "tasks" and len(gating) > 1
         sample = TaskSample(gating, by_task=by_task, tests=tests)
         return _Detectable(level, power, sample.guard_mde(level, power))
     # The other rules look at the tasks one by one; Šidák's level is what each has for itself.
     # Fisher's rule has more power against a drop that is everywhere, so this errs on the safe side.
     level = _level_of_one(policy, len(gating))
     samples = [TaskSample([task]) for task in gating]
-    if join_units(tests) is not None:
+    if suite.joint is not None:
         # What one task misses the others with the same documents may miss as well.
         mde = min(sample.guard_mde(level, power) for sample in samples)
     else:
         mde = _any_task_detects(samples, level, power)
     return _Detectable(level, power, mde)
-
-
-def _first_level(policy: GatePolicy, gating: int) -> float:
-    """Level that either part of the rule has at the least."""
-    return policy.alpha / 2 if policy.aggregation == "combined" and gating > 1 else policy.alpha
 
 
 def _level_of_one(policy: GatePolicy, gating: int) -> float:
@@ -250,7 +267,8 @@ def _samples_needed(
         Margin, and independent samples at hand.
     """
     regressions = sum(task.regressions for task in gating)
-    added_up = policy.aggregation in _TOGETHER and policy.aggregation != "macro"
+    rule = rule_named(policy.aggregation)
+    added_up = not rule.one_finds and rule.weights != "tasks"
     one_sample = added_up and all(task.binary for task in gating)
     needed = math.inf
     if one_sample:

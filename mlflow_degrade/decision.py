@@ -8,7 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 
 from . import _numbers as numbers
-from ._testing import adjust, aggregate_tasks, benchmarks, data_power, task_result
+from ._testing import (
+    adjust,
+    aggregate_tasks,
+    benchmarks,
+    data_power,
+    name_guilty,
+    task_result,
+)
 from .errors import PolicyError
 from .pairing import PairedScores, PairedTask
 from .policy import GatePolicy
@@ -23,9 +30,8 @@ from .results import (
 )
 from .scores import SampleScores
 from .stats import attempt_alpha, mcnemar
+from .stats.rules import rule_named
 
-# Rules that speak of every task: what they show must hold for every task.
-_EACH_TASK = ("min_p", "max_drop")
 _LIBRARIES = ("mlflow-degrade", "numpy", "scipy")
 
 
@@ -92,11 +98,12 @@ def decide(paired: PairedScores, policy: GatePolicy, *, attempt: int | None = No
         for side in (paired.baseline, paired.candidate):
             pool.submit(side.digest)
         tests = benchmarks(paired, gating)
-        adjusted = adjust(tests)
+        adjusted = adjust(tests, policy)
         tasks = tuple(
             task_result(t, policy, adjusted.get(t.name), len(gating)) for t in paired.tasks
         )
         aggregate = aggregate_tasks(gating, tests, policy, margin)
+        tasks = name_guilty(tasks, tests, aggregate, policy)
         power = data_power(gating, tests, policy, margin)
     verdict, reasons = _judge(tasks, aggregate, power, policy, alpha_attempt)
     if policy.portable:
@@ -183,7 +190,7 @@ def _degradations(
 
 def _fired_on_one(aggregate: AggregateResult) -> bool:
     """Whether it was single tasks, not their sum, that the rule rejected for."""
-    if aggregate.aggregation in _EACH_TASK:
+    if rule_named(aggregate.aggregation).every_task:
         return True
     parts = aggregate.components
     return "min_p" in parts and parts["min_p"] < parts.get("pooled", 0.0)
@@ -270,7 +277,7 @@ def _claims(
             needed.append((task, "its own margin"))
         elif task.guilty or (task.p_adjusted is not None and task.p_adjusted <= policy.alpha):
             needed.append((task, "the margin, where it is worse,"))
-        elif policy.aggregation in _EACH_TASK:
+        elif rule_named(policy.aggregation).every_task:
             needed.append((task, "the margin"))
     return needed
 

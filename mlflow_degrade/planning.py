@@ -7,13 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .errors import InputError
+from .errors import InputError, StatisticsInputError
 from .pairing import PairedScores
 from .stats import guard_mde, mde, sample_size, sample_size_noninferiority, upper_proportion
+from .stats.rules import DEFAULT_RULE, RULES, rule_named
 from .stats.units import effective_count
 
 _GUARD_CONFIDENCE = 0.95
 _LARGEST = 10**9
+#: Aggregation rules that samples can be planned for.
+PLANNED_RULES = tuple(name for name, rule in RULES.items() if rule.pooled_share is not None)
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def needed_samples(
     *,
     alpha: float = 0.05,
     power: float = 0.8,
-    aggregation: str = "combined",
+    aggregation: str = DEFAULT_RULE,
 ) -> NeededSamples:
     """Samples that a gate with this margin needs.
 
@@ -79,7 +82,8 @@ def needed_samples(
         Proportions; no drop can exceed the flip rate.
     alpha, power : float
     aggregation : str
-        ``combined`` tests the pooled samples at half of alpha, ``pooled`` at alpha.
+        ``pooled`` tests the pooled samples at alpha, ``combined`` at half of it or more: how much
+        more depends on the tasks, with one task it is all.
 
     Raises
     ------
@@ -116,7 +120,7 @@ def detectable_drop(
     *,
     alpha: float = 0.05,
     power: float = 0.8,
-    aggregation: str = "combined",
+    aggregation: str = DEFAULT_RULE,
 ) -> float:
     """Smallest drop that `n` pooled samples reveal; infinite where none does."""
     return mde(n, flip_rate, alpha=pooled_level(alpha, aggregation), power=power)
@@ -127,7 +131,7 @@ def suite_power(
     *,
     alpha: float = 0.05,
     power: float = 0.8,
-    aggregation: str = "combined",
+    aggregation: str = DEFAULT_RULE,
 ) -> list[SuitePower]:
     """What the tasks of a rerun can detect, one by one at alpha and all together, last.
 
@@ -176,8 +180,20 @@ def suite_power(
 
 
 def pooled_level(alpha: float, aggregation: str) -> float:
-    """The level that the pooled test has at least within an aggregation of several tasks."""
-    return alpha / 2 if aggregation == "combined" else alpha
+    """The level that the pooled test is sure to have within an aggregation rule.
+
+    Raises
+    ------
+    StatisticsInputError
+        No rule has this name, or it does not test the pooled samples.
+    """
+    share = rule_named(aggregation).pooled_share
+    if share is None:
+        raise StatisticsInputError(
+            f"aggregation = {aggregation!r} does not test the pooled samples: samples can be "
+            f"planned for {PLANNED_RULES}."
+        )
+    return alpha * share
 
 
 def _is_binary(*sides: np.ndarray) -> bool:

@@ -6,7 +6,7 @@ import difflib
 import os
 from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -23,14 +23,18 @@ from .cache import digest_json
 from .errors import PolicyError
 from .pairing import ALLOWABLE, PairedScores, pair
 from .scores import SampleScores
+from .stats.rules import DEFAULT_RULE, RULE_NAMES
 
 Rule = Literal["no_degradation", "non_inferiority"]
-Aggregation = Literal["combined", "pooled", "macro", "max_drop", "min_p", "fisher", "stouffer"]
 Tier = Literal["gating", "advisory"]
 
-AGGREGATIONS: tuple[str, ...] = (
-    "combined", "pooled", "macro", "max_drop", "min_p", "fisher", "stouffer",
-)  # fmt: skip
+#: Names of the aggregation rules, from the table in `mlflow_degrade.stats.rules`.
+AGGREGATIONS = RULE_NAMES
+if TYPE_CHECKING:
+    Aggregation = str
+else:
+    # A literal of names that are known only when the table has been read.
+    Aggregation = Literal[AGGREGATIONS]
 
 
 class TaskPolicy(BaseModel):
@@ -135,7 +139,7 @@ class GatePolicy(BaseModel):
     margin_pp: float = Field(default=2.0, gt=0, lt=100)
     margin: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     power: float = Field(default=0.8, gt=0, lt=1)
-    aggregation: Aggregation = "combined"
+    aggregation: Aggregation = DEFAULT_RULE
     metric: str | None = None
     filter: str | None = None
     tasks: dict[str, TaskPolicy] = Field(default_factory=dict)

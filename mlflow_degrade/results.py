@@ -75,8 +75,11 @@ class TaskResult(_Record):
         One-sided p-value of "the candidate is worse", and its logarithm.
     p_adjusted : float or None
         Step-down min-p adjusted over the gating tasks; None for advisory tasks.
+    p_named : float or None
+        The same by closed testing under the aggregate, so never below the aggregate's p-value.
     guilty : bool
-        Whether the adjusted p-value is at or below alpha.
+        Whether `p_named` is at or below alpha, which it never is beside an aggregate that does not
+        reject; for a task with a margin of its own, which decides by itself, `p_adjusted`.
     mde : float or None
         Smallest drop of this task alone that would have been found (see `PowerResult`), at the
         level that is left to one of the gating tasks after adjusting for all of them.
@@ -111,6 +114,7 @@ class TaskResult(_Record):
     p_worse: float
     log10_p_worse: float
     p_adjusted: float | None
+    p_named: float | None = None
     guilty: bool
     mde: float | None
     noninferiority_p: float | None
@@ -142,6 +146,10 @@ class AggregateResult(_Record):
     interval : IntervalRecord
     p_worse, log10_p_worse : float
         One-sided p-value of "the candidate is worse".
+    resamples : int
+        Joint flips that were drawn; 0 where the null law was computed.
+    standard_error : float
+        Monte-Carlo standard error of `p_worse`; 0 where there is none.
     components : dict
         p-values the rule is made of, e.g. ``pooled`` and ``min_p`` for ``combined``.
     noninferiority_p : float
@@ -161,6 +169,8 @@ class AggregateResult(_Record):
     interval: IntervalRecord
     p_worse: float
     log10_p_worse: float
+    resamples: int = 0
+    standard_error: float = 0.0
     components: dict[str, float] = {}
     noninferiority_p: float
     notes: tuple[str, ...] = ()

@@ -36,6 +36,8 @@ from simulated_designs import (
     subgroup_cell,
 )
 
+from mlflow_degrade.stats.rules import DEFAULT_RULE
+
 
 def markdown(header: list[str], rows: list[list[str]], note: str) -> str:
     """A Markdown table with a line below it."""
@@ -64,7 +66,7 @@ def points(drop: str) -> str:
 def aggregation_table(cells: list[Cell], replications: int) -> str:
     """Size and power of every rule."""
     names = {rule: rule for rule in RULES} | {
-        "combined": "**combined** (default)",
+        DEFAULT_RULE: f"**{DEFAULT_RULE}** (default)",
         "unpaired": "unpaired z test",
         "threshold": "“any benchmark drops > 0.5 pp”",
     }

@@ -99,6 +99,16 @@ def test_as_many_samples_as_needed_would_do() -> None:
         assert again.sufficient is sufficient
 
 
+def test_the_advised_samples_grow_with_the_square() -> None:
+    """At a flip rate that is well known, half of the drop takes four times the samples."""
+    found = _decide({"qa": (100, 100, 1000)}, margin_pp=1.8, aggregation="pooled").power
+    assert found.mde is not None
+    assert found.samples_needed is not None
+    ratio = found.mde / 0.018
+    assert 1.7 < ratio < 2.6
+    assert found.samples_needed == pytest.approx(1000 * ratio**2, rel=0.15)
+
+
 @pytest.mark.parametrize(("changed", "sufficient"), [(40, True), (70, False)])
 def test_the_margin_itself_has_to_be_detectable(changed: int, sufficient: bool) -> None:
     tasks = {"qa": (changed // 2, changed // 2, 1000)}

@@ -8,6 +8,8 @@ from typing import Any
 import click
 
 from ..errors import InputError
+from ..planning import PLANNED_RULES
+from ..stats.rules import DEFAULT_RULE
 from .output import OUTPUT, require_plot_name, whole_file
 from .references import read_sides, reader_options
 
@@ -52,10 +54,10 @@ Examples:
 @click.option("--power", type=float, default=0.8, show_default=True, help="Wanted power.")
 @click.option(
     "--aggregation",
-    type=click.Choice(["combined", "pooled"]),
-    default="combined",
+    type=click.Choice(PLANNED_RULES),
+    default=DEFAULT_RULE,
     show_default=True,
-    help="How the gate combines tasks; combined tests the pool at half of alpha.",
+    help="How the gate combines tasks; combined tests the pool at half of alpha at least.",
 )
 @click.option("--metric", help="Metric to read from the two runs.")
 @click.option("--plot", type=OUTPUT, metavar="FILE", help="Draw it, .png, .svg or .pdf.")

@@ -8,8 +8,9 @@ import click
 
 from ..errors import InputError
 from ..evaluation.suite import DEFAULT_LIMIT
-from ..policy import GatePolicy
+from ..policy import AGGREGATIONS, GatePolicy
 from ..runtime.providers import DEVICE_HELP
+from ..stats.rules import DEFAULT_RULE
 from .command import (
     MODEL_HELP,
     RECIPE_HELP,
@@ -45,7 +46,12 @@ The candidate is what the recipe makes, the baseline what it makes without its p
 @click.option("--limit", default=str(DEFAULT_LIMIT), help="Samples per task; 0 takes all.")
 @click.option("--alpha", default="0.05", help="One-sided significance level.")
 @click.option("--margin-pp", default="2.0", help="Largest acceptable drop, percentage points.")
-@click.option("--aggregation", default="combined", help="How the tasks become one decision.")
+@click.option(
+    "--aggregation",
+    type=click.Choice(AGGREGATIONS),
+    default=DEFAULT_RULE,
+    help="How the tasks become one decision.",
+)
 @click.option("--rule", default="no_degradation", help="no_degradation or non_inferiority.")
 @click.option("--policy", default="", help="Policy file instead of the four options above.")
 @click.option("--register-as", default="auto", help="Registry name on PASS; none registers not.")

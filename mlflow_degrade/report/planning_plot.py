@@ -8,6 +8,7 @@ from typing import Any
 
 from .._numbers import share
 from ..planning import detectable_drop
+from ..stats.rules import DEFAULT_RULE
 
 _POINTS = 60
 _SMALLEST, _LARGEST = 100, 200_000
@@ -20,7 +21,7 @@ def detectable_drops(
     drops: Sequence[float] = (),
     alpha: float = 0.05,
     power: float = 0.8,
-    aggregation: str = "combined",
+    aggregation: str = DEFAULT_RULE,
 ) -> Any:
     """Detectable drop against the number of samples, one line per flip rate.
 

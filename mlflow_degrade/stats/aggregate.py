@@ -1,4 +1,4 @@
-"""Several benchmarks, one decision: seven rules with exact null laws."""
+"""Several benchmarks, one decision: the rules of `RULES` applied to outcomes."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from typing import Any
 import numpy as np
 
 from mlflow_degrade.errors import StatisticsInputError
-from mlflow_degrade.stats import rules
-from mlflow_degrade.stats._validation import FloatArray, IntArray, check_choice
+from mlflow_degrade.stats._validation import FloatArray, IntArray
 from mlflow_degrade.stats.aggregate_intervals import aggregate_interval
-from mlflow_degrade.stats.benchmark import Benchmark, JointUnits, join_units
+from mlflow_degrade.stats.benchmark import Benchmark
+from mlflow_degrade.stats.exact_rules import RuleOutcome, weighted_sum
 from mlflow_degrade.stats.intervals import Interval
-from mlflow_degrade.stats.joint import joint_p_values
 from mlflow_degrade.stats.nulls import Nulls
-from mlflow_degrade.stats.rules import RuleOutcome
+from mlflow_degrade.stats.rules import DEFAULT_RULE, rule_named
+from mlflow_degrade.stats.suite import Suite
 
-METHODS = ("combined", "pooled", "macro", "max_drop", "min_p", "fisher", "stouffer")
 _LN10 = math.log(10.0)
 
 
@@ -39,7 +38,8 @@ class AggregateResult:
         Of the rule, larger is worse; for min_p and combined the smallest p.
     route : str
         How the null law was had: ``"exact"``; ``"exact-upper"``, an upper bound from a fine grid
-        with `p_lower` below it; ``"saddlepoint"``; ``"monte-carlo"``; two of them joined by ``+``.
+        with `p_lower` below it; ``"saddlepoint"``; ``"monte-carlo"``; ``"union-bound"``, where that
+        is below what the flips that were drawn could show.
     p_lower : float
         Guaranteed lower bound of the exact p; equals p_value without an ``"exact-upper"`` route.
     components : tuple of (str, float)
@@ -105,10 +105,11 @@ class AggregateResult:
 
 def aggregate(
     benchmarks: Sequence[Benchmark],
-    method: str = "combined",
+    method: str = DEFAULT_RULE,
     *,
     resamples: int = 20_000,
     seed: int = 0,
+    near: float | None = 0.05,
 ) -> AggregateResult:
     """Test whether a candidate is worse over several benchmarks.
 
@@ -123,6 +124,9 @@ def aggregate(
         Flips, where Monte Carlo is needed.
     seed : int
         Of Monte Carlo.
+    near : float or None
+        Up to a million flips are drawn while the p-value is within three standard errors of this
+        level, so that chance does not decide.
 
     Returns
     -------
@@ -144,15 +148,17 @@ def aggregate(
     - min_p: 1 − Π(1 − F_k(p_min)) with F_k the discrete law of the k-th p-value.
     - fisher: −2Σ ln p_k against its discrete law; against χ² it would be conservative.
     - stouffer: Σ √m_k·Φ⁻¹(1 − mid-p_k) against its discrete law.
-    - combined: min(1, 2·min(p_pooled, p_min_p)): a drop spread over all benchmarks and a drop
-      concentrated in one are both found.
+    - combined: the smaller of p_pooled and p_min_p against the joint law of both, ties broken by
+      the larger: a drop spread over all benchmarks and a drop concentrated in one are both found.
+      With one benchmark it is pooled.
 
     Valid when items (or the clusters given) are independent and graded differences are symmetric
     about 0 under the null. All laws are then exact, conditional on the magnitudes, if benchmarks
     share no items; the sums with incommensurable weights (macro, fisher, stouffer) are bounded from
-    above on a grid when enumeration is too large. Items with the same key are flipped jointly,
-    which leaves pooled and macro exact; the other rules, and benchmarks of continuous scores, then
-    use Monte Carlo. Benchmarks without discordant pairs contribute nothing. Cauchy's and the
+    above on a grid when enumeration is too large. Continuous scores are rounded to about a
+    hundredth of their typical size, which leaves the test exact. Items with the same key are
+    flipped jointly, which leaves pooled and macro exact; the other rules then use Monte Carlo.
+    Benchmarks without discordant pairs contribute nothing. Cauchy's and the
     harmonic-mean combination are not offered: discrete p-values put an atom at 1, which destroys
     their power.
 
@@ -168,33 +174,23 @@ def aggregate(
     >>> round(aggregate(suite, "fisher").p_value, 6)
     0.037861
     >>> round(aggregate(suite).p_value, 6)
-    0.052239
+    0.031794
     """
-    check_choice("method", method, METHODS)
-    benchmarks = tuple(benchmarks)
-    names = tuple(one.name for one in benchmarks)
-    if not benchmarks:
-        raise StatisticsInputError("no benchmark given: at least one is needed.")
-    if len(set(names)) < len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise StatisticsInputError(
-            f"benchmark names {twice} occur more than once: results are reported by name, make "
-            f"them distinct."
-        )
-    joint = join_units(benchmarks)
-    nulls = Nulls.of_benchmarks(benchmarks, None if joint is None else joint.values)
-    if nulls is not None and (joint is None or not joint.shared.any()):
-        sizes = None if method != "macro" else _sizes(benchmarks)
-        outcome = _exact(nulls, sizes, method)
-        p_each = nulls.p_each
+    rule = rule_named(method)
+    suite = Suite.of(benchmarks)
+    sizes = suite.sizes if rule.needs_sizes else None
+    nulls = suite.lattice if rule.common_lattice else suite.nulls
+    if rule.drawn is None and (suite.overlap or suite.nulls.rounded or nulls is not suite.nulls):
+        outcome = weighted_sum(suite.units, np.ones(len(suite)) if sizes is None else 1.0 / sizes)
+    elif rule.drawn is not None and (suite.overlap or nulls is None):
+        outcome = rule.drawn(suite.flips(resamples, seed), near)
     else:
-        outcome, p_each = _resampled(benchmarks, joint, nulls, method, resamples, seed)
-    return _result(
-        method, outcome, names, p_each, joint.shared_keys if joint else 0, benchmarks, None
-    )
+        outcome = rule.exact(nulls or suite.nulls, sizes)
+    shared = suite.joint.shared_keys if suite.joint else 0
+    return _result(method, outcome, suite.names, suite.nulls.p_each, shared, tuple(suite), None)
 
 
-def aggregate_counts(b: Any, c: Any, n: Any = None, method: str = "combined") -> AggregateResult:
+def aggregate_counts(b: Any, c: Any, n: Any = None, method: str = DEFAULT_RULE) -> AggregateResult:
     """`aggregate` for many binary benchmarks given as arrays.
 
     Parameters
@@ -229,7 +225,7 @@ def aggregate_counts(b: Any, c: Any, n: Any = None, method: str = "combined") ->
     >>> round(aggregate_counts([6, 9, 4], [2, 5, 1], method="min_p").p_value, 6)
     0.245671
     """
-    check_choice("method", method, METHODS)
+    rule = rule_named(method)
     arrays = [np.asarray(x) for x in ((b, c) if n is None else (b, c, n))]
     if any(x.ndim != 1 or x.shape != arrays[0].shape or not x.size for x in arrays):
         raise StatisticsInputError(
@@ -248,54 +244,12 @@ def aggregate_counts(b: Any, c: Any, n: Any = None, method: str = "combined") ->
             f"b + c exceeds n at position {where}: discordant pairs are a part of all pairs."
         )
     nulls = Nulls.of_counts(regressions, improvements)
-    if method == "macro" and pairs is None:
+    if rule.needs_sizes and pairs is None:
         raise StatisticsInputError("n is missing: the macro mean divides by the number of pairs.")
-    outcome = _exact(nulls, pairs, method)
+    outcome = rule.exact(nulls, pairs)
     names = tuple(map(str, range(regressions.size)))
     counts = (regressions, improvements, pairs)
     return _result(method, outcome, names, nulls.p_each, 0, (), counts)
-
-
-def _exact(nulls: Nulls, sizes: IntArray | None, method: str) -> RuleOutcome:
-    if method == "pooled":
-        return rules.pooled(nulls)
-    if method == "macro":
-        return rules.macro(nulls, sizes)
-    if method == "combined":
-        return rules.combined(rules.pooled(nulls), rules.min_p(nulls))
-    return rules.BY_NAME[method](nulls)
-
-
-def _resampled(
-    benchmarks: tuple[Benchmark, ...],
-    joint: JointUnits | None,
-    nulls: Nulls | None,
-    method: str,
-    resamples: int,
-    seed: int,
-) -> tuple[RuleOutcome, FloatArray]:
-    """Rules for benchmarks that share items or have no lattice."""
-    units = joint if joint is not None else JointUnits.disjoint(benchmarks)
-    sampled = joint_p_values(units, nulls, resamples=resamples, seed=seed)
-    if method in ("pooled", "macro"):
-        weights = np.ones(len(benchmarks))
-        if method == "macro":
-            weights = 1.0 / _sizes(benchmarks)
-        return rules.weighted_sum(units, weights, resamples, seed), sampled.p_each
-    if method == "combined":
-        pooled = rules.weighted_sum(units, np.ones(len(benchmarks)), resamples, seed)
-        return rules.combined(pooled, sampled.outcome("min_p")), sampled.p_each
-    return sampled.outcome(method), sampled.p_each
-
-
-def _sizes(benchmarks: tuple[Benchmark, ...]) -> IntArray:
-    for one in benchmarks:
-        if not one.n:
-            raise StatisticsInputError(
-                f"benchmark {one.name!r} has n = {one.n!r}: the macro mean divides by the number "
-                f"of pairs."
-            )
-    return np.array([one.n for one in benchmarks], dtype=np.int64)
 
 
 def _result(

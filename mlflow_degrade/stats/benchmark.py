@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, overload
 
 import numpy as np
 
@@ -163,19 +164,46 @@ class JointUnits:
         return cls(tuple(values), tuple(sizes), shared, 0)
 
 
+class Benchmarks(Sequence[Benchmark]):
+    """Benchmarks whose joint units are formed once, however often they are asked for."""
+
+    def __init__(self, benchmarks: Iterable[Benchmark]) -> None:
+        self._benchmarks = tuple(benchmarks)
+
+    @overload
+    def __getitem__(self, index: int) -> Benchmark: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Benchmark]: ...
+    def __getitem__(self, index: int | slice) -> Benchmark | Sequence[Benchmark]:
+        return self._benchmarks[index]
+
+    def __len__(self) -> int:
+        return len(self._benchmarks)
+
+    @cached_property
+    def joint(self) -> JointUnits | None:
+        """See `join_units`."""
+        return _join(self._benchmarks)
+
+
 def join_units(benchmarks: Sequence[Benchmark]) -> JointUnits | None:
     """Merge units that share a key; None if no key occurs in two benchmarks or twice in one.
 
     Parameters
     ----------
     benchmarks : sequence of Benchmark
-        Those without keys are taken to be disjoint from all others.
+        Those without keys are taken to be disjoint from all others. `Benchmarks` remember the
+        result.
 
     Returns
     -------
     JointUnits or None
         Units are the connected components of "is in the same cluster" and "has the same key".
     """
+    return benchmarks.joint if isinstance(benchmarks, Benchmarks) else _join(benchmarks)
+
+
+def _join(benchmarks: Sequence[Benchmark]) -> JointUnits | None:
     keyed = [index for index, one in enumerate(benchmarks) if one.keys is not None]
     if not keyed:
         return None

@@ -10,73 +10,22 @@ one inverse Fourier transform over the few lattice points it lives on, and the t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy import optimize, special
 
 from mlflow_degrade.stats._validation import FloatArray, IntArray
 
-# Magnitudes count as equal, or as multiples of a step, up to this fraction of the largest: it
-# absorbs 0.1 + 0.2 != 0.3 and averages of repeats, and is far below any step that is accepted.
-_TIE = 1e-10
-_FINEST_STEP = 1e-5
 # Tilted mass further away than this many nats is left out: 1e-20 in relative terms.
 _NATS = 46.0
-_LARGEST_WINDOW = 1 << 23
+# Masses that a Fourier transform takes a millisecond for, and those it takes a tenth of a second.
+_QUICK_WINDOW, LARGEST_WINDOW = 1 << 17, 1 << 20
+# Convolving coin by coin costs units × total additions, and counts up to 2^units stay doubles.
+_MOST_COINS, _MOST_ADDITIONS = 1_000, 40_000_000
+# Beyond, rounding of the logarithm of a factorial shows in the eleventh digit.
+_DIRECT_BINOMIAL = 20_000
 _LN2 = math.log(2.0)
-
-
-def find_step(magnitudes: FloatArray) -> tuple[float, IntArray] | None:
-    """Find a step of which all magnitudes are multiples.
-
-    Parameters
-    ----------
-    magnitudes : ndarray of float64
-        Positive values.
-
-    Returns
-    -------
-    tuple of float and ndarray of int64, or None
-        The step and the multiples; None if the values look continuous.
-
-    Examples
-    --------
-    >>> find_step(np.array([0.1, 0.2, 0.1 + 0.2]))
-    (0.1..., array([1, 2, 3]))
-    """
-    largest = float(magnitudes.max())
-    tolerance = _TIE * largest
-    # A few values nearly always reveal the step; the rest only has to confirm it.
-    step = _common_step(np.unique(magnitudes[:512]), tolerance)
-    while step >= _FINEST_STEP * largest:
-        multiples = np.rint(magnitudes / step)
-        # Dividing by a rounded step is off by up to multiples·eps: fit the step on the largest.
-        step = largest / float(multiples.max())
-        stray = np.abs(magnitudes - multiples * step) > tolerance
-        if not stray.any():
-            return step, multiples.astype(np.int64)
-        more = np.unique(magnitudes[stray][:512])
-        finer = _common_step(np.append(more, step), tolerance)
-        if finer >= 0.75 * step:
-            return None
-        step = finer
-    return None
-
-
-def _common_step(values: FloatArray, tolerance: float) -> float:
-    """Euclid's algorithm on floats that are exact up to `tolerance`."""
-    step = largest = 0.0
-    for value in values.tolist():
-        a, b = value, step
-        while b > tolerance * 10.0:
-            # The symmetric remainder keeps a value just below a multiple from looking like b.
-            a, b = b, abs(math.remainder(a, b))
-        # Euclid multiplies the rounding of its inputs, from value to value anew: a step fitted on
-        # the largest value so far is as exact as that value.
-        largest = max(largest, value)
-        step = largest / max(round(largest / a), 1)
-    return step
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,6 +45,9 @@ class FlipLaw:
     sizes: IntArray
     counts: IntArray
     step: float = 1.0
+    # Stretches of the tail that were computed: first mass, log P(R >= first, first + 1, …).
+    _known: list[tuple[int, FloatArray]] = field(default_factory=list, init=False, repr=False)
+    _counted: list[FloatArray] = field(default_factory=list, init=False, repr=False)
 
     @classmethod
     def from_multiples(cls, multiples: IntArray, step: float = 1.0) -> FlipLaw:
@@ -120,13 +72,7 @@ class FlipLaw:
         return cls(sizes // divisor, counts[sizes], step * divisor)
 
     def merged(self) -> FlipLaw:
-        """The same law with equal sizes counted together and no common divisor.
-
-        Returns
-        -------
-        FlipLaw
-            Sizes ascending and distinct, as the other methods expect.
-        """
+        """The same law with equal sizes counted together, as other methods expect."""
         sizes, where = np.unique(self.sizes, return_inverse=True)
         counts = np.bincount(where.reshape(-1), weights=self.counts).astype(np.int64)
         divisor = int(np.gcd.reduce(sizes))
@@ -147,9 +93,25 @@ class FlipLaw:
         """Variance of R in lattice units squared."""
         return 0.25 * float(np.dot(self.sizes.astype(np.float64) ** 2, self.counts))
 
-    def feasible(self) -> bool:
-        """Whether a tail fits into the memory set aside for it."""
-        return 2.0 * self._reach(self.variance) < _LARGEST_WINDOW
+    def feasible(self, window: int = _QUICK_WINDOW) -> bool:
+        """Whether the masses that matter are so few that tails come quickly."""
+        return min(self.total, 2.0 * self._reach(self.variance)) < window
+
+    def _countable(self) -> bool:
+        return self.units <= _MOST_COINS and self.units * self.total <= _MOST_ADDITIONS
+
+    def _numbers(self) -> FloatArray:
+        """How many of the 2^units flips have R = 0 … total: sums of positive terms, so precise."""
+        if self._counted:
+            return self._counted[0]
+        number = np.zeros(self.total + 1)
+        number[0], reach = 1.0, 0
+        for size, count in zip(self.sizes.tolist(), self.counts.tolist(), strict=True):
+            for _ in range(count):
+                number[size : reach + size + 1] += number[: reach + 1]
+                reach += size
+        self._counted.append(number)
+        return number
 
     def log_tail(self, at_least: int) -> float:
         """log P(R >= at_least).
@@ -185,25 +147,127 @@ class FlipLaw:
             return math.log1p(-math.exp(self.log_tail(total - at_least + 1)))
         if self.sizes.size == 1:
             return _log_binomial_tail(at_least, self.units)
-        theta = self._tilt(float(at_least))
-        pmf, start = self._tilted_pmf(theta)
-        upper = pmf[at_least - start :]
-        decayed = upper * np.exp(-theta * np.arange(upper.size))
-        return self._log_cost(theta, at_least) + math.log(float(decayed.sum()))
+        first, tails = self._stretch(at_least)
+        return float(tails[at_least - first])
 
-    def tail(self, at_least: int) -> float:
-        """P(R >= at_least); for equal magnitudes to the last digit what McNemar's test gives.
+    def critical(self, log_p: float) -> int:
+        """Smallest mass with log_tail(mass) <= log_p.
 
         Parameters
         ----------
-        at_least : int
-            Threshold in lattice units.
+        log_p : float
+            Natural logarithm of a level.
 
         Returns
         -------
-        float
-            Zero where it underflows, see `log_tail`.
+        int
+            total + 1 if there is none.
+
+        Examples
+        --------
+        >>> law = FlipLaw.from_multiples(np.array([1, 1, 2]))
+        >>> law.critical(math.log(0.38)), law.critical(math.log(0.1))
+        (3, 5)
         """
+        if log_p >= 0.0:
+            return 0
+        if log_p < -self.units * _LN2:
+            return self.total + 1
+        if self.sizes.size == 1:
+            return self._bisected(log_p, 0, self.total + 1)
+        if log_p > -0.69:
+            # The lower half is the upper one seen from the other end.
+            other = math.nextafter(math.log(-math.expm1(log_p)), -math.inf)
+            return self.total + 2 - self.critical(other)
+        centre, lowest = 0.5 * self.total, self.total // 2 + 1
+        guess = centre - float(special.ndtri_exp(log_p)) * math.sqrt(self.variance)
+        position = min(max(math.ceil(guess), lowest), self.total)
+        if self._countable():
+            position = self.total
+        for _ in range(100):
+            first, tails = self._stretch(position)
+            highest, least = float(tails[0]), float(tails[-1])
+            # The logarithm of a tail falls faster and faster: about as steeply as here.
+            slope = max((highest - least) / tails.size, 1e-9)
+            if log_p < least and first + tails.size <= self.total:
+                position = min(first + tails.size + int((least - log_p) / slope), self.total)
+            elif log_p >= highest and first > lowest:
+                position = max(first - 1 - int((log_p - highest) / slope), lowest)
+            else:
+                return first + int(np.searchsorted(-tails, -log_p, side="left"))
+        return self._bisected(log_p, lowest - 1, self.total)
+
+    def _bisected(self, log_p: float, low: int, high: int) -> int:
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self.log_tail(middle) <= log_p else (middle, high)
+        return high
+
+    def _stretch(self, position: int) -> tuple[int, FloatArray]:
+        """Logarithms of consecutive tails around a mass above total/2, computed once."""
+        for first, tails in self._known:
+            if first <= position < first + tails.size:
+                return first, tails
+        if self._countable():
+            number = self._numbers()
+            found = (0, np.log(np.cumsum(number[::-1])[::-1]) - self.units * _LN2)
+        else:
+            theta = self._tilt(float(position))
+            pmf, start = self._tilted_pmf(theta)
+            deviation = math.sqrt(self._tilted_variance(theta))
+            first = max(position - int(deviation), start, self.total // 2 + 1)
+            length = min(position + int(3.0 * deviation) + 1, self.total + 1) - first
+            upper = pmf[first - start :]
+            decayed = upper * np.exp(-theta * np.arange(upper.size))
+            tails = np.cumsum(decayed[::-1])[::-1][:length]
+            found = (first, self._log_cost(theta, first) + np.log(tails))
+        self._known.append(found)
+        return found
+
+    def tilt_to(self, mass: int) -> float:
+        """The tilt that makes a mass above total/2 the mean, or nearly the largest one; 0 below."""
+        if not self.units:
+            return 0.0
+        # At the very end all weight would lie on one point.
+        return self._tilt(min(float(mass), self.total - 0.5 * float(self.sizes[0])))
+
+    def window(self, theta: float) -> tuple[int, int]:
+        """First mass and even length of the masses that matter under a tilt."""
+        mean = float(np.dot(self.sizes * self._tilted_odds(theta), self.counts))
+        reach = self._reach(self._tilted_variance(theta))
+        first, last = max(math.floor(mean - reach), 0), min(math.ceil(mean + reach), self.total)
+        return first, _even_fast_length(last - first + 1)
+
+    def tilted(self, theta: float) -> tuple[FloatArray, int, float]:
+        """Probabilities under a tilt, where they live, and what takes the tilt back.
+
+        Parameters
+        ----------
+        theta : float
+            P_θ(R = r) is proportional to P(R = r)·exp(θ·r).
+
+        Returns
+        -------
+        tuple of ndarray of float64, int, float
+            w, s, g with P(R = s + i) = w[i]·exp(g − θ·i).
+        """
+        if self.sizes.size == 1 and self.units <= _DIRECT_BINOMIAL:
+            size, coins = int(self.sizes[0]), self.units
+            heads = np.arange(coins + 1.0)
+            log_w = special.gammaln(coins + 1.0) - special.gammaln(heads + 1.0)
+            log_w -= special.gammaln(coins - heads + 1.0) + coins * np.logaddexp(0.0, theta * size)
+            weights = np.zeros(self.total + 1)
+            weights[::size] = np.exp(log_w + theta * size * heads)
+            return weights, 0, self._log_cost(theta, 0)
+        if self._countable():
+            cost = self._log_cost(theta, 0)
+            tilted = self.log_pmf() + theta * np.arange(self.total + 1.0)
+            return np.exp(tilted - cost), 0, cost
+        weights, start = self._tilted_pmf(theta)
+        return weights, start, self._log_cost(theta, start)
+
+    def tail(self, at_least: int) -> float:
+        """P(R >= at_least), zero where it underflows; for equal magnitudes McNemar's, exactly."""
         if self.sizes.size == 1 and 0 < at_least <= self.total:
             return float(special.betainc(at_least, self.total - at_least + 1, 0.5))
         return math.exp(self.log_tail(at_least))
@@ -225,6 +289,9 @@ class FlipLaw:
                 - special.gammaln(total - support + 1.0)
                 - total * _LN2
             )
+        if self._countable():
+            with np.errstate(divide="ignore"):
+                return np.asarray(np.log(self._numbers()) - self.units * _LN2)
         result = np.full(total + 1, -math.inf)
         smallest, position = int(self.sizes[0]), (total + 1) // 2
         while position <= total - smallest:

@@ -29,11 +29,19 @@ class CombinedP:
         Its upper tail.
     method : str
         Which combination.
+    log10_p : float
+        Finite also where `p_value` underflows; −∞ for certainty, a p-value of 0 among those given.
     """
 
     statistic: float
     p_value: float
     method: str
+    log10_p: float = math.nan
+
+    def __post_init__(self) -> None:
+        if math.isnan(self.log10_p):
+            log10_p = math.log10(self.p_value) if self.p_value > 0.0 else -math.inf
+            object.__setattr__(self, "log10_p", log10_p)
 
 
 def holm(p_values: Any) -> FloatArray:
@@ -185,7 +193,12 @@ def combine_fisher(p_values: Any) -> CombinedP:
     if float(p.min()) == 0.0:
         return CombinedP(math.inf, 0.0, "fisher-chi2")
     statistic = -2.0 * float(np.log(p).sum())
-    return CombinedP(statistic, float(special.chdtrc(2 * p.size, statistic)), "fisher-chi2")
+    # With 2K degrees of freedom the tail is that of a Poisson law: e^{−x/2}·Σ_{j<K} (x/2)^j/j!.
+    half, order = 0.5 * statistic, np.arange(p.size)
+    terms = special.xlogy(order, half) - special.gammaln(order + 1.0)
+    log_p = min(float(special.logsumexp(terms)) - half, 0.0)
+    p_value = float(special.chdtrc(2 * p.size, statistic))
+    return CombinedP(statistic, p_value, "fisher-chi2", log_p / math.log(10.0))
 
 
 def combine_stouffer(p_values: Any, weights: Any = None) -> CombinedP:
@@ -233,4 +246,5 @@ def combine_stouffer(p_values: Any, weights: Any = None) -> CombinedP:
     scores = -special.ndtri(p[weight > 0.0])
     active = weight[weight > 0.0]
     statistic = float(np.dot(active, scores)) / math.sqrt(float(np.dot(active, active)))
-    return CombinedP(statistic, float(special.ndtr(-statistic)), "stouffer")
+    log10_p = float(special.log_ndtr(-statistic)) / math.log(10.0)
+    return CombinedP(statistic, float(special.ndtr(-statistic)), "stouffer", log10_p)

@@ -14,6 +14,7 @@ from functools import cached_property
 import numpy as np
 from scipy import special
 
+from mlflow_degrade.errors import StatisticsInputError
 from mlflow_degrade.stats._validation import FloatArray, IntArray
 from mlflow_degrade.stats.benchmark import Benchmark
 from mlflow_degrade.stats.lattice import FlipLaw
@@ -22,7 +23,8 @@ from mlflow_degrade.stats.mcnemar import (
     critical_and_tail,
     mcnemar_log10_p_worse,
 )
-from mlflow_degrade.stats.signflip import flip_law
+from mlflow_degrade.stats.signflip import flip_law, rounded_law
+from mlflow_degrade.stats.steps import find_step
 
 _LN10 = math.log(10.0)
 _DEEP = 1e-280
@@ -44,12 +46,15 @@ class Nulls:
         Size of a lattice unit on the scale of the scores.
     laws : mapping of int to FlipLaw
         For the benchmarks whose law is not binomial.
+    rounded : bool
+        Whether differences without a step of their own were rounded to one.
     """
 
     mass: IntArray
     coins: IntArray
     steps: FloatArray
     laws: dict[int, FlipLaw]
+    rounded: bool = False
 
     @classmethod
     def of_counts(cls, b: IntArray, c: IntArray) -> Nulls:
@@ -58,9 +63,14 @@ class Nulls:
 
     @classmethod
     def of_benchmarks(
-        cls, benchmarks: Sequence[Benchmark], values: Sequence[FloatArray] | None = None
-    ) -> Nulls | None:
-        """Laws of any benchmarks; None if one of them has no feasible lattice.
+        cls,
+        benchmarks: Sequence[Benchmark],
+        values: Sequence[FloatArray] | None = None,
+        *,
+        commensurable: bool = False,
+        coarser: int = 1,
+    ) -> Nulls:
+        """Laws of any benchmarks; differences without a step of their own are rounded to one.
 
         Parameters
         ----------
@@ -68,31 +78,84 @@ class Nulls:
             The outcomes.
         values : sequence of ndarray, optional
             Joint unit values to use instead of the benchmarks' own.
+        commensurable : bool
+            Also round where the step is no power of two, so that all steps have one in common.
+        coarser : int
+            Power of two by which the rounding is coarser than it need be for one benchmark.
 
         Returns
         -------
-        Nulls or None
+        Nulls
             In the order given.
         """
         mass, coins = np.zeros((2, len(benchmarks)), dtype=np.int64)
-        steps, laws = np.ones(len(benchmarks)), {}
+        steps, laws, rounded = np.ones(len(benchmarks)), {}, False
         for index, benchmark in enumerate(benchmarks):
             counts = benchmark.counts
             if counts is not None and values is None:
                 mass[index], coins[index] = counts[0], sum(counts)
                 continue
             own = benchmark.as_units().values if values is None else values[index]
-            own = own[own != 0.0]
-            if not own.size:
-                continue
-            found = flip_law(own, np.abs(own))
+            found = flip_law(own)
+            if found is not None and commensurable and math.frexp(found[0].step)[0] != 0.5:
+                found = None
             if found is None:
-                return None
+                found, rounded = rounded_law(own, coarser), True
             law, mass[index] = found
             coins[index], steps[index] = law.units, law.step
             if law.sizes.size > 1:
                 laws[index] = law
-        return cls(mass, coins, steps, laws)
+        return cls(mass, coins, steps, laws, rounded)
+
+    @cached_property
+    def common_step(self) -> tuple[float, IntArray] | None:
+        """Step of which all benchmarks' steps are multiples, and these; None if it is too fine."""
+        informative = self.coins > 0
+        multiples = np.ones(self.size, dtype=np.int64)
+        if not informative.any():
+            return 1.0, multiples
+        found = find_step(self.steps[informative])
+        if found is None:
+            return None
+        multiples[informative] = found[1]
+        law = self._summed(multiples, found[0])
+        return (found[0], multiples) if law.feasible() else None
+
+    @cached_property
+    def sum_law(self) -> FlipLaw:
+        """Law of the total regression mass on the common step."""
+        if self.common_step is None:
+            raise StatisticsInputError("the benchmarks' steps have no common one.")
+        return self._summed(self.common_step[1], self.common_step[0])
+
+    @property
+    def sum_mass(self) -> int:
+        """Observed total regression mass in units of `sum_law`."""
+        if self.common_step is None:
+            raise StatisticsInputError("the benchmarks' steps have no common one.")
+        return int(np.dot(self.common_step[1], self.mass)) // self._divisor
+
+    @property
+    def sum_multiples(self) -> IntArray:
+        """What a lattice unit of each benchmark is in units of `sum_law`."""
+        multiples = np.ones(self.size, dtype=np.int64)
+        if self.common_step is not None:
+            informative = self.coins > 0
+            multiples[informative] = self.common_step[1][informative] // self._divisor
+        return multiples
+
+    @property
+    def _divisor(self) -> int:
+        # `FlipLaw.merged` takes a common divisor of all sizes out.
+        step = self.common_step[0] if self.common_step is not None else 1.0
+        return max(round(self.sum_law.step / step), 1)
+
+    def _summed(self, multiples: IntArray, step: float) -> FlipLaw:
+        parts = [(self.law(k), int(multiples[k])) for k in np.flatnonzero(self.coins).tolist()]
+        if not parts:
+            return FlipLaw(np.array([1]), np.array([0]), step)
+        sizes = np.concatenate([law.sizes * factor for law, factor in parts])
+        return FlipLaw(sizes, np.concatenate([law.counts for law, _ in parts]), step).merged()
 
     @property
     def size(self) -> int:
@@ -126,9 +189,10 @@ class Nulls:
         """Natural logarithm of `p_each`, finite."""
         if self.size and float(self.p_each.min()) > _DEEP:
             return np.asarray(np.log(self.p_each))
-        return self._log_tails(self.mass)
+        return self.log_tails_at(self.mass)
 
-    def _log_tails(self, mass: IntArray) -> FloatArray:
+    def log_tails_at(self, mass: IntArray) -> FloatArray:
+        """log P(R >= mass) of each benchmark; −inf above the largest mass."""
         inside = np.minimum(mass, self.coins)
         with np.errstate(divide="ignore"):
             result = mcnemar_log10_p_worse(inside, self.coins - inside) * _LN10
@@ -142,13 +206,25 @@ class Nulls:
         """log P(p_k <= p) of each benchmark's own p-value, a discrete law below uniform."""
         if log_p >= -_TIE:
             return np.zeros(self.size)
-        log_p += _TIE * max(1.0, -log_p)
-        if log_p > math.log(_DEEP) and not self.laws:
+        log_p = with_ties(log_p)
+        if log_p > math.log(_DEEP):
             _, tail = critical_and_tail(self.coins.astype(np.float64), math.exp(log_p))
             with np.errstate(divide="ignore"):
-                return np.asarray(np.log(tail))
-        critical = [_critical_mass(self.law(index), log_p) for index in range(self.size)]
-        return self._log_tails(np.array(critical, dtype=np.int64))
+                result = np.asarray(np.log(tail))
+            for index, law in self.laws.items():
+                result[index] = law.log_tail(law.critical(log_p))
+            return result
+        return self.log_tails_at(self.critical(log_p))
+
+    def critical(self, log_p: float) -> IntArray:
+        """Smallest mass of each benchmark whose own log p is at most `log_p`; no ties are added."""
+        if log_p > math.log(_DEEP):
+            found, _ = critical_and_tail(self.coins.astype(np.float64), math.exp(min(log_p, 0.0)))
+            critical = found.astype(np.int64)
+            for index, law in self.laws.items():
+                critical[index] = law.critical(log_p)
+            return critical
+        return np.array([self.law(k).critical(log_p) for k in range(self.size)], dtype=np.int64)
 
     def scales(self) -> FloatArray:
         """Null standard deviation of 2R − total, in lattice units; 1 where nothing is flipped."""
@@ -165,7 +241,7 @@ class Nulls:
         """log P(standardised drop >= drop) of each benchmark; −inf where nothing is flipped."""
         needed = 0.5 * (self.totals() + drop * self.scales())
         mass = np.ceil(needed - 1e-9 * (1.0 + np.abs(needed))).astype(np.int64)
-        return self._log_tails(np.maximum(mass, 0))
+        return self.log_tails_at(np.maximum(mass, 0))
 
     def log_pmf(self, index: int) -> FloatArray:
         """log P(R = 0 … total) of one benchmark."""
@@ -191,10 +267,26 @@ def mid_scores(log_pmf: FloatArray) -> FloatArray:
     return scores
 
 
-def _critical_mass(law: FlipLaw, log_p: float) -> int:
-    """Smallest mass with log P(R >= mass) <= log_p; total + 1 if there is none."""
-    low, high = 0, law.total + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if law.log_tail(middle) <= log_p else (middle, high)
-    return high
+def with_ties(log_p: float) -> float:
+    """A level that lets p-values pass which differ from it by rounding only."""
+    return log_p + _TIE * max(1.0, -log_p)
+
+
+def without_ties(log_p: float) -> float:
+    """A level just below p-values that differ from it by rounding only."""
+    return log_p - _TIE * max(1.0, -log_p)
+
+
+def any_of(log_probabilities: FloatArray) -> float:
+    """log of the probability that at least one of independent events happens."""
+    finite = log_probabilities[np.isfinite(log_probabilities)]
+    if not finite.size:
+        return -math.inf
+    largest = float(finite.max())
+    if largest >= 0.0:
+        return 0.0
+    if largest < -600.0:
+        # Products of such probabilities are beyond the doubles and irrelevant.
+        return float(special.logsumexp(finite))
+    none = float(np.log1p(-np.exp(finite)).sum())
+    return math.log(-math.expm1(none))

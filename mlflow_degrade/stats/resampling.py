@@ -57,6 +57,7 @@ class SubsetSums:
         padded[: magnitudes.size] = magnitudes
         bits = ((np.arange(256)[:, None] >> np.arange(8)) & 1).astype(np.float64)
         self._tables = padded.reshape(groups, 8) @ bits.T
+        self.groups, self.total = groups, float(magnitudes.sum())
 
     def draw(self, rng: np.random.Generator, count: int) -> FloatArray:
         """Draw `count` independent subset sums.

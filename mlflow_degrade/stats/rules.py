@@ -1,219 +1,191 @@
-"""The aggregation rules, each against the product of the benchmarks' exact null laws."""
+"""The aggregation rules, one table.
+
+A rule is added by writing its statistic and one entry in the table; policies, commands, documents
+and reports take names and properties from here.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
-import numpy as np
-from scipy import special
-
-from mlflow_degrade.errors import StatisticsInputError
-from mlflow_degrade.stats._validation import BoolArray, FloatArray, IntArray
-from mlflow_degrade.stats.benchmark import JointUnits
-from mlflow_degrade.stats.lattice import FlipLaw, find_step
-from mlflow_degrade.stats.nulls import Nulls, log_tails, mid_scores
-from mlflow_degrade.stats.signflip import signflip_units
-from mlflow_degrade.stats.sums import AtomLaw, sum_tail
-from mlflow_degrade.stats.units import FlipUnits
+from mlflow_degrade.stats import drawn_rules, exact_rules
+from mlflow_degrade.stats._validation import IntArray, check_choice
+from mlflow_degrade.stats.exact_rules import RuleOutcome
+from mlflow_degrade.stats.joint import JointFlips
+from mlflow_degrade.stats.nulls import Nulls
 
 
 @dataclass(frozen=True, slots=True)
-class RuleOutcome:
-    """What a rule found; logarithms are natural, p is more precise where a rule knows it."""
+class AggregationRule:
+    """One way to make one decision of several benchmarks.
 
-    log_p: float
-    statistic: float
-    route: str = "exact"
-    log_p_lower: float = math.nan
-    p: float = math.nan
-    components: tuple[tuple[str, float], ...] = ()
-    resamples: int = 0
-    standard_error: float = 0.0
+    Parameters
+    ----------
+    name : str
+        As in a policy's `aggregation`.
+    statistic : str
+        Its formula; d_k = b_k − c_k, m_k = b_k + c_k, p_k the benchmark's own p-value.
+    sees, blind : str
+        The damage it is best at, and what it overlooks.
+    source : str
+        Who proposed it.
+    valid : str
+        What its null law rests on beyond independent items and, for graded scores, symmetry.
+    weights : {"items", "tasks"} or None
+        For a weighted sum of the differences: what counts the same. None for the others.
+    every_task : bool
+        Whether it speaks of every single task: it rejects for the worst of them alone, and "no
+        worse than the margin" has to hold for each.
+    common_lattice : bool
+        Whether `exact` needs laws with a common step.
+    exact : callable
+        From the laws and, for weights by task, the numbers of items.
+    drawn : callable or None
+        From joint flips and the level near which to be precise; None for sums, which stay exact.
+    pooled_share : float or None
+        Part of alpha at which the pooled p-value alone is sure to make it reject; None if it does
+        not look at it.
+    one_finds : bool
+        Whether the power against the same drop everywhere is that of one benchmark finding it, not
+        that of their sum.
+    """
 
-    def __post_init__(self) -> None:
-        if math.isnan(self.log_p_lower):
-            object.__setattr__(self, "log_p_lower", self.log_p)
-        if math.isnan(self.p):
-            object.__setattr__(self, "p", math.exp(self.log_p))
+    name: str
+    statistic: str
+    sees: str
+    blind: str
+    source: str
+    valid: str
+    exact: Callable[[Nulls, IntArray | None], RuleOutcome]
+    drawn: Callable[[JointFlips, float | None], RuleOutcome] | None = None
+    weights: Literal["items", "tasks"] | None = None
+    every_task: bool = False
+    common_lattice: bool = False
+    pooled_share: float | None = None
+    one_finds: bool = False
 
-
-def pooled(nulls: Nulls) -> RuleOutcome:
-    """Sum of all differences, on the scale of the scores."""
-    if not nulls.laws and _equal(nulls.steps[nulls.coins > 0]):
-        mass, coins = int(nulls.mass.sum()), int(nulls.coins.sum())
-        law = FlipLaw(np.array([1]), np.array([coins]))
-        # To the last digit what McNemar's test gives on the summed counts.
-        p = law.tail(mass)
-        log_p = math.log(p) if p > 1e-280 else law.log_tail(mass)
-        return RuleOutcome(log_p, (2 * mass - coins) * _step(nulls), p=p)
-    return _weighted(nulls, np.ones(nulls.size))
-
-
-def macro(nulls: Nulls, sizes: IntArray | None) -> RuleOutcome:
-    """Sum of the benchmarks' mean drops."""
-    if sizes is None or not (sizes > 0).all():
-        raise StatisticsInputError("n is missing or 0: the macro mean divides by it.")
-    return _weighted(nulls, 1.0 / sizes)
-
-
-def max_drop(nulls: Nulls) -> RuleOutcome:
-    """Largest standardised drop."""
-    drops = nulls.drops()
-    informative = nulls.coins > 0
-    if not informative.any():
-        return RuleOutcome(0.0, 0.0)
-    statistic = float(drops[informative].max())
-    return RuleOutcome(_any_of(nulls.log_exceed(statistic)[informative]), statistic)
-
-
-def min_p(nulls: Nulls) -> RuleOutcome:
-    """Smallest p-value, corrected by what each discrete law could have attained."""
-    log_p_min = float(nulls.log_p.min())
-    return RuleOutcome(_any_of(nulls.log_attained(log_p_min)), math.exp(log_p_min))
-
-
-def fisher(nulls: Nulls) -> RuleOutcome:
-    """−2Σ ln p_k against its discrete law."""
-    statistic = -2.0 * float(nulls.log_p.sum())
-    laws = []
-    for index, copies in _alike(nulls):
-        log_pmf = nulls.log_pmf(index)
-        laws.append(AtomLaw(-2.0 * log_tails(log_pmf), log_pmf, copies))
-    return _summed(laws, statistic, statistic)
+    @property
+    def needs_sizes(self) -> bool:
+        """Whether it needs the number of items, not only the flips."""
+        return self.weights == "tasks"
 
 
-def stouffer(nulls: Nulls) -> RuleOutcome:
-    """Normal scores of the mid-p-values, weighted by √m_k."""
-    laws, total = [], 0.0
-    for index, copies in _alike(nulls):
-        log_pmf = nulls.log_pmf(index)
-        scores = math.sqrt(float(nulls.coins[index])) * mid_scores(log_pmf)
-        laws.append(AtomLaw(scores, log_pmf, copies))
-        if index in nulls.laws:
-            total += float(scores[nulls.mass[index]])
-        else:
-            same = nulls.mass[_binomial(nulls) & (nulls.coins == nulls.coins[index])]
-            total += float(scores[same].sum())
-    norm = math.sqrt(float(nulls.coins.sum())) or 1.0
-    return _summed(laws, total, total / norm)
+_NOTHING_MORE = "nothing more"
+_DISJOINT = "exact where benchmarks share no items, else joint flips"
+_TABLE = (
+    AggregationRule(
+        name="combined",
+        statistic="min(p_pooled, p_min_p) by their joint law",
+        sees="an even drop *and* one damaged benchmark",
+        blind="little; a small price on either",
+        source="this project",
+        valid=_DISJOINT,
+        exact=exact_rules.combined,
+        drawn=drawn_rules.combined,
+        common_lattice=True,
+        pooled_share=0.5,
+    ),
+    AggregationRule(
+        name="pooled",
+        statistic="Σ d_k, i.e. McNemar on Σb, Σc",
+        sees="an even drop",
+        blind="a drop in a small benchmark",
+        source="McNemar 1947",
+        valid=_NOTHING_MORE,
+        exact=exact_rules.pooled,
+        weights="items",
+        common_lattice=True,
+        pooled_share=1.0,
+    ),
+    AggregationRule(
+        name="macro",
+        statistic="Σ d_k/n_k",
+        sees="a drop, each benchmark counting the same",
+        blind="everything, if one small benchmark is noisy",
+        source="–",
+        valid=_NOTHING_MORE,
+        exact=exact_rules.macro,
+        weights="tasks",
+    ),
+    AggregationRule(
+        name="max_drop",
+        statistic="max_k d_k/√m_k",
+        sees="one damaged benchmark",
+        blind="an even, small drop",
+        source="Kübler et al. 2026",
+        valid=_DISJOINT,
+        exact=exact_rules.max_drop,
+        drawn=drawn_rules.max_drop,
+        every_task=True,
+        one_finds=True,
+    ),
+    AggregationRule(
+        name="min_p",
+        statistic="min_k p_k, as 1 − Π(1 − F_k(p_min))",
+        sees="one damaged benchmark, any size",
+        blind="an even, small drop",
+        source="Tippett 1931",
+        valid=_DISJOINT,
+        exact=exact_rules.min_p,
+        drawn=drawn_rules.min_p,
+        every_task=True,
+        one_finds=True,
+    ),
+    AggregationRule(
+        name="fisher",
+        statistic="−2 Σ ln p_k",
+        sees="some damaged, some slightly",
+        blind="little in particular",
+        source="Fisher 1925",
+        valid=_DISJOINT,
+        exact=exact_rules.fisher,
+        drawn=drawn_rules.fisher,
+        one_finds=True,
+    ),
+    AggregationRule(
+        name="stouffer",
+        statistic="Σ √m_k Φ⁻¹(1 − mid-p_k)",
+        sees="an even drop",
+        blind="like pooled",
+        source="Stouffer 1949",
+        valid=_DISJOINT,
+        exact=exact_rules.stouffer,
+        drawn=drawn_rules.stouffer,
+    ),
+)
+RULES: dict[str, AggregationRule] = {rule.name: rule for rule in _TABLE}
+RULE_NAMES: tuple[str, ...] = tuple(RULES)
+#: The first of the table.
+DEFAULT_RULE = RULE_NAMES[0]
 
 
-def _binomial(nulls: Nulls) -> BoolArray:
-    mask = np.ones(nulls.size, dtype=np.bool_)
-    mask[list(nulls.laws)] = False
-    return mask
+def rule_named(name: str) -> AggregationRule:
+    """Look a rule up.
+
+    Raises
+    ------
+    StatisticsInputError
+        No rule has this name.
+    """
+    check_choice("method", name, RULE_NAMES)
+    return RULES[name]
 
 
-def _alike(nulls: Nulls) -> list[tuple[int, int]]:
-    """One benchmark for each distinct law, and how many have it; those without flips left out."""
-    coins = np.where(_binomial(nulls), nulls.coins, 0)
-    _, first, copies = np.unique(coins, return_index=True, return_counts=True)
-    pairs = zip(first.tolist(), copies.tolist(), strict=True)
-    return [pair for pair in pairs if coins[pair[0]]] + [(index, 1) for index in nulls.laws]
+def pooled_level(rule: AggregationRule, nulls: Nulls | None, alpha: float) -> float:
+    """Level at which a rule rejects for the pooled p-value alone.
 
-
-def combined(first: RuleOutcome, second: RuleOutcome) -> RuleOutcome:
-    """Pooled and min_p at half the level each."""
-    best = min(first, second, key=lambda one: one.log_p)
-    twice = math.log(2.0)
-    return RuleOutcome(
-        log_p=min(best.log_p + twice, 0.0),
-        statistic=best.p,
-        route=best.route if first.route == second.route else f"{first.route}+{second.route}",
-        log_p_lower=min(first.log_p_lower + twice, second.log_p_lower + twice, 0.0),
-        p=min(1.0, 2.0 * best.p),
-        components=(("pooled", first.p), ("min_p", second.p)),
-        resamples=max(first.resamples, second.resamples),
-        standard_error=2.0 * best.standard_error,
-    )
-
-
-BY_NAME: dict[str, Callable[[Nulls], RuleOutcome]] = {
-    "max_drop": max_drop,
-    "min_p": min_p,
-    "fisher": fisher,
-    "stouffer": stouffer,
-}
-
-
-def weighted_sum(units: JointUnits, weights: FloatArray, resamples: int, seed: int) -> RuleOutcome:
-    """Sum of joint units, each benchmark with its weight, by the sign-flip test."""
-    values = np.asarray(
-        sum(weight * own for weight, own in zip(weights, units.values, strict=True))
-    )
-    flipped = FlipUnits(values, np.ones(values.size), values.size)
-    result = signflip_units(flipped, resamples=resamples, seed=seed)
-    route = "exact" if result.method.startswith("exact") else result.method
-    return RuleOutcome(
-        result.log10_p_worse * math.log(10.0),
-        -result.sum,
-        route,
-        p=result.p_worse,
-        resamples=result.resamples,
-        standard_error=result.standard_error,
-    )
-
-
-def _weighted(nulls: Nulls, weights: FloatArray) -> RuleOutcome:
-    """Weighted sum of the drops: one lattice if the weights admit it, else a sum of laws."""
-    informative = np.flatnonzero(nulls.coins)
-    if not informative.size:
-        return RuleOutcome(0.0, 0.0)
-    totals = nulls.totals()
-    scale = weights * nulls.steps
-    statistic = float(np.dot(scale, 2 * nulls.mass - totals))
-    sizes, counts = [], []
-    for index in informative:
-        law = nulls.law(int(index))
-        sizes.append(law.sizes * scale[index])
-        counts.append(law.counts)
-    magnitudes = np.concatenate(sizes)
-    found = find_step(magnitudes)
-    if found is not None:
-        step, multiples = found
-        law = FlipLaw(multiples, np.concatenate(counts), step)
-        law = law.merged()
-        if law.feasible():
-            # statistic = (2R − total)·step with R a whole number of steps
-            mass = int(np.rint(0.5 * (statistic / law.step + law.total)))
-            return RuleOutcome(law.log_tail(mass), statistic)
-    laws = []
-    for index in informative:
-        log_pmf = nulls.log_pmf(int(index))
-        support = np.arange(log_pmf.size, dtype=np.float64)
-        laws.append(AtomLaw(scale[index] * (2.0 * support - totals[index]), log_pmf))
-    return _summed(laws, statistic, statistic)
-
-
-def _summed(laws: list[AtomLaw], threshold: float, statistic: float) -> RuleOutcome:
-    if not laws:
-        return RuleOutcome(0.0, statistic)
-    tail = sum_tail(laws, threshold)
-    route = "exact" if tail.exact else "exact-upper"
-    return RuleOutcome(tail.log_upper, statistic, route, tail.log_lower)
-
-
-def _any_of(log_probabilities: FloatArray) -> float:
-    """log of the probability that at least one of independent events happens."""
-    finite = log_probabilities[np.isfinite(log_probabilities)]
-    if not finite.size:
-        return -math.inf
-    largest = float(finite.max())
-    if largest >= 0.0:
-        return 0.0
-    if largest < -600.0:
-        # Products of such probabilities are beyond the doubles and irrelevant.
-        return float(special.logsumexp(finite))
-    none = float(np.log1p(-np.exp(finite)).sum())
-    return math.log(-math.expm1(none))
-
-
-def _equal(steps: FloatArray) -> bool:
-    return bool(steps.size == 0 or np.ptp(steps) <= 1e-12 * float(steps.max()))
-
-
-def _step(nulls: Nulls) -> float:
-    informative = nulls.steps[nulls.coins > 0]
-    return float(informative[0]) if informative.size else 1.0
+    Parameters
+    ----------
+    rule : AggregationRule
+    nulls : Nulls or None
+        The flips seen, where tasks share none.
+    alpha : float
+    """
+    if rule.pooled_share in (None, 1.0):
+        return alpha
+    surely = alpha * (rule.pooled_share or 1.0)
+    if nulls is None or nulls.common_step is None:
+        return surely
+    return exact_rules.combined_level(nulls, alpha, surely)

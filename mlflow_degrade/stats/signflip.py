@@ -13,15 +13,18 @@ from typing import Any
 import numpy as np
 
 from mlflow_degrade.errors import StatisticsInputError
-from mlflow_degrade.stats._validation import FloatArray, check_choice, check_count
+from mlflow_degrade.stats._validation import FloatArray, IntArray, check_choice, check_count
 from mlflow_degrade.stats.intervals import Interval
-from mlflow_degrade.stats.lattice import FlipLaw, find_step
+from mlflow_degrade.stats.lattice import LARGEST_WINDOW, FlipLaw
 from mlflow_degrade.stats.means import mean_interval_of_units
 from mlflow_degrade.stats.resampling import sequential_p
 from mlflow_degrade.stats.saddlepoint import log_flip_tail
+from mlflow_degrade.stats.steps import find_step, rounding_step
 from mlflow_degrade.stats.units import FlipUnits, flip_units
 
-METHODS = ("auto", "exact-lattice", "exact-enumeration", "saddlepoint", "monte-carlo")
+METHODS = (
+    "auto", "exact-lattice", "exact-enumeration", "saddlepoint", "exact-rounded", "monte-carlo",
+)  # fmt: skip
 _LN10 = math.log(10.0)
 _MOST_ENUMERATED = 36  # two halves of 2^18 sums
 # Measured relative error of the saddlepoint: below 3e-4 down to p = 1e-9 from this many effective
@@ -126,9 +129,11 @@ def signflip(
         Labels within which items and clusters are distinct, e.g. the task.
     weighting : {"items", "strata"}
         Equal weight per item or per stratum.
-    method : {"auto", "exact-lattice", "exact-enumeration", "saddlepoint", "monte-carlo"}
-        Auto takes the first that is feasible: the lattice, enumeration up to 36 units, the
-        saddlepoint if the sum is smooth and no few units dominate, Monte Carlo.
+    method : str
+        ``"auto"`` takes the first that is feasible: ``"exact-lattice"``, ``"exact-enumeration"`` up
+        to 36 units, ``"saddlepoint"`` if the sum is smooth and no few units dominate,
+        ``"exact-rounded"``, the lattice of the differences rounded to about a hundredth of their
+        typical size. ``"monte-carlo"`` is there to check the others.
     resamples, exceedances : int
         Monte Carlo: most flips, and the hits after which it stops.
     seed : int
@@ -231,7 +236,7 @@ def _tails(
         # Nothing can be flipped: every outcome ties with the observed one.
         return _Tails("exact-lattice" if method == "auto" else method, 1.0, 1.0, 0.0)
     if method in ("auto", "exact-lattice"):
-        found = flip_law(values, magnitudes)
+        found = flip_law(values, LARGEST_WINDOW if method == "exact-lattice" else None)
         if found is not None:
             law, mass = found
             better = law.tail(law.total - mass)
@@ -252,9 +257,14 @@ def _tails(
         if drop > 0.0:
             return _Tails("saddlepoint", small, large, log_small)
         return _Tails("saddlepoint", large, small, math.log1p(-small))
+    if method in ("auto", "exact-rounded"):
+        law, mass = rounded_law(values)
+        better = law.tail(law.total - mass)
+        return _Tails("exact-rounded", law.tail(mass), better, law.log_tail(mass))
     p = sequential_p(
-        magnitudes,
-        float(magnitudes[values < 0.0].sum()),
+        # Sorted, so that the order of the rows does not choose the flips.
+        np.sort(magnitudes),
+        float(np.sort(magnitudes[values < 0.0]).sum()),
         resamples=resamples,
         exceedances=exceedances,
         rng=np.random.default_rng(seed),
@@ -269,18 +279,34 @@ def _tails(
     )
 
 
-def flip_law(values: FloatArray, magnitudes: FloatArray) -> tuple[FlipLaw, int] | None:
-    """Lattice law of non-zero values and their regression mass, or None if it is not feasible."""
-    found = find_step(magnitudes)
+def flip_law(values: FloatArray, window: int | None = None) -> tuple[FlipLaw, int] | None:
+    """Lattice law of differences and their regression mass; None if they have no quick one."""
+    values = values[values != 0.0]
+    if not values.size:
+        return FlipLaw(np.array([1]), np.array([0])), 0
+    # Of the distinct magnitudes, so that the order of the rows decides nothing.
+    distinct, where = np.unique(np.abs(values), return_inverse=True)
+    found = find_step(distinct)
     if found is None:
         return None
-    step, multiples = found
+    law, mass = _law_of_multiples(values, found[1][where.reshape(-1)], found[0])
+    feasible = law.feasible() if window is None else law.feasible(window)
+    return (law, mass) if feasible else None
+
+
+def rounded_law(values: FloatArray, coarser: int = 1) -> tuple[FlipLaw, int]:
+    """Lattice law and regression mass of differences rounded by `rounding_step`, or coarser."""
+    values = values[values != 0.0]
+    # Sorted, so that the step does not depend on the order of the rows by a rounding.
+    step = coarser * rounding_step(np.sort(np.abs(values)))
+    multiples = np.rint(np.abs(values) / step).astype(np.int64)
+    return _law_of_multiples(values, multiples, step)
+
+
+def _law_of_multiples(values: FloatArray, multiples: IntArray, step: float) -> tuple[FlipLaw, int]:
     law = FlipLaw.from_multiples(multiples, step)
-    if not law.feasible():
-        return None
     # The law may have taken a common divisor out of the multiples.
-    mass = int(multiples[values < 0.0].sum()) * law.total // int(multiples.sum())
-    return law, mass
+    return law, int(multiples[values < 0.0].sum()) * law.total // int(multiples.sum())
 
 
 def _is_smooth(magnitudes: FloatArray) -> bool:

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mlflow_degrade.stats.lattice import FlipLaw, find_step
+from mlflow_degrade.stats.lattice import FlipLaw
 from mlflow_degrade.stats.saddlepoint import log_flip_tail
+from mlflow_degrade.stats.steps import find_step, rounding_step
 
 
 def polynomial(law: FlipLaw) -> list[int]:
@@ -124,3 +125,54 @@ def test_saddlepoint_near_the_centre_and_at_the_ends() -> None:
         assert math.exp(log_flip_tail(magnitudes, z * sd)) == pytest.approx(exact, rel=4e-3)
     total = float(magnitudes.sum())
     assert log_flip_tail(magnitudes, total) == pytest.approx(-16 * math.log(2))
+
+
+def test_saddlepoint_between_the_centre_and_half_a_deviation() -> None:
+    """Where the normal tail alone is off by up to 1%: the correction starts close to the centre."""
+    sizes = np.sort(np.random.default_rng(2).exponential(size=60) ** 1.5) + 0.05
+    multiples = np.rint(sizes / 1e-3).astype(np.int64)
+    law, magnitudes = FlipLaw.from_multiples(multiples), multiples.astype(float)
+    deviation = math.sqrt(float(magnitudes @ magnitudes))
+    for z in (0.05, 0.1, 0.2, 0.3, 0.4, 0.48):
+        mass = math.ceil(0.5 * (law.total + z * deviation))
+        approximate = log_flip_tail(magnitudes, 2.0 * (mass - 0.5) - law.total)
+        # Far below the error without the correction, which grows with z as this one does.
+        assert approximate == pytest.approx(law.log_tail(mass), abs=0.005 * z), z
+
+
+@settings(max_examples=60, deadline=None)
+@given(laws, st.floats(-60.0, -1e-3))
+def test_the_critical_mass_is_the_smallest_that_is_rare_enough(law: FlipLaw, log_p: float) -> None:
+    found = law.critical(log_p)
+    assert law.log_tail(found) <= log_p + 1e-9
+    assert law.log_tail(found - 1) > log_p - 1e-9
+
+
+def test_critical_masses_of_a_law_that_is_transformed() -> None:
+    law = FlipLaw(np.array([1, 30, 77]), np.array([900, 700, 800]))
+    for log_p in (-400.0, -30.0, -3.0, -1.0, -0.693, -0.4, -1e-3):
+        found = law.critical(log_p)
+        fresh = FlipLaw(law.sizes, law.counts)
+        assert fresh.log_tail(found) <= log_p + 1e-9
+        assert fresh.log_tail(found - 1) > log_p - 1e-9
+
+
+def test_counting_and_transforming_agree() -> None:
+    sizes, counts = np.array([2, 3, 11]), np.array([300, 250, 200])
+    counted, transformed = FlipLaw(sizes, counts), FlipLaw(sizes, counts * 2)
+    assert counted._countable()
+    assert not transformed._countable()
+    # Two independent halves make the whole.
+    half = np.exp(counted.log_pmf())
+    whole = np.convolve(half, half)
+    for mass in (transformed.total // 2 + 1, transformed.total // 2 + 150):
+        assert transformed.log_tail(mass) == pytest.approx(math.log(whole[mass:].sum()), rel=1e-9)
+
+
+def test_rounding_is_to_a_power_of_two_and_moves_the_sum_little() -> None:
+    values = np.sort(np.abs(np.random.default_rng(0).normal(size=2_000)))
+    step = rounding_step(values)
+    assert math.frexp(step)[0] == 0.5
+    assert step <= 1 / 64
+    moved = np.rint(values / step) * step - values
+    assert float(moved @ moved) < 1e-4 * float(values @ values)

@@ -88,13 +88,13 @@ def melded(given: Inputs) -> Inputs:
 
 def fisher_combine(given: Inputs) -> Inputs:
     found = stats.combine_fisher(floats(given["p"]))
-    return {"stat": found.statistic, "p": found.p_value}
+    return {"stat": found.statistic, "p": found.p_value, "log10_p": found.log10_p}
 
 
 def stouffer_combine(given: Inputs) -> Inputs:
-    weights = given.get("weights")
+    weights = given.get("weights", given.get("w"))
     found = stats.combine_stouffer(floats(given["p"]), None if weights is None else floats(weights))
-    return {"stat": found.statistic, "p": found.p_value}
+    return {"stat": found.statistic, "p": found.p_value, "log10_p": found.log10_p}
 
 
 def signflip(given: Inputs) -> Inputs:
@@ -177,6 +177,7 @@ def clustered_se(given: Inputs) -> Inputs:
 
 def kcm(given: Inputs) -> Inputs:
     ell = float(given["ell"])
+    assert given["kernel"].startswith("gaussian exp(-(x-y)^2/(2 ell^2))")
     result = stats.kcm_test(floats(given["d"]), {"x": floats(given["x"])}, bandwidths={"x": [ell]})
     found = result.feature("x")
     return {
@@ -249,11 +250,47 @@ def test_oracle(vector: dict[str, Any]) -> None:
     if method in NOT_OFFERED:
         pytest.skip(f"{method} is not offered: {NOT_OFFERED[method]}")
     assert method in METHODS, f"no procedure is registered for the oracle method {method!r}"
-    got = METHODS[method](vector["inputs"])
+    inputs = Read(vector["inputs"])
+    got = METHODS[method](inputs)
+    assert inputs.ignored == set(), f"the adapter of {method} did not look at {inputs.ignored}"
     for name, expected in vector["expected"].items():
         assert name in got, f"{method} does not report {name!r}"
         if got[name] is not ANYTHING:
             compare(name, got[name], expected, vector)
+
+
+class Read(dict[str, Any]):
+    """Inputs that remember which of them were looked at."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        super().__init__(inputs)
+        self.ignored = set(inputs)
+
+    def __getitem__(self, name: str) -> Any:
+        self.ignored.discard(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.ignored.discard(name)
+        return super().get(name, default)
+
+    def __contains__(self, name: object) -> bool:
+        self.ignored.discard(str(name))
+        return super().__contains__(name)
+
+
+def test_an_input_that_an_adapter_ignores_is_seen() -> None:
+    inputs = Read({"p": ["0.5", "0.25"], "scale": "2"})
+    stouffer_combine(inputs)
+    assert inputs.ignored == {"scale"}
+
+
+def test_an_expected_infinity_admits_nothing_else() -> None:
+    vector = {"rel_tol": 1e-9, "abs_tol": 0.0, "inputs": {}}
+    compare("stat", math.inf, "inf", vector)
+    for got in (1e300, -math.inf):
+        with pytest.raises(AssertionError):
+            compare("stat", got, "inf", vector)
 
 
 def compare(name: str, got: Any, expected: Any, vector: dict[str, Any]) -> None:
@@ -268,5 +305,9 @@ def compare(name: str, got: Any, expected: Any, vector: dict[str, Any]) -> None:
         assert got in (0.5, 1.0)
         return
     limit = max(float(vector["abs_tol"]), float(vector["rel_tol"]) * abs(value))
+    if math.isinf(value):
+        # A relative tolerance of infinity would admit any number, and inf − inf none.
+        assert got == value, f"{name}: got {got!r}, expected {expected}"
+        return
     error = abs(got - value)
     assert error <= limit, f"{name}: got {got!r}, expected {expected}, |error| {error} > {limit}"

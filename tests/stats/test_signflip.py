@@ -169,15 +169,15 @@ def test_routes_are_chosen_and_reported() -> None:
     continuous = rng.normal(size=5_000)
     assert signflip(np.round(continuous, 1)).method == "exact-lattice"
     assert signflip(continuous[:30]).method == "exact-enumeration"
-    assert signflip(continuous[:300]).method == "monte-carlo"
+    assert signflip(continuous[:300]).method == "exact-rounded"
     assert signflip(continuous).method == "saddlepoint"
     # A few units that dominate all others: the approximation would be about them alone.
     heavy = continuous.copy()
     heavy[:3] *= 1_000
-    assert signflip(heavy).method == "monte-carlo"
+    assert signflip(heavy).method == "exact-rounded"
     # Nearly all units of one size: the sum bunches although there is no common step.
     bunched = np.append(np.sign(continuous), [0.1234567, 0.7654321])
-    assert signflip(bunched).method == "monte-carlo"
+    assert signflip(bunched).method == "exact-rounded"
     with pytest.raises(StatisticsInputError, match="multiples of one step"):
         signflip(continuous, method="exact-lattice")
     with pytest.raises(StatisticsInputError, match="exceed 36"):

@@ -1,7 +1,8 @@
 """Size and power of the rules on the reference suite (docs/statistics.md), by seeded simulation.
 
 Six benchmarks, a drop means that so many more regressions occur: improvements with probability
-d/2 per item, regressions with d/2 + drop. The published figures come from another implementation.
+d/2 per item, regressions with d/2 + drop. The published figures come from another implementation,
+except that of combined, which had Bonferroni's bound there.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import math
 import numpy as np
 import pytest
 
-from mlflow_degrade.stats import rules
 from mlflow_degrade.stats.nulls import Nulls, log_tails
+from mlflow_degrade.stats.rules import RULES as TABLE
 from mlflow_degrade.stats.sums import AtomLaw, sum_tail
 
 SIZES = np.array([250, 541, 1_172, 1_319, 10_042, 14_000])
@@ -33,10 +34,15 @@ def rejections(flip_rate: float, drop: np.ndarray, runs: int, seed: int) -> dict
     hits = dict.fromkeys(RULES, 0)
     for row in range(runs):
         nulls = Nulls.of_counts(b[row], c[row])
-        pooled, min_p = rules.pooled(nulls), rules.min_p(nulls)
-        outcomes = (pooled, min_p, rules.max_drop(nulls), rules.combined(pooled, min_p))
-        for name, outcome in zip(RULES, outcomes, strict=True):
-            hits[name] += outcome.p <= 0.05
+        p = {name: TABLE[name].exact(nulls, None).p for name in RULES[:-1]}
+        for name, value in p.items():
+            hits[name] += value <= 0.05
+        smaller = min(p["pooled"], p["min_p"])
+        # Bonferroni's bound settles most cases, and ties take no third off the smaller p-value.
+        if smaller <= 0.025:
+            hits["combined"] += 1
+        elif smaller <= 0.075:
+            hits["combined"] += TABLE["combined"].exact(nulls, None).p <= 0.05
     return {name: count / runs for name, count in hits.items()}
 
 
@@ -51,16 +57,16 @@ def test_null_size(flip_rate: float) -> None:
     assert size["min_p"] >= 0.043 - 3 * error
     assert size["pooled"] >= 0.045 - 3 * error
     assert size["max_drop"] >= 0.043 - 3 * error
-    assert size["combined"] >= 0.038 - 3 * error
+    assert size["combined"] >= 0.045 - 3 * error
 
 
 @pytest.mark.parametrize(
     ("flip_rate", "drop", "expected"),
     [
-        (LOW, EVERYWHERE, (0.945, 0.746, 0.714, 0.905)),
-        (HIGH, EVERYWHERE, (0.450, 0.229, 0.218, 0.365)),
+        (LOW, EVERYWHERE, (0.945, 0.746, 0.714, 0.921)),
+        (HIGH, EVERYWHERE, (0.450, 0.229, 0.218, 0.369)),
         (LOW, ON_ONE, (0.478, 0.997, 0.997, 0.995)),
-        (HIGH, ON_ONE, (0.181, 0.754, 0.752, 0.681)),
+        (HIGH, ON_ONE, (0.181, 0.754, 0.752, 0.702)),
     ],
 )
 def test_power(flip_rate: float, drop: np.ndarray, expected: tuple[float, ...]) -> None:

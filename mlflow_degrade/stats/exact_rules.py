@@ -1,0 +1,237 @@
+"""The statistic of each aggregation rule against the benchmarks' exact null laws."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from mlflow_degrade.errors import StatisticsInputError
+from mlflow_degrade.stats._validation import BoolArray, FloatArray, IntArray
+from mlflow_degrade.stats.benchmark import JointUnits
+from mlflow_degrade.stats.joint_tails import SumOrAny
+from mlflow_degrade.stats.lattice import FlipLaw
+from mlflow_degrade.stats.nulls import (
+    Nulls,
+    any_of,
+    log_tails,
+    mid_scores,
+    with_ties,
+    without_ties,
+)
+from mlflow_degrade.stats.signflip import signflip_units
+from mlflow_degrade.stats.steps import find_step
+from mlflow_degrade.stats.sums import AtomLaw, sum_tail
+from mlflow_degrade.stats.units import FlipUnits
+
+
+@dataclass(frozen=True, slots=True)
+class RuleOutcome:
+    """What a rule found; logarithms are natural, p is more precise where a rule knows it."""
+
+    log_p: float
+    statistic: float
+    route: str = "exact"
+    log_p_lower: float = math.nan
+    p: float = math.nan
+    components: tuple[tuple[str, float], ...] = ()
+    resamples: int = 0
+    standard_error: float = 0.0
+
+    def __post_init__(self) -> None:
+        if math.isnan(self.log_p_lower):
+            object.__setattr__(self, "log_p_lower", self.log_p)
+        if math.isnan(self.p):
+            object.__setattr__(self, "p", math.exp(self.log_p))
+
+
+def pooled(nulls: Nulls, _: IntArray | None = None) -> RuleOutcome:
+    """Sum of all differences, on the scale of the scores."""
+    if not nulls.laws and _equal(nulls.steps[nulls.coins > 0]):
+        mass, coins = int(nulls.mass.sum()), int(nulls.coins.sum())
+        law = FlipLaw(np.array([1]), np.array([coins]))
+        # To the last digit what McNemar's test gives on the summed counts.
+        p = law.tail(mass)
+        log_p = math.log(p) if p > 1e-280 else law.log_tail(mass)
+        return RuleOutcome(log_p, (2 * mass - coins) * _step(nulls), p=p)
+    return _weighted(nulls, np.ones(nulls.size))
+
+
+def macro(nulls: Nulls, sizes: IntArray | None) -> RuleOutcome:
+    """Sum of the benchmarks' mean drops."""
+    if sizes is None or not (sizes > 0).all():
+        raise StatisticsInputError("n is missing or 0: the macro mean divides by it.")
+    return _weighted(nulls, 1.0 / sizes)
+
+
+def max_drop(nulls: Nulls, _: IntArray | None = None) -> RuleOutcome:
+    """Largest standardised drop."""
+    drops = nulls.drops()
+    informative = nulls.coins > 0
+    if not informative.any():
+        return RuleOutcome(0.0, 0.0)
+    statistic = float(drops[informative].max())
+    return RuleOutcome(any_of(nulls.log_exceed(statistic)[informative]), statistic)
+
+
+def min_p(nulls: Nulls, _: IntArray | None = None) -> RuleOutcome:
+    """Smallest p-value, corrected by what each discrete law could have attained."""
+    log_p_min = float(nulls.log_p.min())
+    return RuleOutcome(any_of(nulls.log_attained(log_p_min)), math.exp(log_p_min))
+
+
+def fisher(nulls: Nulls, _: IntArray | None = None) -> RuleOutcome:
+    """−2Σ ln p_k against its discrete law."""
+    statistic = -2.0 * float(nulls.log_p.sum())
+    laws = []
+    for index, copies in _alike(nulls):
+        log_pmf = nulls.log_pmf(index)
+        laws.append(AtomLaw(-2.0 * log_tails(log_pmf), log_pmf, copies))
+    return _summed(laws, statistic, statistic)
+
+
+def stouffer(nulls: Nulls, _: IntArray | None = None) -> RuleOutcome:
+    """Normal scores of the mid-p-values, weighted by √m_k."""
+    laws, total = [], 0.0
+    for index, copies in _alike(nulls):
+        log_pmf = nulls.log_pmf(index)
+        scores = math.sqrt(float(nulls.coins[index])) * mid_scores(log_pmf)
+        laws.append(AtomLaw(scores, log_pmf, copies))
+        if index in nulls.laws:
+            total += float(scores[nulls.mass[index]])
+        else:
+            same = nulls.mass[_binomial(nulls) & (nulls.coins == nulls.coins[index])]
+            total += float(scores[same].sum())
+    norm = math.sqrt(float(nulls.coins.sum())) or 1.0
+    return _summed(laws, total, total / norm)
+
+
+def combined(nulls: Nulls, _: IntArray | None = None) -> RuleOutcome:
+    """The smaller of the p-values of pooled and min_p by their joint law.
+
+    Where two outcomes have the same smaller p-value, the one whose larger p-value is smaller counts
+    as worse: that fills the level up where the laws are coarse.
+    """
+    first, second = pooled(nulls), min_p(nulls)
+    components = (("pooled", first.p), ("min_p", second.p))
+    statistic = min(first.p, second.p)
+    if np.count_nonzero(nulls.coins) <= 1:
+        return RuleOutcome(first.log_p, statistic, p=first.p, components=components)
+    seen, best = nulls.sum_mass, float(nulls.log_p.min())
+    law, log_q = nulls.sum_law, min(first.log_p, second.log_p)
+    as_seen, beyond = nulls.critical(with_ties(best)), nulls.critical(without_ties(best))
+    if first.log_p <= with_ties(second.log_p):
+        sums = (law.critical(with_ties(second.log_p)), seen, law.critical(without_ties(log_q)))
+        own = (as_seen, _critical(nulls, with_ties(log_q)), _critical(nulls, without_ties(log_q)))
+    else:
+        sums = (seen, law.critical(with_ties(log_q)), law.critical(without_ties(log_q)))
+        own = (_critical(nulls, with_ties(first.log_p)), as_seen, beyond)
+    log_p = min(SumOrAny(nulls, log_q).worse(sums, own), 0.0)
+    return RuleOutcome(log_p, statistic, components=components)
+
+
+def combined_level(nulls: Nulls, alpha: float, surely: float) -> float:
+    """Largest level at which `combined` rejects for the pooled p-value alone, given the flips seen.
+
+    Parameters
+    ----------
+    nulls : Nulls
+    alpha : float
+    surely : float
+        A level at which it certainly does.
+    """
+    if np.count_nonzero(nulls.coins) <= 1:
+        return alpha
+    low, high = math.log(surely), math.log(alpha)
+    law = SumOrAny(nulls, low)
+    # To 2%, from below.
+    for _ in range(5):
+        middle = 0.5 * (low + high)
+        size = law.either(_critical(nulls, middle), middle)
+        low, high = (middle, high) if size <= math.log(alpha) else (low, middle)
+    return math.exp(low)
+
+
+def weighted_sum(units: JointUnits, weights: FloatArray) -> RuleOutcome:
+    """Sum of joint units, each benchmark with its weight, by the sign-flip test."""
+    values = np.asarray(
+        sum(weight * own for weight, own in zip(weights, units.values, strict=True))
+    )
+    result = signflip_units(FlipUnits(values, np.ones(values.size), values.size))
+    route = "exact" if result.method.startswith("exact") else result.method
+    return RuleOutcome(result.log10_p_worse * math.log(10.0), -result.sum, route, p=result.p_worse)
+
+
+def _critical(nulls: Nulls, log_q: float) -> IntArray:
+    """Smallest mass of each benchmark at which the p-value of min_p is at most exp(log_q)."""
+    # Its own p-value is there between Bonferroni's level and the whole.
+    informative = float(np.count_nonzero(nulls.coins))
+    low, high = log_q - math.log(informative) - 1e-6, log_q + 1e-6
+    for _ in range(48):
+        middle = 0.5 * (low + high)
+        inside = any_of(nulls.log_attained(middle)) <= log_q
+        low, high = (middle, high) if inside else (low, middle)
+    return nulls.critical(with_ties(low))
+
+
+def _binomial(nulls: Nulls) -> BoolArray:
+    mask = np.ones(nulls.size, dtype=np.bool_)
+    mask[list(nulls.laws)] = False
+    return mask
+
+
+def _alike(nulls: Nulls) -> list[tuple[int, int]]:
+    """One benchmark for each distinct law, and how many have it; those without flips left out."""
+    coins = np.where(_binomial(nulls), nulls.coins, 0)
+    _, first, copies = np.unique(coins, return_index=True, return_counts=True)
+    pairs = zip(first.tolist(), copies.tolist(), strict=True)
+    return [pair for pair in pairs if coins[pair[0]]] + [(index, 1) for index in nulls.laws]
+
+
+def _weighted(nulls: Nulls, weights: FloatArray) -> RuleOutcome:
+    """Weighted sum of the drops: one lattice if the weights admit it, else a sum of laws."""
+    informative = np.flatnonzero(nulls.coins)
+    if not informative.size:
+        return RuleOutcome(0.0, 0.0)
+    totals = nulls.totals()
+    scale = weights * nulls.steps
+    statistic = float(np.dot(scale, 2 * nulls.mass - totals))
+    sizes, counts = [], []
+    for index in informative:
+        law = nulls.law(int(index))
+        sizes.append(law.sizes * scale[index])
+        counts.append(law.counts)
+    magnitudes = np.concatenate(sizes)
+    found = find_step(magnitudes)
+    if found is not None:
+        step, multiples = found
+        law = FlipLaw(multiples, np.concatenate(counts), step)
+        law = law.merged()
+        if law.feasible():
+            # statistic = (2R − total)·step with R a whole number of steps
+            mass = int(np.rint(0.5 * (statistic / law.step + law.total)))
+            return RuleOutcome(law.log_tail(mass), statistic)
+    laws = []
+    for index in informative:
+        log_pmf = nulls.log_pmf(int(index))
+        support = np.arange(log_pmf.size, dtype=np.float64)
+        laws.append(AtomLaw(scale[index] * (2.0 * support - totals[index]), log_pmf))
+    return _summed(laws, statistic, statistic)
+
+
+def _summed(laws: list[AtomLaw], threshold: float, statistic: float) -> RuleOutcome:
+    if not laws:
+        return RuleOutcome(0.0, statistic)
+    tail = sum_tail(laws, threshold)
+    route = "exact" if tail.exact else "exact-upper"
+    return RuleOutcome(tail.log_upper, statistic, route, tail.log_lower)
+
+
+def _equal(steps: FloatArray) -> bool:
+    return bool(steps.size == 0 or np.ptp(steps) <= 1e-12 * float(steps.max()))
+
+
+def _step(nulls: Nulls) -> float:
+    informative = nulls.steps[nulls.coins > 0]
+    return float(informative[0]) if informative.size else 1.0
