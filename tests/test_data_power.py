@@ -54,10 +54,11 @@ def test_one_task_is_detected_at_the_level_of_its_rule(aggregation: str, level: 
     power = _decide({"qa": (10, 12, 900)}, aggregation=aggregation).power
     assert power.alpha == pytest.approx(level)
     assert power.mde == pytest.approx(guard_mde(10, 12, 900, alpha=level))
-    # Beside another task, the pooled part of the default may have half of it only.
+    # Beside another task, the pooled part of the default has between half of it and all.
     both = _decide({"qa": (10, 12, 900), "two": (1, 1, 90)}, aggregation=aggregation).power
-    expected = {"combined": 0.025, "max_drop": 1 - math.sqrt(0.95)}.get(aggregation, 0.05)
-    assert both.alpha == pytest.approx(expected)
+    least = {"combined": 0.025, "max_drop": 1 - math.sqrt(0.95)}.get(aggregation, 0.05)
+    most = 0.05 if aggregation == "combined" else least
+    assert least - 1e-12 <= both.alpha <= most + 1e-12
 
 
 @pytest.mark.parametrize("aggregation", ["min_p", "max_drop", "fisher"])

@@ -59,7 +59,7 @@ def test_fifteen_scores_that_moved_by_a_thousandth_settle_nothing(rule: str) -> 
 @pytest.mark.parametrize("n", [30, 60])
 def test_rare_catastrophes_do_not_pass_at_the_margin(n: int) -> None:
     """2% of the items lose everything, the others barely move: the drop is the margin."""
-    rng, draws, passed, covered = np.random.default_rng(3), 25, 0, 0
+    rng, draws, passed, covered = np.random.default_rng(3), 12, 0, 0
     for _ in range(draws):
         d = np.where(rng.random(n) < 0.02, -1.0, rng.uniform(-0.01, 0.01, n))
         found = _decide({"qa": d}, rule="non_inferiority")
@@ -72,6 +72,7 @@ def test_rare_catastrophes_do_not_pass_at_the_margin(n: int) -> None:
     assert covered / draws >= 0.9 - 3 * math.sqrt(0.9 * 0.1 / draws)
 
 
+@pytest.mark.slow
 def test_a_thousand_graded_scores_that_did_not_get_worse_pass() -> None:
     """What holds at any n must not be hopeless at an ordinary one."""
     rng = np.random.default_rng(4)
@@ -144,7 +145,7 @@ def test_rules_that_speak_of_every_task_show_every_task(aggregation: str, verdic
 
 def test_macro_holds_its_size_with_unequal_tasks() -> None:
     """Every task drops by the margin; a weighted t passes that in more than half of the cases."""
-    rng, draws, passed, covered = np.random.default_rng(7), 40, 0, 0
+    rng, draws, passed, covered = np.random.default_rng(7), 15, 0, 0
     policy = GatePolicy(rule="non_inferiority", aggregation="macro")
     for _ in range(draws):
         suite = {}
@@ -226,7 +227,7 @@ def test_no_flips_are_no_power() -> None:
     assert "a drop of 2.00 pp or more is ruled out (p = 0.018 ≤ 0.05)" in found.reasons[0]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     st.tuples(st.integers(0, 40), st.integers(0, 60), st.integers(100, 1500)),
     st.sampled_from(_RULES),
@@ -241,7 +242,7 @@ def test_one_more_improvement_or_equal_answer_never_hurts(
         assert _ORDER[_decide({"qa": more}, rule=rule).verdict] >= here
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(st.integers(0, 10_000), st.integers(20, 150), st.sampled_from(_RULES))
 def test_a_better_graded_score_never_hurts(seed: int, n: int, rule: str) -> None:
     rng = np.random.default_rng(seed)
@@ -294,3 +295,15 @@ def test_a_p_above_alpha_is_not_printed_as_alpha(make: Callable[[], Decision], s
     p, level = found.reasons[0].split("(p = ")[1].split(")")[0].split(" > alpha = ")
     assert float(p) > float(level)
     assert said in found.reasons[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", _RULES)
+def test_one_more_improvement_or_equal_answer_never_hurts_anywhere(rule: str) -> None:
+    """Counts on either side of every boundary between two verdicts."""
+    rng = np.random.default_rng(9)
+    for _ in range(150):
+        b, c, n = (int(x) for x in rng.integers((0, 0, 300), (60, 80, 3000)))
+        here = _ORDER[_decide({"qa": (b, c, n)}, rule=rule).verdict]
+        for more in ((b, c + 1, n), (b, c, n + 1)):
+            assert _ORDER[_decide({"qa": more}, rule=rule).verdict] >= here, (b, c, n)
