@@ -41,9 +41,7 @@ Run = Callable[[], Times]
 _USUAL = ("fp32", "fp16", "bf16", "int8-weight-only", "int4-weight-only", "int8-dynamic")
 
 
-def pytorch(
-    source: Path, dtype: str, gpu: bool, prompts: Sequence[Sequence[int]], new: int
-) -> Run:
+def pytorch(source: Path, dtype: str, gpu: bool, prompts: Sequence[Sequence[int]], new: int) -> Run:
     """The model as transformers runs it, on prompts of one length."""
     import torch
     from transformers import AutoModelForCausalLM

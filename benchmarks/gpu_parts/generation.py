@@ -25,7 +25,9 @@ def run(setting: Setting) -> Found:
 def tables(setting: Setting, title: str, schemes: tuple[str, ...], *, large: bool) -> Found:
     """A table for each batch size, with PyTorch bf16 as 1, and one of what each takes."""
     gpu = on_gpu(setting.providers)
-    shapes = [Shape(size, *setting.pick((128, 32), (16, 4))) for size in setting.pick((1, 32), (2,))]
+    shapes = [
+        Shape(size, *setting.pick((128, 32), (16, 4))) for size in setting.pick((1, 32), (2,))
+    ]
     for shape in shapes:
         runs: dict[str, pair.Run] = {}
         prompts: list[Any] = []
@@ -36,7 +38,9 @@ def tables(setting: Setting, title: str, schemes: tuple[str, ...], *, large: boo
         for dtype in ("bf16", "fp16"):
             runs[f"PyTorch {dtype}"] = pair.pytorch(source, dtype, gpu, prompts, shape.new_tokens)
         failed = _failures(runs)
-        found = pair.run_rounds({n: r for n, r in runs.items() if n not in failed}, setting.pick(4, 0))
+        found = pair.run_rounds(
+            {n: r for n, r in runs.items() if n not in failed}, setting.pick(4, 0)
+        )
         for name in runs:
             row = {"model": name}
             if name in failed:

@@ -129,10 +129,10 @@ class _Decoder:
     device_type: str
 
     def run(self, prompts: Sequence[Tokens], new_tokens: int) -> None:
-        stepper = Stepper(self, prefill_only=not self.inputs.cache)
-        logits = stepper.prefill(prompts, len(prompts[0]))
+        stepper = Stepper(self, greedy=True, prefill_only=not self.inputs.cache)
+        tokens = stepper.prefill(prompts, len(prompts[0]))
         for _ in range(new_tokens if self.inputs.cache else 0):
-            logits = stepper.step([int(token) for token in logits.argmax(axis=1)])
+            tokens = stepper.step(tokens.tolist())
 
 
 @dataclass(frozen=True)

@@ -78,17 +78,17 @@ class DecoderWorkload:
     def run(self, prompts: Sequence[Tokens], new_tokens: int) -> Iterator[Timing]:
         """Read the prompts, then generate."""
         has_cache = bool(self._decoder.inputs.cache)
-        stepper = Stepper(self._decoder, prefill_only=not has_cache)
+        stepper = Stepper(self._decoder, greedy=True, prefill_only=not has_cache)
         start = time.perf_counter()
-        logits = stepper.prefill(prompts, len(prompts[0]))
+        tokens = stepper.prefill(prompts, len(prompts[0]))
         yield "prefill", [time.perf_counter() - start]
         if not has_cache:
             return
         calls = []
         for _ in range(new_tokens):
-            tokens = [int(token) for token in logits.argmax(axis=1)]
+            given = tokens.tolist()
             start = time.perf_counter()
-            logits = stepper.step(tokens)
+            tokens = stepper.step(given)
             calls.append(time.perf_counter() - start)
         yield "decode", calls
 
