@@ -116,6 +116,8 @@ def build_engine_graph(
     distinct = distinct and not fixed_ranges and compute_distinct_positions(graph)
     where, logits = _gather_rows(graph)
     kept = [output for output in graph.output if output.name != "logits"]
+    whole = next(output for output in graph.output if output.name == "logits")
+    vocabulary = whole.type.tensor_type.shape.dim[-1].dim_value or "vocabulary"
     value = helper.make_tensor_value_info
     graph.input.append(value(TARGETS, TensorProto.INT64, ["rows", "targets"]))
     graph.node.extend(
@@ -135,7 +137,7 @@ def build_engine_graph(
         [
             value(TARGET_LOGPROBS, TensorProto.FLOAT, ["rows", "targets"]),
             value(ARGMAX, TensorProto.INT64, ["rows"]),
-            value(ROW_LOGITS, TensorProto.FLOAT, ["rows", "vocabulary"]),
+            value(ROW_LOGITS, TensorProto.FLOAT, ["rows", vocabulary]),
             *kept,
         ]
     )

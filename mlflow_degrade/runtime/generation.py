@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from .lengths import attention_window, require_exact
 from .plan import Tokens
-from .stepping import Stepper
 
 if TYPE_CHECKING:
     from .decoder import OnnxDecoder
@@ -202,7 +201,7 @@ def _finish(
     # Only the tail of a text can contain a stop sequence that has just been completed. A character
     # takes at most four byte-level tokens.
     tail = max((4 * len(stop) for stop in sampling.stop), default=0) + 4
-    stepper = Stepper(decoder, greedy=sampling.greedy)
+    stepper = decoder.stepper(sampling.max_new_tokens, greedy=sampling.greedy)
     rows = _filled(list(batch), multiple)
     said = stepper.prefill([row.prompt for row in rows], batch[0].length)
     for made in range(1, sampling.max_new_tokens + 1):

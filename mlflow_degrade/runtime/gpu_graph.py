@@ -7,8 +7,8 @@ attention can be told in a word.
 
 An exported decoder also returns a longer cache at each step. A call with a cache of fixed size, in
 which each row's next keys and values are written to their place, has the same shapes and addresses
-every time: nothing is copied, and it can be captured as a CUDA graph. There is no gap after a padded
-prompt either: what follows overwrites the padding.
+every time: nothing is copied, and it can be captured as a CUDA graph. There is no gap after a
+padded prompt either: what follows overwrites the padding.
 """
 
 from __future__ import annotations
@@ -201,7 +201,9 @@ def _is_causal(model: Any, folder: Path, mask: str) -> bool:
 
 
 def _empty_cache(node: Any, rows: int, before: int) -> Any:
-    names = {name: before if "past" in name else rows for name in node.shape if isinstance(name, str)}
+    names = {
+        name: before if "past" in name else rows for name in node.shape if isinstance(name, str)
+    }
     return np.zeros([names.get(size, size) for size in node.shape], ARRAY_TYPES[node.type])
 
 

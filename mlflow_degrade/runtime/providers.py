@@ -298,9 +298,10 @@ def create_session(
             # Onnxruntime 1.31 makes integer products of any two rounded operands and then refuses
             # them because these are floats (its issue 22269). On a GPU the pairs must stay.
             options.add_session_config_entry("session.disable_quant_qdq", "1")
+        if on_gpu(providers):
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         if providers[0] == TENSORRT:
             asked[0] = (TENSORRT, tensorrt_options(graph, folder))
-            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         elif capture:
             asked[0] = (providers[0], {"enable_cuda_graph": "1"})
         session = ort.InferenceSession(source, options, providers=asked, enable_fallback=0)

@@ -80,6 +80,6 @@ def test_a_session_is_opened_for_capture_and_else_without(
         raise RuntimeError("not all nodes have been partitioned to the CUDA provider")
 
     # The trial call fails, as it does where a graph cannot be captured.
-    monkeypatch.setattr(calls_module._Buffers, "run", refuse)
+    monkeypatch.setattr(calls_module.Buffers, "run", refuse)
     assert type(decoder.calls) is Calls
     assert decoder.can_reuse_prefixes
