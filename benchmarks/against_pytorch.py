@@ -68,9 +68,13 @@ def pytorch(source: Path, dtype: str, gpu: bool, prompts: Sequence[Sequence[int]
     return run
 
 
-def engine(folder: Path, device: str, shape: Shape) -> tuple[Run, list[Tokens]]:
+def engine(
+    folder: Path, device: str, shape: Shape, *, for_gpu: bool | None = None
+) -> tuple[Run, list[Tokens]]:
     """A model directory in the engine, and the prompts that it is given."""
     workload = DecoderWorkload(folder, device=device, threads=None)
+    if for_gpu is not None:
+        workload.decoder.for_gpu = for_gpu
     prompts = workload.prompts(shape)
 
     def run() -> Times:

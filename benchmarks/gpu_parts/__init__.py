@@ -1,4 +1,4 @@
-"""The parts of ``on_a_gpu.py``: what each of them runs, in which order, and for how long at most."""
+"""The parts of ``on_a_gpu.py``: what each runs, in which order, and for how long at most."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which kernel ONNX's ``Attention`` is run by: by type, with and without a mask, heads shared or not.
+"""Which kernel runs ONNX's ``Attention``: by type, with and without a mask, heads shared or not.
 
 Seen by the names of the kernels that PyTorch's profiler records of the whole process.
 """
@@ -108,13 +108,15 @@ def _one_attention(dtype: str, form: str, kv_heads: int) -> bytes:
     if form == "lengths":
         inputs.append(value("lengths", TensorProto.INT64, ["batch"]))
         masks[3] = "lengths"
-    widths = np.array([kv_heads * _SIZE, (_HEADS - kv_heads) * _SIZE], np.int64)
-    cut = ["kv", ""] if widths[1] else ["kv"]
+    cut = (
+        node("Slice", ["x", "start", "width", "axis"], ["narrow"])
+        if kv_heads < _HEADS
+        else node("Identity", ["x"], ["narrow"])
+    )
     nodes = [
+        cut,
         node("Cast", ["x"], ["q"], to=kind),
-        node("Split", ["q", "widths"], cut, axis=-1)
-        if widths[1]
-        else node("Identity", ["q"], ["kv"]),
+        node("Cast", ["narrow"], ["kv"], to=kind),
         node(
             "Attention",
             ["q", "kv", "kv", *masks],
@@ -125,14 +127,13 @@ def _one_attention(dtype: str, form: str, kv_heads: int) -> bytes:
         ),
         node("Cast", ["attended"], ["y"], to=TensorProto.FLOAT),
     ]
-    if widths[1]:
-        nodes[1].output[1] = "rest"
+    numbers = {"start": 0, "width": kv_heads * _SIZE, "axis": 2}
     graph = helper.make_graph(
         nodes,
         "attention",
         inputs,
         [value("y", TensorProto.FLOAT, ["batch", "length", _HEADS * _SIZE])],
-        [numpy_helper.from_array(widths, "widths")] if widths[1] else [],
+        [numpy_helper.from_array(np.array([n], np.int64), name) for name, n in numbers.items()],
     )
     model = helper.make_model(graph, ir_version=11, opset_imports=[helper.make_opsetid("", 24)])
     serialized: bytes = model.SerializeToString()

@@ -25,22 +25,22 @@ def run(setting: Setting) -> Found:
 def tables(setting: Setting, title: str, schemes: tuple[str, ...], *, large: bool) -> Found:
     """A table for each batch size, with PyTorch bf16 as 1, and one of what each takes."""
     gpu = on_gpu(setting.providers)
-    shapes = [
-        Shape(size, *setting.pick((128, 32), (16, 4))) for size in setting.pick((1, 32), (2,))
-    ]
+    lengths = setting.pick((128, 32), (16, 4))
+    shapes = [Shape(size, *lengths) for size in setting.pick((1, 32), (2,))]
     for shape in shapes:
         runs: dict[str, pair.Run] = {}
         prompts: list[Any] = []
         for scheme in schemes:
             folder = setting.model(scheme, large=large)
-            runs[f"`{scheme}`"], prompts = pair.engine(folder, setting.device, shape)
+            runs[f"`{scheme}`"], prompts = pair.engine(folder, setting.device, shape, for_gpu=True)
+        folder = setting.model("fp16", large=large)
+        runs["`fp16` as exported"], _ = pair.engine(folder, setting.device, shape, for_gpu=False)
         source = setting.source(large=large)
         for dtype in ("bf16", "fp16"):
             runs[f"PyTorch {dtype}"] = pair.pytorch(source, dtype, gpu, prompts, shape.new_tokens)
         failed = _failures(runs)
-        found = pair.run_rounds(
-            {n: r for n, r in runs.items() if n not in failed}, setting.pick(4, 0)
-        )
+        running = {name: run_ for name, run_ in runs.items() if name not in failed}
+        found = pair.run_rounds(running, setting.pick(4, 0))
         for name in runs:
             row = {"model": name}
             if name in failed:
@@ -67,14 +67,13 @@ def _failures(runs: dict[str, pair.Run]) -> dict[str, str]:
 
 
 def _speed(shape: Shape, own: Any, baseline: Any) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    ratios, speeds = {}, {}
     for phase, tokens in (("prefill", shape.length), ("decode", shape.new_tokens)):
         if baseline:
-            found[f"× {phase}"] = list(pair.times_faster(baseline, own, phase))
-    for phase, tokens in (("prefill", shape.length), ("decode", shape.new_tokens)):
+            ratios[f"× {phase}"] = list(pair.times_faster(baseline, own, phase))
         median = float(np.median([taken[phase] for taken in own]))
-        found[f"{phase}, tokens/s"] = shape.batch_size * tokens / median
-    return found
+        speeds[f"{phase}, tokens/s"] = shape.batch_size * tokens / median
+    return ratios | speeds
 
 
 def _energy(run_: pair.Run, shape: Shape, gpu: bool, seconds: float) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from mlflow_degrade.runtime.calls import CapturedCalls
 from mlflow_degrade.runtime.decoder import OnnxDecoder
+from mlflow_degrade.runtime.fixed_stepping import FixedStepper
 from mlflow_degrade.runtime.placement import find_placement
 from mlflow_degrade.runtime.providers import CPU, on_gpu
 
@@ -39,6 +40,15 @@ def _row(setting: Setting, scheme: str) -> dict[str, Any]:
     pairs, _ = encoded(decoder, texts)
     seconds = {capture: _seconds(decoder, pairs, capture, row) for capture in (True, False)}
     row["× by capture"] = seconds[False] / seconds[True]
+    row["mask"] = "none" if decoder.inputs.past_rows else "explicit"
+    if on_gpu(setting.providers):
+        assigned = decoder.session.get_provider_graph_assignment_info()
+        elsewhere = [len(part.get_nodes()) for part in assigned if part.ep_name != first]
+        row["nodes of the scoring graph on the CPU"] = sum(elsewhere)
+    stepper = decoder.stepper(4, greedy=True)
+    fixed = isinstance(stepper, FixedStepper)
+    row["caches"] = "fixed" if fixed else "growing"
+    row["steps captured"] = "yes" if fixed and stepper._model.captures else "no"
     return row
 
 

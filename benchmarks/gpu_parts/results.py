@@ -65,7 +65,7 @@ def write(out: Path, about: Mapping[str, Any], parts: Mapping[str, Any], tables:
     if about["tiny"]:
         lines.append("A tiny random model: these numbers show that the script runs, nothing else.")
     everything = {**tables, "Goals": aims, "Parts": [{"part": n, **p} for n, p in parts.items()]}
-    lines += [f"### {title}\n\n{markdown(rows)}" for title, rows in everything.items()]
+    lines += [f"### {title}\n\n{markdown(rows)}" for title, rows in everything.items() if rows]
     (out / "results.md").write_text("\n\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""Scores on the device against the CPU's: the largest difference, changed decisions, both probes."""
+"""Scores on the device against the CPU's: largest difference, changed decisions, both probes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import scoring
 
+from mlflow_degrade.runtime.decoder import OnnxDecoder
 from mlflow_degrade.runtime.probes import (
     probe_batch_invariance,
     probe_path_equivalence,
@@ -33,7 +34,10 @@ def _row(setting: Setting, scheme: str, texts: list[list[tuple[str, str]]]) -> d
     batches = probe_batch_invariance(here, prompts)
     paths = probe_path_equivalence(here, prompts) if here.can_reuse_prefixes else None
     found = {}
-    for name, decoder in (("here", here), ("CPU", setting.decoder(scheme, "cpu"))):
+    for name, decoder in (
+        ("here", here),
+        ("CPU", OnnxDecoder(setting.model(scheme), device="cpu")),
+    ):
         decoder.reuse_prefixes = paths is not None
         found[name] = np.array([score.logprob for score in decoder.score(pairs)])
         decoder.close()

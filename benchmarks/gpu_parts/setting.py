@@ -95,9 +95,11 @@ class Setting:
             return base
         return apply_scheme(base, scheme, providers=self.providers, progress=False)
 
-    def decoder(self, scheme: str, device: str | None = None) -> OnnxDecoder:
-        """The engine on it."""
-        return OnnxDecoder(self.model(scheme), device=device or self.device)
+    def decoder(self, scheme: str, *, for_gpu: bool = True) -> OnnxDecoder:
+        """The engine on it, as it is on a GPU even where there is none, or as exported."""
+        decoder = OnnxDecoder(self.model(scheme), device=self.device)
+        decoder.for_gpu = decoder.cuda_graphs = for_gpu
+        return decoder
 
     def items(self, task: str, count: int) -> list[scoring.Item]:
         """The first items of ``hellaswag`` or ``arc_easy``, or of a starter task like it."""

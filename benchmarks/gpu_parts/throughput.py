@@ -1,4 +1,4 @@
-"""Documents per second against lm-eval's Hugging Face backend at its best of several batch sizes."""
+"""Documents per second against lm-eval's Hugging Face backend at its best batch size."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from mlflow_degrade.runtime.ratios import paired_ratio
 from . import Found
 from .setting import Setting, encoded, tried
 
-_SHARED = "engine"
-
 
 def run(setting: Setting) -> Found:
     """A table for each kind of task, with a row for each backend."""
@@ -29,11 +27,12 @@ def run(setting: Setting) -> Found:
 
 def _rows(setting: Setting, texts: list[list[tuple[str, str]]]) -> list[dict[str, Any]]:
     """All backends in turn, the whole round several times; ratios are taken within rounds."""
-    decoders = {scheme: setting.decoder(scheme) for scheme in setting.schemes}
+    decoders = {f"`{scheme}`": setting.decoder(scheme) for scheme in setting.schemes}
+    decoders["`fp16` as exported"] = setting.decoder("fp16", for_gpu=False)
     pairs, sizes = encoded(next(iter(decoders.values())), texts)
     source, wait = setting.source(), _wait(setting)
     runs: dict[str, scoring.Scorer] = {
-        f"`{scheme}`": scoring.engine(decoder, shared=True) for scheme, decoder in decoders.items()
+        name: scoring.engine(decoder, shared=True) for name, decoder in decoders.items()
     }
     for size in setting.pick((16, 64, 256), (4,)):
         runs[f"HF fp16, batch {size}"] = scoring.torch_backend(

@@ -13,6 +13,7 @@ padded prompt either: what follows overwrites the padding.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ import numpy as np
 from ..errors import UnsupportedModelError
 from ..optimize.opset import raise_opset
 from ..optimize.wiring import Wiring, attribute
+from .lengths import attention_window
 from .providers import CPU, create_session, session_options
 from .values import ARRAY_TYPES, run_arrays
 
@@ -69,6 +71,12 @@ def take_form(model: Any, folder: Path, form: Form) -> None:
     if not layers or not all(_caches(node, inputs) for node in layers):
         raise UnsupportedModelError(
             f"the model in {folder} has no fused attention with caches: it is run as exported."
+        )
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if (window := attention_window(config)) is not None:
+        raise UnsupportedModelError(
+            f"the model in {folder} has layers with a window of {window} tokens: it is run as "
+            "exported."
         )
     for mask in {node.input[3] for node in layers}:
         if not _is_causal(model, folder, mask):

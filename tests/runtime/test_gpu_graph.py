@@ -6,13 +6,15 @@ bookkeeping are the same.
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from engine_models import ModelDir, with_broken_embedding
-from tiny_models import SENTENCES, make_tiny_decoder
+from tiny_models import LLAMA_SIZES, SENTENCES, make_tiny_decoder
 
 from mlflow_degrade.errors import NonFiniteLogitsError, UnsupportedModelError
 from mlflow_degrade.optimize.export import export_onnx
@@ -28,7 +30,8 @@ from mlflow_degrade.runtime.probes import probe_batch_invariance, probe_path_equ
 from mlflow_degrade.runtime.providers import CPU
 from mlflow_degrade.runtime.stepping import Stepper, checked
 
-SCHEMES = ("fp32", "fp16", "bf16", "int8-weight-only", "int4-weight-only")
+_OTHERS = ("fp16", "bf16", "int8-weight-only", "int4-weight-only")
+SCHEMES = ("fp32", *(pytest.param(name, marks=pytest.mark.slow) for name in _OTHERS))
 PROMPTS = [s[:cut] for s, cut in zip(SENTENCES, (4, 11, 18, 25, 32, 39, 46, 50), strict=True)]
 
 
@@ -56,7 +59,10 @@ def test_scores_without_a_mask_are_those_with_one(
         ours.reuse_prefixes = always
         found = ours.score(pairs, plan=ours.plan(pairs, always_continue=always))
         np.testing.assert_allclose(
-            [s.logprob for s in found], [s.logprob for s in expected], atol=2e-3
+            [s.logprob for s in found],
+            [s.logprob for s in expected],
+            rtol=0,
+            atol=1e-4 if captured else 0,  # captured shapes are rounded up
         )
         assert [s.is_greedy for s in found] == [s.is_greedy for s in expected]
     assert ours.last_plan is not None
@@ -70,10 +76,9 @@ def _nodes(decoder: OnnxDecoder, operator: str) -> list[onnx.NodeProto]:
 
 def test_both_probes_pass(model_dir: ModelDir) -> None:
     decoder = _decoder(model_dir("fp32"))
-    prompts = decoder.encoder.encode(list(SENTENCES))
+    prompts = decoder.encoder.encode([f"{s} {s}" for s in SENTENCES])
     assert probe_batch_invariance(decoder, prompts, generation=True).invariant
     assert probe_path_equivalence(decoder, prompts).equivalent
-    # Two of the four layers' caches stayed on the device, in their own type.
     assert decoder.inputs.past_rows
 
 
@@ -89,9 +94,8 @@ def test_texts_with_fixed_caches_are_those_with_growing_ones(
     assert isinstance(ours.stepper(4), FixedStepper)
     assert isinstance(plain.stepper(4), Stepper)
     assert ours.generate(prompts, sampling) == expected
-    # Again on buffers that are full of it, and one by one.
-    assert ours.generate(prompts, sampling) == expected
-    assert [ours.generate([p], sampling)[0] for p in prompts] == expected
+    # Again, on buffers that are full of it, and others beside each prompt.
+    assert ours.generate(prompts[::-1], sampling) == expected[::-1]
 
 
 def test_rows_that_finish_early_do_not_change_the_others(model_dir: ModelDir) -> None:
@@ -177,16 +181,31 @@ def test_a_log_probability_tells_of_its_whole_row(wrong: float) -> None:
             checked([winners, said()], Path())
 
 
+def test_a_window_that_is_stated_is_believed(model_dir: ModelDir, tmp_path: Path) -> None:
+    """However long it is: a mask looks causal up to there."""
+    folder = shutil.copytree(model_dir("fp32"), tmp_path / "windowed")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"sliding_window": 4096, "max_position_embeddings": 8192}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModelError, match="window of 4,?096"):
+        build_engine_graph(folder / "model.onnx", form="unmasked")
+
+
+@pytest.mark.slow
 def test_a_window_is_not_taken_for_causal(
     tmp_path: Path, model_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Mistral's layers see the last 12 tokens: the mask must stay, and with it the growing cache."""
+    """Mistral's layers see the last 12 tokens: the mask stays, and with it the growing cache."""
     monkeypatch.setenv("MLFLOW_DEGRADE_CACHE", str(model_cache))
-    source = make_tiny_decoder("mistral", tmp_path / "mistral", sliding_window=12)
+    source = make_tiny_decoder("mistral", tmp_path / "mistral", **LLAMA_SIZES, sliding_window=12)
     export = export_onnx(resolve_model(str(source)), progress=False)
     folder = optimize_graph(export, progress=False)
-    with pytest.raises(UnsupportedModelError, match="not only causal"):
-        build_engine_graph(folder / "model.onnx", form="unmasked")
+    config = json.loads((folder / "config.json").read_text())
+    silent = shutil.copytree(folder, tmp_path / "silent")
+    (silent / "config.json").write_text(json.dumps(config | {"sliding_window": None}))
+    for where, reason in ((folder, "window of 12"), (silent, "not only causal")):
+        with pytest.raises(UnsupportedModelError, match=reason):
+            build_engine_graph(where / "model.onnx", form="unmasked")
     plain, ours = (_decoder(folder, for_gpu=f) for f in (False, True))
     prompts = plain.encoder.encode(list(SENTENCES))
     assert ours.generate(prompts, Sampling(8)) == plain.generate(prompts, Sampling(8))
