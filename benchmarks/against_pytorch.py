@@ -41,15 +41,22 @@ Run = Callable[[], Times]
 _USUAL = ("fp32", "fp16", "bf16", "int8-weight-only", "int4-weight-only", "int8-dynamic")
 
 
-def pytorch(source: Path, dtype: str, gpu: bool, prompts: Sequence[Sequence[int]], new: int) -> Run:
-    """The model as transformers runs it, on prompts of one length."""
+def load_pytorch(source: Path, dtype: str, gpu: bool) -> Any:
+    """The model as transformers loads it."""
     import torch
     from transformers import AutoModelForCausalLM
 
     kind = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[dtype]
-    device = "cuda" if gpu else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=kind).to(device).eval()
-    wait = torch.cuda.synchronize if gpu else lambda: None
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=kind)
+    return model.to("cuda" if gpu else "cpu").eval()
+
+
+def pytorch(model: Any, prompts: Sequence[Tokens], new: int) -> Run:
+    """The model as transformers runs it, on prompts of one length."""
+    import torch
+
+    device = model.device
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     ids = torch.tensor([list(prompt) for prompt in prompts], device=device)
 
     def run() -> Times:
@@ -68,19 +75,13 @@ def pytorch(source: Path, dtype: str, gpu: bool, prompts: Sequence[Sequence[int]
     return run
 
 
-def engine(
-    folder: Path, device: str, shape: Shape, *, for_gpu: bool | None = None
-) -> tuple[Run, list[Tokens]]:
-    """A model directory in the engine, and the prompts that it is given."""
-    workload = DecoderWorkload(folder, device=device, threads=None)
-    if for_gpu is not None:
-        workload.decoder.for_gpu = for_gpu
-    prompts = workload.prompts(shape)
+def engine(workload: DecoderWorkload, prompts: Sequence[Tokens], new: int) -> Run:
+    """A model directory in the engine."""
 
     def run() -> Times:
-        return {phase: sum(calls) for phase, calls in workload.run(prompts, shape.new_tokens)}
+        return {phase: sum(calls) for phase, calls in workload.run(prompts, new)}
 
-    return run, prompts
+    return run
 
 
 def run_rounds(runs: Mapping[str, Run], seconds: float) -> dict[str, list[Times]]:
@@ -122,7 +123,6 @@ def main(
     providers = resolve_device(device)
     source = resolve_model(model)
     base = optimize_graph(export_onnx(source))
-    shape = Shape(1, length, new_tokens)
     runs: dict[str, Run] = {}
     prompts: list[Tokens] = []
     for name in schemes or _USUAL:
@@ -132,12 +132,14 @@ def main(
             click.echo(f"left out: {error}", err=True)
             continue
         folder = apply_scheme(base, name, providers=providers)
-        runs[f"`{name}`"], prompts = engine(folder, device, shape)
+        workload = DecoderWorkload(folder, device=device, threads=None)
+        prompts = prompts or workload.prompts(Shape(1, length, new_tokens))
+        runs[f"`{name}`"] = engine(workload, prompts, new_tokens)
     if not runs:
         raise click.UsageError(f"no scheme is left on {device!r}")
     baseline = f"PyTorch {dtype}"
-    gpu = on_gpu(providers)
-    runs = {baseline: pytorch(source.path, dtype, gpu, prompts, new_tokens), **runs}
+    torch_model = load_pytorch(source.path, dtype, on_gpu(providers))
+    runs = {baseline: pytorch(torch_model, prompts, new_tokens), **runs}
     found = run_rounds(runs, seconds)
     print(
         f"{date.today():%Y-%m-%d}, {processor_name(providers[0])}, {cpu_count()} CPU cores, "

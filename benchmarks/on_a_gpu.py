@@ -38,6 +38,8 @@ class Process:
 
     def __init__(self, part: Part, setting: Setting, *, nice: bool = False) -> None:
         self.part, self.start = part, time.monotonic()
+        # What is tried on a CPU may share it with others.
+        self.seconds = setting.pick(part.seconds, 600)
         command = [sys.executable, __file__, "--run", part.name, "--device", setting.device]
         command += ["--out", str(setting.out), *(["--tiny"] if setting.tiny else [])]
         command += ["--data", str(setting.data)] if setting.data else []
@@ -50,14 +52,15 @@ class Process:
                 start_new_session=True,  # with whatever it starts, it can be ended together
             )
 
-    def finish(self, seconds: float) -> dict[str, Any]:
+    def finish(self) -> dict[str, Any]:
         """Wait for its end, or bring it about; how it went."""
         try:
-            code = self._process.wait(max(0.0, seconds))
+            left = self.seconds - (time.monotonic() - self.start)
+            code = self._process.wait(max(0.0, left))
             how = "complete" if code == 0 else f"failed: {self._last_words()}"
         except subprocess.TimeoutExpired:
             self.end()
-            how = f"ended at its limit of {self.part.seconds} s"
+            how = f"ended at its limit of {self.seconds} s"
         return {"how": how, "seconds": round(time.monotonic() - self.start, 1)}
 
     def end(self) -> None:
@@ -94,8 +97,8 @@ def run_parts(parts: list[Part], setting: Setting) -> dict[str, dict[str, Any]]:
         for part in parts:
             if preparing is not None and part.name == PREPARATION.needed_by:
                 _finish(preparing, went)
-            click.echo(f"▸ {part.name}, at most {part.seconds} s", err=True)
             process = Process(part, setting)
+            click.echo(f"▸ {part.name}, at most {process.seconds} s", err=True)
             running.append(process)
             _finish(process, went)
             save()
@@ -107,8 +110,7 @@ def run_parts(parts: list[Part], setting: Setting) -> dict[str, dict[str, Any]]:
 
 
 def _finish(process: Process, went: dict[str, dict[str, Any]]) -> None:
-    left = process.part.seconds - (time.monotonic() - process.start)
-    found = went[process.part.name] = process.finish(left)
+    found = went[process.part.name] = process.finish()
     click.echo(f"  {process.part.name}: {found['how']}, {found['seconds']} s", err=True)
 
 

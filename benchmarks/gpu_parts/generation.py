@@ -12,6 +12,7 @@ from mlflow_degrade.runtime.benchmark_results import Shape
 from mlflow_degrade.runtime.energy import open_energy_meter
 from mlflow_degrade.runtime.memory import measure_memory
 from mlflow_degrade.runtime.providers import on_gpu
+from mlflow_degrade.runtime.workload import DecoderWorkload
 
 from . import Found
 from .setting import Setting, tried
@@ -25,29 +26,26 @@ def run(setting: Setting) -> Found:
 def tables(setting: Setting, title: str, schemes: tuple[str, ...], *, large: bool) -> Found:
     """A table for each batch size, with PyTorch bf16 as 1, and one of what each takes."""
     gpu = on_gpu(setting.providers)
-    lengths = setting.pick((128, 32), (16, 4))
-    shapes = [Shape(size, *lengths) for size in setting.pick((1, 32), (2,))]
+    length, new = setting.pick((128, 16), (16, 4))
+    shapes = [Shape(size, length, new) for size in setting.pick((1, 32), (2,))]
+    workloads = {f"`{s}`": _workload(setting, s, large, for_gpu=True) for s in schemes}
+    workloads["`fp16` as exported"] = _workload(setting, "fp16", large, for_gpu=False)
+    source = setting.source(large=large)
+    models = {f"PyTorch {d}": pair.load_pytorch(source, d, gpu) for d in ("bf16", "fp16")}
     for shape in shapes:
-        runs: dict[str, pair.Run] = {}
-        prompts: list[Any] = []
-        for scheme in schemes:
-            folder = setting.model(scheme, large=large)
-            runs[f"`{scheme}`"], prompts = pair.engine(folder, setting.device, shape, for_gpu=True)
-        folder = setting.model("fp16", large=large)
-        runs["`fp16` as exported"], _ = pair.engine(folder, setting.device, shape, for_gpu=False)
-        source = setting.source(large=large)
-        for dtype in ("bf16", "fp16"):
-            runs[f"PyTorch {dtype}"] = pair.pytorch(source, dtype, gpu, prompts, shape.new_tokens)
+        prompts = next(iter(workloads.values())).prompts(shape)
+        runs = {name: pair.engine(w, prompts, new) for name, w in workloads.items()}
+        runs |= {name: pair.pytorch(model, prompts, new) for name, model in models.items()}
         failed = _failures(runs)
         running = {name: run_ for name, run_ in runs.items() if name not in failed}
-        found = pair.run_rounds(running, setting.pick(4, 0))
+        found = pair.run_rounds(running, setting.pick(2, 0))
         for name in runs:
             row = {"model": name}
             if name in failed:
                 row |= {"not measured": failed[name]}
             else:
                 row |= _speed(shape, found[name], found.get("PyTorch bf16"))
-                row |= _energy(runs[name], shape, gpu, setting.pick(1.0, 0.0))
+                row |= _energy(runs[name], shape, gpu, setting.pick(0.5, 0.0))
             yield f"{title}, batch {shape.batch_size}", row
     longest = shapes[-1]
     for scheme in schemes:
@@ -58,6 +56,13 @@ def tables(setting: Setting, title: str, schemes: tuple[str, ...], *, large: boo
 
         row = {"model": "PyTorch, all types", "batch": longest.batch_size}
         yield f"{title}, memory", row | {"peak, MB": torch.cuda.max_memory_allocated() / 1e6}
+
+
+def _workload(setting: Setting, scheme: str, large: bool, *, for_gpu: bool) -> DecoderWorkload:
+    folder = setting.model(scheme, large=large)
+    workload = DecoderWorkload(folder, device=setting.device, threads=None)
+    workload.decoder.for_gpu = for_gpu
+    return workload
 
 
 def _failures(runs: dict[str, pair.Run]) -> dict[str, str]:

@@ -62,8 +62,8 @@ def _overflowing(setting: Setting) -> Path:
         model = AutoModelForCausalLM.from_pretrained(source)
         with torch.no_grad():
             for layer in model.model.layers:
-                layer.mlp.up_proj.weight *= 3e4
-                layer.mlp.down_proj.weight /= 3e4
+                layer.mlp.up_proj.weight *= 3e5
+                layer.mlp.down_proj.weight /= 3e5
         AutoTokenizer.from_pretrained(source).save_pretrained(folder)
         model.save_pretrained(folder)
     from mlflow_degrade.optimize.export import export_onnx

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,8 +135,12 @@ def _random_model(folder: Path, shape: dict[str, int], tokenizer: Path) -> Path:
             **shape,
         )
         torch.manual_seed(0)
-        words.save_pretrained(folder)
-        LlamaForCausalLM(config).eval().save_pretrained(folder)
+        # Another part may be looking for it.
+        half = folder.with_name(f"{folder.name}.{os.getpid()}")
+        words.save_pretrained(half)
+        LlamaForCausalLM(config).eval().save_pretrained(half)
+        with suppress(OSError):  # that part was faster
+            half.rename(folder)
     return folder
 
 
