@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DegradeError, ModelError, UnsupportedModelError
+from ..errors import DegradeError, EngineError, ModelError, UnsupportedModelError
 from .calls import Arrays, Buffers
 from .engine_graph import ARGMAX, POSITIONS, ROW_LOGITS, TARGETS, build_engine_graph
 from .gpu_graph import FILLED, WRITTEN_AT
@@ -30,6 +30,9 @@ _MOST_GRAPHS = 16
 
 # Places are rounded up, so that few combinations occur.
 _PLACES = 64
+_APART = 0.1
+"""Largest difference between ways to read a text, relative to the spread of its logits."""
+
 # What has to run on the GPU for this to be any faster.
 _OPERATORS = {"Attention", "TensorScatter"}
 
@@ -205,3 +208,39 @@ class FixedStepper:
         }
         step = ids.shape[1] == 1
         return self._model.run(feeds, self._caches, greedy=self._greedy, step=step)
+
+
+def open_fixed(
+    folder: Path, providers: tuple[str, ...], *, threads: int | None = None
+) -> FixedModel:
+    """A `FixedModel` whose attention was seen to look where it should.
+
+    Raises
+    ------
+    EngineError
+        It looks elsewhere, or does not run.
+    ModelError
+        It cannot be opened.
+
+    Notes
+    -----
+    Which keys a query may see depends on how a kernel counts places that are not filled. So one
+    text is read whole, with padding after it, and all but its last token first: what follows it
+    must be the same. Half precision differs by some percent of the logits' spread, attention to
+    other places by much more.
+    """
+    model = FixedModel(folder, providers, threads=threads)
+    text = list(range(1, 10))
+    whole = FixedStepper(model, 1).prefill([text], len(text))[0]
+    padded = FixedStepper(model, 1).prefill([text], 16)[0]
+    stepper = FixedStepper(model, 1)
+    stepper.prefill([text[:-1]], 16)
+    for other in (padded, stepper.step(text[-1:])[0]):
+        apart = float(np.linalg.norm(other - whole) / np.linalg.norm(whole - whole.mean()))
+        if apart > _APART:
+            raise EngineError(
+                f"the model in {folder} with fixed caches reads a text differently in pieces than "
+                f"as a whole (by {apart:.0%} of its logits' spread, the limit is {_APART:.0%}): "
+                "it is run as exported."
+            )
+    return model

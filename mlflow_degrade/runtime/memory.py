@@ -23,7 +23,7 @@ from ..errors import DegradeError, EngineError, ModelError
 from .encoder_session import EncoderSession
 from .engine_graph import build_engine_graph
 from .family import model_family
-from .fixed_stepping import FixedModel, FixedStepper
+from .fixed_stepping import FixedModel, FixedStepper, open_fixed
 from .plan import Tokens
 from .providers import CUDA, memory_name, on_gpu, resolve_device
 from .session import DecoderInputs, decoder_inputs, open_derived, run_error
@@ -171,7 +171,7 @@ def _opener(
     def decoder() -> _Decoder:
         if providers[0] == CUDA:  # as `OnnxDecoder` does
             with suppress(ModelError, EngineError):
-                fixed = FixedModel(folder, providers, threads=threads)
+                fixed = open_fixed(folder, providers, threads=threads)
                 return _Decoder(folder, fixed.session, fixed.inputs, fixed.device, fixed)
         session = open_derived(graph, providers, threads=threads)
         inputs = decoder_inputs(session, folder)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,16 +17,16 @@ import pytest
 from engine_models import ModelDir, with_broken_embedding
 from tiny_models import LLAMA_SIZES, SENTENCES, make_tiny_decoder
 
-from mlflow_degrade.errors import NonFiniteLogitsError, UnsupportedModelError
+from mlflow_degrade.errors import EngineError, NonFiniteLogitsError, UnsupportedModelError
 from mlflow_degrade.optimize.export import export_onnx
 from mlflow_degrade.optimize.graph import optimize_graph
 from mlflow_degrade.optimize.source import resolve_model
 from mlflow_degrade.runtime import fixed_stepping
 from mlflow_degrade.runtime.decoder import OnnxDecoder
 from mlflow_degrade.runtime.engine_graph import build_engine_graph
-from mlflow_degrade.runtime.fixed_stepping import FixedModel, FixedStepper
+from mlflow_degrade.runtime.fixed_stepping import FixedModel, FixedStepper, open_fixed
 from mlflow_degrade.runtime.generation import Sampling
-from mlflow_degrade.runtime.gpu_graph import PAST_ROWS
+from mlflow_degrade.runtime.gpu_graph import FILLED, PAST_ROWS
 from mlflow_degrade.runtime.probes import probe_batch_invariance, probe_path_equivalence
 from mlflow_degrade.runtime.providers import CPU
 from mlflow_degrade.runtime.stepping import Stepper, checked
@@ -134,6 +135,29 @@ def test_caches_beyond_the_limit_are_not_kept(
     tokens = stepper.prefill([[1, 2, 3]] * 2, 3)
     assert len(stepper.step(tokens.tolist())) == 2
     assert not model._buffers
+
+
+@pytest.mark.parametrize("phase", ["prompts", "steps"])
+def test_attention_that_looks_elsewhere_is_noticed(
+    model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    """As if a kernel counted places that are not filled, or none but the first."""
+    real = FixedModel.run
+
+    def run(model: FixedModel, feeds: Any, caches: Any, *, greedy: bool, step: bool) -> Any:
+        if step == (phase == "steps"):
+            wrong = np.ones_like(feeds[FILLED]) if step else feeds[FILLED] + 4
+            feeds = {**feeds, FILLED: wrong}
+        return real(model, feeds, caches, greedy=greedy, step=step)
+
+    folder = model_dir("fp32")
+    open_fixed(folder, (CPU,))
+    monkeypatch.setattr(FixedModel, "run", run)
+    with pytest.raises(EngineError, match="differently in pieces"):
+        open_fixed(folder, (CPU,))
+    decoder = _decoder(folder)
+    assert isinstance(decoder.stepper(4), Stepper)
+    assert not decoder.for_gpu
 
 
 def test_one_session_is_open_at_a_time(model_dir: ModelDir) -> None:
