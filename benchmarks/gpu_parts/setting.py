@@ -12,6 +12,7 @@ from typing import Any
 import scoring
 
 from mlflow_degrade.errors import DegradeError
+from mlflow_degrade.evaluation.starter_model import fetch_starter_model
 from mlflow_degrade.optimize.export import export_onnx
 from mlflow_degrade.optimize.graph import optimize_graph
 from mlflow_degrade.optimize.schemes import apply_scheme
@@ -82,12 +83,11 @@ class Setting:
 
     def source(self, *, large: bool = False) -> Path:
         """The starter model as transformers reads it, or a random one."""
-        from mlflow_degrade.evaluation.starter_model import fetch_starter_model
-
-        starter = fetch_starter_model(progress=False)
         if self.tiny:
-            return _random_model(self.out / "models" / "tiny", TINY, starter)
-        return _random_model(self.out / "models" / "large", LARGE, starter) if large else starter
+            return _random_model(self.out / "models" / "tiny", TINY)
+        if large:
+            return _random_model(self.out / "models" / "large", LARGE)
+        return fetch_starter_model(progress=False)
 
     def model(self, scheme: str, *, large: bool = False) -> Path:
         """Its model directory under a scheme; what was made before is taken from the cache."""
@@ -120,27 +120,28 @@ class Setting:
         }
 
 
-def _random_model(folder: Path, shape: dict[str, int], tokenizer: Path) -> Path:
-    """A random Llama with another model's tokenizer, made once."""
+def _random_model(folder: Path, shape: dict[str, int]) -> Path:
+    """A random Llama with the starter model's tokenizer, made once."""
+    if folder.is_dir():
+        return folder
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    if not (folder / "config.json").is_file():
-        words = AutoTokenizer.from_pretrained(tokenizer)
-        config = LlamaConfig(
-            vocab_size=len(words),
-            max_position_embeddings=2048,
-            bos_token_id=words.bos_token_id,
-            eos_token_id=words.eos_token_id,
-            **shape,
-        )
-        torch.manual_seed(0)
-        # Another part may be looking for it.
-        half = folder.with_name(f"{folder.name}.{os.getpid()}")
-        words.save_pretrained(half)
-        LlamaForCausalLM(config).eval().save_pretrained(half)
-        with suppress(OSError):  # that part was faster
-            half.rename(folder)
+    words = AutoTokenizer.from_pretrained(fetch_starter_model(progress=False))
+    config = LlamaConfig(
+        vocab_size=len(words),
+        max_position_embeddings=2048,
+        bos_token_id=words.bos_token_id,
+        eos_token_id=words.eos_token_id,
+        **shape,
+    )
+    torch.manual_seed(0)
+    # Another part may be looking for it.
+    half = folder.with_name(f"{folder.name}.{os.getpid()}")
+    words.save_pretrained(half)
+    LlamaForCausalLM(config).eval().save_pretrained(half)
+    with suppress(OSError):  # that part was faster
+        half.rename(folder)
     return folder
 
 
