@@ -16,7 +16,7 @@ from . import Found
 from .setting import Setting, tried
 
 TITLE = "Limits"
-_TESTS = Path(__file__).resolve().parents[2] / "tests" / "runtime" / "test_on_a_gpu.py"
+_TESTS = Path(__file__).resolve().parents[2] / "tests" / "runtime" / "test_cuda.py"
 
 
 def run(setting: Setting) -> Found:
