@@ -7,6 +7,7 @@ the call is captured as a CUDA graph where that is possible.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ from .engine_graph import ARGMAX, POSITIONS, ROW_LOGITS, TARGETS, build_engine_g
 from .gpu_graph import FILLED, WRITTEN_AT
 from .layout import right_padded
 from .plan import Tokens
-from .providers import CUDA, memory_name, on_gpu
+from .providers import memory_name, on_gpu
 from .session import decoder_inputs, open_derived, ran_out_of_memory, run_error
 from .stepping import checked, outputs_of
 from .values import value_of
+
+_log = logging.getLogger(__name__)
 
 _MOST_GRAPHS = 16
 """Combinations of rows and places that are captured; further ones are run without."""
@@ -48,6 +51,8 @@ class FixedModel:
         From `mlflow_degrade.runtime.providers.resolve_device`.
     threads : int, optional
         Threads per operator.
+    capture : bool
+        Whether calls of single tokens are captured as CUDA graphs.
 
     Raises
     ------
@@ -58,19 +63,16 @@ class FixedModel:
     """
 
     def __init__(
-        self, folder: Path, providers: tuple[str, ...], *, threads: int | None = None
+        self,
+        folder: Path,
+        providers: tuple[str, ...],
+        *,
+        threads: int | None = None,
+        capture: bool = False,
     ) -> None:
-        self.folder, self.device = folder, memory_name(providers)
+        self.folder, self.device, self.captures = folder, memory_name(providers), capture
         graph = build_engine_graph(folder / "model.onnx", distinct=False, form="fixed")
-        self.captures = providers[0] == CUDA
-        try:
-            self.session = open_derived(graph, providers, threads=threads, capture=self.captures)
-        except ModelError:
-            if not self.captures:
-                raise
-            # Onnxruntime refuses to capture a graph with nodes outside of the GPU.
-            self.captures = False
-            self.session = open_derived(graph, providers, threads=threads)
+        self.session = open_derived(graph, providers, threads=threads, capture=capture)
         if on_gpu(providers):
             _require_on_gpu(self.session, providers[0], folder)
         self.inputs = decoder_inputs(self.session, folder)
@@ -211,9 +213,15 @@ class FixedStepper:
 
 
 def open_fixed(
-    folder: Path, providers: tuple[str, ...], *, threads: int | None = None
+    folder: Path,
+    providers: tuple[str, ...],
+    *,
+    threads: int | None = None,
+    capture: bool = False,
 ) -> FixedModel:
     """A `FixedModel` whose attention was seen to look where it should.
+
+    It captures if asked to, unless onnxruntime refuses that, as it does for nodes on the CPU.
 
     Raises
     ------
@@ -229,7 +237,18 @@ def open_fixed(
     must be the same. Half precision differs by some percent of the logits' spread, attention to
     other places by much more.
     """
-    model = FixedModel(folder, providers, threads=threads)
+    if capture:
+        try:
+            return _viewing(FixedModel(folder, providers, threads=threads, capture=True))
+        except UnsupportedModelError:
+            raise
+        except (ModelError, EngineError) as error:
+            _log.info("%s: steps are not captured: %s", folder, error)
+    return _viewing(FixedModel(folder, providers, threads=threads))
+
+
+def _viewing(model: FixedModel) -> FixedModel:
+    """The model, if its attention looks where it should."""
     text = list(range(1, 10))
     whole = FixedStepper(model, 1).prefill([text], len(text))[0]
     padded = FixedStepper(model, 1).prefill([text], 16)[0]
@@ -239,8 +258,8 @@ def open_fixed(
         apart = float(np.linalg.norm(other - whole) / np.linalg.norm(whole - whole.mean()))
         if apart > _APART:
             raise EngineError(
-                f"the model in {folder} with fixed caches reads a text differently in pieces than "
-                f"as a whole (by {apart:.0%} of its logits' spread, the limit is {_APART:.0%}): "
-                "it is run as exported."
+                f"the model in {model.folder} with fixed caches reads a text differently in pieces "
+                f"than as a whole (by {apart:.0%} of its logits' spread, the limit is "
+                f"{_APART:.0%}): it is run as exported."
             )
     return model

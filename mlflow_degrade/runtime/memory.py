@@ -171,7 +171,7 @@ def _opener(
     def decoder() -> _Decoder:
         if providers[0] == CUDA:  # as `OnnxDecoder` does
             with suppress(ModelError, EngineError):
-                fixed = open_fixed(folder, providers, threads=threads)
+                fixed = open_fixed(folder, providers, threads=threads, capture=True)
                 return _Decoder(folder, fixed.session, fixed.inputs, fixed.device, fixed)
         session = open_derived(graph, providers, threads=threads)
         inputs = decoder_inputs(session, folder)

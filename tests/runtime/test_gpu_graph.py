@@ -17,7 +17,12 @@ import pytest
 from engine_models import ModelDir, with_broken_embedding
 from tiny_models import LLAMA_SIZES, SENTENCES, make_tiny_decoder
 
-from mlflow_degrade.errors import EngineError, NonFiniteLogitsError, UnsupportedModelError
+from mlflow_degrade.errors import (
+    EngineError,
+    ModelError,
+    NonFiniteLogitsError,
+    UnsupportedModelError,
+)
 from mlflow_degrade.optimize.export import export_onnx
 from mlflow_degrade.optimize.graph import optimize_graph
 from mlflow_degrade.optimize.source import resolve_model
@@ -84,15 +89,18 @@ def test_both_probes_pass(model_dir: ModelDir) -> None:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("temperature", [0.0, 0.9])
+@pytest.mark.parametrize(("temperature", "captured"), [(0.0, True), (0.0, False), (0.9, True)])
 def test_texts_with_fixed_caches_are_those_with_growing_ones(
-    model_dir: ModelDir, scheme: str, temperature: float
+    model_dir: ModelDir, scheme: str, temperature: float, captured: bool
 ) -> None:
     plain, ours = (_decoder(model_dir(scheme), for_gpu=f) for f in (False, True))
+    ours.cuda_graphs = captured
     prompts = plain.encoder.encode(PROMPTS)
     sampling = Sampling(max_new_tokens=20, temperature=temperature)
     expected = plain.generate(prompts, sampling)
-    assert isinstance(ours.stepper(4), FixedStepper)
+    fixed = ours.stepper(4)
+    assert isinstance(fixed, FixedStepper)
+    assert fixed._model.captures == captured
     assert isinstance(plain.stepper(4), Stepper)
     assert ours.generate(prompts, sampling) == expected
     # Again, on buffers that are full of it, and others beside each prompt.
@@ -158,6 +166,20 @@ def test_attention_that_looks_elsewhere_is_noticed(
     decoder = _decoder(folder)
     assert isinstance(decoder.stepper(4), Stepper)
     assert not decoder.for_gpu
+
+
+def test_what_cannot_be_captured_is_run_without(
+    model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = fixed_stepping.open_derived
+
+    def refuse(*given: Any, capture: bool, **options: Any) -> Any:
+        if capture:
+            raise ModelError("not all nodes have been partitioned to the CUDA provider")
+        return real(*given, capture=capture, **options)
+
+    monkeypatch.setattr(fixed_stepping, "open_derived", refuse)
+    assert not open_fixed(model_dir("fp32"), (CPU,), capture=True).captures
 
 
 def test_one_session_is_open_at_a_time(model_dir: ModelDir) -> None:
