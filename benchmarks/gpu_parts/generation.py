@@ -20,7 +20,8 @@ from .setting import Setting, tried
 
 def run(setting: Setting) -> Found:
     """The starter model."""
-    yield from tables(setting, "starter", setting.schemes, large=False)
+    title = setting.pick("starter", "tiny")
+    yield from tables(setting, title, setting.schemes, large=False)
 
 
 def tables(setting: Setting, title: str, schemes: tuple[str, ...], *, large: bool) -> Found:

@@ -154,6 +154,6 @@ def test_the_tiny_run_goes_through_every_part(tmp_path: Path) -> None:
     for title, rows in tables.items():
         if title != "Attention kernels":  # of which a CPU has not all
             assert not [row for row in rows if "not measured" in row], title
-    for title in ("Scoring: definitions", "starter, batch 2", "1.1B parameters, batch 2"):
+    for title in ("Scoring: definitions", "tiny, batch 2", "tiny, again, batch 2"):
         assert any("fp16" in row.get("model", row.get("backend")) for row in tables[title])
     assert (tmp_path / "results.md").read_text(encoding="utf-8") in done.stdout
