@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 import against_pytorch as pair
@@ -15,7 +16,7 @@ from mlflow_degrade.runtime.providers import on_gpu
 from mlflow_degrade.runtime.workload import DecoderWorkload
 
 from . import Found
-from .setting import Setting, tried
+from .setting import Setting, those_made, tried
 
 
 def run(setting: Setting) -> Found:
@@ -29,18 +30,20 @@ def tables(setting: Setting, title: str, schemes: tuple[str, ...], *, large: boo
     gpu = on_gpu(setting.providers)
     length, new = setting.pick((128, 16), (16, 4))
     shapes = [Shape(size, length, new) for size in setting.pick((1, 32), (2,))]
-    workloads = {f"`{s}`": _workload(setting, s, large, for_gpu=True) for s in schemes}
-    workloads["`fp16` as exported"] = _workload(setting, "fp16", large, for_gpu=False)
+    wanted = {f"`{s}`": partial(_workload, setting, s, large) for s in schemes}
+    wanted["`fp16` as exported"] = partial(_workload, setting, "fp16", large, for_gpu=False)
+    workloads, unmade = those_made(wanted)
     source = setting.source(large=large)
     models = {f"PyTorch {d}": pair.load_pytorch(source, d, gpu) for d in ("bf16", "fp16")}
     for shape in shapes:
         prompts = next(iter(workloads.values())).prompts(shape)
         runs = {name: pair.engine(w, prompts, new) for name, w in workloads.items()}
         runs |= {name: pair.pytorch(model, prompts, new) for name, model in models.items()}
-        failed = _failures(runs)
-        running = {name: run_ for name, run_ in runs.items() if name not in failed}
+        ran, failed = those_made(runs)
+        failed |= unmade
+        running = {name: runs[name] for name in ran}
         found = pair.run_rounds(running, setting.pick(2, 0))
-        for name in runs:
+        for name in (*wanted, *models):
             row = {"model": name}
             if name in failed:
                 row |= {"not measured": failed[name]}
@@ -59,17 +62,13 @@ def tables(setting: Setting, title: str, schemes: tuple[str, ...], *, large: boo
         yield f"{title}, memory", row | {"peak, MB": torch.cuda.max_memory_allocated() / 1e6}
 
 
-def _workload(setting: Setting, scheme: str, large: bool, *, for_gpu: bool) -> DecoderWorkload:
+def _workload(
+    setting: Setting, scheme: str, large: bool, *, for_gpu: bool = True
+) -> DecoderWorkload:
     folder = setting.model(scheme, large=large)
     workload = DecoderWorkload(folder, device=setting.device, threads=None)
     workload.decoder.for_gpu = for_gpu
     return workload
-
-
-def _failures(runs: dict[str, pair.Run]) -> dict[str, str]:
-    """Those that do not run, and why."""
-    found = {name: tried({}, lambda r=run_: {"times": r()}) for name, run_ in runs.items()}
-    return {n: str(row["not measured"]) for n, row in found.items() if "not measured" in row}
 
 
 def _speed(shape: Shape, own: Any, baseline: Any) -> dict[str, Any]:

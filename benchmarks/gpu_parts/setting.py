@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import scoring
 
@@ -19,6 +19,8 @@ from mlflow_degrade.optimize.schemes import apply_scheme
 from mlflow_degrade.optimize.source import resolve_model
 from mlflow_degrade.runtime.decoder import OnnxDecoder
 from mlflow_degrade.runtime.providers import resolve_device
+
+_T = TypeVar("_T")
 
 SCHEMES = ("fp32", "fp16", "bf16", "int8-weight-only", "int4-weight-only")
 
@@ -153,6 +155,21 @@ def tried(row: dict[str, Any], find: Callable[[], dict[str, Any]]) -> dict[str, 
         return row | {"not measured": str(error)}
     except Exception as error:  # noqa: BLE001 - whatever a GPU library raises is a result here
         return row | {"not measured": f"{type(error).__name__}: {error}"}
+
+
+def those_made(
+    makers: Mapping[str, Callable[[], _T]],
+) -> tuple[dict[str, _T], dict[str, str]]:
+    """What could be made, and by the same names why the rest could not."""
+    made: dict[str, _T] = {}
+    failed: dict[str, str] = {}
+    for name, make in makers.items():
+        row = tried({}, lambda m=make: {"made": m()})
+        if "made" in row:
+            made[name] = row["made"]
+        else:
+            failed[name] = row["not measured"]
+    return made, failed
 
 
 def encoded(

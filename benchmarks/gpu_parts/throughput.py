@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from mlflow_degrade.evaluation.quiet import quiet_libraries
 from mlflow_degrade.runtime.ratios import paired_ratio
 
 from . import Found
-from .setting import Setting, encoded, tried
+from .setting import Setting, encoded, those_made, tried
 
 
 def run(setting: Setting) -> Found:
@@ -27,8 +28,9 @@ def run(setting: Setting) -> Found:
 
 def _rows(setting: Setting, texts: list[list[tuple[str, str]]]) -> list[dict[str, Any]]:
     """All backends in turn, round after round; ratios are taken within rounds."""
-    decoders = {f"`{scheme}`": setting.decoder(scheme) for scheme in setting.schemes}
-    decoders["`fp16` as exported"] = setting.decoder("fp16", for_gpu=False)
+    wanted = {f"`{s}`": partial(setting.decoder, s) for s in setting.schemes}
+    wanted["`fp16` as exported"] = partial(setting.decoder, "fp16", for_gpu=False)
+    decoders, failed = those_made(wanted)
     pairs, sizes = encoded(next(iter(decoders.values())), texts)
     source, wait = setting.source(), _wait(setting)
     runs: dict[str, scoring.Scorer] = {
@@ -39,7 +41,7 @@ def _rows(setting: Setting, texts: list[list[tuple[str, str]]]) -> list[dict[str
             source, "float16", size, setting.torch_device
         )
     taken: dict[str, list[float]] = {name: [] for name in runs}
-    scores, failed = {}, {}
+    scores = {}
     end, rounds = float("inf"), 0
     while rounds < 2 or time.perf_counter() < end:
         for name, run_ in runs.items():
@@ -77,7 +79,7 @@ def _rows(setting: Setting, texts: list[list[tuple[str, str]]]) -> list[dict[str
         {"backend": name, "not measured": failed[name]}
         if name in failed
         else tried({"backend": name}, lambda n=name: row(n))
-        for name in runs
+        for name in (*wanted, *(name for name in runs if name not in wanted))
     ]
 
 

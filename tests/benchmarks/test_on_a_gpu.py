@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_degrade.errors import ProviderUnavailableError
+from mlflow_degrade.errors import InputError, ProviderUnavailableError
 from mlflow_degrade.runtime.providers import resolve_device
 
 _BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -20,7 +20,7 @@ sys.path.insert(0, str(_BENCHMARKS))
 
 import on_a_gpu  # noqa: E402
 from gpu_parts import PARTS, Part, results  # noqa: E402
-from gpu_parts.setting import Setting  # noqa: E402
+from gpu_parts.setting import Setting, those_made  # noqa: E402
 
 
 def test_the_parts_take_seven_minutes_at_most() -> None:
@@ -78,6 +78,16 @@ def test_goals_are_judged_by_what_was_found() -> None:
         "fp16 within 0.02 nats of the CPU": "yes",
         "fp16 changes no decision of the CPU": "yes",
     }
+
+
+def test_one_model_that_fails_does_not_hide_the_others() -> None:
+    def refused() -> int:
+        raise InputError("it is refused there.")
+
+    made, failed = those_made({"a": lambda: 1, "b": refused, "c": lambda: int("x"), "d": int})
+    assert made == {"a": 1, "d": 0}
+    assert failed["b"] == "it is refused there."
+    assert failed["c"].startswith("ValueError: invalid literal")
 
 
 @pytest.fixture
