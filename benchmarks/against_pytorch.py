@@ -12,7 +12,7 @@ that is refused on the device is named with the reason.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,9 @@ from mlflow_degrade.optimize.schemes import apply_scheme, find_scheme
 from mlflow_degrade.optimize.source import resolve_model
 from mlflow_degrade.runtime.benchmark_results import Shape
 from mlflow_degrade.runtime.machine import processor_name
+from mlflow_degrade.runtime.plan import Tokens
 from mlflow_degrade.runtime.providers import DEVICES, cpu_count, on_gpu, resolve_device
-from mlflow_degrade.runtime.ratios import MIN_ROUNDS, paired_ratio
+from mlflow_degrade.runtime.ratios import MIN_ROUNDS, Ratio, paired_ratio
 from mlflow_degrade.runtime.workload import DecoderWorkload
 
 Times = Mapping[str, float]
@@ -40,18 +41,23 @@ Run = Callable[[], Times]
 _USUAL = ("fp32", "fp16", "bf16", "int8-weight-only", "int4-weight-only", "int8-dynamic")
 
 
-def pytorch(
-    source: Path, dtype: str, gpu: bool, prompt: list[int], new: int
-) -> Callable[[], Times]:
-    """The model as transformers runs it."""
+def load_pytorch(source: Path, dtype: str, gpu: bool) -> Any:
+    """The model as transformers loads it."""
     import torch
     from transformers import AutoModelForCausalLM
 
     kind = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[dtype]
-    device = "cuda" if gpu else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=kind).to(device).eval()
-    wait = torch.cuda.synchronize if gpu else lambda: None
-    ids = torch.tensor([prompt], device=device)
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=kind)
+    return model.to("cuda" if gpu else "cpu").eval()
+
+
+def pytorch(model: Any, prompts: Sequence[Tokens], new: int) -> Run:
+    """The model as transformers runs it, on prompts of one length."""
+    import torch
+
+    device = model.device
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    ids = torch.tensor([list(prompt) for prompt in prompts], device=device)
 
     def run() -> Times:
         with torch.inference_mode():
@@ -69,17 +75,31 @@ def pytorch(
     return run
 
 
-def engine(
-    folder: Path, device: str, length: int, new: int
-) -> tuple[Callable[[], Times], list[int]]:
-    """A model directory in the engine, and the prompt that it was given."""
-    workload = DecoderWorkload(folder, device=device, threads=None)
-    prompts = workload.prompts(Shape(1, length, new))
+def engine(workload: DecoderWorkload, prompts: Sequence[Tokens], new: int) -> Run:
+    """A model directory in the engine."""
 
     def run() -> Times:
         return {phase: sum(calls) for phase, calls in workload.run(prompts, new)}
 
-    return run, list(prompts[0])
+    return run
+
+
+def run_rounds(runs: Mapping[str, Run], seconds: float) -> dict[str, list[Times]]:
+    """All of them in every round, in random order, after one run that warms up."""
+    found: dict[str, list[Times]] = {name: [] for name in runs}
+    for run in runs.values():
+        run()  # opens sessions, fills caches
+    random, end, rounds = np.random.default_rng(0), time.perf_counter() + seconds, 0
+    while rounds < MIN_ROUNDS or time.perf_counter() < end:
+        for name in random.permutation(list(runs)):
+            found[name].append(runs[name]())
+        rounds += 1
+    return found
+
+
+def times_faster(baseline: Sequence[Times], own: Sequence[Times], phase: str) -> Ratio:
+    """How many times as fast as the baseline a phase is."""
+    return paired_ratio([taken[phase] for taken in baseline], [taken[phase] for taken in own])
 
 
 @click.command()
@@ -104,7 +124,7 @@ def main(
     source = resolve_model(model)
     base = optimize_graph(export_onnx(source))
     runs: dict[str, Run] = {}
-    prompt: list[int] = []
+    prompts: list[Tokens] = []
     for name in schemes or _USUAL:
         try:
             find_scheme(name, providers)
@@ -112,19 +132,15 @@ def main(
             click.echo(f"left out: {error}", err=True)
             continue
         folder = apply_scheme(base, name, providers=providers)
-        runs[f"`{name}`"], prompt = engine(folder, device, length, new_tokens)
+        workload = DecoderWorkload(folder, device=device, threads=None)
+        prompts = prompts or workload.prompts(Shape(1, length, new_tokens))
+        runs[f"`{name}`"] = engine(workload, prompts, new_tokens)
     if not runs:
         raise click.UsageError(f"no scheme is left on {device!r}")
     baseline = f"PyTorch {dtype}"
-    gpu = on_gpu(providers)
-    runs = {baseline: pytorch(source.path, dtype, gpu, prompt, new_tokens), **runs}
-    found: dict[str, list[Times]] = {name: [] for name in runs}
-    for run in runs.values():
-        run()  # opens sessions, fills caches
-    random, end = np.random.default_rng(0), time.perf_counter() + seconds
-    while len(found[baseline]) < MIN_ROUNDS or time.perf_counter() < end:
-        for name in random.permutation(list(runs)):
-            found[name].append(runs[name]())
+    torch_model = load_pytorch(source.path, dtype, on_gpu(providers))
+    runs = {baseline: pytorch(torch_model, prompts, new_tokens), **runs}
+    found = run_rounds(runs, seconds)
     print(
         f"{date.today():%Y-%m-%d}, {processor_name(providers[0])}, {cpu_count()} CPU cores, "
         f"{len(found[baseline])} rounds, a prompt of {length} tokens and {new_tokens} after it\n"
@@ -134,11 +150,10 @@ def main(
     for name, times in found.items():
         ratios, speeds = [], []
         for phase, tokens in (("prefill", length), ("decode", new_tokens)):
-            own = [taken[phase] for taken in times]
-            ratio = paired_ratio([taken[phase] for taken in found[baseline]], own)
+            ratio = times_faster(found[baseline], times, phase)
             interval = "" if name == baseline else f" [{ratio.low:.2f}, {ratio.high:.2f}]"
             ratios.append(f"{ratio.estimate:.2f}{interval}")
-            speeds.append(f"{tokens / np.median(own):,.0f}")
+            speeds.append(f"{tokens / np.median([taken[phase] for taken in times]):,.0f}")
         print(f"| {' | '.join([name, *ratios, *speeds])} |", flush=True)
 
 

@@ -95,13 +95,12 @@ def onnxruntime_backend(folder: Path) -> Scorer:
     return _scorer(ONNXRuntimeLM(pretrained=str(folder)))
 
 
-def torch_backend(folder: Path, dtype: str, batch_size: int) -> Scorer:
+def torch_backend(folder: Path, dtype: str, batch_size: int, device: str = "cpu") -> Scorer:
     """lm-eval's Hugging Face backend; models are loaded once per type."""
     from lm_eval.models.huggingface import HFLM
 
-    lm = HFLM(
-        pretrained=_torch_model(folder, dtype), tokenizer=_tokenizer(folder), batch_size=batch_size
-    )
+    model = _torch_model(folder, dtype).to(device)
+    lm = HFLM(pretrained=model, tokenizer=_tokenizer(folder), batch_size=batch_size)
     return _scorer(lm)
 
 

@@ -8,7 +8,8 @@ is in them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -42,30 +43,40 @@ class Calls:
     Parameters
     ----------
     session : onnxruntime.InferenceSession
+    device : str
+        Onnxruntime's name of the memory that caches stay in.
     """
 
-    def __init__(self, session: Any) -> None:
-        self.session = session
+    def __init__(self, session: Any, device: str = "cpu") -> None:
+        self.session, self.device = session, device
+
+    @property
+    def exact(self) -> Calls:
+        """Calls of the same session with arrays of exactly the shapes that are needed."""
+        return self
 
     def size(self, needed: int, multiple: int = 1) -> int:
         """The extent that an array with `needed` entries along an axis is given."""
         return -(-needed // multiple) * multiple
 
-    def run(self, feeds: Arrays, outputs: Outputs) -> list[NDArray[Any]]:
+    def run(self, feeds: Arrays, outputs: Outputs, *, stay: Sequence[str] = ()) -> list[Any]:
         """Run the session.
 
         Parameters
         ----------
-        feeds : mapping of str to ndarray
+        feeds : mapping of str to ndarray or OrtValue
             Every input.
         outputs : mapping
             What is fetched, in this order.
+        stay : sequence of str
+            Outputs that stay on the device as `onnxruntime.OrtValue`; only for `exact` calls.
 
         Returns
         -------
-        list of ndarray
+        list of ndarray or OrtValue
         """
-        return run_arrays(self.session, feeds, outputs, run_options())
+        where = dict.fromkeys(stay, self.device)
+        return run_arrays(self.session, feeds, outputs, run_options(), stay=where)
 
 
 class CapturedCalls(Calls):
@@ -80,32 +91,58 @@ class CapturedCalls(Calls):
     """
 
     def __init__(self, session: Any, device: str) -> None:
-        super().__init__(session)
-        self._device = device
-        self._captured: dict[tuple[Any, ...], _Buffers] = {}
+        super().__init__(session, device)
+        self._captured: dict[tuple[Any, ...], Buffers] = {}
+
+    @property
+    def exact(self) -> Calls:
+        """Calls that are not captured: a cache has no room for padding."""
+        return Calls(self.session, self.device)
 
     def size(self, needed: int, multiple: int = 1) -> int:
         """The next power of two, so that few combinations of shapes occur."""
         return int(super().size(1 << (needed - 1).bit_length(), multiple))
 
-    def run(self, feeds: Arrays, outputs: Outputs) -> list[NDArray[Any]]:
+    def run(self, feeds: Arrays, outputs: Outputs, *, stay: Sequence[str] = ()) -> list[Any]:
         """Run the session; see `Calls.run`."""
+        assert not stay, "what is captured is fetched"
         key = (*((name, array.shape) for name, array in feeds.items()), *outputs)
         buffers = self._captured.get(key)
         if buffers is None:
             if len(self._captured) >= _MOST_GRAPHS:
                 return super().run(feeds, outputs)
             number = len(self._captured) + 1
-            buffers = _Buffers(self.session, self._device, number, feeds, outputs)
+            buffers = Buffers(self.session, self.device, number, feeds, outputs)
             self._captured[key] = buffers
         return buffers.run(feeds)
 
 
-class _Buffers:
-    """Inputs and outputs of one combination of shapes, at fixed addresses."""
+class Buffers:
+    """Inputs and outputs of one combination of shapes, at fixed addresses.
+
+    Parameters
+    ----------
+    session : onnxruntime.InferenceSession
+    device : str
+        Onnxruntime's name of the device.
+    number : int
+        Of the CUDA graph that calls are captured as, −1 for none.
+    feeds : mapping of str to ndarray
+        As in every call.
+    outputs : mapping
+        What is fetched.
+    changed : mapping of (str, str) to OrtValue
+        Inputs that a call changes where they are, each with the output that it is then.
+    """
 
     def __init__(
-        self, session: Any, device: str, number: int, feeds: Arrays, outputs: Outputs
+        self,
+        session: Any,
+        device: str,
+        number: int,
+        feeds: Arrays,
+        outputs: Outputs,
+        changed: Mapping[tuple[str, str], Any] = MappingProxyType({}),
     ) -> None:
         from onnxruntime import OrtValue
 
@@ -120,8 +157,12 @@ class _Buffers:
             self._binding.bind_ortvalue_input(name, value)
         for name, value in zip(outputs, self._outputs, strict=True):
             self._binding.bind_ortvalue_output(name, value)
+        for (given, made), value in changed.items():
+            self._binding.bind_ortvalue_input(given, value)
+            self._binding.bind_ortvalue_output(made, value)
 
     def run(self, feeds: Arrays) -> list[NDArray[Any]]:
+        """Run the session."""
         for name, array in feeds.items():
             if array.size:
                 self._inputs[name].update_inplace(np.ascontiguousarray(array))

@@ -11,22 +11,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import EngineError, InputError, ModelError, NonFiniteLogitsError
-from .calls import Calls, CapturedCalls
-from .engine_graph import DerivedGraph, build_engine_graph
-from .forward_pass import Answers, run_rows
+from .calls import Calls
+from .engine_graph import DerivedGraph
+from .fixed_stepping import FixedModel, FixedStepper, open_fixed
+from .forward_pass import Answers
 from .generation import Sampling, generate
 from .lengths import exact_length, require_exact, stated_length
+from .opening import open_for_scoring
 from .plan import UNPADDED, Limits, Plan, Row, Tokens, make_plan
 from .plan_run import PlanRun
 from .providers import CUDA, memory_name, on_gpu, resolve_device
 from .session import (
     DecoderInputs,
     decoder_inputs,
-    open_derived,
     read_json,
-    run_error,
 )
 from .sharing import batch_cost, share
+from .stepping import Stepper
 from .tokenization import TextEncoder
 
 _log = logging.getLogger(__name__)
@@ -87,8 +88,12 @@ class OnnxDecoder:
         Whether beginnings that sequences share are computed once (see
         `mlflow_degrade.runtime.sharing`). Off by default; for models whose scores this leaves
         alone (see `mlflow_degrade.runtime.probes`).
+    for_gpu : bool
+        Whether the model is run by graphs written for a GPU, where it allows them: no mask, caches
+        that stay on the device and have fixed places while generating (see
+        `mlflow_degrade.runtime.gpu_graph`); on by default on CUDA. To be set before the first call.
     cuda_graphs : bool
-        Whether calls of `score` are captured as CUDA graphs, where the model allows it; on by
+        Whether calls are captured as CUDA graphs, where the model allows it; on by
         default on CUDA. To be set before the first call.
     last_plan : Plan or None
         What the latest call of `score` ran.
@@ -121,6 +126,7 @@ class OnnxDecoder:
         self.context_length = context_length(self.config, self.encoder.tokenizer)
         self.unpadded = False
         self.reuse_prefixes = False
+        self.for_gpu = self.providers[0] == CUDA
         self.cuda_graphs = self.providers[0] == CUDA
         self.last_plan: Plan | None = None
         self.halved = 0
@@ -134,31 +140,42 @@ class OnnxDecoder:
         """The onnxruntime session, opened when it is first needed."""
         return self.calls.session
 
-    @cached_property
+    @property
     def calls(self) -> Calls:
         """Calls of the session: as CUDA graphs if the device and the model allow it."""
-        graph = self._graph
-        if graph.distinct:
-            for capture in (True, False) if self.cuda_graphs else (False,):
-                try:
-                    return self._opened(capture)
-                except (ModelError, EngineError) as error:
-                    what = "calls are not captured" if capture else "positions are not shared"
-                    _log.info("%s: %s: %s", self.folder, what, error)
-            # The graph was changed by rules that its architecture does not follow.
-            self._graph = build_engine_graph(self.folder / "model.onnx", distinct=False)
-        return Calls(open_derived(self._graph, self.providers, threads=self._threads))
+        return self._scoring[1]
 
-    def _opened(self, capture: bool) -> Calls:
-        """Open the session and run two short sequences that begin alike."""
-        session = open_derived(self._graph, self.providers, threads=self._threads, capture=capture)
-        calls = CapturedCalls(session, self.device_type) if capture else Calls(session)
-        rows = [Row((0, 0), {1: [0]}), Row((0, 1, 0), {2: [0]})]
+    @cached_property
+    def _scoring(self) -> tuple[DerivedGraph, Calls]:
+        self.__dict__.pop("_fixed", None)  # weights are held once
+        return open_for_scoring(
+            self.folder,
+            self.providers,
+            threads=self._threads,
+            for_gpu=self.for_gpu,
+            capture=self.cuda_graphs,
+        )
+
+    def stepper(self, new_tokens: int, *, greedy: bool = False) -> Stepper | FixedStepper:
+        """What reads a batch of prompts and then advances by up to `new_tokens` tokens."""
+        if self.for_gpu and self._fixed is not None:
+            return FixedStepper(self._fixed, new_tokens, greedy=greedy)
+        return Stepper(self, greedy=greedy, prefill_only=not new_tokens)
+
+    @cached_property
+    def _fixed(self) -> FixedModel | None:
+        """The model with caches in fixed places; None where it does not allow that."""
+        self.__dict__.pop("_scoring", None)  # weights are held once
         try:
-            run_rows(calls, decoder_inputs(session, self.folder), rows, 3, multiple=1, share=True)
-        except Exception as error:
-            raise run_error(error, self.folder) from error
-        return calls
+            return open_fixed(
+                self.folder, self.providers, threads=self._threads, capture=self.cuda_graphs
+            )
+        except (ModelError, EngineError) as error:
+            _log.info("%s: caches have no fixed places: %s", self.folder, error)
+        # Without them texts are generated by the session that scores, which then needs its mask.
+        self.for_gpu = False
+        self.__dict__.pop("inputs", None)
+        return None
 
     @cached_property
     def inputs(self) -> DecoderInputs:
@@ -168,11 +185,7 @@ class OnnxDecoder:
     @property
     def gather(self) -> str:
         """Where rows are gathered, e.g. ``"before MatMulNBits"``."""
-        return self._graph.gather
-
-    @cached_property
-    def _graph(self) -> DerivedGraph:
-        return build_engine_graph(self.folder / "model.onnx")
+        return self._scoring[0].gather
 
     @property
     def device_type(self) -> str:
@@ -181,7 +194,8 @@ class OnnxDecoder:
 
     def close(self) -> None:
         """Free the session's memory; the next call opens it again."""
-        self.__dict__.pop("calls", None)
+        self.__dict__.pop("_scoring", None)
+        self.__dict__.pop("_fixed", None)
 
     @property
     def limits(self) -> Limits:
@@ -243,10 +257,11 @@ class OnnxDecoder:
     def token_bytes(self) -> int:
         """Bytes of cache per token; 0 where a cache cannot be continued.
 
-        That needs an export with a cache and explicit positions. On a GPU the caches would pass
-        through the host, which costs more than it saves.
+        That needs an export with a cache and explicit positions. On a GPU it needs a graph whose
+        caches stay there: through the host, they would cost more than they save.
         """
-        if not self.inputs.position_ids or on_gpu(self.providers):
+        stays = self.inputs.past_rows or not on_gpu(self.providers)
+        if not self.inputs.position_ids or not stays:
             return 0
         return sum(cache.token_bytes for cache in self.inputs.cache)
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from ..errors import ModelError, UnsupportedModelError
 from .distinct_positions import ROWWISE_PRODUCTS, compute_distinct_positions
+from .gpu_graph import Form, take_form
 
 POSITIONS = "degrade_positions"
 """Input, int64 ``[rows]``: indices into the flattened ``batch * length`` positions, or into the
@@ -74,7 +75,9 @@ class DerivedGraph:
     distinct: bool
 
 
-def build_engine_graph(model_file: str | Path, *, distinct: bool = True) -> DerivedGraph:
+def build_engine_graph(
+    model_file: str | Path, *, distinct: bool = True, form: Form = "exported"
+) -> DerivedGraph:
     """Graph that returns log-probabilities and logits of chosen positions, and the cache.
 
     Parameters
@@ -83,6 +86,8 @@ def build_engine_graph(model_file: str | Path, *, distinct: bool = True) -> Deri
         ``model.onnx`` of a model directory; it must have an output named ``logits``.
     distinct : bool
         Whether the graph is made to compute distinct positions once, if it can be.
+    form : {"exported", "unmasked", "fixed"}
+        How attention and caches are written, see `mlflow_degrade.runtime.gpu_graph`.
 
     Returns
     -------
@@ -98,11 +103,12 @@ def build_engine_graph(model_file: str | Path, *, distinct: bool = True) -> Deri
     ModelError
         There is no such file, or it is not ONNX.
     UnsupportedModelError
-        The graph has no output named ``logits``.
+        The graph has no output named ``logits``, or cannot take the form.
     """
     from onnx import TensorProto, helper
 
     model = _load(model_file)
+    take_form(model, Path(model_file).resolve().parent, form)
     graph = model.graph
     # With fixed ranges, onnxruntime 1.31 moves roundings across the changes of layout and computes
     # something else (logits off by .6 on a small model; exact with its optimizations off).
@@ -110,6 +116,8 @@ def build_engine_graph(model_file: str | Path, *, distinct: bool = True) -> Deri
     distinct = distinct and not fixed_ranges and compute_distinct_positions(graph)
     where, logits = _gather_rows(graph)
     kept = [output for output in graph.output if output.name != "logits"]
+    whole = next(output for output in graph.output if output.name == "logits")
+    vocabulary = whole.type.tensor_type.shape.dim[-1].dim_value or "vocabulary"
     value = helper.make_tensor_value_info
     graph.input.append(value(TARGETS, TensorProto.INT64, ["rows", "targets"]))
     graph.node.extend(
@@ -129,7 +137,7 @@ def build_engine_graph(model_file: str | Path, *, distinct: bool = True) -> Deri
         [
             value(TARGET_LOGPROBS, TensorProto.FLOAT, ["rows", "targets"]),
             value(ARGMAX, TensorProto.INT64, ["rows"]),
-            value(ROW_LOGITS, TensorProto.FLOAT, ["rows", "vocabulary"]),
+            value(ROW_LOGITS, TensorProto.FLOAT, ["rows", vocabulary]),
             *kept,
         ]
     )

@@ -7,17 +7,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .calls import Calls
 from .distinct_positions import DISTINCT, PLACES
 from .engine_graph import ARGMAX, POSITIONS, TARGET_LOGPROBS, TARGETS
+from .gpu_graph import PAST_ROWS
 from .layout import Layout, right_padded
 from .plan import Row
 from .session import DecoderInputs
 
-Cache = list[NDArray[Any]]
-"""Keys and values of every layer, in the order of the graph's inputs."""
+Cache = list[Any]
+"""Keys and values of every layer, in the order of the graph's inputs: arrays, or values that stay
+on the device where the graph takes `mlflow_degrade.runtime.gpu_graph.PAST_ROWS`."""
 
 
 class Answers:
@@ -87,7 +88,7 @@ def run_rows(
     share : bool
         Whether positions after equal tokens are computed once; only for a graph that takes
         distinct positions.
-    past : list of ndarray, optional
+    past : list, optional
         Cache of what stands before every row, of one sequence.
     keep_cache : bool
         Whether the caches after the rows are returned.
@@ -96,9 +97,11 @@ def run_rows(
     -------
     answers : list of Answers
         Per row.
-    cache : list of ndarray
+    cache : list
         Past and rows; empty unless `keep_cache`.
     """
+    if keep_cache or past is not None:
+        calls = calls.exact
     count, length = calls.size(len(rows)), calls.size(length)
     given, rows = len(rows), [*rows, *[_NOTHING] * (count - len(rows))]
     layout = Layout.shared(rows, length) if share else Layout.whole(count, length)
@@ -119,14 +122,15 @@ def run_rows(
         line[: len(tokens)] = tokens
 
     ids, mask = right_padded([row.tokens for row in rows], length)
-    caches = [
-        np.empty(spec.empty_shape(count), spec.dtype)
-        if past is None
-        else np.repeat(past[i], count, axis=spec.batch_axis)
-        for i, spec in enumerate(inputs.cache)
-    ]
-    before = caches[0].shape[inputs.cache[0].length_axis] if caches else 0
-    feeds: dict[str, NDArray[Any]] = {
+    before = 0 if past is None else _shape(past[0])[inputs.cache[0].length_axis]
+    if past is None:
+        caches: Cache = [np.empty(spec.empty_shape(count), spec.dtype) for spec in inputs.cache]
+    elif inputs.past_rows:
+        caches = past
+    else:
+        specs = zip(past, inputs.cache, strict=True)
+        caches = [np.repeat(value, count, axis=spec.batch_axis) for value, spec in specs]
+    feeds: dict[str, Any] = {
         "input_ids": ids,
         "attention_mask": np.pad(mask, ((0, 0), (before, 0)), constant_values=1),
         POSITIONS: positions,
@@ -139,13 +143,18 @@ def run_rows(
     if inputs.distinct:
         feeds[DISTINCT], feeds[PLACES] = layout.distinct, layout.places
 
+    if inputs.past_rows:
+        own = np.arange(count, dtype=np.int64)
+        feeds[PAST_ROWS] = own if past is None else np.zeros_like(own)
+
     outputs = {TARGET_LOGPROBS: (targets.shape, "float32"), ARGMAX: ((size,), "int64")}
     if keep_cache:
         outputs |= {
             spec.output: (spec.shape_after(count, before + length), spec.dtype)
             for spec in inputs.cache
         }
-    logprobs, best, *cache = calls.run(feeds, outputs)
+    stay = [spec.output for spec in inputs.cache] if keep_cache and inputs.past_rows else []
+    logprobs, best, *cache = calls.run(feeds, outputs, stay=stay)
 
     said = {
         place: (dict(zip(tokens, values.tolist(), strict=False)), int(winner))
@@ -156,3 +165,9 @@ def run_rows(
         for index, row in enumerate(rows[:given])
     ]
     return answers, cache
+
+
+def _shape(value: Any) -> Sequence[int]:
+    """Of an array or of an `onnxruntime.OrtValue`."""
+    shape: Sequence[int] = value.shape if isinstance(value, np.ndarray) else value.shape()
+    return shape

@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from .lengths import attention_window, require_exact
 from .plan import Tokens
-from .stepping import Stepper
 
 if TYPE_CHECKING:
     from .decoder import OnnxDecoder
@@ -68,6 +67,11 @@ class Sampling:
             )
         if not all(self.stop):
             raise InputError("an empty stop sequence would end every text: leave it out.")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most likely token is taken as the model gives it."""
+        return self.temperature == 0 and self.repetition_penalty == 1
 
 
 @dataclass(eq=False)
@@ -197,14 +201,14 @@ def _finish(
     # Only the tail of a text can contain a stop sequence that has just been completed. A character
     # takes at most four byte-level tokens.
     tail = max((4 * len(stop) for stop in sampling.stop), default=0) + 4
-    stepper = Stepper(decoder)
+    stepper = decoder.stepper(sampling.max_new_tokens, greedy=sampling.greedy)
     rows = _filled(list(batch), multiple)
-    logits = stepper.prefill([row.prompt for row in rows], batch[0].length)
+    said = stepper.prefill([row.prompt for row in rows], batch[0].length)
     for made in range(1, sampling.max_new_tokens + 1):
-        # Repeated rows stand at the end, so the distinct ones pair with the first logits.
-        for running, scores in zip(dict.fromkeys(rows), logits, strict=False):
+        # Repeated rows stand at the end, so the distinct ones pair with the first answers.
+        for running, answer in zip(dict.fromkeys(rows), said, strict=False):
             if not running.done:
-                token = choose(running, scores)
+                token = choose(running, answer)
                 running.generated.append(token)
                 text = decoder.encoder.decode(running.generated[-tail:]) if sampling.stop else ""
                 running.done = token in ends or any(stop in text for stop in sampling.stop)
@@ -216,7 +220,7 @@ def _finish(
         if 2 * len(remaining) <= len(rows):
             stepper.keep([rows.index(running) for running in remaining])
             rows = remaining
-        logits = stepper.step([running.generated[-1] for running in rows])
+        said = stepper.step([running.generated[-1] for running in rows])
 
 
 def _filled(rows: list[_Running], multiple: int) -> list[_Running]:
@@ -224,12 +228,10 @@ def _filled(rows: list[_Running], multiple: int) -> list[_Running]:
     return rows + [rows[-1]] * (-len(rows) % multiple)
 
 
-def _chooser(
-    sampling: Sampling, batch: Sequence[_Running]
-) -> Callable[[_Running, NDArray[np.float32]], int]:
-    """The function that picks a token from one row of logits."""
-    if sampling.temperature == 0 and sampling.repetition_penalty == 1:
-        return lambda _, logits: int(logits.argmax())
+def _chooser(sampling: Sampling, batch: Sequence[_Running]) -> Callable[[_Running, Any], int]:
+    """The function that picks a token from one row of logits, or takes the one that was found."""
+    if sampling.greedy:
+        return lambda _, token: int(token)
 
     import torch
     from transformers import (

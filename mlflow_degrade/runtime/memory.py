@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from ..errors import DegradeError, EngineError, ModelError
 from .encoder_session import EncoderSession
 from .engine_graph import build_engine_graph
 from .family import model_family
+from .fixed_stepping import FixedModel, FixedStepper, open_fixed
 from .plan import Tokens
-from .providers import memory_name, on_gpu, resolve_device
+from .providers import CUDA, memory_name, on_gpu, resolve_device
 from .session import DecoderInputs, decoder_inputs, open_derived, run_error
 from .stepping import Stepper
 
@@ -127,12 +129,17 @@ class _Decoder:
     session: Any
     inputs: DecoderInputs
     device_type: str
+    fixed: FixedModel | None = None
 
     def run(self, prompts: Sequence[Tokens], new_tokens: int) -> None:
-        stepper = Stepper(self, prefill_only=not self.inputs.cache)
-        logits = stepper.prefill(prompts, len(prompts[0]))
+        stepper = (
+            Stepper(self, greedy=True, prefill_only=not self.inputs.cache)
+            if self.fixed is None
+            else FixedStepper(self.fixed, new_tokens, greedy=True)
+        )
+        tokens = stepper.prefill(prompts, len(prompts[0]))
         for _ in range(new_tokens if self.inputs.cache else 0):
-            logits = stepper.step([int(token) for token in logits.argmax(axis=1)])
+            tokens = stepper.step(tokens.tolist())
 
 
 @dataclass(frozen=True)
@@ -162,6 +169,10 @@ def _opener(
     graph = build_engine_graph(folder / "model.onnx")
 
     def decoder() -> _Decoder:
+        if providers[0] == CUDA:  # as `OnnxDecoder` does
+            with suppress(ModelError, EngineError):
+                fixed = open_fixed(folder, providers, threads=threads, capture=True)
+                return _Decoder(folder, fixed.session, fixed.inputs, fixed.device, fixed)
         session = open_derived(graph, providers, threads=threads)
         inputs = decoder_inputs(session, folder)
         return _Decoder(folder, session, inputs, memory_name(providers))

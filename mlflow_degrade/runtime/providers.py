@@ -308,11 +308,12 @@ def create_session(
             # them because these are floats (its issue 22269). On a GPU the pairs must stay.
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         checks = choose_kernels(parsed, folder, options)
-        if not on_gpu(providers):  # where it would compute them is not known beforehand on a GPU
+        if on_gpu(providers):  # where it computes integers there is not known beforehand
+            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        else:
             require_exact(checks, folder)
         if providers[0] == TENSORRT:
             asked[0] = (TENSORRT, tensorrt_options(graph, folder))
-            options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         elif capture:
             asked[0] = (providers[0], {"enable_cuda_graph": "1"})
         session = ort.InferenceSession(source, options, providers=asked, enable_fallback=0)

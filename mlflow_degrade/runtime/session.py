@@ -13,6 +13,7 @@ import numpy as np
 from ..errors import EngineError, ModelError, UnsupportedModelError
 from .distinct_positions import DISTINCT, PLACES
 from .engine_graph import POSITIONS, TARGETS, DerivedGraph
+from .gpu_graph import FILLED, PAST_ROWS, WRITTEN_AT
 from .providers import create_session, session_options
 from .values import ARRAY_TYPES
 
@@ -79,11 +80,14 @@ class DecoderInputs:
         The key-value cache in the order of the graph; empty for an export without one.
     distinct : bool
         Whether it takes distinct positions and their places.
+    past_rows : bool
+        Whether it repeats a cache before many rows itself (see `mlflow_degrade.runtime.gpu_graph`).
     """
 
     position_ids: bool
     cache: tuple[CacheInput, ...]
     distinct: bool = False
+    past_rows: bool = False
 
 
 def open_derived(
@@ -130,16 +134,19 @@ def decoder_inputs(session: Any, folder: Path) -> DecoderInputs:
         For an input the engine does not know how to fill, or a cache layout it does not know.
     """
     cache = cache_inputs(session, folder)
-    filled = {POSITIONS, TARGETS, DISTINCT, PLACES, *(entry.name for entry in cache)}
-    names = [node.name for node in session.get_inputs() if node.name not in filled]
+    all_names = [node.name for node in session.get_inputs()]
+    filled = {POSITIONS, TARGETS, DISTINCT, PLACES, PAST_ROWS, WRITTEN_AT, FILLED}
+    filled |= {entry.name for entry in cache}
+    names = [name for name in all_names if name not in filled]
     unknown = sorted(set(names) - {"input_ids", "attention_mask", "position_ids"})
     if unknown:
         raise UnsupportedModelError(
             f"the model in {folder} takes {unknown}, which the engine does not know how to fill: "
             "export it with Optimum's task 'text-generation-with-past'."
         )
-    distinct = any(node.name == DISTINCT for node in session.get_inputs())
-    return DecoderInputs("position_ids" in names, cache, distinct)
+    return DecoderInputs(
+        "position_ids" in names, cache, DISTINCT in all_names, PAST_ROWS in all_names
+    )
 
 
 def cache_inputs(session: Any, folder: Path) -> tuple[CacheInput, ...]:

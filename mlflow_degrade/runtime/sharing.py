@@ -169,6 +169,8 @@ def _prefixes(
     free = [min(rows[i].wanted) for i in order]
     stack = [_Node(0, 0, 0.0, [])]
 
+    call_cost = max(CALL_COST, limits.overhead)  # far more on a GPU
+
     def gain(start: int, stop: int, depth: int) -> float:
         count, distinct = stop - start, total[stop] - total[start + 1]
         distinct += len(rows[order[start]].tokens) - depth
@@ -176,7 +178,7 @@ def _prefixes(
             return float(count * depth)
         room = max(limits.tokens - depth, limits.tokens // 4, 1)
         repeats = min(count, ceil(distinct / room))
-        return depth * (repeats - 1) + LAYOUT_COST * (count - 1) * depth - CALL_COST
+        return depth * (repeats - 1) + LAYOUT_COST * (count - 1) * depth - call_cost
 
     for index in range(1, len(order) + 1):
         ahead = common[index] if index < len(order) else 0

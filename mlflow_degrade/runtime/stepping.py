@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..errors import NonFiniteLogitsError, UnsupportedModelError
 from .calls import run_options
 from .distinct_positions import DISTINCT, PLACES
-from .engine_graph import POSITIONS, ROW_LOGITS, TARGETS
+from .engine_graph import ARGMAX, POSITIONS, ROW_LOGITS, TARGET_LOGPROBS, TARGETS
 from .layout import Layout, right_padded
 from .plan import Tokens
 from .session import DecoderInputs, ran_out_of_memory, run_error
@@ -46,6 +46,9 @@ class Stepper:
     ----------
     decoder : Steppable
         Its session is used.
+    greedy : bool
+        Whether the most likely tokens are returned instead of logits. They are found where the
+        model runs, and a vocabulary of numbers per row stays there.
     prefill_only : bool
         No `step` will follow, so that a cache is not needed.
 
@@ -55,7 +58,9 @@ class Stepper:
         The model was exported without a key-value cache.
     """
 
-    def __init__(self, decoder: Steppable, *, prefill_only: bool = False) -> None:
+    def __init__(
+        self, decoder: Steppable, *, greedy: bool = False, prefill_only: bool = False
+    ) -> None:
         self._session, self._inputs = decoder.session, decoder.inputs
         self._device, self._folder = decoder.device_type, decoder.folder
         if not self._inputs.cache and not prefill_only:
@@ -63,17 +68,19 @@ class Stepper:
                 f"the model in {self._folder} was exported without a key-value cache: export it "
                 "with task 'text-generation-with-past' to generate."
             )
+        self._greedy = greedy
         self._cache: list[Any] = []
         self._mask = np.zeros((0, 0), np.int64)
         self._places = np.zeros(0, np.int64)
 
-    def prefill(self, prompts: Sequence[Tokens], length: int) -> NDArray[np.float32]:
+    def prefill(self, prompts: Sequence[Tokens], length: int) -> NDArray[Any]:
         """Read the prompts, right-padded to `length`.
 
         Returns
         -------
-        ndarray of float32, shape (prompts, vocabulary)
-            Logits of the token after each prompt.
+        ndarray
+            Of the token after each prompt its logits, float32 ``[prompts, vocabulary]``, or with
+            `greedy` which it is, int64 ``[prompts]``.
         """
         count = len(prompts)
         ids, self._mask = right_padded(prompts, length)
@@ -83,8 +90,8 @@ class Stepper:
         empty = [np.empty(c.empty_shape(count), c.dtype) for c in self._inputs.cache]
         return self._forward(ids, everywhere, last, empty)
 
-    def step(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Append one token to each row; returns the logits of the next, as `prefill` does."""
+    def step(self, tokens: Sequence[int]) -> NDArray[Any]:
+        """Append one token to each row; returns what `prefill` does, of the next one."""
         count = len(tokens)
         self._mask = np.pad(self._mask, ((0, 0), (0, 1)), constant_values=1)
         # A token's place counts the real tokens before it, not the gap after a padded prompt.
@@ -108,7 +115,7 @@ class Stepper:
         places: NDArray[np.int64],
         rows: NDArray[np.int64],
         cache: Sequence[Any],
-    ) -> NDArray[np.float32]:
+    ) -> NDArray[Any]:
         feeds = {"input_ids": ids, "attention_mask": self._mask, POSITIONS: rows}
         # No log-probability is asked for, but the graph wants to be fed.
         feeds[TARGETS] = np.zeros((len(rows), 1), np.int64)
@@ -126,7 +133,9 @@ class Stepper:
                 bind_array(binding, spec.name, value)
             else:
                 binding.bind_ortvalue_input(spec.name, value)
-        binding.bind_output(ROW_LOGITS, "cpu")
+        outputs = outputs_of(self._greedy)
+        for name in outputs:
+            binding.bind_output(name, "cpu")
         for spec in self._inputs.cache:
             binding.bind_output(spec.output, self._device)
         try:
@@ -136,11 +145,30 @@ class Stepper:
             if ran_out_of_memory(error):
                 hint = f" Use a smaller batch_size than {len(ids)}, or shorter prompts."
             raise run_error(error, self._folder, hint) from error
-        logits, *self._cache = binding.get_outputs()
-        values: NDArray[np.float32] = logits.numpy()
-        if not np.isfinite(values.max(axis=-1)).all():
-            raise NonFiniteLogitsError(
-                f"the model in {self._folder} gives NaN or infinite logits while generating: its "
-                "weights or activations overflow; nothing of this model is scored."
-            )
-        return values
+        found = binding.get_outputs()
+        self._cache = found[len(outputs) :]
+        return checked([value.numpy() for value in found[: len(outputs)]], self._folder)
+
+
+def outputs_of(greedy: bool) -> tuple[str, ...]:
+    """What is fetched at each step: the logits, or the winners and one log-probability a row."""
+    return (ARGMAX, TARGET_LOGPROBS) if greedy else (ROW_LOGITS,)
+
+
+def checked(fetched: Sequence[NDArray[Any]], folder: Path) -> NDArray[Any]:
+    """The first of what was fetched, if every logit is a number.
+
+    Raises
+    ------
+    NonFiniteLogitsError
+        NaN or infinity is among them. One log-probability tells it of its whole row: the softmax
+        sums over the row, and a sum with NaN, or with the exponential of ∞ − ∞, is NaN.
+    """
+    first, *rest = fetched
+    sound = np.isfinite(first.max(axis=-1)) if not rest else ~np.isnan(rest[0])
+    if not sound.all():
+        raise NonFiniteLogitsError(
+            f"the model in {folder} gives NaN or infinite logits while generating: its weights or "
+            "activations overflow; nothing of this model is scored."
+        )
+    return first

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -28,9 +29,11 @@ def element_type(dtype: str | np.dtype[Any]) -> Any:
     return _BFLOAT16 if np.dtype(dtype) == np.uint16 else np.dtype(dtype)
 
 
-def bind_array(binding: Any, name: str, array: NDArray[Any]) -> None:
-    """Bind an input to an array, which is read where it is: the caller keeps it alive."""
-    if array.dtype == np.uint16:
+def bind_array(binding: Any, name: str, array: Any) -> None:
+    """Bind an input to an array or a value, read where it is: the caller keeps it alive."""
+    if not isinstance(array, np.ndarray):
+        binding.bind_ortvalue_input(name, array)
+    elif array.dtype == np.uint16:
         binding.bind_ortvalue_input(name, value_of(array, "cpu"))
     else:
         binding.bind_cpu_input(name, array)
@@ -70,30 +73,37 @@ def array_of(value: Any) -> NDArray[Any]:
 
 def run_arrays(
     session: Any,
-    feeds: Mapping[str, NDArray[Any]],
+    feeds: Mapping[str, Any],
     outputs: Iterable[str],
     options: Any = None,
-) -> list[NDArray[Any]]:
+    *,
+    stay: Mapping[str, str] = MappingProxyType({}),
+) -> list[Any]:
     """Run a session on arrays.
 
     Parameters
     ----------
     session : onnxruntime.InferenceSession
-    feeds : mapping of str to ndarray
+    feeds : mapping of str to ndarray or OrtValue
         Every input.
     outputs : iterable of str
         What is fetched, in this order.
     options : onnxruntime.RunOptions, optional
+    stay : mapping of str to str
+        Outputs that are not copied to the host, and the device that they stay on.
 
     Returns
     -------
     list of ndarray
+        And of `onnxruntime.OrtValue` for what stays.
     """
     binding = session.io_binding()
     # The binding reads the arrays where they are: `feeds` keeps them alive.
     for name, array in feeds.items():
         bind_array(binding, name, array)
-    for name in outputs:
-        binding.bind_output(name, "cpu")
+    names = list(outputs)
+    for name in names:
+        binding.bind_output(name, stay.get(name, "cpu"))
     session.run_with_iobinding(binding, options)
-    return [array_of(value) for value in binding.get_outputs()]
+    found = zip(names, binding.get_outputs(), strict=True)
+    return [value if name in stay else array_of(value) for name, value in found]

@@ -17,7 +17,6 @@ from .encoder import OnnxEncoder
 from .family import model_family
 from .plan import Batch, Row, Tokens
 from .roofline import ModelWork, model_work
-from .stepping import Stepper
 
 _TEXT = (
     "The ferry leaves the island at noon and reaches the mainland before the shops close, so "
@@ -58,43 +57,49 @@ class Workload(Protocol):
 
 
 class DecoderWorkload:
-    """Prefill and decode."""
+    """Prefill and decode.
+
+    Attributes
+    ----------
+    decoder : OnnxDecoder
+        What is timed.
+    """
 
     generates = True
 
     def __init__(self, folder: Path, *, device: str, threads: int | None) -> None:
-        self._decoder = OnnxDecoder(folder, device=device, threads=threads)
-        self.folder, self.most_tokens = folder, self._decoder.context_length
+        self.decoder = OnnxDecoder(folder, device=device, threads=threads)
+        self.folder, self.most_tokens = folder, self.decoder.context_length
 
     @property
     def not_measured(self) -> tuple[str, ...]:
         """Decoding, of an export without a cache."""
-        return () if self._decoder.inputs.cache else ("decode: the export has no cache",)
+        return () if self.decoder.inputs.cache else ("decode: the export has no cache",)
 
     def prompts(self, shape: Shape) -> list[Tokens]:
         """Token ids of one batch."""
-        return _cut(self._decoder.encoder.encode([_TEXT])[0], shape)
+        return _cut(self.decoder.encoder.encode([_TEXT])[0], shape)
 
     def run(self, prompts: Sequence[Tokens], new_tokens: int) -> Iterator[Timing]:
         """Read the prompts, then generate."""
-        has_cache = bool(self._decoder.inputs.cache)
-        stepper = Stepper(self._decoder, prefill_only=not has_cache)
+        has_cache = bool(self.decoder.inputs.cache)
+        stepper = self.decoder.stepper(new_tokens if has_cache else 0, greedy=True)
         start = time.perf_counter()
-        logits = stepper.prefill(prompts, len(prompts[0]))
+        tokens = stepper.prefill(prompts, len(prompts[0]))
         yield "prefill", [time.perf_counter() - start]
         if not has_cache:
             return
         calls = []
         for _ in range(new_tokens):
-            tokens = [int(token) for token in logits.argmax(axis=1)]
+            given = tokens.tolist()
             start = time.perf_counter()
-            logits = stepper.step(tokens)
+            tokens = stepper.step(given)
             calls.append(time.perf_counter() - start)
         yield "decode", calls
 
     def work(self) -> ModelWork:
         """What a token asks of the machine."""
-        cache = sum(tensor.token_bytes for tensor in self._decoder.inputs.cache)
+        cache = sum(tensor.token_bytes for tensor in self.decoder.inputs.cache)
         return model_work(self.folder, cache_token_bytes=cache)
 
 

@@ -40,7 +40,7 @@ def test_fixed_buffers_give_the_same_scores(model_dir: ModelDir, shared: bool, s
     pairs = _pairs(decoder)
     expected = decoder.score(pairs)
     captured = CapturedCalls(decoder.session, "cpu")
-    decoder.__dict__["calls"] = captured
+    decoder.__dict__["_scoring"] = decoder._scoring[0], captured
     for _ in range(2):  # the second time every combination of shapes is known
         found = decoder.score(pairs)
         np.testing.assert_allclose(
@@ -60,7 +60,7 @@ def test_shapes_beyond_the_limit_are_run_without_buffers(
     expected = decoder.score(pairs)
     monkeypatch.setattr(calls_module, "_MOST_GRAPHS", 1)
     captured = CapturedCalls(decoder.session, "cpu")
-    decoder.__dict__["calls"] = captured
+    decoder.__dict__["_scoring"] = decoder._scoring[0], captured
     found = decoder.score(pairs)
     assert len(captured._captured) == 1
     np.testing.assert_allclose([s.logprob for s in found], [s.logprob for s in expected], atol=1e-4)
@@ -80,6 +80,6 @@ def test_a_session_is_opened_for_capture_and_else_without(
         raise RuntimeError("not all nodes have been partitioned to the CUDA provider")
 
     # The trial call fails, as it does where a graph cannot be captured.
-    monkeypatch.setattr(calls_module._Buffers, "run", refuse)
+    monkeypatch.setattr(calls_module.Buffers, "run", refuse)
     assert type(decoder.calls) is Calls
     assert decoder.can_reuse_prefixes
