@@ -27,6 +27,7 @@ from simulated_designs import (
     RULES,
     Cell,
     aggregation_cell,
+    category_cell,
     dependence_cell,
     judge_cell,
     noninferiority_cell,
@@ -114,6 +115,17 @@ def subgroup_table(cells: list[Cell], replications: int) -> str:
     return markdown(header, rows, note)
 
 
+def category_table(cells: list[Cell], replications: int) -> str:
+    """Rejection rates by damage in one category."""
+    rows = [
+        [points(damage), *(share(v[key]) for key in ("pooled", "separate", "kcm"))]
+        for damage, _, v in sorted(cells, key=lambda cell: cell[0])
+    ]
+    header = ["damage in one of ten categories", "pooled McNemar"]
+    note = f"6,000 items, 10% flips, {replications:,} replications, alpha = .05."
+    return markdown([*header, "McNemar per category, Bonferroni", "KCM"], rows, note)
+
+
 def planning_table(cells: list[Cell], _: int) -> str:
     """Items needed, by flip rate and drop."""
     needed = {(rate, drop): f"{int(values['n']):,}" for rate, drop, values in cells}
@@ -197,6 +209,7 @@ SECTIONS: dict[str, Section] = {
         subgroup_table,
         0.25,
     ),
+    "categories": (category_cell, [("0.0", ""), ("0.05", "")], category_table, 0.5),
     "retry": (retry_cell, [("1", ""), ("5", ""), ("20", "")], retry_table, 1.0),
     "judge": (judge_cell, [("0.0", ""), ("0.02", "")], judge_table, 0.5),
 }
