@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 
+from ._answers import add_answer_changes
 from ._testing import adjust, aggregate_tasks, benchmarks, data_power, task_result
 from .errors import PolicyError
 from .pairing import PairedScores, PairedTask
@@ -88,6 +89,7 @@ def decide(paired: PairedScores, policy: GatePolicy, *, attempt: int | None = No
         tasks = tuple(task_result(t, policy, adjusted.get(t.name)) for t in paired.tasks)
         aggregate = aggregate_tasks(gating, tests, policy, margin)
         power = data_power(gating, tests, policy, margin)
+    tasks, aggregate = add_answer_changes(paired, tasks, aggregate)
     verdict, reasons = _judge(tasks, aggregate, power, policy, alpha_attempt)
     return Decision(
         verdict=verdict,

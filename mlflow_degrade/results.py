@@ -43,6 +43,31 @@ class IntervalRecord(_Record):
     method: str
 
 
+class AnswerChanges(_Record):
+    """How often the answer itself changed, right or wrong; shown, not decided on.
+
+    Attributes
+    ----------
+    n : int
+        Items compared; of repeated runs the first.
+    changed : int
+        Items with another answer, blanks around it aside.
+    between_wrong : int or None
+        Those of them that are wrong on both sides, which the accuracies do not show; None for
+        graded scores.
+    rate : float
+        Share of items that changed.
+    interval : IntervalRecord
+        For `rate`.
+    """
+
+    n: int
+    changed: int
+    between_wrong: int | None
+    rate: float
+    interval: IntervalRecord
+
+
 class TaskResult(_Record):
     """One task's paired test.
 
@@ -84,6 +109,8 @@ class TaskResult(_Record):
     unscored : tuple of int
         Items left out for lack of a score: (baseline only, candidate only, both).
     notes : tuple of str
+    answers : AnswerChanges or None
+        None where not every item has an answer on both sides.
     """
 
     task: str
@@ -110,6 +137,7 @@ class TaskResult(_Record):
     proportion: bool
     unscored: tuple[int, int, int]
     notes: tuple[str, ...] = ()
+    answers: AnswerChanges | None = None
 
 
 class AggregateResult(_Record):
@@ -136,6 +164,8 @@ class AggregateResult(_Record):
         p-values the rule is made of, e.g. ``pooled`` and ``min_p`` for ``combined``.
     noninferiority_p : float
         p-value of "the drop is at least the margin"; small is good.
+    answers : AnswerChanges or None
+        None where a gating task has none.
     """
 
     aggregation: str
@@ -151,6 +181,7 @@ class AggregateResult(_Record):
     log10_p_worse: float
     components: dict[str, float] = {}
     noninferiority_p: float
+    answers: AnswerChanges | None = None
 
 
 class PowerResult(_Record):

@@ -86,7 +86,7 @@ _LAYERS = (
     ("scores",),
     ("_matching", "_comparability", "_items", "pairing"),
     ("policy",),
-    ("results", "_testing", "decision", "planning", "subgroups"),
+    ("results", "_testing", "_answers", "decision", "planning", "subgroups"),
     ("readers",),
     ("runtime", "optimize"),
     ("evaluation",),

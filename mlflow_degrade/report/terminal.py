@@ -56,6 +56,9 @@ def decision_view(
     """
     parts: list[RenderableType] = [_verdict(decision), _TaskTable(decision)]
     parts.append(Text(f"\n{content.power_sentence(decision)}"))
+    answers = content.answers_sentence(decision)
+    if answers is not None:
+        parts.append(Text(answers))
     changes = remedies(decision)
     if changes:
         parts += [heading("What would have to change"), _bullets(changes)]
