@@ -168,11 +168,11 @@ def misses(tallies: Tallies) -> Iterator[str]:
     """
     for name, tally in tallies.items():
         design = DESIGNS[name]
-        for rule in RULES:
+        for rule in design.rules:
             policies = {f"{rule}/{aggregation}": aggregation for aggregation in design.aggregations}
             confidence = tally.rate(next(iter(policies)), "confidence")
             promises = [(design.wrong, design.limit(rule)), ("guilty beside no FAIL", 0.0)]
-            if rule == RULES[0]:  # the intervals of both rules are the same
+            if rule == design.rules[0]:  # the intervals of both rules are the same
                 promises += [(_MISSED[what], 1 - confidence) for what in _MISSED]
             for what, limit in promises:
                 rates = {policies[p]: _error(tally, p, what) for p in policies}
@@ -256,13 +256,17 @@ def _named(named: Tallies) -> str:
         design = NAMED[name]
         cells = []
         for rule in RULES:
+            if rule not in design.rules:
+                cells.append("–")
+                continue
             rates = {a: tally.rate(f"{rule}/{a}", design.wrong) for a in design.aggregations}
             worst = max(rates, key=lambda aggregation: rates[aggregation])
             text = f"{rates[worst]:.3f}" + (f" ({worst})" if len(rates) > 1 else "")
             cells.append(_bold(text, _above(rates[worst], design.limit(rule), tally.n)))
-        held = {a: tally.rate(f"{RULES[0]}/{a}", "covered") for a in design.aggregations}
+        shown = design.rules[0]
+        held = {a: tally.rate(f"{shown}/{a}", "covered") for a in design.aggregations}
         least = min(held, key=lambda aggregation: held[aggregation])
-        stated = tally.rate(f"{RULES[0]}/{least}", "confidence")
+        stated = tally.rate(f"{shown}/{least}", "confidence")
         covered = _bold(f"{held[least]:.3f}", _above(1 - held[least], 1 - stated, tally.n))
         rows.append([name, design.wrong, *cells, covered, f"{tally.n:,}"])
     header = ["design", "wrong verdict", *RULES, "interval covers", "replications"]
