@@ -247,8 +247,10 @@ def replicate(name: str, design: Design, index: int) -> Counter[str]:
 
 
 def _holds(interval: Any, true: float) -> bool:
+    low = -np.inf if interval.low is None else interval.low
+    high = np.inf if interval.high is None else interval.high
     # Rounding of a mean must not count where the true value is an end of the interval.
-    return bool(interval.low - 1e-12 <= true <= interval.high + 1e-12)
+    return bool(low - 1e-12 <= true <= high + 1e-12)
 
 
 @contextmanager
