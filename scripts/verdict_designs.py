@@ -237,9 +237,10 @@ def replicate(name: str, design: Design, index: int) -> Counter[str]:
             true = -float(weights @ drops) / float(weights.sum())
             found[f"{label}/covered"] += _holds(decision.aggregate.interval, true)
             found[f"{label}/confidence"] = decision.aggregate.interval.confidence
-            found[f"{label}/guilty beside no FAIL"] += bool(
-                decision.guilty and decision.verdict.value != "FAIL"
-            )
+            # Under non_inferiority a candidate may be worse and still within the margin.
+            fails = policy.rule == "non_inferiority" or decision.verdict.value == "FAIL"
+            degraded = decision.aggregate.p_worse <= policy.alpha
+            found[f"{label}/guilty by itself"] += bool(decision.guilty) and not (degraded and fails)
             found[f"{label}/tasks covered"] += np.mean(
                 [_holds(t.interval, -d) for t, d in zip(decision.tasks, drops, strict=True)]
             )

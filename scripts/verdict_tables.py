@@ -171,7 +171,7 @@ def misses(tallies: Tallies) -> Iterator[str]:
         for rule in design.rules:
             policies = {f"{rule}/{aggregation}": aggregation for aggregation in design.aggregations}
             confidence = tally.rate(next(iter(policies)), "confidence")
-            promises = [(design.wrong, design.limit(rule)), ("guilty beside no FAIL", 0.0)]
+            promises = [(design.wrong, design.limit(rule)), ("guilty by itself", 0.0)]
             if rule == design.rules[0]:  # the intervals of both rules are the same
                 promises += [(_MISSED[what], 1 - confidence) for what in _MISSED]
             for what, limit in promises:

@@ -75,7 +75,7 @@ def power_sentence(decision: Decision) -> str:
     power, n = decision.power, numbers.count(decision.aggregate.n)
     unit = decision.aggregate.proportion
     flips = (
-        f"{numbers.share(power.flip_rate)} of the answers changed "
+        f"{numbers.share(power.flip_rate)} of the scores changed "
         f"(upper bound {numbers.share(power.flip_rate_upper)})"
     )
     if power.mde is None:
