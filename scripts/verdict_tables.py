@@ -10,6 +10,7 @@ import heapq
 import json
 import math
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -24,11 +25,14 @@ from rich.progress import Progress
 from verdict_designs import AGGREGATIONS, GRID, KINDS, LAYOUTS, NAMED, RULES, replicate
 
 import mlflow_degrade
+from mlflow_degrade.errors import DegradeError
 
 DESIGNS = {**NAMED, **GRID}
 # A worker reports after so many seconds, so that little is lost when a run is stopped.
 _REPORT_AFTER = 10.0
 _ERRORS = 3.0
+# What a decision may raise on scores that it was not prepared for.
+_FAILURES = (DegradeError, ValueError, ArithmeticError)
 # What is counted of the intervals, and what is promised to be rare.
 _MISSED = {"covered": "interval misses", "tasks covered": "intervals of tasks miss"}
 
@@ -96,7 +100,12 @@ def run(
                     break
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     order, name = running.pop(future)
-                    n, counts = future.result()
+                    try:
+                        n, counts = future.result()
+                    except _FAILURES as error:
+                        # Hours of other designs must not be lost for it.
+                        print(f"{name} was given up: {error}", file=sys.stderr)
+                        continue
                     tally = tallies.setdefault(name, Tally(0, Counter()))
                     tally.n += n
                     tally.counts.update(counts)
@@ -113,7 +122,10 @@ def run(
 def _now(call: Callable[..., Any], *arguments: Any) -> Future[Any]:
     """Without a pool: the call in this process."""
     future: Future[Any] = Future()
-    future.set_result(call(*arguments))
+    try:
+        future.set_result(call(*arguments))
+    except _FAILURES as error:
+        future.set_exception(error)
     return future
 
 

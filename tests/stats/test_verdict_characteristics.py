@@ -155,6 +155,22 @@ def test_a_run_goes_on_where_it_was(tables: ModuleType, tmp_path: Path) -> None:
         tables.select("nothing")
 
 
+def test_a_design_that_raises_does_not_stop_the_others(
+    tables: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cell, other = "macro on 20/500/2000, no drop", "macro on 20/500/2000, at the margin"
+    draw = tables.replicate
+
+    def fails(name: str, *arguments: object) -> Counter[str]:
+        if name == cell:
+            raise ValueError("no such luck")
+        return draw(name, *arguments)
+
+    monkeypatch.setattr(tables, "replicate", fails)
+    assert {name: t.n for name, t in tables.run([cell, other], 2, 1, None).items()} == {other: 2}
+    assert f"{cell} was given up: no such luck" in capsys.readouterr().err
+
+
 def test_the_command_prints_tables() -> None:
     done = subprocess.run(
         [*COMMAND, "--cells", "right or wrong | 300*", "--replications", "20"],
