@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .pairing import PairedScores, PairedTask
-from .results import AggregateResult, AnswerChanges, IntervalRecord, TaskResult
+from .results import AggregateResult, AnswerChanges, TaskResult
 from .stats import upper_proportion
 from .stats.units import effective_count
 
@@ -103,10 +103,7 @@ def _record(parts: Sequence[_Changes], confidence: float) -> AnswerChanges:
         changed=changed,
         between_wrong=sum(known) if len(known) == len(parts) else None,
         rate=changed / n,
-        interval=IntervalRecord(
-            low=1.0 - upper_proportion(effective - count, effective, level),
-            high=upper_proportion(count, effective, level),
-            confidence=confidence,
-            method="clopper-pearson",
-        ),
+        low=1.0 - upper_proportion(effective - count, effective, level),
+        high=upper_proportion(count, effective, level),
+        confidence=confidence,
     )

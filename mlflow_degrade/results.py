@@ -57,15 +57,17 @@ class AnswerChanges(_Record):
         graded scores.
     rate : float
         Share of items that changed.
-    interval : IntervalRecord
-        For `rate`.
+    low, high, confidence : float
+        Clopper–Pearson interval for `rate`.
     """
 
     n: int
     changed: int
     between_wrong: int | None
     rate: float
-    interval: IntervalRecord
+    low: float
+    high: float
+    confidence: float
 
 
 class TaskResult(_Record):

@@ -39,9 +39,9 @@ def test_counts_and_interval() -> None:
         assert found is not None
         assert (found.n, found.changed, found.between_wrong) == (35, 20, 10)
         assert found.rate == 20 / 35
-        expected = binomtest(20, 35).proportion_ci(found.interval.confidence, "exact")
-        assert (found.interval.low, found.interval.high) == pytest.approx(tuple(expected))
-        assert found.interval.confidence == result.tasks[0].interval.confidence
+        expected = binomtest(20, 35).proportion_ci(found.confidence, "exact")
+        assert (found.low, found.high) == pytest.approx(tuple(expected))
+        assert found.confidence == result.tasks[0].interval.confidence
     # Half of the changes are invisible in the scores.
     assert result.power.flip_rate == 10 / 35
 
@@ -55,9 +55,9 @@ def test_against_loops(texts: list[tuple[str, str]]) -> None:
     changed = [(x, y) for x, y in texts if x != y]
     assert (found.n, found.changed) == (len(texts), len(changed))
     assert found.between_wrong == sum("a" not in pair_ for pair_ in changed)
-    assert 0 <= found.interval.low <= found.rate <= found.interval.high <= 1
-    expected = binomtest(len(changed), len(texts)).proportion_ci(found.interval.confidence, "exact")
-    assert (found.interval.low, found.interval.high) == pytest.approx(tuple(expected), abs=1e-12)
+    assert 0 <= found.low <= found.rate <= found.high <= 1
+    expected = binomtest(len(changed), len(texts)).proportion_ci(found.confidence, "exact")
+    assert (found.low, found.high) == pytest.approx(tuple(expected), abs=1e-12)
 
 
 @pytest.mark.parametrize("missing", [0, 1])
@@ -95,9 +95,9 @@ def test_copies_of_a_document_widen_the_interval() -> None:
     assert alone is not None
     assert copies is not None
     assert (alone.n, alone.changed) == (copies.n, copies.changed) == (60, 15)
-    expected = binomtest(5, 20).proportion_ci(copies.interval.confidence, "exact")
-    assert (copies.interval.low, copies.interval.high) == pytest.approx(tuple(expected))
-    assert copies.interval.low < alone.interval.low < alone.interval.high < copies.interval.high
+    expected = binomtest(5, 20).proportion_ci(copies.confidence, "exact")
+    assert (copies.low, copies.high) == pytest.approx(tuple(expected))
+    assert copies.low < alone.low < alone.high < copies.high
 
 
 def test_graded_scores_have_no_wrong_answers() -> None:

@@ -112,7 +112,7 @@ def answers_sentence(decision: Decision) -> str | None:
 
 def changed_answers(changes: AnswerChanges) -> str:
     """The rate of changed answers with its interval."""
-    low, high = numbers.share(changes.interval.low), numbers.share(changes.interval.high)
+    low, high = numbers.share(changes.low), numbers.share(changes.high)
     return f"{numbers.share(changes.rate)} [{low}, {high}]"
 
 
