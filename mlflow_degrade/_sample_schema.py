@@ -65,9 +65,7 @@ def _columns(table: pa.Table) -> list[pa.ChunkedArray]:
         if field.name in table.column_names:
             columns[field.name] = _convert(table[field.name], field)
         elif field.name == "doc_hash":
-            columns["doc_hash"] = pc.binary_join_element_wise(
-                columns["task"], columns["doc_id"], "/"
-            )
+            columns["doc_hash"] = derived_hash(columns["task"], columns["doc_id"])
         elif field.name in _DEFAULTS:
             value = pa.scalar(_DEFAULTS[field.name], field.type)
             columns[field.name] = pa.chunked_array([pa.repeat(value, table.num_rows)])
@@ -78,6 +76,11 @@ def _columns(table: pa.Table) -> list[pa.ChunkedArray]:
                 absent[field.type] = pa.chunked_array([nulls])
             columns[field.name] = absent[field.type]
     return list(columns.values())
+
+
+def derived_hash(task: pa.ChunkedArray, doc_id: pa.ChunkedArray) -> pa.ChunkedArray:
+    """What stands for the hash of documents whose content is not known."""
+    return pc.binary_join_element_wise(task, doc_id, "/")
 
 
 def _convert(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from .errors import InputError
+
+_DEEPEST = 100
+_LARGEST = 1_000_000
 
 
 def read_yaml(path: str | os.PathLike[str], name: str, error: type[InputError] = InputError) -> Any:
@@ -32,15 +36,39 @@ def read_yaml(path: str | os.PathLike[str], name: str, error: type[InputError] =
     import yaml
 
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = _read(Path(path))
+        if _depth(text) > _DEEPEST:
+            raise error(f"{name} is nested more than {_DEEPEST} levels deep: write it flatter.")
         root = yaml.compose(text, yaml.SafeLoader)
         if root is not None and (repeated := _repeated_key(root)):
             raise error(f"{name}: {repeated}; keep one of the two.")
         return yaml.safe_load(text)
+    except RecursionError as problem:
+        raise error(f"{name} is nested too deeply: write it flatter.") from problem
     except OSError as problem:
-        raise error(f"{name} cannot be read: {problem.strerror}.") from problem
+        reason = problem.strerror or problem
+        raise error(f"{name} cannot be read: {reason}.") from problem
     except (yaml.YAMLError, UnicodeDecodeError) as problem:
         raise error(f"{name} is not valid YAML: {problem}") from problem
+
+
+def _read(path: Path) -> str:
+    """The text of a file that people may have written."""
+    if path.exists() and not path.is_file():
+        raise OSError("it is no file")
+    if path.stat().st_size > _LARGEST:
+        raise OSError(f"it has {path.stat().st_size} bytes, at most {_LARGEST} are read")
+    return path.read_text(encoding="utf-8")
+
+
+def _depth(text: str) -> int:
+    """About how deep brackets and indentation go; PyYAML's time grows with its square."""
+    depth = deepest = 0
+    for mark in re.findall(r"[\[\]{}]", text):
+        depth = depth + 1 if mark in "[{" else max(depth - 1, 0)
+        deepest = max(deepest, depth)
+    indented = max((len(line) - len(line.lstrip(" ")) for line in text.splitlines()), default=0)
+    return max(deepest, indented // 2)
 
 
 def _repeated_key(root: Any) -> str | None:

@@ -39,11 +39,19 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from ._redaction import redact
+
 
 class DegradeError(Exception):
-    """Base of all errors raised on purpose; the command line exits with `exit_code`."""
+    """Base of all errors raised on purpose; the command line exits with `exit_code`.
+
+    Messages often quote settings and other libraries' errors: secrets in them are hidden.
+    """
 
     exit_code = 3
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(redact(part) if isinstance(part, str) else part for part in args))
 
 
 class InputError(DegradeError, ValueError):

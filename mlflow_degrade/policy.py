@@ -99,6 +99,9 @@ class GatePolicy(BaseModel):
         Confidence level of the intervals shown; the verdict does not depend on it.
     allow : tuple of str
         Refusals of the pairing to switch off, see `mlflow_degrade.pairing.pair`.
+    evidence_experiments : tuple of str
+        MLflow experiments whose evaluations a gate may use; by default those of the gate's own
+        experiment. A gate file's list comes before this one.
 
     Examples
     --------
@@ -127,6 +130,7 @@ class GatePolicy(BaseModel):
     implausible_gain_pp: float | None = Field(default=None, gt=0, le=100)
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     allow: tuple[str, ...] = ()
+    evidence_experiments: tuple[str, ...] = ()
 
     @field_validator("allow")
     @classmethod

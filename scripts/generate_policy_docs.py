@@ -52,6 +52,8 @@ def _value(name: str, schema: dict[str, Any]) -> str:
     """Type and limits in words."""
     if name == "tasks":
         return "mapping from a task's name or a pattern to [its keys](#keys-of-a-task)"
+    if name == "evidence_experiments":
+        return "list of names"
     if name == "allow":
         names = ", ".join(f"`{allowed}`" for allowed in ALLOWABLE)
         return f"list of [refusals](#refusals-that-can-be-allowed): {names}"

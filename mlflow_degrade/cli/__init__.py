@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from .._redaction import redact
 from ..errors import DegradeError, UnknownNameError
 from ..tracking.runs import Terminated
 
@@ -123,7 +124,7 @@ def run(args: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception:  # noqa: BLE001  the exit code 1 of Python would read as FAIL
-        traceback.print_exc()
+        _say(redact(traceback.format_exc()))
         _say("This is an error in mlflow-degrade, not a verdict.")
         return INTERNAL_ERROR
     return code if isinstance(code, int) else 0

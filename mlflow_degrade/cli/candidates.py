@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import InputError
-from .output import require_plot_name, write_json, write_plot
+from .output import OUTPUT, require_plot_name, write_json, write_plot
 
 if TYPE_CHECKING:
     from ..report.candidates import Candidate
@@ -45,11 +45,11 @@ Exit codes: 0 something was found, 3 nothing, or invalid input.
     metavar="TEXT",
     help="Baseline to show: its name, or how one of its digests begins.",
 )
-@click.option("--plot", metavar="FILE", help="Draw change against cost, .png or .svg.")
+@click.option("--plot", type=OUTPUT, metavar="FILE", help="Draw change against cost, .png or .svg.")
 @click.option(
     "--against", metavar="COST", help="What to draw against, e.g. decode, prefill or size."
 )
-@click.option("--json", "json_", metavar="FILE|-", help="Write the list as JSON.")
+@click.option("--json", "json_", type=OUTPUT, metavar="FILE|-", help="Write the list as JSON.")
 def candidates(
     runs: Sequence[str],
     experiments: Sequence[str],

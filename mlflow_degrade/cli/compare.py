@@ -11,7 +11,7 @@ from ..errors import InputError
 from ..pairing import ALLOWABLE, PairedScores
 from ..policy import AGGREGATIONS, GatePolicy, Rule
 from ..results import Decision
-from .output import write_text
+from .output import OUTPUT, write_text
 from .references import read_sides, reader_options
 
 if TYPE_CHECKING:
@@ -81,13 +81,26 @@ Exit codes: 0 PASS, 1 FAIL, 2 INCONCLUSIVE, 3 invalid input.
     help="Look for damage that depends on a feature (or on 'task'). Repeatable.",
 )
 @click.option(
-    "--json", "json_", metavar="FILE|-", help="Write the decision as JSON; - is standard output."
+    "--json",
+    "json_",
+    type=OUTPUT,
+    metavar="FILE|-",
+    help="Write the decision as JSON; - is standard output.",
 )
 @click.option(
-    "--subgroups-json", metavar="FILE", help="Write what --by found as JSON, beside the decision."
+    "--subgroups-json",
+    type=OUTPUT,
+    metavar="FILE",
+    help="Write what --by found as JSON, beside the decision.",
 )
-@click.option("--report", metavar="FILE", help="Write a report, .html or .md.")
-@click.option("--samples", default=3, show_default=True, help="Flipped samples to show.")
+@click.option("--report", type=OUTPUT, metavar="FILE", help="Write a report, .html or .md.")
+@click.option(
+    "--samples",
+    type=click.IntRange(min=0),
+    default=3,
+    show_default=True,
+    help="Flipped samples to show.",
+)
 @reader_options
 def compare(
     baseline: str,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ..errors import InputError
-from .output import write_text
+from .output import OUTPUT, write_text
 
 if TYPE_CHECKING:
     from ..readers.lm_eval import LmEvalOutput
@@ -27,7 +27,9 @@ _OPTIONS = (
         help="The model in MLflow that answered: models:/<name>/<version>, models:/<id> or "
         "runs:/<id>/<path>. A gate can register it then.",
     ),
-    click.option("--json", "json_", metavar="FILE|-", help="Write what was logged as JSON."),
+    click.option(
+        "--json", "json_", type=OUTPUT, metavar="FILE|-", help="Write what was logged as JSON."
+    ),
 )
 
 

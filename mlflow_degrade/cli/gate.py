@@ -11,7 +11,7 @@ import click
 from ..errors import InputError
 from ..evaluation.suite import DEFAULT_LIMIT
 from ..runtime.providers import DEVICES
-from .output import write_text
+from .output import OUTPUT, write_text
 
 if TYPE_CHECKING:
     from ..tracking.promotion import Promotion
@@ -57,8 +57,14 @@ Exit codes: 0 PASS, 1 FAIL, 2 INCONCLUSIVE, 3 invalid input.
 @click.option("--num-fewshot", type=int, help="Few-shot examples per prompt.")
 @click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
 @click.option("--fresh", is_flag=True, help="Evaluate both again, whatever is logged.")
-@click.option("--json", "json_", metavar="FILE|-", help="Write the outcome as JSON.")
-@click.option("--samples", default=3, show_default=True, help="Flipped samples to show.")
+@click.option("--json", "json_", type=OUTPUT, metavar="FILE|-", help="Write the outcome as JSON.")
+@click.option(
+    "--samples",
+    type=click.IntRange(min=0),
+    default=3,
+    show_default=True,
+    help="Flipped samples to show.",
+)
 def gate(
     candidate: str,
     baseline: str,

@@ -14,6 +14,25 @@ import click
 from ..errors import InputError
 
 
+class OutputFile(click.ParamType):  # type: ignore[type-arg]  # not generic in older click
+    """A file to be written; what cannot be one is said before anything is computed."""
+
+    name = "file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name as it was given."""
+        if value != "-":
+            path = Path(value).expanduser()
+            if path.is_dir():
+                self.fail(f"{value!r} is a folder: name a file in it.", param, ctx)
+            if not path.parent.is_dir():
+                self.fail(f"there is no folder {str(path.parent)!r}: make it first.", param, ctx)
+        return str(value)
+
+
+OUTPUT = OutputFile()
+
+
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A scratch file that takes the place of `path` when the block ends well.
@@ -27,7 +46,6 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     # The suffix stays: some writers choose their format by it.
     scratch = target.with_name(f".{os.getpid()}.{target.name}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         yield scratch
         os.replace(scratch, target)
     except OSError as error:

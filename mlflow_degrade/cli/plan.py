@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ..errors import InputError
-from .output import require_plot_name, whole_file
+from .output import OUTPUT, require_plot_name, whole_file
 from .references import read_sides, reader_options
 
 _DROPS_PP = (0.3, 0.5, 1.0, 2.0, 3.0)
@@ -58,7 +58,7 @@ Examples:
     help="How the gate combines tasks; combined tests the pool at half of alpha.",
 )
 @click.option("--metric", help="Metric to read from the two runs.")
-@click.option("--plot", metavar="FILE", help="Draw it, .png, .svg or .pdf.")
+@click.option("--plot", type=OUTPUT, metavar="FILE", help="Draw it, .png, .svg or .pdf.")
 @reader_options
 def plan(
     baseline: str | None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -81,7 +82,8 @@ def _read(reference: str, format_: str | None, options: dict[str, str]) -> Sampl
 def _canonical(reference: str) -> str:
     if reference.startswith(_RUN):
         return _RUN + reference.removeprefix(_RUN).strip("/")
-    return str(Path(reference).expanduser().resolve())
+    # Path.resolve() would raise where links go round in circles.
+    return os.path.realpath(Path(reference).expanduser()) if reference else reference
 
 
 def parse_option(option: str) -> tuple[str, str]:

@@ -236,7 +236,7 @@ def _mlflow_identity(uri: str) -> tuple[list[str], str | None]:
     if alias is not None:
         found = client.get_model_version_by_alias(name, alias)
     elif number == "latest":
-        found = max(client.search_model_versions(f"name='{name}'"), key=lambda v: int(v.version))
+        found = client.get_model_version_by_alias(name, "latest")
     else:
         found = client.get_model_version(name, number)
     made = f"{found.source} {found.creation_timestamp}"

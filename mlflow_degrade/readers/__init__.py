@@ -69,6 +69,10 @@ def read_samples(
     >>> read_samples(folder).means()
     {('arc', 'score', 'none'): 0.5}
     """
+    if not str(reference).strip():
+        raise SampleSchemaError(
+            "an empty reference: name a file, a directory, or runs:/<run id>; . is this directory."
+        )
     if mlflow_runs.is_run_reference(str(reference)):
         with mlflow_runs.downloaded(str(reference)) as path:
             return _read_path(path, format, options)
@@ -80,6 +84,8 @@ def _read_path(path: Path, format: str | None, options: dict[str, Any]) -> Sampl
         raise SampleSchemaError(
             f"{path} does not exist. A reference is a file, a directory, or runs:/<run id>."
         )
+    if not (path.is_file() or path.is_dir()):
+        raise SampleSchemaError(f"{path} is neither a file nor a directory.")
     reader = _by_name(format) if format is not None else _recognize(path)
     reader.check_options(options)
     return reader.read(path, **options)

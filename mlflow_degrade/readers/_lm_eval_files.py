@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SampleSchemaError, UnknownNameError
-from ._reader import note, read_json
+from ._reader import files_below, note, read_json
 
 _DATE = r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?"
 _SAMPLES = re.compile(rf"samples_(?P<task>.+)_(?P<date>{_DATE})\.jsonl")
@@ -31,14 +31,12 @@ class TaskFile:
 
 def sample_files(path: Path) -> list[Path]:
     """All files with samples at or below a path."""
-    if path.is_file():
-        return [path] if _SAMPLES.fullmatch(path.name) else []
-    return sorted(f for f in path.rglob("samples_*.jsonl") if _SAMPLES.fullmatch(f.name))
+    return sorted(file for file in files_below(path) if _SAMPLES.fullmatch(file.name))
 
 
 def results_files(path: Path) -> dict[str, Path]:
     """Results files at or below a path, newest last, by their date."""
-    dated = ((_RESULTS.fullmatch(file.name), file) for file in path.rglob("*.json"))
+    dated = ((_RESULTS.fullmatch(file.name), file) for file in files_below(path))
     found = {match["date"]: file for match, file in dated if match}
     return dict(sorted(found.items()))
 

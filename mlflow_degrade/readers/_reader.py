@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -18,10 +19,32 @@ from ..scores import SampleScores
 
 # Files below this size are read before a progress bar would be seen.
 _SHOW_PROGRESS_FROM_BYTES = 32_000_000
+_MOST_FILES = 100_000
 
 
 class ReaderNote(UserWarning):
     """Something a reader decided that whoever uses the scores should know."""
+
+
+def files_below(path: Path) -> Iterator[Path]:
+    """All files at or below a folder, or the file itself.
+
+    Raises
+    ------
+    SampleSchemaError
+        There are too many for a folder of logs: the wrong one was named.
+    """
+    if path.is_file():
+        yield path
+        return
+    seen = 0
+    for folder, _, names in os.walk(path):
+        seen += 1 + len(names)
+        if seen > _MOST_FILES:
+            raise SampleSchemaError(
+                f"{path} holds more than {_MOST_FILES} files: name the folder with the logs."
+            )
+        yield from (Path(folder, name) for name in names)
 
 
 @dataclass(frozen=True)

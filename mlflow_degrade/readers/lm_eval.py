@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .._redaction import redact_value
 from .._sample_schema import FEATURE_PREFIX
 from ..cache import digest_json
 from ..errors import EmptySamplesError, SampleSchemaError
@@ -82,7 +83,7 @@ def read_output(
         As `mlflow_degrade.readers.read_samples`.
     """
     files = choose(path, sample_files(path), date, truth("repeats", repeats), model)
-    results = results_of(files)
+    results = redact_value(results_of(files))
     names = split_names(features)
     parts = (
         (file, json_lines(file.path), str(file.path), results.get(file.date, {})) for file in files
@@ -113,6 +114,7 @@ def output_of(
     date : str
         As in the name of a results file.
     """
+    results = redact_value(results)
     parts = (
         (TaskFile(task, date, Path(), 0), iter(records), f"the samples of {task}", results)
         for task, records in samples.items()

@@ -2,38 +2,29 @@
 
 Every decision on the same samples is another chance to pass by luck, which the non-inferiority
 rule pays for (see `mlflow_degrade.stats.attempt_alpha`). The ledger is the runs themselves: each
-carries the digest of its samples' documents and of what was decided.
+carries a sketch of its samples' documents and the digest of what was decided.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-
-from .._row_index import RowIndex
-from .._table_digest import table_digest
 from ..cache import digest_json
 from ..pairing import PairedScores
 from ..policy import GatePolicy
+from .document_sketch import DocumentSketch
 from .evidence import EVIDENCE_TAG
 
-SET_TAG = "degrade.evaluation_set"
+DOCUMENTS_TAG = "degrade.documents"
 DECISION_KEY_TAG = "degrade.decision_key"
 ATTEMPT_TAG = "degrade.attempt"
 
+SAME_SET = 0.5
+"""Two evaluations that share more than this part of the smaller one's documents are attempts on the
+same set: leaving out, adding or renaming some makes no new one."""
+
 _PAGE = 1_000
-
-
-def evaluation_set(paired: PairedScores) -> str:
-    """Digest of the paired documents, whoever answered them and whatever they scored."""
-    rows = np.concatenate([task.baseline_row for task in paired.tasks])
-    documents = paired.baseline.table.select(["task", "doc_hash"]).take(pa.array(rows))
-    distinct = documents.group_by(["task", "doc_hash"]).aggregate([])
-    index = RowIndex(distinct, ["task", "doc_hash"], ["task"])
-    return table_digest(index, {"what": "evaluation set"})
 
 
 def decision_key(paired: PairedScores, policy: GatePolicy) -> str:
@@ -48,9 +39,9 @@ def count_attempt(paired: PairedScores, policy: GatePolicy) -> int:
     Returns
     -------
     int
-        Number of this attempt: one more than there are other decisions on these samples, those of
-        deleted and unfinished runs included. The same scores under the same policy are the same
-        attempt, as nothing new can come of them.
+        Number of this attempt: one more than there are other decisions on these samples or most of
+        them, in all experiments, those of deleted and unfinished runs included. The same scores
+        under the same policy are the same attempt, as nothing new can come of them.
 
     Notes
     -----
@@ -60,13 +51,16 @@ def count_attempt(paired: PairedScores, policy: GatePolicy) -> int:
     """
     import mlflow
 
-    documents, key = evaluation_set(paired), decision_key(paired, policy)
-    mlflow.set_tags({SET_TAG: documents, DECISION_KEY_TAG: key})
+    sketch, key = DocumentSketch.of(paired), decision_key(paired, policy)
+    mlflow.set_tags({DOCUMENTS_TAG: sketch.text(), DECISION_KEY_TAG: key})
     others: set[str] = set()
-    for run in search_runs(f"tags.`{SET_TAG}` = '{documents}'", deleted=True):
+    for run in search_runs(f"tags.`{DOCUMENTS_TAG}` != ''", deleted=True):
         tags = run.data.tags
-        if tags[DECISION_KEY_TAG] != key:
-            others.add(tags[DECISION_KEY_TAG])
+        documents = DocumentSketch.from_text(tags[DOCUMENTS_TAG])
+        if documents is None or sketch.share(documents) <= SAME_SET:
+            continue
+        if tags.get(DECISION_KEY_TAG) != key:
+            others.add(tags.get(DECISION_KEY_TAG, ""))
         elif ATTEMPT_TAG in tags:
             attempt = int(tags[ATTEMPT_TAG])
             break
@@ -76,19 +70,26 @@ def count_attempt(paired: PairedScores, policy: GatePolicy) -> int:
     return attempt
 
 
-def find_decision(key: str) -> Any | None:
-    """Newest finished run that holds the decision with this key, or None."""
-    runs = search_runs(f"tags.`{DECISION_KEY_TAG}` = '{key}' and attributes.status = 'FINISHED'")
+def find_decision(key: str, experiments: Collection[str]) -> Any | None:
+    """Newest finished run of some experiments that holds the decision with this key, or None."""
+    runs = search_runs(
+        f"tags.`{DECISION_KEY_TAG}` = '{key}' and attributes.status = 'FINISHED'",
+        experiments=experiments,
+    )
     return next((run for run in runs if EVIDENCE_TAG in run.data.tags), None)
 
 
-def search_runs(condition: str, *, deleted: bool = False) -> list[Any]:
-    """Runs of all experiments, newest first: a new experiment is no new set of samples.
+def search_runs(
+    condition: str, *, experiments: Collection[str] | None = None, deleted: bool = False
+) -> list[Any]:
+    """Runs that fit, newest first.
 
     Parameters
     ----------
     condition : str
         MLflow's filter.
+    experiments : collection of str, optional
+        Ids of experiments; all of them by default.
     deleted : bool
         Whether deleted runs, and those of deleted experiments, are searched as well.
     """
@@ -97,9 +98,15 @@ def search_runs(condition: str, *, deleted: bool = False) -> list[Any]:
 
     view = ViewType.ALL if deleted else ViewType.ACTIVE_ONLY
     client = MlflowClient()
-    ids = [e.experiment_id for e in _all(client.search_experiments, view_type=view)]
+    if experiments is None:
+        found = _all(client.search_experiments, view_type=view)
+        experiments = [experiment.experiment_id for experiment in found]
+    if not experiments:
+        return []  # MLflow takes no ids for an error
     order = ["attributes.start_time DESC"]
-    return list(_all(client.search_runs, ids, condition, run_view_type=view, order_by=order))
+    return list(
+        _all(client.search_runs, list(experiments), condition, run_view_type=view, order_by=order)
+    )
 
 
 def _all(search: Any, *arguments: Any, **options: Any) -> Iterator[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -129,8 +129,13 @@ def _by_task(samples: SampleScores) -> Iterator[tuple[str, SampleScores]]:
             yield names[codes[rows[0]]], SampleScores(table.take(pa.array(rows)))
 
 
-def find_evaluation(key: Mapping[str, Any], *, samples_digest: str | None = None) -> str | None:
-    """Newest finished run of the active experiment with this evaluation key, or None.
+def find_evaluation(
+    key: Mapping[str, Any],
+    *,
+    samples_digest: str | None = None,
+    experiments: Collection[str] | None = None,
+) -> str | None:
+    """Newest finished run with this evaluation key, or None.
 
     Parameters
     ----------
@@ -138,6 +143,8 @@ def find_evaluation(key: Mapping[str, Any], *, samples_digest: str | None = None
         As it was given to `log_evaluation`.
     samples_digest : str, optional
         Only a run with these very scores.
+    experiments : collection of str, optional
+        Ids of the experiments to look in; the active one by default.
     """
     import mlflow
 
@@ -145,6 +152,7 @@ def find_evaluation(key: Mapping[str, Any], *, samples_digest: str | None = None
     if samples_digest is not None:
         wanted += f" and tags.`{SAMPLES_DIGEST_TAG}` = '{samples_digest}'"
     runs = mlflow.search_runs(
+        None if experiments is None else list(experiments),
         filter_string=wanted,
         order_by=["attributes.start_time DESC"],
         max_results=1,

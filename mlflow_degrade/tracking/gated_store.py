@@ -11,14 +11,20 @@ import os
 from functools import cache, partial
 from typing import Any
 
-from mlflow.prompt.constants import IS_PROMPT_TAG_KEY
+from mlflow.exceptions import MlflowException
 
 from .gate_config import OVERRIDDEN_PREFIX, OVERRIDE_PREFIX, GateConfig, fold
 from .promotion_gate import PromotionGate
+from .registry_listing import versions_of
 
 _PREFIX = "gated+"
-# A page of MLflow's search.
-_MOST_VERSIONS = 10_000
+# What a version is: its number, which another one may be given, and what that one would not have.
+_Row = tuple[Any, ...]
+# "alias" or "stage", which one, and what it is on.
+_Promotion = tuple[str, str, _Row]
+_EXCHANGED = (
+    "the version was exchanged for another one while it was checked, and what was set is taken back"
+)
 
 _logger = logging.getLogger("mlflow_degrade.gate")
 
@@ -99,27 +105,56 @@ class GatedDoors:
 
     def set_registered_model_alias(self, name: str, alias: str, version: Any) -> None:
         """Set an alias; a protected one only where the version's verdict holds."""
-        self._check_alias(name, alias, version)
+        self._refuse_lookalike(name, alias, version)
         plain: Any = super()
+        config = self.gate.config
+        if not (config.guards(name) and config.protects_alias(alias)):
+            plain.set_registered_model_alias(name, alias, version)
+            return
+        before = _pointed_at(plain, name, alias)
+        what = ("alias", alias, (str(version),))
+        *_, checked = self._check(name, what, name)
         plain.set_registered_model_alias(name, alias, version)
+        now = _pointed_at(plain, name, alias)
+        # On another number it was set by somebody else, who went through the gate as well.
+        if now is not None and now[0] == checked[0] and now != checked:
+            _point_back(plain, name, alias, before)
+            self.gate.refuse(name, version, f"alias {alias!r}", _EXCHANGED)
 
     def transition_model_version_stage(
         self, name: str, version: Any, stage: str, archive_existing_versions: bool
     ) -> Any:
         """Change a stage; to a protected one only where the version's verdict holds."""
-        self._check_stage(name, stage, version)
         plain: Any = super()
-        return plain.transition_model_version_stage(name, version, stage, archive_existing_versions)
+        arguments = (name, version, stage, archive_existing_versions)
+        if not (self.gate.config.guards(name) and self.gate.config.protects_stage(stage)):
+            return plain.transition_model_version_stage(*arguments)
+        *_, checked = self._check(name, ("stage", stage, (str(version),)), name)
+        moved = plain.transition_model_version_stage(*arguments)
+        if _row(moved) != checked:
+            plain.transition_model_version_stage(name, version, "None", False)
+            self.gate.refuse(name, version, f"stage {stage!r}", _EXCHANGED)
+        return moved
 
     def rename_registered_model(self, name: str, new_name: str) -> Any:
         """Rename a model; its aliases and stages come to the new name like any others."""
         plain: Any = super()
-        if self.gate.config.guards(new_name):
-            for alias, version in plain.get_registered_model(name).aliases.items():
-                self._check_alias(name, alias, version, new_name)
-            for found in _all_versions(plain, name):
-                self._check_stage(name, found.current_stage, found.version, new_name)
-        return plain.rename_registered_model(name, new_name)
+        if not self.gate.config.guards(new_name):
+            return plain.rename_registered_model(name, new_name)
+        checked = {self._check(name, found, new_name) for found in self._promotions(plain, name)}
+        renamed = plain.rename_registered_model(name, new_name)
+        unchecked = self._promotions(plain, new_name) - checked
+        for kind, label, (version, *_) in unchecked:
+            # First what is wrong under the protected name, then the name.
+            if kind == "alias":
+                plain.delete_registered_model_alias(new_name, label)
+            else:
+                plain.transition_model_version_stage(new_name, version, "None", False)
+        if unchecked:
+            plain.rename_registered_model(new_name, name)
+            kind, label, (version, *_) = min(unchecked)
+            self.gate.refuse(name, version, f"{kind} {label!r}", _EXCHANGED)
+        return renamed
 
     def create_model_version(
         self, name: str, source: str, run_id: Any = None, tags: Any = None, *more: Any, **named: Any
@@ -148,13 +183,39 @@ class GatedDoors:
         plain: Any = super()
         plain.set_model_version_tag(name, version, tag)
 
-    def _check_alias(self, name: str, alias: str, version: Any, as_name: str | None = None) -> None:
-        if self.gate.config.guards(as_name or name) and self.gate.config.protects_alias(alias):
-            self.gate.check(name, version, f"alias {alias!r}", fold(alias))
+    def _check(self, name: str, found: _Promotion, as_name: str) -> _Promotion:
+        """Check what is on a version already as if it were to be given to it under another name."""
+        kind, label, (version, *_) = found
+        if kind == "alias":
+            self._refuse_lookalike(as_name, label, version)
+        key = fold(label) if kind == "alias" else f"stage.{fold(label)}"
+        return kind, label, _row(self.gate.check(name, version, f"{kind} {label!r}", key))
 
-    def _check_stage(self, name: str, stage: str, version: Any, as_name: str | None = None) -> None:
-        if self.gate.config.guards(as_name or name) and self.gate.config.protects_stage(stage):
-            self.gate.check(name, version, f"stage {stage!r}", f"stage.{fold(stage)}")
+    def _refuse_lookalike(self, name: str, alias: str, version: Any) -> None:
+        """Refuse letters that a database may take for those of a protected alias."""
+        config = self.gate.config
+        known = alias.isascii() or config.protects_alias(alias)
+        if config.guards(name) and not known:
+            problem = (
+                f"{alias!r} has letters outside ASCII, and databases differ in which of them they "
+                "take for the same as another: name the alias in ASCII"
+            )
+            self.gate.refuse(name, version, f"alias {alias!r}", problem)
+
+    def _promotions(self, plain: Any, name: str) -> set[_Promotion]:
+        """Each alias and stage of a model that would be protected, with what it is on."""
+        config = self.gate.config
+        stages = {
+            ("stage", str(version.current_stage), _row(version))
+            for version in versions_of(plain, name, hidden=True)
+            if config.protects_stage(version.current_stage)
+        }
+        aliases = {
+            ("alias", alias, _row(plain.get_model_version(name, number)))
+            for alias, number in plain.get_registered_model(name).aliases.items()
+            if config.protects_alias(alias) or not alias.isascii()
+        }
+        return stages | aliases
 
     def _keep_record(self, name: str, version: Any, key: str) -> None:
         if fold(key).startswith(OVERRIDDEN_PREFIX) and self.gate.config.guards(name):
@@ -162,12 +223,29 @@ class GatedDoors:
             self.gate.refuse(name, version, f"tag {key!r}", problem)
 
 
-def _all_versions(registry: Any, name: str) -> list[Any]:
-    """Versions of a model, with those that MLflow hides because somebody tagged them as prompts."""
-    wanted = f"name = '{name}'"
-    found = list(registry.search_model_versions(wanted, max_results=_MOST_VERSIONS))
-    hidden = f"{wanted} AND tag.`{IS_PROMPT_TAG_KEY}` = 'true'"
-    return found + list(registry.search_model_versions(hidden, max_results=_MOST_VERSIONS))
+def _row(version: Any) -> _Row:
+    return (
+        str(version.version), version.creation_timestamp, version.run_id or "", version.source or ""
+    )  # fmt: skip
+
+
+def _pointed_at(plain: Any, name: str, alias: str) -> _Row | None:
+    try:
+        return _row(plain.get_model_version_by_alias(name, alias))
+    except MlflowException:
+        return None  # no such alias, or not any more
+
+
+def _point_back(plain: Any, name: str, alias: str, before: _Row | None) -> None:
+    """Point an alias to the version it was on, or to none where that version is gone."""
+    plain.delete_registered_model_alias(name, alias)
+    if before is None:
+        return
+    try:
+        if _row(plain.get_model_version(name, before[0])) == before:
+            plain.set_registered_model_alias(name, alias, before[0])
+    except MlflowException:
+        return
 
 
 def _about_overrides(key: str) -> bool:

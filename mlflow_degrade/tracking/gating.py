@@ -129,9 +129,12 @@ def place(
     RegistryError
         The registry refused; a version that was made here is taken back.
     """
-    bind_content(content, run_id)
-    found, created = _version(decision, run_id, name, model_uri, content, version)
-    moved = alias is not None and _point(name, alias, found, created)
+    from .runs import uninterrupted
+
+    with uninterrupted():  # a version with a PASS and without its alias would be half of a gate
+        bind_content(content, run_id)
+        found, created = _version(decision, run_id, name, model_uri, content, version)
+        moved = alias is not None and _point(name, alias, found, created)
     return Placement(f"models:/{name}/{found}", created, alias, moved)
 
 
@@ -148,6 +151,7 @@ def _version(
 
     from .evidence import EVIDENCE_TAG
     from .registration import register, verdict_tags
+    from .registry_listing import versions_of
 
     client = MlflowClient()
     evidence = client.get_run(run_id).data.tags[EVIDENCE_TAG]
@@ -158,7 +162,7 @@ def _version(
             if have.get(key) != value:
                 client.set_model_version_tag(name, version, key, value)
         return version, False
-    for found in client.search_model_versions(f"name = '{name}'"):
+    for found in versions_of(client, name):
         if found.tags.get(EVIDENCE_TAG) == evidence:
             return str(found.version), False
     new = register(

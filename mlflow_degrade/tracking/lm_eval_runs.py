@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .._redaction import redact_setting
 from ..errors import EmptySamplesError, InputError, RegistryError, SampleSchemaError, TrackingError
 from ..readers._lm_eval_files import results_files, sample_files
 from ..readers._reader import ReaderNote
@@ -202,7 +203,7 @@ def log_lm_eval(
 
     from .connection import require_tracking_server
 
-    checked = {key: _tag(key, value) for key, value in (tags or {}).items()}
+    checked = {key: _tag(key, redact_setting(key, value)) for key, value in (tags or {}).items()}
     require_tracking_server()
     if model_uri is not None:
         output = _of_model(output, model_uri)
@@ -249,7 +250,7 @@ def _log(output: LmEvalOutput, key: Mapping[str, Any], metrics: Mapping[str, flo
     with tempfile.TemporaryDirectory(prefix="mlflow-degrade-") as scratch:
         for date, about in output.results.items():
             file = output.files.get(date)
-            if file is None:
+            if file is None or json.loads(file.read_text(encoding="utf-8")) != about:
                 file = Path(scratch) / f"results_{date}.json"
                 file.write_text(json.dumps(about, indent=2, ensure_ascii=False), encoding="utf-8")
             mlflow.log_artifact(str(file), _FOLDER)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ def evaluate_both(
     *,
     device: str,
     fresh: bool,
+    experiments: Collection[str],
 ) -> tuple[str, str]:
     """Evaluate both models on one suite by one path, or find the evaluations in MLflow.
 
@@ -35,6 +36,8 @@ def evaluate_both(
     device : str
     fresh : bool
         Evaluate even what is logged.
+    experiments : collection of str
+        Ids of those in which logged evaluations are looked for.
 
     Returns
     -------
@@ -67,7 +70,7 @@ def evaluate_both(
     for side, folder in folders.items():
         reference = sides[side].reference
         key = evaluation_key(folder, suite, path, settings)
-        earlier = None if fresh else find_evaluation(key)
+        earlier = None if fresh else find_evaluation(key, experiments=experiments)
         if earlier is None:
             with terminate_gracefully(), tracked_run(f"evaluate {reference}", nested=True) as run:
                 found = evaluate_model(folder, suite, settings=settings, path=path, label=side)

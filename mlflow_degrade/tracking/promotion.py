@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from ..decision import decide
@@ -22,6 +23,7 @@ from .references import (
     find_subject,
     match_evaluations,
 )
+from .trusted_experiments import TrustedExperiments
 
 
 @dataclass(frozen=True)
@@ -119,18 +121,22 @@ def promote(
             "with register_as."
         )
     _refuse_itself(*sides, policy)
+    trusted = TrustedExperiments.of(policy)
+    sides = _only_trusted(sides[0], trusted), _only_trusted(sides[1], trusted)
     uri = model_uri or sides[1].model_uri
     if name is not None and uri is None:
         raise TrackingError(
             f"{candidate} has no logged model to register as {name!r}: name it with model_uri, or "
             "only decide (register_as none)."
         )
-    runs = _evaluation_runs(*sides, questions=questions, device=device, fresh=fresh)
+    runs = _evaluation_runs(
+        *sides, questions=questions, device=device, fresh=fresh, experiments=trusted.ids
+    )
     paired = policy.pair(*map(load_samples, runs))
     content = None
     if name is not None and uri is not None:
         content = tested_content(uri, paired.candidate)
-    decision, run_id, reused = _decide(paired, policy, runs, sides, content)
+    decision, run_id, reused = _decide(paired, policy, runs, sides, content, trusted.ids)
     if decision.verdict is not Verdict.PASS or name is None or uri is None or content is None:
         return Promotion(decision, paired, run_id, reused)
     own = sides[1].registered
@@ -144,6 +150,25 @@ def promote(
         alias=alias,
     )
     return Promotion(decision, paired, run_id, reused, placed)
+
+
+def _only_trusted(side: Subject, trusted: TrustedExperiments) -> Subject:
+    """A side without the evaluation it names, where that lies outside the trusted experiments."""
+    from mlflow import MlflowClient
+
+    if side.run_id is None:
+        return side
+    client = MlflowClient()
+    run = client.get_run(side.run_id)
+    if trusted.admits(run):
+        return side
+    if side.model_uri is None:
+        name = client.get_experiment(run.info.experiment_id).name
+        raise TrackingError(
+            f"{side.reference} lies in experiment {name!r}, and evaluations count only from "
+            f"{list(trusted.names)}: log it there, or name its model, which is then evaluated."
+        )
+    return replace(side, run_id=None)
 
 
 def _refuse_itself(baseline: Subject, candidate: Subject, policy: GatePolicy) -> None:
@@ -172,32 +197,34 @@ def _evaluation_runs(
     questions: Mapping[str, Any] | None,
     device: str,
     fresh: bool,
+    experiments: Collection[str],
 ) -> tuple[str, str]:
     """Evaluation runs of both sides that asked the same, made now where they are missing."""
     from .missing import evaluate_both
 
+    evaluate = partial(
+        evaluate_both, baseline, candidate, device=device, fresh=fresh, experiments=experiments
+    )
     if fresh:
-        return evaluate_both(baseline, candidate, questions, device=device, fresh=True)
+        return evaluate(questions)
     if baseline.run_id is not None and candidate.run_id is not None:
         return baseline.run_id, candidate.run_id
-    known = [_known_runs(side) for side in (baseline, candidate)]
+    known = [_known_runs(side, experiments) for side in (baseline, candidate)]
     found = match_evaluations(*known)
     if found is not None and questions is None:
         return found
     if questions is None and any(known):
         asked = next(runs[0] for runs in reversed(known) if runs)
-        return evaluate_both(
-            baseline, candidate, asked_of(asked.info.run_id), device=device, fresh=False
-        )
-    return evaluate_both(baseline, candidate, questions, device=device, fresh=False)
+        return evaluate(asked_of(asked.info.run_id))
+    return evaluate(questions)
 
 
-def _known_runs(side: Subject) -> list[Any]:
+def _known_runs(side: Subject, experiments: Collection[str]) -> list[Any]:
     from mlflow import MlflowClient
 
     if side.run_id is not None:
         return [MlflowClient().get_run(side.run_id)]
-    return evaluations_of(content_digest(side.model_uri or side.reference))
+    return evaluations_of(content_digest(side.model_uri or side.reference), experiments)
 
 
 def _decide(
@@ -206,6 +233,7 @@ def _decide(
     runs: tuple[str, str],
     sides: tuple[Subject, Subject],
     content: ModelContent | None,
+    experiments: Collection[str],
 ) -> tuple[Decision, str, bool]:
     """The decision and its run: the earlier one on these very scores, or a new one."""
     import mlflow
@@ -215,7 +243,8 @@ def _decide(
     from .evaluations import KIND_TAG, log_finite_metrics
     from .runs import terminate_gracefully, tracked_run
 
-    earlier = find_decision(decision_key(paired, policy))
+    # One that lies elsewhere may not count where this gate's evidence is asked for.
+    earlier = find_decision(decision_key(paired, policy), experiments)
     if earlier is not None:
         run_id = str(earlier.info.run_id)
         text = mlflow.artifacts.load_text(f"runs:/{run_id}/evidence/decision.json")

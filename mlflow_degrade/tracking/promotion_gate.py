@@ -12,13 +12,14 @@ import os
 import sys
 from collections.abc import Iterable
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, NoReturn
 
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
 from ..errors import DegradeError, PromotionRefusedError
 from .gate_config import OVERRIDDEN_PREFIX, OVERRIDE_PREFIX, GateConfig
+from .registry_listing import versions_of
 
 _SHORTEST_REASON = 10
 _RECORDED_REASON = 2_000
@@ -57,7 +58,7 @@ class PromotionGate:
         self._registry = registry
         self._tracking_uri = tracking_uri
 
-    def check(self, name: str, version: Any, target: str, key: str) -> None:
+    def check(self, name: str, version: Any, target: str, key: str) -> Any:
         """Return if the promotion may go on, and raise otherwise.
 
         Parameters
@@ -69,6 +70,11 @@ class PromotionGate:
         key : str
             What an override has to name: ``champion``, or ``stage.production``.
 
+        Returns
+        -------
+        mlflow.entities.model_registry.ModelVersion
+            As it was before the check began: its name and number may be another version's by now.
+
         Raises
         ------
         PromotionRefusedError
@@ -77,16 +83,17 @@ class PromotionGate:
         found = self._registry.get_model_version(name, str(version))
         entry = {"model": name, "version": str(found.version), "target": target, "user": user()}
         if self._is_prompt(found):
-            return
+            return found
         problems, digests = self._problems(name, found.version)
         if not problems:
             self._record("promoted", entry | {"digests": digests})
-            return
+            return found
         if not self._overridden(found, key, entry, problems, digests):
             self._record("refused", entry | {"problems": problems, "digests": digests})
             raise RefusedByGateError(_message(entry, problems), problems)
+        return found
 
-    def refuse(self, name: str, version: Any, target: str, problem: str) -> None:
+    def refuse(self, name: str, version: Any, target: str, problem: str) -> NoReturn:
         """Refuse something that no verdict would allow."""
         entry = {"model": name, "version": str(version), "target": target, "user": user()}
         self._record("refused", entry | {"problems": [problem]})
@@ -119,8 +126,7 @@ class PromotionGate:
 
         if found.source not in PLACEHOLDERS:
             return False
-        # Without versions of prompts, which MLflow leaves out unless they are asked for.
-        others = self._registry.search_model_versions(f"name = '{found.name}'", max_results=1_000)
+        others = versions_of(self._registry, found.name)
         return all(other.source in PLACEHOLDERS for other in others)
 
     def _overridden(

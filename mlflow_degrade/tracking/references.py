@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,13 +110,14 @@ def content_digest(model_uri: str) -> str:
     return logged_content(model_uri).digest
 
 
-def evaluations_of(digest: str) -> list[Any]:
-    """Finished evaluation runs of a model's bytes, newest first, in all experiments."""
+def evaluations_of(digest: str, experiments: Collection[str]) -> list[Any]:
+    """Finished evaluation runs of a model's bytes in some experiments, newest first."""
     from .attempts import search_runs
 
     return search_runs(
         f"tags.`{MODEL_DIGEST_TAG}` = '{digest}' and tags.`{KIND_TAG}` = 'evaluation' "
-        "and attributes.status = 'FINISHED'"
+        "and attributes.status = 'FINISHED'",
+        experiments=experiments,
     )
 
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import signal
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+
+import psutil
+
+PROCESS_TAG = "degrade.process"
+"""Which process a run belongs to, so that it can be told when that is gone."""
 
 # MLflow cuts longer values without a word.
 _TAG_LIMIT = 8_000
@@ -48,16 +54,21 @@ def tracked_run(
     Notes
     -----
     Ends FINISHED, FAILED after an exception, KILLED after Ctrl-C or SIGTERM. The signal is turned
-    into an exception by `terminate_gracefully`.
+    into an exception by `terminate_gracefully`. Nothing can be done for a run while its process is
+    killed outright: the next run of this machine in the experiment ends it.
     """
     import mlflow
 
+    if mlflow.active_run() is None:
+        end_orphans()
+
     checked = {key: check_tag(key, value) for key, value in (tags or {}).items()}
+    checked[PROCESS_TAG] = _process()
     if run_id is not None and os.environ.get("MLFLOW_RUN_ID") == run_id:
         # Left in the environment, the next (nested) start_run would join the same run again.
         del os.environ["MLFLOW_RUN_ID"]
     run = mlflow.start_run(
-        run_id=run_id, run_name=None if run_id else name, nested=nested, tags=checked or None
+        run_id=run_id, run_name=None if run_id else name, nested=nested, tags=checked
     )
     if run_id is not None and name and _RANDOM_NAME.match(run.info.run_name or ""):
         # A name somebody chose is kept; one that MLflow drew says nothing.
@@ -71,6 +82,66 @@ def tracked_run(
         raise
     finally:
         mlflow.end_run(status)
+
+
+def end_orphans() -> None:
+    """End the runs of the active experiment that processes of this machine left running, KILLED."""
+    import mlflow
+    from mlflow import MlflowClient
+
+    here = _machine()
+    found = mlflow.search_runs(
+        filter_string=f"attributes.status = 'RUNNING' and tags.`{PROCESS_TAG}` != ''",
+        output_format="list",
+    )
+    for run in found:
+        machine, _, process = run.data.tags[PROCESS_TAG].rpartition(" ")
+        if machine == here and not _alive(process):
+            MlflowClient().set_terminated(run.info.run_id, status="KILLED")
+
+
+def _process() -> str:
+    """This process: its machine, number, and start, as numbers are given out again."""
+    return f"{_machine()} {os.getpid()}@{psutil.Process().create_time():.2f}"
+
+
+def _machine() -> str:
+    """Within what process numbers mean the same: containers may share the name of their host."""
+    try:
+        space = os.readlink("/proc/self/ns/pid")
+    except OSError:  # not Linux
+        space = ""
+    return f"{platform.node()} {space}".strip()
+
+
+def _alive(process: str) -> bool:
+    number, _, started = process.partition("@")
+    try:
+        return f"{psutil.Process(int(number)).create_time():.2f}" == started
+    except psutil.AccessDenied:
+        return True
+    except (psutil.Error, ValueError):
+        return False
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let a few calls that belong together come to their end before SIGTERM or Ctrl-C counts."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[int] = []
+    kept = {
+        number: signal.signal(number, lambda signum, _frame: arrived.append(signum))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+        for signum in arrived[:1]:
+            signal.raise_signal(signum)
 
 
 def check_tag(key: str, value: str) -> str:

@@ -99,7 +99,8 @@ def verify_version(
     policy : GatePolicy, optional
         Required policy: the evidence must pass it, whatever policy it was made with.
     experiments : collection of str
-        Names of the experiments whose runs may hold evidence; all where empty.
+        Names of the experiments whose runs may hold evidence; those of `policy` where empty, and
+        all where that has none.
     baselines : collection of str
         Model digests that evidence may have as its baseline; any where empty.
     model_dir : Path, optional
@@ -151,7 +152,8 @@ def verify_version(
                 "Python may run instead of the source that was checked: delete __pycache__ there"
             )
     if run is not None:
-        problems += _wrong_place(run, experiments, tracking_uri)
+        wanted = experiments or (() if policy is None else policy.evidence_experiments)
+        problems += _wrong_place(run, wanted, tracking_uri)
         if run.info.lifecycle_stage != "active":
             notes.append(f"run {run.info.run_id}, which holds the evidence, was deleted")
     if folder is not None:

@@ -89,6 +89,7 @@ class TestCommand:
         assert re.search(r"12 +none", result.out)
 
     def test_from_a_rerun_with_a_plot(self, there: Path, call: Call) -> None:
+        (there / "deep").mkdir()
         result = call("plan", "fp32.csv", "fp32_again.csv", "--plot", "deep/plan.svg")
         assert result.code == 0
         assert re.search(r"all tasks +3,291 +50 +1\.5%", result.out)

@@ -20,6 +20,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow_state import mlflow_state_kept
 
@@ -28,6 +29,7 @@ from mlflow_degrade.cache import digest_directory
 from mlflow_degrade.tracking.evidence import log_decision
 from mlflow_degrade.tracking.model_content import ARTIFACT_TAG, bind_artifact, read_content
 from mlflow_degrade.tracking.registration import log_model
+from mlflow_degrade.tracking.registry_listing import versions_of
 
 LAX = GatePolicy(margin_pp=99)
 STRICT = GatePolicy()
@@ -153,7 +155,7 @@ def register_again(
 ) -> Case:
     """Make a version by hand."""
     client = MlflowClient()
-    if not client.search_registered_models(f"name = '{name}'"):
+    with suppress(MlflowException):  # there is one already; a filter would choke on some names
         client.create_registered_model(name)
     made = client.create_model_version(
         name,
@@ -169,7 +171,7 @@ def snapshot(name: str) -> dict[str, Any]:
     """All of a registered model that a promotion could change."""
     client = MlflowClient()
     model = client._get_registry_client().store.get_registered_model(name)
-    versions = client.search_model_versions(f"name = '{name}'")
+    versions = versions_of(client, name)
     return {
         "aliases": dict(model.aliases),
         "versions": {v.version: (v.current_stage, v.source, dict(v.tags)) for v in versions},

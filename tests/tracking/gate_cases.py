@@ -45,13 +45,13 @@ def make_samples(
 
 
 def log_evaluated(
-    folder: Path, answer: str, wrong: int, *, n: int = 1500, asked: str = "suite"
+    folder: Path, answer: str, wrong: int, *, n: int = 1500, asked: str = "suite", **columns: Any
 ) -> tuple[str, str]:
     """Log a model with its evaluation in a run of its own; returns run id and model URI."""
     with mlflow.start_run(run_name=answer) as run:
         uri = log_constant(folder, answer)
         digest = content_digest(uri)
-        samples = make_samples(wrong, n, model=answer, digest=digest)
+        samples = make_samples(wrong, n, model=answer, digest=digest, **columns)
         log_evaluation(samples, {"model": digest, "suite": asked})
     return run.info.run_id, uri
 

@@ -7,8 +7,9 @@ import itertools
 import json
 import logging
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import enforcement_cases as cases
 import mlflow
@@ -341,3 +342,126 @@ def test_configuration_file_must_exist(monkeypatch: pytest.MonkeyPatch) -> None:
         GateConfig.load()
     monkeypatch.delenv(VARIABLE)
     assert GateConfig.load() == GateConfig()
+
+
+_TRICKY = ("a' AND tag.x = 'b", "o'brien", 'say "hi"', "both ' and \"", "a`b")
+
+
+@pytest.mark.parametrize("name", _TRICKY)
+def test_no_name_hides_a_version_from_the_check_at_renaming(
+    workplace: Path, unproven: cases.Case, name: str
+) -> None:
+    plain = MlflowClient(registry_uri=f"sqlite:///{workplace}/mlflow.db")
+    made = cases.register_again(
+        name, unproven.model_uri, unproven.run_id, unproven.digest, unproven.tags
+    )
+    with pytest.warns(FutureWarning):
+        plain.transition_model_version_stage(name, made.version, "Production")
+    with pytest.raises(PromotionRefusedError, match="Production"):
+        MlflowClient().rename_registered_model(name, f"renamed {name}")
+    assert plain.get_registered_model(name).name == name
+
+
+@pytest.mark.parametrize("name", _TRICKY)
+def test_an_honest_model_of_any_name_is_renamed(honest: cases.Case, name: str) -> None:
+    name = f"honest {name}"
+    cases.register_again(name, honest.model_uri, honest.run_id, honest.digest, honest.tags)
+    MlflowClient().set_registered_model_alias(name, "champion", "1")
+    MlflowClient().rename_registered_model(name, f"renamed {name}")
+    assert MlflowClient().get_model_version_by_alias(f"renamed {name}", "champion")
+
+
+@pytest.mark.parametrize("alias", ["champıon", "chаmpion", "live-ß"])
+def test_letters_that_a_database_may_fold_are_refused(
+    honest: cases.Case, copy_of_unproven: cases.Case, alias: str
+) -> None:
+    for made in (honest, copy_of_unproven):
+        with pytest.raises(PromotionRefusedError, match="outside ASCII"):
+            MlflowClient().set_registered_model_alias(made.name, alias, made.version)
+    # Where nothing is protected any alias will do, until the model is to be called otherwise.
+    open_gate = GateConfig.from_mapping({"models": ["guarded-*"]})
+    store = MlflowClient()._get_registry_client().store
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store.gate, "config", open_gate)
+        store.set_registered_model_alias(copy_of_unproven.name, alias, copy_of_unproven.version)
+        with pytest.raises(PromotionRefusedError, match="outside ASCII"):
+            store.rename_registered_model(copy_of_unproven.name, f"guarded-{uuid.uuid4().hex}")
+
+
+class _Meanwhile:
+    """Runs something once, right after a check was passed and before what was checked is done."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, store: Any, act: Callable[[], None]) -> None:
+        check = store.gate.check
+
+        def checked(*arguments: Any) -> Any:
+            patch.undo()
+            found = check(*arguments)
+            act()
+            return found
+
+        patch.setattr(store.gate, "check", checked)
+
+
+def _exchange(plain: MlflowClient, name: str, bad: cases.Case) -> Callable[[], None]:
+    def act() -> None:
+        plain.delete_registered_model(name)
+        cases.register_again(name, bad.model_uri, bad.run_id, bad.digest, bad.tags)
+
+    return act
+
+
+def test_a_version_exchanged_while_it_is_checked_gets_nothing(
+    workplace: Path, honest: cases.Case, unproven: cases.Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = MlflowClient(registry_uri=f"sqlite:///{workplace}/mlflow.db")
+    store = MlflowClient()._get_registry_client().store
+    promotions = {
+        "alias": lambda name: store.set_registered_model_alias(name, "champion", "1"),
+        "stage": lambda name: store.transition_model_version_stage(name, "1", "Production", False),
+    }
+    for kind, promote_it in promotions.items():
+        name = f"raced-{kind}"
+        cases.register_again(name, honest.model_uri, honest.run_id, honest.digest, honest.tags)
+        _Meanwhile(monkeypatch, store, _exchange(plain, name, unproven))
+        with pytest.raises(PromotionRefusedError, match="exchanged"):
+            promote_it(name)
+        state = cases.snapshot(name)
+        assert state["aliases"] == {}
+        assert [stage for stage, *_ in state["versions"].values()] == ["None"]
+        assert _audit(workplace)[-1]["event"] == "refused"
+    # What the alias was on before stays where it is when it still is what it was.
+    name = "raced-back"
+    for _ in range(2):
+        cases.register_again(name, honest.model_uri, honest.run_id, honest.digest, honest.tags)
+    store.set_registered_model_alias(name, "champion", "1")
+
+    def replace_second() -> None:
+        plain.delete_model_version(name, "2")
+        cases.register_again(
+            name, unproven.model_uri, unproven.run_id, unproven.digest, unproven.tags
+        )
+
+    _Meanwhile(monkeypatch, store, replace_second)
+    with pytest.raises((PromotionRefusedError, MlflowException)):
+        store.set_registered_model_alias(name, "champion", "2")
+    assert cases.snapshot(name)["aliases"] == {"champion": 1}
+
+
+def test_an_alias_moved_while_its_model_is_renamed_is_taken_back(
+    workplace: Path, honest: cases.Case, unproven: cases.Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = MlflowClient(registry_uri=f"sqlite:///{workplace}/mlflow.db")
+    name, guarded = "open-name", "guarded-name"
+    for made in (honest, unproven):
+        cases.register_again(name, made.model_uri, made.run_id, made.digest, made.tags)
+    plain.set_registered_model_alias(name, "champion", "1")
+    client = _other_gate(workplace, monkeypatch, "models: ['guarded-*']\n")
+    store = client._get_registry_client().store
+    with pytest.MonkeyPatch.context() as patch:
+        _Meanwhile(patch, store, lambda: plain.set_registered_model_alias(name, "champion", "2"))
+        with pytest.raises(PromotionRefusedError, match="exchanged"):
+            client.rename_registered_model(name, guarded)
+    assert cases.snapshot(name)["aliases"] == {}
+    with pytest.raises(MlflowException):
+        plain.get_registered_model(guarded)

@@ -54,6 +54,21 @@ class TestLogging:
         assert samples.digest() == read_directory(folder).samples.digest()
         assert samples.model_digest == done["model_digest"]
 
+    def test_secrets_stay_where_they_are(self, folder: Path, call: Any) -> None:
+        secret = "s3cr3t-Value"
+        args = f"pretrained=m,token={secret},base_url=https://me:{secret}@host/v1"
+        change_results(folder, lambda about: about["config"].update(model_args=args))
+        done = logged(call, folder, "--tag", f"api_key={secret}")
+        run = MlflowClient().get_run(done["run_id"])
+        assert (
+            run.data.params["model_args"] == "pretrained=m,token=***,base_url=https://***@host/v1"
+        )
+        folder = Path(mlflow.artifacts.download_artifacts(run_id=done["run_id"]))
+        written = [file.read_bytes() for file in folder.rglob("*") if file.is_file()]
+        assert len(written) > 2
+        assert not any(secret.encode() in content for content in written)
+        assert secret not in str(run.to_dictionary())
+
     def test_twice_is_once(self, folder: Path, call: Any) -> None:
         first = logged(call, folder)
         state = [r.to_dictionary() for r in all_runs()]

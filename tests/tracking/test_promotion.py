@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
@@ -20,7 +25,9 @@ from mlflow_degrade.errors import (
 )
 from mlflow_degrade.tracking.attempts import ATTEMPT_TAG
 from mlflow_degrade.tracking.evaluations import MODEL_URI_TAG, log_evaluation
+from mlflow_degrade.tracking.gate_config import VARIABLE
 from mlflow_degrade.tracking.references import content_digest
+from mlflow_degrade.tracking.runs import Terminated, terminate_gracefully
 
 pytestmark = pytest.mark.usefixtures("store")
 
@@ -117,10 +124,76 @@ def test_attempts_on_the_same_samples_are_counted(tmp_path: Path) -> None:
     mlflow.set_experiment("another")
     run_id, _ = log_evaluated(tmp_path, "fast3", 14)
     assert promote(f"runs:/{run_id}", f"runs:/{champion}", policy).decision.attempt == 4
+    # Neither does leaving out some questions, nor calling the task something else.
+    changes: list[dict[str, Any]] = [{"n": 1499}, {"n": 1400}, {"task": "qa-v2"}]
+    for number, change in enumerate(changes):
+        other, _ = log_evaluated(tmp_path, f"champion-{number}", 10, **change)
+        run_id, _ = log_evaluated(tmp_path, f"again-{number}", 12, **change)
+        done = promote(f"runs:/{run_id}", f"runs:/{other}", policy)
+        assert done.decision.attempt == 5 + number
     # Other documents are another ledger.
-    other, _ = log_evaluated(tmp_path, "champion2", 10, n=1400)
-    run_id, _ = log_evaluated(tmp_path, "fast4", 12, n=1400)
+    asked = [f"another question {i}" for i in range(1500)]
+    other, _ = log_evaluated(tmp_path, "champion2", 10, prompt=asked)
+    run_id, _ = log_evaluated(tmp_path, "fast4", 12, prompt=asked)
     assert promote(f"runs:/{run_id}", f"runs:/{other}", policy).decision.attempt == 1
+
+
+def test_scores_that_somebody_logged_elsewhere_are_not_believed(tmp_path: Path) -> None:
+    register_champion(tmp_path)
+    log_evaluated(tmp_path, "fast", 200)
+    _, uri = log_evaluated(tmp_path, "quick", 200)
+    version = mlflow.register_model(uri, "chat").version
+    honest = promote(f"models:/chat/{version}", "models:/chat@champion")
+    assert honest.decision.verdict is Verdict.FAIL
+    # Perfect scores of the same bytes, and a bad champion: newer, and in another experiment.
+    with _experiment("mine"), mlflow.start_run() as planted:
+        digest = content_digest(uri)
+        log_evaluation(make_samples(0, digest=digest), {"model": digest, "suite": "suite"})
+    again = promote(f"models:/chat/{version}", "models:/chat@champion")
+    assert again.decision.verdict is Verdict.FAIL
+    assert again.reused
+    # A list of experiments holds for what is named, too; the scores there are looked up instead.
+    named = f"runs:/{planted.info.run_id}"
+    policy = GatePolicy(evidence_experiments=("Default",))
+    with pytest.raises(TrackingError, match=r"lies in experiment 'mine'.*only from \['Default'\]"):
+        promote(named, "models:/chat@champion", policy)
+    with pytest.MonkeyPatch.context() as patch:
+        (tmp_path / "gate.yaml").write_text("evidence_experiments: [Default]\n")
+        patch.setenv(VARIABLE, str(tmp_path / "gate.yaml"))
+        with pytest.raises(TrackingError, match="lies in experiment 'mine'"):
+            promote(named, "models:/chat@champion")
+        done = promote(f"models:/chat/{version}", "models:/chat@champion")
+        assert done.decision.verdict is Verdict.FAIL
+        # With a model to evaluate, the planted scores are passed over, not refused.
+        with _experiment("mine"), mlflow.start_run() as forged:
+            other = log_constant(tmp_path, "other")
+            log_evaluation(
+                make_samples(0, digest=content_digest(other)), {"model": "x", "suite": "suite"}
+            )
+        with pytest.raises(InputError, match="not made by mlflow-degrade"):
+            promote(f"runs:/{forged.info.run_id}", "models:/chat@champion")
+
+
+def test_what_was_decided_elsewhere_is_decided_again_here(tmp_path: Path) -> None:
+    champion, _ = log_evaluated(tmp_path, "champion", 10)
+    run_id, _ = log_evaluated(tmp_path, "fast", 12)
+    with _experiment("development"):
+        first = promote(f"runs:/{run_id}", f"runs:/{champion}")
+    done = promote(f"runs:/{run_id}", f"runs:/{champion}")
+    assert not done.reused
+    assert done.run_id != first.run_id
+    assert done.decision == first.decision
+    assert MlflowClient().get_run(done.run_id).info.experiment_id == "0"
+
+
+@contextmanager
+def _experiment(name: str) -> Iterator[None]:
+    """Another active experiment for a while."""
+    mlflow.set_experiment(name)
+    try:
+        yield
+    finally:
+        mlflow.set_experiment("Default")
 
 
 def test_evaluations_that_asked_other_questions_are_not_taken(tmp_path: Path) -> None:
@@ -184,6 +257,26 @@ def test_a_registry_that_refuses_leaves_no_version(tmp_path: Path) -> None:
         # MLflow keeps this name for itself.
         promote(f"runs:/{run_id}", "models:/chat@champion", alias="v7")
     assert registry_state(client) == state
+
+
+def test_a_signal_while_placing_leaves_no_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = MlflowClient()
+    register_champion(tmp_path)
+    run_id, _ = log_evaluated(tmp_path, "fast", 12)
+    create = MlflowClient.create_model_version
+
+    def create_and_terminate(*args: Any, **kwargs: Any) -> Any:
+        made = create(*args, **kwargs)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return made
+
+    monkeypatch.setattr(MlflowClient, "create_model_version", create_and_terminate)
+    with terminate_gracefully(), pytest.raises(Terminated):
+        promote(f"runs:/{run_id}", "models:/chat@champion", alias="champion")
+    assert str(client.get_model_version_by_alias("chat", "champion").version) == "2"
+    assert {run.info.status for run in client.search_runs(["0"])} == {"FINISHED"}
 
 
 def test_a_log_that_names_its_model(tmp_path: Path) -> None:

@@ -13,7 +13,15 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from mlflow_degrade.tracking.runs import Terminated, check_tag, tracked_run
+from mlflow_degrade.tracking.runs import (
+    PROCESS_TAG,
+    Terminated,
+    _process,
+    check_tag,
+    terminate_gracefully,
+    tracked_run,
+    uninterrupted,
+)
 
 
 def _status(run_id: str) -> str:
@@ -58,6 +66,56 @@ def test_joined_run_keeps_its_name_and_ends() -> None:
         assert run.info.run_id == made.info.run_id
     after = client.get_run(made.info.run_id)
     assert (after.info.run_name, after.info.status) == ("made-by-mlflow-run", "FINISHED")
+
+
+@pytest.mark.usefixtures("store")
+def test_what_a_killed_process_left_running_is_ended_by_the_next(store: str) -> None:
+    code = """
+    import os, signal
+    from mlflow_degrade.tracking.runs import tracked_run
+    with tracked_run("gone"), tracked_run("child", nested=True):
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, "MLFLOW_TRACKING_URI": store},
+        check=False,
+        timeout=120,
+    )
+    client = MlflowClient()
+    gone = client.search_runs(["0"])
+    assert [run.info.status for run in gone] == ["RUNNING", "RUNNING"]
+    # Runs of others stay as they are: of another machine, of a process that lives, of no process.
+    tag = gone[0].data.tags[PROCESS_TAG]
+    number = tag.rpartition(" ")[2]
+    others = [
+        client.create_run("0", tags={PROCESS_TAG: f"elsewhere {number}"}),
+        client.create_run("0", tags={PROCESS_TAG: _process()}),
+        client.create_run("0"),
+    ]
+    with tracked_run("next") as run:
+        pass
+    assert {_status(found.info.run_id) for found in gone} == {"KILLED"}
+    assert {_status(other.info.run_id) for other in others} == {"RUNNING"}
+    assert _status(run.info.run_id) == "FINISHED"
+
+
+def test_calls_that_belong_together_are_finished_first() -> None:
+    done = []
+
+    def work() -> None:
+        with terminate_gracefully():
+            with uninterrupted():
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.01)
+                done.append("together")
+            done.append("later")
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Terminated):
+        work()
+    assert done == ["together"]
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_long_tags_are_refused_not_cut() -> None:

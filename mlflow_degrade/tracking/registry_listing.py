@@ -1,0 +1,49 @@
+"""The versions of a registered model, whatever characters its name is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from mlflow.prompt.constants import IS_PROMPT_TAG_KEY
+
+_PAGE = 1_000
+
+
+def versions_of(registry: Any, name: str, *, hidden: bool = False) -> list[Any]:
+    """All versions of exactly this name.
+
+    Parameters
+    ----------
+    registry : object
+        A registry store or an MLflow client.
+    name : str
+    hidden : bool
+        Whether those are included that MLflow leaves out because somebody tagged them as prompts.
+
+    Notes
+    -----
+    MLflow's filters have no escapes: a name with a quote in it ends the string early, and the rest
+    of it is read as a condition. Such a name is put between the other quotes, and one with both
+    kinds is looked for among all versions.
+    """
+    quote = next((mark for mark in ("'", '"') if mark not in name), None)
+    conditions = [] if quote is None else [f"name = {quote}{name}{quote}"]
+    searches = [conditions]
+    if hidden:
+        searches.append([*conditions, f"tag.`{IS_PROMPT_TAG_KEY}` = 'true'"])
+    found = (v for search in searches for v in _pages(registry, " AND ".join(search)))
+    # Databases fold case, and some of them accents.
+    return [version for version in found if version.name == name]
+
+
+def _pages(registry: Any, condition: str) -> Iterator[Any]:
+    token = None
+    while True:
+        page = registry.search_model_versions(
+            condition or None, max_results=_PAGE, page_token=token
+        )
+        yield from page
+        token = page.token
+        if not token:
+            return
