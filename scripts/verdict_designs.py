@@ -240,9 +240,11 @@ def replicate(name: str, design: Design, index: int) -> Counter[str]:
             found[f"{label}/covered"] += _holds(decision.aggregate.interval, true)
             found[f"{label}/confidence"] = decision.aggregate.interval.confidence
             # Under non_inferiority a candidate may be worse and still within the margin.
-            fails = policy.rule == "non_inferiority" or decision.verdict.value == "FAIL"
-            degraded = decision.aggregate.p_worse <= policy.alpha
-            found[f"{label}/guilty by itself"] += bool(decision.guilty) and not (degraded and fails)
+            within = policy.rule == "non_inferiority" and (
+                decision.aggregate.p_worse <= policy.alpha
+            )
+            fails = decision.verdict.value == "FAIL"
+            found[f"{label}/guilty by itself"] += bool(decision.guilty) and not (fails or within)
             found[f"{label}/tasks covered"] += np.mean(
                 [_holds(t.interval, -d) for t, d in zip(decision.tasks, drops, strict=True)]
             )
