@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 
 from . import _numbers as numbers
+from ._answers import add_answer_changes
 from ._testing import (
     adjust,
     aggregate_tasks,
@@ -105,6 +106,7 @@ def decide(paired: PairedScores, policy: GatePolicy, *, attempt: int | None = No
         aggregate = aggregate_tasks(gating, tests, policy, margin)
         tasks = name_guilty(tasks, tests, aggregate, policy)
         power = data_power(gating, tests, policy, margin)
+    tasks, aggregate = add_answer_changes(paired, tasks, aggregate)
     verdict, reasons = _judge(tasks, aggregate, power, policy, alpha_attempt)
     if policy.portable:
         verdict, reasons = demand_portable(verdict, reasons, paired.candidate.origin, policy, power)

@@ -52,6 +52,33 @@ class IntervalRecord(_Record):
     method: str
 
 
+class AnswerChanges(_Record):
+    """How often the answer itself changed, right or wrong; shown, not decided on.
+
+    Attributes
+    ----------
+    n : int
+        Items compared; of repeated runs the first.
+    changed : int
+        Items with another answer, blanks around it aside.
+    between_wrong : int or None
+        Those of them that are wrong on both sides, which the accuracies do not show; None for
+        graded scores.
+    rate : float
+        Share of items that changed.
+    low, high, confidence : float
+        Clopper–Pearson interval for `rate`.
+    """
+
+    n: int
+    changed: int
+    between_wrong: int | None
+    rate: float
+    low: float
+    high: float
+    confidence: float
+
+
 class TaskResult(_Record):
     """One task's paired test.
 
@@ -97,6 +124,8 @@ class TaskResult(_Record):
     unscored : tuple of int
         Items left out for lack of a score: (baseline only, candidate only, both).
     notes : tuple of str
+    answers : AnswerChanges or None
+        None where not every item has an answer on both sides.
     """
 
     task: str
@@ -124,6 +153,7 @@ class TaskResult(_Record):
     proportion: bool
     unscored: tuple[int, int, int]
     notes: tuple[str, ...] = ()
+    answers: AnswerChanges | None = None
 
 
 class AggregateResult(_Record):
@@ -156,6 +186,8 @@ class AggregateResult(_Record):
         p-value of "the drop is at least the margin"; small is good.
     notes : tuple of str
         What the interval and the non-inferiority rest on, where that is an assumption.
+    answers : AnswerChanges or None
+        None where a gating task has none.
     """
 
     aggregation: str
@@ -174,6 +206,7 @@ class AggregateResult(_Record):
     components: dict[str, float] = {}
     noninferiority_p: float
     notes: tuple[str, ...] = ()
+    answers: AnswerChanges | None = None
 
 
 class PowerResult(_Record):

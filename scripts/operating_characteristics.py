@@ -5,7 +5,12 @@ Prints Markdown tables, or writes them between the markers of a document:
     python scripts/operating_characteristics.py --jobs 2 --replications 5000 \\
         --write docs/statistics.md
 
-Every table is seeded; two runs with the same number of replications agree to the last digit.
+Every table is seeded; two runs with the same number of replications agree to the last digit. The
+verdicts of `decide` as a whole take hours at 2,000 replications: --out keeps what is done, and the
+next run goes on from there:
+
+    python scripts/operating_characteristics.py --only verdicts --out verdicts.json --jobs 2 \\
+        --cells "graded*" --minutes 60
 """
 
 from __future__ import annotations
@@ -13,11 +18,13 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import re
+import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
+import verdict_tables
+from markdown_tables import markdown, replace_between_markers
 from rich.progress import Progress
 from simulated_designs import (
     ALPHA,
@@ -27,6 +34,7 @@ from simulated_designs import (
     RULES,
     Cell,
     aggregation_cell,
+    category_cell,
     dependence_cell,
     judge_cell,
     noninferiority_cell,
@@ -37,12 +45,6 @@ from simulated_designs import (
 )
 
 from mlflow_degrade.stats.rules import DEFAULT_RULE
-
-
-def markdown(header: list[str], rows: list[list[str]], note: str) -> str:
-    """A Markdown table with a line below it."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", note])
 
 
 def triple(cells: list[Cell], first: str, key: str, percent: bool = False) -> str:
@@ -114,6 +116,17 @@ def subgroup_table(cells: list[Cell], replications: int) -> str:
     header = ["damage on a tenth", "dimensions of the feature", "pooled McNemar", "KCM"]
     note = f"2,700 items, 5% flips, mean change 0, {replications:,} replications, alpha = .05."
     return markdown(header, rows, note)
+
+
+def category_table(cells: list[Cell], replications: int) -> str:
+    """Rejection rates by damage in one category."""
+    rows = [
+        [points(damage), *(share(v[key]) for key in ("pooled", "separate", "kcm"))]
+        for damage, _, v in sorted(cells, key=lambda cell: cell[0])
+    ]
+    header = ["damage in one of ten categories", "pooled McNemar"]
+    note = f"6,000 items, 10% flips, {replications:,} replications, alpha = .05."
+    return markdown([*header, "McNemar per category, Bonferroni", "KCM"], rows, note)
 
 
 def planning_table(cells: list[Cell], _: int) -> str:
@@ -199,9 +212,14 @@ SECTIONS: dict[str, Section] = {
         subgroup_table,
         0.25,
     ),
+    "categories": (category_cell, [("0.0", ""), ("0.05", "")], category_table, 0.5),
     "retry": (retry_cell, [("1", ""), ("5", ""), ("20", "")], retry_table, 1.0),
     "judge": (judge_cell, [("0.0", ""), ("0.02", "")], judge_table, 0.5),
 }
+
+
+#: The section whose cells are decided as a user's comparison is.
+VERDICTS = "verdicts"
 
 
 def run(sections: list[str], replications: int, jobs: int) -> dict[str, str]:
@@ -225,29 +243,35 @@ def run(sections: list[str], replications: int, jobs: int) -> dict[str, str]:
     return {name: SECTIONS[name][2](cells[name], counts[name]) for name in sections}
 
 
-def replace_between_markers(text: str, tables: dict[str, str]) -> str:
-    """Put tables between ``<!-- begin: NAME -->`` and ``<!-- end: NAME -->``."""
-    for name, table in tables.items():
-        pattern = rf"(<!-- begin: {name} -->\n).*?(<!-- end: {name} -->)"
-        if not re.search(pattern, text, flags=re.DOTALL):
-            raise SystemExit(f"the document has no markers for {name!r}: add {pattern!r}")
-        text = re.sub(
-            pattern, lambda found, t=table: f"{found[1]}{t}\n{found[2]}", text, flags=re.S
-        )
-    return text
-
-
 def main() -> None:
     """Parse the command line, simulate, print or write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--replications", type=int, default=2000)
     parser.add_argument("--jobs", type=int, default=1, help="processes")
-    parser.add_argument("--only", nargs="+", choices=tuple(SECTIONS), help="some sections only")
+    parser.add_argument(
+        "--only", nargs="+", choices=(*SECTIONS, VERDICTS),
+        help=f"sections; all but {VERDICTS!r} by default, which takes longer than all others",
+    )  # fmt: skip
     parser.add_argument("--write", type=Path, help="document with markers to write into")
+    parser.add_argument("--cells", help=f"designs of {VERDICTS!r}, by a pattern of their names")
+    parser.add_argument("--out", type=Path, help=f"JSON file that keeps what {VERDICTS!r} has done")
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help=f"no more work on {VERDICTS!r} after that"
+    )
     arguments = parser.parse_args()
     if arguments.replications < 1 or arguments.jobs < 1:
         parser.error("--replications and --jobs are at least 1")
-    tables = run(arguments.only or list(SECTIONS), arguments.replications, arguments.jobs)
+    sections = arguments.only or list(SECTIONS)
+    others = [name for name in sections if name != VERDICTS]
+    tables = run(others, arguments.replications, arguments.jobs)
+    if VERDICTS in sections:
+        done = verdict_tables.run(
+            verdict_tables.select(arguments.cells), arguments.replications, arguments.jobs,
+            arguments.out, arguments.minutes,
+        )  # fmt: skip
+        tables |= verdict_tables.tables(done)
+        for miss in verdict_tables.misses(done):
+            print(f"worse than promised: {miss}", file=sys.stderr)
     if arguments.write is None:
         print("\n\n".join(f"### {name}\n\n{table}" for name, table in tables.items()))
         return

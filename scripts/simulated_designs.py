@@ -179,6 +179,23 @@ def subgroup_cell(dimensions: str, damage: str, replications: int) -> Cell:
     return dimensions, damage, {"kcm": found / replications, "pooled": pooled / replications}
 
 
+def category_cell(damage: str, _: str, replications: int) -> Cell:
+    """KCM and one McNemar test per category on damage in one of ten categories."""
+    rng = np.random.default_rng([8, int(1e4 * float(damage))])
+    n, rate, categories = 6000, 0.1, 10
+    count = {"kcm": 0, "separate": 0, "pooled": 0}
+    for index in range(replications):
+        category = rng.permutation(n) % categories
+        worse = rate / 2 + np.where(category == 0, float(damage) / 2, 0.0)
+        u = rng.random(n)
+        d = np.where(u < worse, -1.0, np.where(u < rate, 1.0, 0.0))
+        count["kcm"] += kcm_test(d, {"category": category.astype(str)}, seed=index).p_value <= ALPHA
+        b, c = (np.bincount(category, weights=side) for side in (d < 0, d > 0))
+        count["separate"] += bool(stats.binom.sf(b - 1, b + c, 0.5).min() <= ALPHA / categories)
+        count["pooled"] += float(stats.binom.sf(b.sum() - 1, (b + c).sum(), 0.5)) <= ALPHA
+    return damage, "", {name: number / replications for name, number in count.items()}
+
+
 def planning_cell(rate: str, drop: str, _: int) -> Cell:
     """Items that one test needs for 80% power."""
     return rate, drop, {"n": float(sample_size(float(drop), float(rate), alpha=ALPHA).n)}

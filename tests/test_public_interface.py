@@ -94,6 +94,7 @@ _LAYERS = (
         "portability",
         "_task_samples",
         "_testing",
+        "_answers",
         "decision",
         "rerun",
         "planning",

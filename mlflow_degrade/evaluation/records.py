@@ -7,6 +7,7 @@ from typing import Any
 
 from ..cache import digest_json
 from ..errors import InputError
+from ..readers._lm_eval_answers import choices_of, chosen
 from ..readers._lm_eval_metrics import NOT_PER_SAMPLE, assumed_direction, sample_score
 
 # What people read of a prompt: its end, because a long one begins with few-shot examples.
@@ -56,7 +57,6 @@ def sample_records(
             "filter": sample["filter"],
             "prompt": str(sample["arguments"][-1][0])[-_SHOWN:],
             "target": _target(sample),
-            "response": _response(output_type, sample),
             "feature.prompt_tokens": float(tokens),
         }
         category = sample["doc"].get("category") if isinstance(sample["doc"], dict) else None
@@ -66,7 +66,13 @@ def sample_records(
             score = sample_score(metric, sample[metric])
             if score is not NOT_PER_SAMPLE:
                 higher = directions.get(metric, assumed_direction(metric))
-                yield {**common, "metric": metric, "score": score, "higher_is_better": higher}
+                yield {
+                    **common,
+                    "metric": metric,
+                    "score": score,
+                    "higher_is_better": higher,
+                    "response": _response(output_type, sample, metric),
+                }
 
 
 def keep_metrics(found: dict[str, Any], kept: Collection[str]) -> None:
@@ -107,14 +113,8 @@ def _arguments(arguments: Sequence[Any]) -> list[Any]:
 
 
 def _choices(sample: Mapping[str, Any]) -> list[str]:
-    """The texts a multiple-choice question chooses between."""
-    pairs = [(str(a[0]), str(a[1])) for a in sample["arguments"]]
-    if "acc_mutual_info" in sample["metrics"]:
-        # The second half asks for the choices without the question.
-        pairs = pairs[: len(pairs) // 2]
-    endings = {ending for _, ending in pairs}
-    # Some tasks (winogrande) put the choice into the context and ask for one common ending.
-    return [(end if len(endings) > 1 else context).strip() for context, end in pairs]
+    mutual = "acc_mutual_info" in sample["metrics"]
+    return choices_of(sample["arguments"], mutual_information=mutual)
 
 
 def _target(sample: Mapping[str, Any]) -> str:
@@ -126,12 +126,10 @@ def _target(sample: Mapping[str, Any]) -> str:
     return str(target).strip()
 
 
-def _response(output_type: str, sample: Mapping[str, Any]) -> str | None:
+def _response(output_type: str, sample: Mapping[str, Any], metric: str) -> str | None:
     answers = sample["filtered_resps"]
     if output_type == "multiple_choice":
-        choices = _choices(sample)
-        likelihoods = [float(answer[0]) for answer in answers[: len(choices)]]
-        return choices[likelihoods.index(max(likelihoods))]
+        return chosen(metric, [float(answer[0]) for answer in answers], _choices(sample))
     if output_type == "generate_until":
         return str(answers[0])
     if output_type == "loglikelihood":

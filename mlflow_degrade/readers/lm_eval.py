@@ -19,6 +19,7 @@ from ..errors import EmptySamplesError, SampleSchemaError
 from ..origin import Origin
 from ..scores import SampleScores
 from ._columns import split_names, truth
+from ._lm_eval_answers import choices_of, chosen
 from ._lm_eval_files import TaskFile, choose, identity, results_files, results_of, sample_files
 from ._lm_eval_metrics import NOT_PER_SAMPLE, assumed_direction, sample_score
 from ._reader import Reader, json_lines, note, text_hash
@@ -189,7 +190,8 @@ def _task_rows(
     group = _top_group(task, about.get("group_subtasks") or {})
     for record in records:
         common = _common(record, file, origin, group, features)
-        for metric in record.get("metrics") or [k for k in record if k not in _NOT_METRICS]:
+        metrics = record.get("metrics") or [k for k in record if k not in _NOT_METRICS]
+        for metric in metrics:
             score = sample_score(metric, record.get(metric), aggregations.get(metric))
             if score is NOT_PER_SAMPLE:
                 skipped.add(f"{task}/{metric}")
@@ -200,6 +202,7 @@ def _task_rows(
                 "metric": metric,
                 "score": score,
                 "higher_is_better": assumed_direction(metric) if higher is None else bool(higher),
+                "response": _response(record, metric, metrics),
             }
 
 
@@ -223,7 +226,6 @@ def _common(
         "repeat": file.repeat,
         "prompt": prompt,
         "target": None if record.get("target") is None else _as_text(record["target"]),
-        "response": _response(record.get("filtered_resps"), arguments),
     }
     if prompt is not None:
         common[FEATURE_PREFIX + "prompt_chars"] = len(prompt)
@@ -246,16 +248,17 @@ def _arguments(given: Any) -> list[list[Any]]:
     return [list(r.values()) if isinstance(r, dict) else list(r) for r in requests]
 
 
-def _response(given: Any, arguments: list[list[Any]]) -> str | None:
+def _response(record: Mapping[str, Any], metric: str, metrics: Sequence[str]) -> str | None:
     """What the model answered: its text, or the choice it found most likely."""
+    given, arguments = record.get("filtered_resps"), _arguments(record.get("arguments"))
     if not given:
         return None
     if len(given) == len(arguments) > 1:
+        choices = choices_of(arguments, mutual_information="acc_mutual_info" in metrics)
         try:
-            likelihoods = [float(pair[0]) for pair in given]
+            return chosen(metric, [float(pair[0]) for pair in given], choices)
         except (TypeError, ValueError, IndexError):
             return _as_text(given)
-        return _as_text(arguments[likelihoods.index(max(likelihoods))][-1]).strip()
     return _as_text(given[0])
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .. import _numbers as numbers
-from ..results import Decision, TaskResult, Verdict
+from ..results import AnswerChanges, Decision, TaskResult, Verdict
 
 #: Facts the caller knows about a run: ``scheme``, ``registered`` (the version, e.g.
 #: ``smollm2-int8/3``; None says that nothing was registered), ``command``, and any others to show.
@@ -22,6 +22,8 @@ SIGNS: Mapping[Verdict, str] = {
     Verdict.FAIL: "\N{MULTIPLICATION X}",
     Verdict.INCONCLUSIVE: "?",
 }
+
+_TASKS_LISTED = 3
 
 
 def total_name(decision: Decision) -> str:
@@ -76,7 +78,7 @@ def power_sentence(decision: Decision) -> str:
     power, n = decision.power, numbers.count(decision.aggregate.n)
     unit = decision.aggregate.proportion
     flips = (
-        f"{numbers.share(power.flip_rate)} of the answers changed "
+        f"{numbers.share(power.flip_rate)} of the scores changed "
         f"(upper bound {numbers.share(power.flip_rate_upper)})"
     )
     if power.mde is None:
@@ -98,6 +100,33 @@ def processor_sentence(decision: Decision) -> str | None:
     if len(found) == 2 and found["baseline"] == found["candidate"]:
         return f"Computed on {found['candidate']}."
     return f"Computed: {'; '.join(f'{side} on {where}' for side, where in found.items())}."
+
+
+def answers_sentence(decision: Decision) -> str | None:
+    """How many answers changed, beside the scores that did; None where answers were not logged."""
+    total = decision.aggregate.answers
+    if total is None:
+        known = [(t.task, t.answers) for t in decision.tasks if t.answers is not None]
+        if not known:
+            return None
+        listed = [f"{task} {changed_answers(changes)}" for task, changes in known[:_TASKS_LISTED]]
+        more = len(known) - _TASKS_LISTED
+        return (
+            f"Answers that changed, known for {len(known)} of {len(decision.tasks)} tasks: "
+            f"{', '.join(listed)}{f' and {more} more' if more > 0 else ''}. Not decided on."
+        )
+    flips = numbers.share(decision.power.flip_rate)
+    text = f"{changed_answers(total)} of the answers changed, {flips} of the scores"
+    if total.between_wrong is not None:
+        share = numbers.share(total.between_wrong / total.n)
+        text += f"; {share} went from one wrong answer to another, which no score shows"
+    return f"{text}. Not decided on."
+
+
+def changed_answers(changes: AnswerChanges) -> str:
+    """The rate of changed answers with its interval."""
+    low, high = numbers.share(changes.low), numbers.share(changes.high)
+    return f"{numbers.share(changes.rate)} [{low}, {high}]"
 
 
 def registration(provenance: Provenance | None) -> str | None:

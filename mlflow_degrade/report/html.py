@@ -118,6 +118,7 @@ def report(
         outcomes=tables.outcomes(decision),
         flips=_flips(ordered, rows),
         power=content.power_sentence(decision),
+        answers=content.answers_sentence(decision),
         subgroups=_subgroups(subgroups, decision),
         cost=cost_rows(cost),
         slower=slower_phases(cost),

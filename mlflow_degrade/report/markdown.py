@@ -72,7 +72,7 @@ def summary_note(
     """
     before = [f"{content.SIGNS[decision.verdict]} **{decision.verdict.value}**: {_plain(decision)}"]
     before += _bullets(_brief(decision.reasons))
-    after = [content.power_sentence(decision)]
+    after = [content.power_sentence(decision), *_answers(decision)]
     changes = remedies(decision, (provenance or {}).get("scheme"))
     if changes:
         after += ["**What would have to change**", *_bullets(_brief(changes))]
@@ -127,7 +127,7 @@ def report(
     if registered:
         parts.append(_text(registered))
     parts += ["## Tasks", _tasks_table(decision), _TASKS_LEGEND]
-    parts += ["## Power", content.power_sentence(decision)]
+    parts += ["## Power", content.power_sentence(decision), *_answers(decision)]
     if subgroups is not None:
         parts += _subgroups(subgroups, decision)
     parts += ["## All numbers", _numbers_table(decision), _NUMBERS_LEGEND]
@@ -146,6 +146,11 @@ def report(
              tables.provenance_rows(decision, provenance)]  # fmt: skip
     parts += ["## Provenance", _table(("", ""), facts, "ll")]
     return "\n\n".join(parts) + "\n"
+
+
+def _answers(decision: Decision) -> list[str]:
+    sentence = content.answers_sentence(decision)
+    return [] if sentence is None else [_text(sentence)]
 
 
 def _plain(decision: Decision) -> str:
@@ -200,17 +205,18 @@ def _tasks_table(decision: Decision) -> str:
 
 def _numbers_table(decision: Decision) -> str:
     head = ("task", "metric, test", "adjusted p", "detectable", "p (margin)",
-            "unscored")  # fmt: skip
+            "unscored", "answers changed")  # fmt: skip
     total, rule = tables.total_row(decision), decision.aggregate
     rows = [(_text(total.name), f"{rule.aggregation} ({_text(rule.method)})", total.p_adjusted,
-             total.mde, f"{total.noninferiority_p} ({total.margin})", "")]  # fmt: skip
+             total.mde, f"{total.noninferiority_p} ({total.margin})", "",
+             total.answers)]  # fmt: skip
     for task in content.ordered_tasks(decision):
         row = tables.task_row(decision, task)
         metric = task.metric if task.filter == "none" else f"{task.metric} ({task.filter})"
         rows.append((_text(row.name), _text(f"{metric}, {task.test}"), row.p_adjusted, row.mde,
-                     f"{row.noninferiority_p} ({row.margin})", "/".join(map(str, task.unscored)))
-                    )  # fmt: skip
-    return _table(head, rows, "llrrrr")
+                     f"{row.noninferiority_p} ({row.margin})", "/".join(map(str, task.unscored)),
+                     row.answers))  # fmt: skip
+    return _table(head, rows, "llrrrrr")
 
 
 def _subgroups(found: SubgroupFindings, decision: Decision) -> list[str]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from .. import _numbers as numbers
 from ..results import Decision, TaskResult
-from .content import Provenance, total_name
+from .content import Provenance, changed_answers, total_name
+
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class TaskRow:
     name : str
         The task, or what the total stands for.
     n, baseline, candidate, delta, interval, regressions, improvements, flip_rate, p, p_adjusted,
-    mde, margin, noninferiority_p : str
+    mde, margin, noninferiority_p, answers : str
         Rounded for reading; an en dash where there is no value.
     standing : str
         ``"guilty"``, ``"advisory"`` or ``""``.
@@ -42,6 +44,7 @@ class TaskRow:
     mde: str
     margin: str
     noninferiority_p: str
+    answers: str
     standing: str
 
 
@@ -83,11 +86,12 @@ def task_row(decision: Decision, task: TaskResult) -> TaskRow:
         noninferiority_p=_or_dash(
             task.noninferiority_p, lambda p: numbers.p_value(p, threshold=decision.alpha_attempt)
         ),
+        answers=_or_dash(task.answers, changed_answers),
         standing=standing,
     )
 
 
-def _or_dash(value: float | None, text: Callable[[float], str]) -> str:
+def _or_dash(value: _Value | None, text: Callable[[_Value], str]) -> str:
     return "–" if value is None else text(value)
 
 
@@ -110,6 +114,7 @@ def total_row(decision: Decision) -> TaskRow:
         mde=_bounded(power.mde, unit),
         margin=numbers.change(power.margin, proportion=unit, signed=False),
         noninferiority_p=numbers.p_value(total.noninferiority_p, threshold=decision.alpha_attempt),
+        answers=_or_dash(total.answers, changed_answers),
         standing="",
     )
 

@@ -57,6 +57,9 @@ def decision_view(
     """
     parts: list[RenderableType] = [_verdict(decision), _TaskTable(decision)]
     parts.append(Text(f"\n{content.power_sentence(decision)}"))
+    answers = content.answers_sentence(decision)
+    if answers is not None:
+        parts.append(Text(answers))
     if (where := content.processor_sentence(decision)) is not None:
         parts.append(Text(where, style="dim"))
     changes = remedies(decision)

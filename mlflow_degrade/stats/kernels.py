@@ -188,6 +188,45 @@ def quadratic_forms(
     return forms, np.sqrt(2.0 * np.maximum(squares, 0.0))
 
 
+def level_losses(
+    signs: Signs, weights: FloatArray, feature: Feature, units: IntArray
+) -> tuple[FloatArray, IntArray]:
+    """Loss of the level that loses most, Σ −ε_i w_i over its standard deviation, and that level.
+
+    Parameters
+    ----------
+    signs : ndarray of int8, shape (B, m)
+        One sign vector per row.
+    weights : ndarray of float64, shape (m,)
+        Differences of the informative items.
+    feature : Feature
+        Categorical, of the same m items.
+    units : ndarray of int64, shape (m,)
+        Items with the same number share their sign.
+
+    Returns
+    -------
+    losses : ndarray of float64, shape (B,)
+        Over all levels the largest; negative where every level gains, 0 without items.
+    items : ndarray of int64, shape (B,)
+        The first item of that level; -1 without items.
+    """
+    if not weights.size:
+        return np.zeros(len(signs)), np.full(len(signs), -1)
+    levels, first, codes = np.unique(feature.groups(), return_index=True, return_inverse=True)
+    cells, inverse = np.unique(codes * (int(units.max()) + 1) + units, return_inverse=True)
+    variances = np.bincount(
+        cells // (int(units.max()) + 1),
+        weights=np.bincount(inverse, weights=weights) ** 2,
+        minlength=levels.size,
+    )
+    # Where the items of every unit cancel each other the level's sum is 0 whatever the signs are.
+    scale = np.sqrt(np.where(variances > 0.0, variances, np.inf))
+    losses = _cell_sums(signs, -weights, codes) / scale
+    most = np.argmax(losses, axis=1)
+    return losses[np.arange(len(signs)), most], first[most]
+
+
 def _parse(name: str, values: Any, informative: npt.NDArray[np.bool_]) -> Feature:
     array, size = np.asarray(values), informative.size
     if array.ndim not in (1, 2) or array.shape[0] != size:

@@ -90,8 +90,10 @@ def witness(
     return values / n
 
 
-def worst_region(feature: Feature, differences: FloatArray, bandwidth: float) -> Region | None:
-    """The items around the deepest point of the witness.
+def worst_region(
+    feature: Feature, differences: FloatArray, bandwidth: float, center: int | None = None
+) -> Region | None:
+    """The items around the deepest point of the witness, or around a given one.
 
     Parameters
     ----------
@@ -101,6 +103,8 @@ def worst_region(feature: Feature, differences: FloatArray, bandwidth: float) ->
         Candidate − baseline.
     bandwidth : float
         In units of the feature's scale.
+    center : int, optional
+        An item to take for the deepest point where the witness is negative.
 
     Returns
     -------
@@ -112,30 +116,30 @@ def worst_region(feature: Feature, differences: FloatArray, bandwidth: float) ->
         return None
     differ = differences != 0.0
     items, weights = feature.at(differ), differences[differ]
-    candidates = _spread(feature.at(worse), worse)
+    candidates = _spread(feature.at(worse), worse) if center is None else np.array([center])
     depths = witness(feature.at(candidates), items, weights, differences.size, bandwidth)
     deepest = candidates[[int(np.argmin(depths))]]
     depth = float(depths.min())
     if depth >= 0.0:
         return None
-    center = feature.at(deepest)
+    around = feature.at(deepest)
     inside = np.ones(differences.size, dtype=bool)
     conditions = []
     for j, name in enumerate(feature.columns):
         column = feature.positions[:, j]
-        middle = float(center.positions[0, j])
+        middle = float(around.positions[0, j])
         grid = np.unique(np.append(_quantiles(column), middle))
-        positions = np.repeat(center.positions, grid.size, axis=0)
+        positions = np.repeat(around.positions, grid.size, axis=0)
         positions[:, j] = grid
         probe = replace(
-            center, positions=positions, levels=np.repeat(center.levels, grid.size, axis=0)
+            around, positions=positions, levels=np.repeat(around.levels, grid.size, axis=0)
         )
         deep = witness(probe, items, weights, differences.size, bandwidth) <= 0.5 * depth
         low, high = _run_around(deep, int(np.searchsorted(grid, middle)))
         inside &= (column >= grid[low]) & (column <= grid[high])
         conditions.append(f"{name} in [{grid[low]:.6g}, {grid[high]:.6g}]")
     for j, name in enumerate(feature.labels):
-        level = center.levels[0, j]
+        level = around.levels[0, j]
         inside &= feature.levels[:, j] == level
         conditions.append(f"{name} = {level}")
     here = differences[inside]

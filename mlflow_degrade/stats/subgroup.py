@@ -23,16 +23,19 @@ from mlflow_degrade.stats._validation import (
     check_differences,
     check_labels,
 )
-from mlflow_degrade.stats.kernels import Feature, Signs, parse_features, quadratic_forms
+from mlflow_degrade.stats.kernels import (
+    Feature,
+    Signs,
+    level_losses,
+    parse_features,
+    quadratic_forms,
+)
 from mlflow_degrade.stats.multiplicity import holm
 from mlflow_degrade.stats.regions import Region, witness, worst_region
+from mlflow_degrade.stats.sign_vectors import sign_vectors, step_down_ranks, upper_ranks
 
 #: Bandwidths relative to the median distance, i.e. squared ones of median²·{1, ¼, 1/16}.
 BANDWIDTHS = (1.0, 0.5, 0.25)
-# 2^14 sign vectors up to a common sign, which the form does not see.
-_EXACT_UNITS = 15
-# Rounding in sums of some 10⁸ products must not break ties between equal statistics.
-_TIE = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,9 @@ class FeatureResult:
         Corrected for all features looked at.
     statistic : float
         Largest standardised form over the bandwidths.
+    loss : float or None
+        Of a categorical feature, the largest loss of a level: net regressions over their standard
+        deviation under random signs. None where a numeric column takes part.
     bandwidth : float
         Where it is largest, in units of the feature; relative to the median distances for a product
         of several numeric features, 0 for a categorical feature.
@@ -62,6 +68,7 @@ class FeatureResult:
     p_value: float
     p_adjusted: float
     statistic: float
+    loss: float | None
     bandwidth: float
     u: float
     v: float
@@ -216,13 +223,16 @@ def kcm_test(
     -----
     Formula: U = Σ_{i≠j} d_i d_j k(x_i, x_j)/(n(n−1)), per bandwidth divided by its null standard
     deviation, then the largest; H0 is E[d | X] = 0. Items with d = 0 drop out, and the cost is
-    linear in the others.
+    linear in the others. For a categorical feature the largest loss of a level,
+    −Σ_{i∈level} d_i/√(Σ_{i∈level} d_i²) (of clusters the sums), stands beside the form: of both
+    the smaller p, corrected over the same signs. It finds damage in one of many levels, which the
+    form averages over.
 
     Valid when items (or clusters) are independent: under H0 the sign of a binary d ≠ 0 is a fair
     coin whatever X is, so flipping signs gives the exact null in finite samples; graded d need to
-    be symmetric given X. The test is two-sided, and an even drop is a departure too: it finds what
-    the mean finds, only with less power. Reduce embeddings to two or three dimensions, or to
-    clusters, first: in eight dimensions little power is left.
+    be symmetric given X. The form is two-sided, so that gains reject as well, and an even drop is a
+    departure too: it finds what the mean finds, only with less power. Reduce embeddings to two or
+    three dimensions, or to clusters, first: in eight dimensions little power is left.
 
     Source: Muandet, Jitkrittum & Kübler, UAI 2020 (arXiv 2002.09225); correction: Westfall & Young
     (1993).
@@ -251,24 +261,31 @@ def kcm_test(
     if clusters is not None:
         labels = check_labels(clusters, values.size, "clusters")[informative]
         units = np.unique(labels, return_inverse=True)[1].reshape(-1)
-    signs = _sign_vectors(units, resamples, seed)
+    even = all(feature.columns for feature in parsed)
+    signs = sign_vectors(units, resamples, seed, even=even)
     relatives = [_relative_bandwidths(f, bandwidths or {}) for f in parsed]
     scans = [
-        _scan(signs, weights, f.at(informative), relative, max_dense, seed)
+        _scan(signs, weights, f.at(informative), units, relative, max_dense, seed)
         for f, relative in zip(parsed, relatives, strict=True)
     ]
-    ranks = _upper_ranks(np.column_stack([scan.largest for scan in scans]))
-    adjusted = holm(ranks[0]) if correction == "holm" else _step_down(ranks)
+    ranks = upper_ranks(np.column_stack([scan.evidence for scan in scans]))
+    adjusted = holm(ranks[0]) if correction == "holm" else step_down_ranks(ranks)
     results = tuple(
         FeatureResult(
             name=feature.name,
             p_value=float(ranks[0, index]),
             p_adjusted=float(adjusted[index]),
-            statistic=float(scan.largest[0]),
+            statistic=scan.statistic,
+            loss=scan.loss,
             bandwidth=_own_units(feature, relatives[index][scan.best]),
             u=scan.form / (values.size * max(values.size - 1, 1)),
             v=(scan.form + float(weights @ weights)) / values.size**2,
-            region=worst_region(feature, values, relatives[index][scan.best]),
+            region=worst_region(
+                feature,
+                values,
+                relatives[index][scan.best],
+                None if scan.center is None else int(np.flatnonzero(informative)[scan.center]),
+            ),
             _n=values.size,
             _relative_bandwidth=relatives[index][scan.best],
             _items=feature.at(informative),
@@ -291,17 +308,21 @@ def kcm_test(
 
 @dataclass(frozen=True, slots=True)
 class _Scan:
-    """Standardised forms of one feature: the largest per sign vector, and which is observed."""
+    """Statistics of one feature: the evidence in each sign vector, and what is observed."""
 
-    largest: FloatArray
+    evidence: FloatArray
+    statistic: float
     best: int
     form: float
+    loss: float | None = None
+    center: int | None = None
 
 
 def _scan(
     signs: Signs,
     weights: FloatArray,
     items: Feature,
+    units: IntArray,
     relative: tuple[float, ...],
     max_dense: int,
     seed: int,
@@ -310,7 +331,15 @@ def _scan(
     # Where no two items are alike there is nothing to test: 0 for every sign vector, hence p = 1.
     standardised = forms / np.where(deviations > 0.0, deviations, np.inf)[:, np.newaxis]
     best = int(np.argmax(standardised[:, 0]))
-    return _Scan(standardised.max(axis=0), best, float(forms[best, 0]))
+    largest, form = standardised.max(axis=0), float(forms[best, 0])
+    if items.columns:
+        return _Scan(largest, float(largest[0]), best, form)
+    losses, centers = level_losses(signs, weights, items, units)
+    # The form sums over the levels and the loss is of one: whichever is rarer under random signs.
+    both = upper_ranks(np.column_stack([largest, losses]))
+    loss = float(losses[0])
+    center = int(centers[0]) if loss > 0.0 else None
+    return _Scan(-both.min(axis=1), float(largest[0]), best, form, loss, center)
 
 
 def _relative_bandwidths(
@@ -336,36 +365,3 @@ def _unit_length(feature: Feature) -> float:
 
 def _own_units(feature: Feature, relative: float) -> float:
     return relative * _unit_length(feature) if feature.columns else 0.0
-
-
-def _sign_vectors(units: IntArray, resamples: int, seed: int) -> Signs:
-    """Sign vectors as rows, the observed one (all +1) first; equal units share their sign."""
-    count = int(units.max(initial=-1)) + 1
-    if count <= _EXACT_UNITS:
-        bits = np.arange(1 << max(count - 1, 0))[:, np.newaxis] >> np.arange(count)
-        per_unit = (1 - 2 * (bits & 1)).astype(np.int8)
-    else:
-        rng = np.random.default_rng(seed)
-        per_unit = rng.integers(0, 2, size=(resamples + 1, count), dtype=np.int8)
-        per_unit = per_unit * np.int8(2) - np.int8(1)
-        per_unit[0] = 1
-    return np.asarray(per_unit[:, units], dtype=np.int8)
-
-
-def _upper_ranks(statistics: FloatArray) -> FloatArray:
-    """Share of sign vectors with a statistic at least as large, for each vector and feature."""
-    ranks = np.empty_like(statistics)
-    for j, column in enumerate(statistics.T):
-        limit = column - _TIE * np.maximum(1.0, np.abs(column))
-        ranks[:, j] = 1.0 - np.searchsorted(np.sort(column), limit, side="left") / column.size
-    return ranks
-
-
-def _step_down(ranks: FloatArray) -> FloatArray:
-    """Westfall–Young step-down minimum p: the p-values of every sign vector are its ranks."""
-    order = np.argsort(ranks[0], kind="stable")
-    smallest = np.minimum.accumulate(ranks[:, order[::-1]], axis=1)[:, ::-1]
-    reached = (smallest <= ranks[0, order] + _TIE).mean(axis=0)
-    adjusted = np.empty(order.size)
-    adjusted[order] = np.maximum.accumulate(reached)
-    return adjusted

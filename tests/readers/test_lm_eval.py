@@ -107,6 +107,13 @@ def test_filters_of_one_document_are_rows_of_their_own(latest: SampleScores) -> 
     assert by_filter == {("flexible-extract", "LOL"): 5.0, ("strict-match", "lol"): 5.0}
 
 
+@pytest.mark.parametrize("metric", ["acc", "acc_norm"])
+def test_the_answer_is_right_where_the_metric_says_so(latest: SampleScores, metric: str) -> None:
+    frame = rows(latest, "toy_choice", metric)
+    first_choice = frame["prompt"].str.extract(r"(\d+)\?")[0].astype(int).add(1).astype(str)
+    assert ((frame["response"] == first_choice) == (frame["score"] == 1)).all()
+
+
 def test_answers_people_can_read(latest: SampleScores) -> None:
     frame = rows(latest, "toy_choice", "acc")
     assert frame["prompt"][3].startswith("What comes after number 3?")

@@ -45,7 +45,7 @@ def test_power_in_words() -> None:
     sentence = content.power_sentence(passed)
     assert "1,100 samples could have seen a drop of 1.30 pp" in sentence
     assert "within the margin" in sentence
-    assert "2.5% of the answers changed" in sentence
+    assert "2.5% of the scores changed" in sentence
     assert "more than the margin" in content.power_sentence(cases.case("INCONCLUSIVE")[0])
 
 

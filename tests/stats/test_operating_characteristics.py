@@ -48,7 +48,7 @@ def test_every_section_runs_and_is_reproducible() -> None:
     names = re.findall(r"^### (\w+)$", out, flags=re.MULTILINE)
     document = DOCUMENT.read_text(encoding="utf-8")
     assert names == ["aggregation", "planning", "dependence", "sequential", "noninferiority",
-                     "subgroup", "retry", "judge"]  # fmt: skip
+                     "subgroup", "categories", "retry", "judge"]  # fmt: skip
     for name in names:
         assert f"<!-- begin: {name} -->" in document
     again = run("--replications", "4", "--only", "judge", "aggregation")

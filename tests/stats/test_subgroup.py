@@ -17,11 +17,16 @@ from mlflow_degrade.stats.subgroup import kcm_test
 
 
 def hidden_damage(
-    rng: np.random.Generator, n: int, flip_rate: float, damage: float = 0.08, share: float = 0.1
+    rng: np.random.Generator,
+    n: int,
+    flip_rate: float,
+    damage: float = 0.08,
+    share: float = 0.1,
+    start: float = 0.3,
 ) -> tuple[np.ndarray, np.ndarray]:
     """A drop of `damage` on a tenth of a feature, made up for everywhere else."""
     x = rng.random(n)
-    delta = np.where((x >= 0.3) & (x < 0.3 + share), -damage, damage * share / (1 - share))
+    delta = np.where((x >= start) & (x < start + share), -damage, damage * share / (1 - share))
     worse = flip_rate / 2 + np.maximum(-delta, 0)
     u = rng.random(n)
     flips = worse + flip_rate / 2 + np.maximum(delta, 0)
@@ -44,6 +49,61 @@ def brute_force(d: np.ndarray, kernels: list[np.ndarray]) -> float:
     observed = largest((1,) * w.size)
     every = [largest(signs) for signs in itertools.product((-1, 1), repeat=w.size)]
     return float(np.mean([value >= observed - 1e-9 for value in every]))
+
+
+def brute_force_levels(d: np.ndarray, levels: np.ndarray, clusters: np.ndarray) -> float:
+    """p of the rarer of form and largest loss of a level, by all signs of clusters, with loops."""
+    w, g, c = d[d != 0], levels[d != 0], clusters[d != 0]
+    names, units = sorted(set(g)), sorted(set(c))
+    forms, losses = [], []
+    for drawn in itertools.product((1, -1), repeat=len(units)):
+        flipped = w * np.array([drawn[units.index(unit)] for unit in c])
+        same = (g[:, None] == g) & ~np.eye(w.size, dtype=bool)
+        forms.append(float((np.outer(flipped, flipped) * same).sum()))
+        each = []
+        for name in names:
+            sums = [w[(g == name) & (c == unit)].sum() for unit in units]
+            deviation = math.sqrt(sum(value**2 for value in sums))
+            each.append(-flipped[g == name].sum() / deviation if deviation else 0.0)
+        losses.append(max(each))
+    share = [
+        min(np.mean(np.array(forms) >= form - 1e-9), np.mean(np.array(losses) >= loss - 1e-9))
+        for form, loss in zip(forms, losses, strict=True)
+    ]
+    return float(np.mean(np.array(share) <= share[0] + 1e-12))
+
+
+@given(st.integers(0, 10**6), st.booleans())
+@settings(max_examples=15, deadline=None)
+def test_categories_agree_with_enumeration(seed: int, clustered: bool) -> None:
+    rng = np.random.default_rng(seed)
+    d, levels = rng.choice([-1.0, -0.5, 0.0, 1.0], 10), rng.choice(list("abc"), 10)
+    d[:2] = [1.0, -1.0]
+    clusters = np.arange(10) // 2 if clustered else np.arange(10)
+    result = kcm_test(d, {"topic": levels}, clusters=clusters)
+    assert "all" in result.method
+    assert result.p_value == pytest.approx(brute_force_levels(d, levels, clusters), abs=1e-12)
+
+
+def test_one_damaged_level_among_ten() -> None:
+    # 40 flips in each of ten levels; nine are even, one has 30 to 10: McNemar .00111, times ten
+    # .0111. The form sums over all of them and is not sure (p = .18).
+    even, damaged = [-1, 1] * 20, [-1] * 30 + [1] * 10
+    d = np.array(even * 9 + damaged, dtype=float)
+    result = kcm_test(d, {"topic": np.repeat(list("abcdefghij"), 40)})
+    assert result.p_value <= 0.03
+    assert result.features[0].loss == pytest.approx(20 / math.sqrt(40))
+    assert result.worst_region is not None
+    assert result.worst_region.conditions == ("topic = j",)
+
+
+def test_the_region_is_the_level_with_the_clearest_loss() -> None:
+    # More is lost in the large level, but 60 to 45 is what chance gives; 9 to 0 is not.
+    d = np.array([-1.0] * 60 + [1.0] * 45 + [-1.0] * 9 + [1.0] * 20)
+    levels = ["large"] * 105 + ["small"] * 9 + ["other"] * 20
+    result = kcm_test(d, {"topic": levels})
+    assert result.features[0].loss == pytest.approx(3.0)
+    assert result.worst_region.conditions == ("topic = small",)
 
 
 @given(st.integers(0, 10**6))
@@ -95,9 +155,14 @@ def test_invariances(name: str) -> None:
     permuted = kcm_test(d[order], {name: values[order]})
     swapped = kcm_test(-d, {name: values})
     without = kcm_test(d[d != 0], {name: values[d != 0]})
-    for other in (permuted, swapped, without):
+    for other in (permuted, without):
         assert other.p_value == pytest.approx(result.p_value)
+        assert other.features[0].loss == result.features[0].loss
     assert swapped.features[0].u == pytest.approx(result.features[0].u)
+    assert swapped.features[0].statistic == pytest.approx(result.features[0].statistic)
+    # A form does not see the direction; a level is looked at for losses alone.
+    if name == "x":
+        assert swapped.p_value == pytest.approx(result.p_value)
 
 
 def test_a_category_by_hand() -> None:
@@ -105,7 +170,8 @@ def test_a_category_by_hand() -> None:
     result = kcm_test([-1, -1, -1, 1, 0, 0], {"task": ["a", "a", "a", "b", "b", "c"]})
     feature = result.feature("task")
     assert feature.u == pytest.approx((9 + 1 - 4) / 30)
-    assert result.p_value == pytest.approx(4 / 16)  # the three of a agree, b does as it likes
+    assert result.p_value == pytest.approx(2 / 16)  # the three of a are worse, b does as it likes
+    assert feature.loss == pytest.approx(3 / math.sqrt(3))
     assert feature.witness(["a", "b", "c", "unseen"]) == pytest.approx([-0.5, 1 / 6, 0, 0])
     region = result.worst_region
     assert region is not None
@@ -237,6 +303,70 @@ def test_hidden_damage_is_found() -> None:
         pooled += stats.binom.sf(b - 1, b + c, 0.5) <= 0.05
     assert found / reps == pytest.approx(0.77, abs=3 * math.sqrt(0.77 * 0.23 / reps))
     assert pooled / reps == pytest.approx(0.05, abs=3 * math.sqrt(0.05 * 0.95 / reps))
+
+
+def damaged_tenth(
+    rng: np.random.Generator, inside: np.ndarray, flip_rate: float, damage: float = 0.05
+) -> np.ndarray:
+    """A drop of `damage` inside; as many flips there as elsewhere."""
+    u = rng.random(inside.size)
+    worse = flip_rate / 2 + np.where(inside, damage / 2, 0.0)
+    return np.where(u < worse, -1.0, np.where(u < flip_rate, 1.0, 0.0))
+
+
+def bonferroni(d: np.ndarray, codes: np.ndarray) -> float:
+    """Smallest one-sided McNemar p-value of the ten levels, times ten."""
+    b, c = (np.bincount(codes, weights=side, minlength=10) for side in (d < 0, d > 0))
+    return 10 * float(stats.binom.sf(b - 1, b + c, 0.5).min())
+
+
+@pytest.mark.slow
+def test_a_damaged_category_is_found() -> None:
+    """5 pp on one of ten categories: form alone .70, McNemar with Bonferroni .91."""
+    rng = np.random.default_rng(21)
+    reps, found, separate, either = 1000, 0, 0, 0
+    for i in range(reps):
+        category = rng.permutation(6000) % 10
+        d = damaged_tenth(rng, category == 3, 0.10)
+        features = {"category": category.astype(str)}
+        found += kcm_test(d, features, seed=i).p_value <= 0.05
+        separate += bonferroni(d, category) <= 0.05
+        # A feature beside it that does not matter costs what a correction for two costs.
+        both = features | {"length": rng.random(6000)}
+        either += i % 5 == 0 and kcm_test(d, both, resamples=399, seed=i).p_value <= 0.05
+    assert separate / reps == pytest.approx(0.91, abs=0.03)
+    assert found / reps >= 0.88
+    assert either / (reps / 5) >= 0.75
+
+
+@pytest.mark.slow
+def test_a_damaged_tenth_that_no_category_follows_is_found() -> None:
+    """5 pp where .35 ≤ x < .45, made up for elsewhere: kernel .46, McNemar in deciles .21."""
+    rng = np.random.default_rng(22)
+    reps, found, deciles = 500, 0, 0
+    for i in range(reps):
+        x, d = hidden_damage(rng, 4000, 0.06, damage=0.05, start=0.35)
+        found += kcm_test(d, {"x": x}, resamples=399, seed=i).p_value <= 0.05
+        deciles += bonferroni(d, (10 * x).astype(int)) <= 0.05
+    assert found / reps >= 0.41
+    assert deciles / reps <= 0.27
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flips", [12, 60, 600])
+def test_size_with_categories(flips: int) -> None:
+    """Levels of very unequal size, few flips and many; clusters in the middle case."""
+    rng = np.random.default_rng(23)
+    reps, rejected = 2000, 0
+    weights = 1.0 / np.arange(1, 13)
+    for i in range(reps):
+        units = np.arange(flips) // 3 if flips == 60 else np.arange(flips)
+        d = rng.choice([-1.0, 1.0], flips)[units]
+        levels = rng.choice(list("abcdefghijkl"), flips, p=weights / weights.sum())[units]
+        result = kcm_test(d, {"topic": levels}, clusters=units, resamples=199, seed=i)
+        rejected += result.p_value <= 0.05
+    assert rejected / reps <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / reps)
+    assert rejected / reps >= 0.01
 
 
 @pytest.mark.slow
