@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -81,6 +82,30 @@ def _columns(table: pa.Table) -> list[pa.ChunkedArray]:
 def derived_hash(task: pa.ChunkedArray, doc_id: pa.ChunkedArray) -> pa.ChunkedArray:
     """What stands for the hash of documents whose content is not known."""
     return pc.binary_join_element_wise(task, doc_id, "/")
+
+
+def text_hash(text: str) -> str:
+    """SHA-256 of a text, as lm-eval writes it."""
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+
+
+def with_text_hashes(table: pa.Table) -> pa.Table:
+    """The table with hashes of its prompts and targets where it has the texts alone.
+
+    What is compared are the hashes, so a text without one would be ignored.
+    """
+    for text, name in (("prompt", "prompt_hash"), ("target", "target_hash")):
+        texts, hashes = table[text], table[name]
+        if texts.null_count == len(texts) or not hashes.null_count:
+            continue
+        # Prompts that share their text, as targets often do, are hashed once.
+        encoded = texts.combine_chunks().dictionary_encode()
+        hashed = pa.array([text_hash(t) for t in encoded.dictionary.to_pylist()], pa.string())
+        own = pc.take(hashed, encoded.indices)
+        place = table.schema.get_field_index(name)
+        filled = pc.coalesce(hashes, pa.chunked_array([own]))
+        table = table.set_column(place, table.schema.field(name), filled)
+    return table
 
 
 def _convert(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:

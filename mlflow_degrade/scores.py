@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ._row_index import RowIndex
-from ._sample_schema import FEATURE_PREFIX, conform, refuse_useless_scores
+from ._sample_schema import FEATURE_PREFIX, conform, refuse_useless_scores, with_text_hashes
 from ._table_digest import table_digest
 from .errors import EmptySamplesError, SampleSchemaError, UnknownNameError
 
@@ -103,6 +103,7 @@ class SampleScores:
         Notes
         -----
         Without ``doc_hash`` a document is taken to be what its task and ``doc_id`` say it is.
+        Prompts and targets without a hash get the SHA-256 of their text, which is lm-eval's rule.
         """
         fields, columns = conform(table)
         metadata = {
@@ -115,6 +116,9 @@ class SampleScores:
             fields, metadata={_METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()}
         )
         result = pa.Table.from_arrays(columns, schema=schema)
+        if not _metadata(table):
+            # A table that was a sample table before keeps its digest.
+            result = with_text_hashes(result)
         refuse_useless_scores(result)
         return cls(result)
 
@@ -308,7 +312,7 @@ class SampleScores:
         return dict(sorted(keyed.items()))
 
     def digest(self) -> str:
-        """SHA-256 of the keys and scores, independent of row order and of free text.
+        """SHA-256 of the keys and scores, independent of row order and of the answers.
 
         Binds a decision to the numbers it was made from: any changed, added or removed score
         changes it, a reordered file does not.

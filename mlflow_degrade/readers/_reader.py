@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 import os
 import sys
@@ -89,11 +88,6 @@ class Reader:
 def note(text: str) -> None:
     """Tell whoever called `read_samples`."""
     warnings.warn(text, ReaderNote, stacklevel=3)
-
-
-def text_hash(text: str) -> str:
-    """SHA-256 of a text, as lm-eval writes it."""
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any]:

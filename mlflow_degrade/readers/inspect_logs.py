@@ -9,11 +9,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from .._sample_schema import FEATURE_PREFIX
+from .._sample_schema import FEATURE_PREFIX, text_hash
 from ..errors import EmptySamplesError, MissingExtraError, SampleSchemaError
 from ..scores import SampleScores
 from ._columns import split_names
-from ._reader import Reader, note, text_hash
+from ._reader import Reader, note
 
 # How inspect_ai counts its letters; a refusal ("N") is an answer that is not correct.
 _LETTERS = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}
@@ -87,7 +87,6 @@ def _records(log: Any, features: list[str], skipped: set[str]) -> Iterator[dict[
             "prompt": prompt,
             "prompt_hash": text_hash(f"{prompt}\n{choices}"),
             "target": target,
-            "target_hash": text_hash(target),
             "response": sample.output.completion if sample.output else None,
         }
         for name in features:

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from .._redaction import redact_value
-from .._sample_schema import FEATURE_PREFIX
+from .._sample_schema import FEATURE_PREFIX, text_hash
 from ..cache import digest_json
 from ..errors import EmptySamplesError, SampleSchemaError
 from ..scores import SampleScores
 from ._columns import split_names, truth
 from ._lm_eval_files import TaskFile, choose, identity, results_files, results_of, sample_files
 from ._lm_eval_metrics import NOT_PER_SAMPLE, assumed_direction, sample_score
-from ._reader import Reader, json_lines, note, text_hash
+from ._reader import Reader, json_lines, note
 
 OWN_FACTS = "mlflow_degrade"
 """Key of what this package adds to the results of an lm-eval that it called itself."""
@@ -214,9 +214,9 @@ def _common(
     common = {
         "task": file.task,
         "doc_id": str(record["doc_id"]),
-        "doc_hash": record.get("doc_hash") or text_hash(json.dumps(doc, sort_keys=True)),
+        "doc_hash": record.get("doc_hash") or _doc_hash(doc, file.task, record["doc_id"]),
         "prompt_hash": record.get("prompt_hash"),
-        "target_hash": record.get("target_hash"),
+        "target_hash": record.get("target_hash") or _target_hash(record.get("target")),
         "filter": record.get("filter") or "none",
         "repeat": file.repeat,
         "prompt": prompt,
@@ -236,6 +236,17 @@ def _common(
             )
         common[FEATURE_PREFIX + name] = value if isinstance(value, (int, float)) else str(value)
     return common
+
+
+def _doc_hash(doc: Any, task: str, doc_id: Any) -> str:
+    """What lm-eval writes since 0.4.3, so that older logs pair with newer ones."""
+    if doc is None:
+        return f"{task}/{doc_id}"
+    return text_hash(json.dumps(doc, indent=2, default=str, ensure_ascii=False))
+
+
+def _target_hash(target: Any) -> str | None:
+    return None if target is None else text_hash(str(target))
 
 
 def _arguments(given: Any) -> list[list[Any]]:

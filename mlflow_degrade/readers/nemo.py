@@ -13,7 +13,7 @@ from typing import Any
 from .._sample_schema import FEATURE_PREFIX
 from ..errors import EmptySamplesError, SampleSchemaError
 from ..scores import SampleScores
-from ._reader import Reader, json_lines, note, read_json, text_hash
+from ._reader import Reader, json_lines, note, read_json
 
 _RESULTS = "results.jsonl"
 # The engine writes reward 0 when the sandbox, the network or the judge failed. That says nothing
@@ -87,9 +87,7 @@ def _records(path: Path, task: str) -> Iterator[dict[str, Any]]:
             "doc_id": str(record["problem_idx"]),
             "repeat": int(record.get("repeat") or 0),
             "prompt": _text(prompt),
-            "prompt_hash": None if prompt is None else text_hash(str(_text(prompt))),
             "target": _text(expected),
-            "target_hash": None if expected is None else text_hash(str(_text(expected))),
             "response": _text(record.get("model_response") or record.get("extracted_answer")),
         }
         if category is not None:

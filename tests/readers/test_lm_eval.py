@@ -247,7 +247,7 @@ class TestUnusualOutput:
         assert set(frame["metric"]) == {"acc", "acc_norm", "brier_score"}
         assert set(frame["filter"]) == {"none"}
         assert frame["doc_hash"].nunique() == 10
-        assert frame["prompt_hash"].isna().all()
+        assert frame["prompt_hash"].nunique() == 1
         assert frame["prompt"].eq("Q").all()
 
     def test_a_line_cut_short_is_an_error_with_its_number(self, copy: Path) -> None:
