@@ -44,7 +44,7 @@ def to_samples(
     *,
     columns: dict[str, str],
     task: str | None = None,
-    metric: str = "score",
+    metric: str | None = None,
     higher_is_better: bool | str | None = None,
     features: str | Iterable[str] | None = None,
     model: str | None = None,
@@ -60,7 +60,7 @@ def to_samples(
         From our names to theirs; those not stated are looked for under our names, the id also as
         ``prompt_id`` and ``id``.
     task, metric : str, optional
-        Value where there is no such column.
+        Value where there is no such column; a metric is called like the column with the scores.
     higher_is_better : bool, optional
         Direction where there is no such column.
     features : names, optional
@@ -84,13 +84,19 @@ def to_samples(
                 f"{source} has no column {wanted}; it has {names}. Name it with {option}=…"
             )
     arrays = {ours: table[theirs] for ours, theirs in chosen.items()}
-    direction = None if higher_is_better is None else truth("higher_is_better", higher_is_better)
-    for ours, value in (("task", task), ("metric", metric), ("higher_is_better", direction)):
+    named = metric or chosen["score"].rpartition(".")[2]
+    direction = direction_option(higher_is_better)
+    for ours, value in (("task", task), ("metric", named), ("higher_is_better", direction)):
         if ours not in arrays and value is not None:
             arrays[ours] = pa.chunked_array([pa.repeat(value, table.num_rows)])
     for name in _feature_names(features, names, set(chosen.values()), source):
         arrays[FEATURE_PREFIX + name.removeprefix(FEATURE_PREFIX)] = table[name]
     return SampleScores.from_table(pa.table(arrays), model=model)
+
+
+def direction_option(given: bool | str | None) -> bool | None:
+    """The option ``higher_is_better``; None leaves it to the metric's name."""
+    return None if given is None else truth("higher_is_better", given)
 
 
 def truth(name: str, value: bool | str) -> bool:

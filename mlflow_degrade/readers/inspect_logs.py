@@ -12,7 +12,7 @@ from typing import Any
 from .._sample_schema import FEATURE_PREFIX, text_hash
 from ..errors import EmptySamplesError, MissingExtraError, SampleSchemaError
 from ..scores import SampleScores
-from ._columns import split_names
+from ._columns import direction_option, split_names
 from ._reader import Reader, note
 
 # How inspect_ai counts its letters; a refusal ("N") is an answer that is not correct.
@@ -37,7 +37,12 @@ def _is_log(file: Path) -> bool:
     return _JSON_START in start and b'"version"' in start and b'"eval_id"' in start
 
 
-def _read(path: Path, *, features: str | Iterable[str] = ()) -> SampleScores:
+def _read(
+    path: Path,
+    *,
+    features: str | Iterable[str] = (),
+    higher_is_better: bool | str | None = None,
+) -> SampleScores:
     try:
         read_eval_log = import_module("inspect_ai.log").read_eval_log
     except ImportError as error:
@@ -68,6 +73,9 @@ def _read(path: Path, *, features: str | Iterable[str] = ()) -> SampleScores:
         note(f"left out, as they are not one number a sample: {', '.join(sorted(skipped))}.")
     if not records:
         raise EmptySamplesError(f"{path} holds no scored samples.")
+    direction = direction_option(higher_is_better)
+    for record in records:
+        record["higher_is_better"] = direction
     versions = {task: str(log.eval.task_version) for task, log in latest.items()}
     return SampleScores.from_records(records, model=models.pop(), task_versions=versions)
 
@@ -143,5 +151,8 @@ READER = Reader(
     what="inspect_ai logs: .eval or .json (needs inspect_ai)",
     recognizes=lambda path: bool(_logs(path)),
     read=_read,
-    options={"features": "Fields of the samples' metadata to keep, separated by commas."},
+    options={
+        "features": "Fields of the samples' metadata to keep, separated by commas.",
+        "higher_is_better": "Direction of the scores, where the metrics' names do not tell.",
+    },
 )

@@ -17,9 +17,9 @@ from .._sample_schema import FEATURE_PREFIX, text_hash
 from ..cache import digest_json
 from ..errors import EmptySamplesError, SampleSchemaError
 from ..scores import SampleScores
-from ._columns import split_names, truth
+from ._columns import direction_option, split_names, truth
 from ._lm_eval_files import TaskFile, choose, identity, results_files, results_of, sample_files
-from ._lm_eval_metrics import NOT_PER_SAMPLE, assumed_direction, sample_score
+from ._lm_eval_metrics import NOT_PER_SAMPLE, sample_score
 from ._reader import Reader, json_lines, note
 
 OWN_FACTS = "mlflow_degrade"
@@ -67,13 +67,14 @@ def read_output(
     repeats: bool | str = False,
     features: str | Iterable[str] = (),
     model: str | None = None,
+    higher_is_better: bool | str | None = None,
 ) -> LmEvalOutput:
     """Read an output directory, or one file of samples.
 
     Parameters
     ----------
     path : Path
-    date, repeats, features, model
+    date, repeats, features, model, higher_is_better
         See the options of `READER`.
 
     Raises
@@ -84,6 +85,7 @@ def read_output(
     files = choose(path, sample_files(path), date, truth("repeats", repeats), model)
     results = redact_value(results_of(files))
     names = split_names(features)
+    stated = direction_option(higher_is_better)
     parts = (
         (file, json_lines(file.path), str(file.path), results.get(file.date, {})) for file in files
     )
@@ -92,7 +94,7 @@ def read_output(
         dates[file.task] = (*dates.get(file.task, ()), file.date)
     found = results_files(files[0].path.parent)
     return LmEvalOutput(
-        _scores(parts, results, dates, names, str(path)),
+        _scores(parts, results, dates, names, str(path), stated),
         dict(sorted(results.items())),
         dates,
         {when: found[when] for when in sorted(results)},
@@ -130,11 +132,12 @@ def _scores(
     dates: Mapping[str, tuple[str, ...]],
     features: list[str],
     where: str,
+    stated_direction: bool | None = None,
 ) -> SampleScores:
     rows: list[dict[str, Any]] = []
     skipped: set[str] = set()
     for file, records, origin, about in parts:
-        rows += _task_rows(file, records, origin, about, features, skipped)
+        rows += _task_rows(file, records, origin, about, features, skipped, stated_direction)
     if skipped:
         note(
             f"left out, as they have no per-sample score: {', '.join(sorted(skipped))} "
@@ -175,6 +178,7 @@ def _task_rows(
     about: Mapping[str, Any],
     features: list[str],
     skipped: set[str],
+    stated_direction: bool | None,
 ) -> Iterator[dict[str, Any]]:
     task = file.task
     directions = about.get("higher_is_better", {}).get(task) or {}
@@ -197,7 +201,7 @@ def _task_rows(
                 **common,
                 "metric": metric,
                 "score": score,
-                "higher_is_better": assumed_direction(metric) if higher is None else bool(higher),
+                "higher_is_better": stated_direction if higher is None else bool(higher),
             }
 
 
@@ -293,5 +297,6 @@ READER = Reader(
         "repeats": "true reads the runs of all dates as repeated runs of one model.",
         "features": "Fields of the documents to keep as features, separated by commas.",
         "model": "Name of the model, where there are several.",
+        "higher_is_better": "Direction of metrics whose direction the results do not state.",
     },
 )

@@ -13,6 +13,7 @@ from typing import Any
 from .._sample_schema import FEATURE_PREFIX
 from ..errors import EmptySamplesError, SampleSchemaError
 from ..scores import SampleScores
+from ._columns import direction_option
 from ._reader import Reader, json_lines, note, read_json
 
 _RESULTS = "results.jsonl"
@@ -34,7 +35,7 @@ def _bundles(path: Path) -> list[Path]:
     ]
 
 
-def _read(path: Path) -> SampleScores:
+def _read(path: Path, *, higher_is_better: bool | str | None = None) -> SampleScores:
     bundles = _bundles(path)
     shards = [b.parent.name for b in bundles if b.parent.name.startswith("shard_")]
     if shards:
@@ -65,6 +66,9 @@ def _read(path: Path) -> SampleScores:
         raise SampleSchemaError(f"{path} holds bundles of several models: {list(models)}.")
     if not records:
         raise EmptySamplesError(f"{path} holds bundles without any sample.")
+    direction = direction_option(higher_is_better)
+    for record in records:
+        record["higher_is_better"] = direction
     unscored = sum(r["score"] is None for r in records)
     if unscored:
         note(f"{path}: {unscored} samples were never scored (infrastructure or judge failed).")
@@ -118,4 +122,7 @@ READER = Reader(
     what=f"NVIDIA NeMo Evaluator bundles: eval-*.json beside {_RESULTS}",
     recognizes=lambda path: bool(_bundles(path)),
     read=_read,
+    options={
+        "higher_is_better": "Direction of the scores, where the metrics' names do not tell.",
+    },
 )
