@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from .._sample_schema import FEATURE_PREFIX
 from ..errors import InputError, SampleSchemaError
 from ..scores import SampleScores
+from ._reader import note
+from ._unscored import MARKS, is_set
 
 #: Columns of a sample table that a column of another name can be mapped to.
 FIELDS = (
@@ -84,6 +87,7 @@ def to_samples(
                 f"{source} has no column {wanted}; it has {names}. Name it with {option}=…"
             )
     arrays = {ours: table[theirs] for ours, theirs in chosen.items()}
+    arrays["score"] = _without_unscored(table, arrays["score"], source)
     named = metric or chosen["score"].rpartition(".")[2]
     direction = direction_option(higher_is_better)
     for ours, value in (("task", task), ("metric", named), ("higher_is_better", direction)):
@@ -92,6 +96,18 @@ def to_samples(
     for name in _feature_names(features, names, set(chosen.values()), source):
         arrays[FEATURE_PREFIX + name.removeprefix(FEATURE_PREFIX)] = table[name]
     return SampleScores.from_table(pa.table(arrays), model=model)
+
+
+def _without_unscored(table: pa.Table, scores: pa.ChunkedArray, source: str) -> pa.ChunkedArray:
+    """The scores, empty where another column says that judge or harness gave none."""
+    marks = [name for name in MARKS if name in table.column_names]
+    rows = zip(*(table[name].to_pylist() for name in marks), strict=True)
+    failed = pa.array([any(map(is_set, row)) for row in rows], pa.bool_())
+    count = sum(failed.to_pylist())
+    if not count:
+        return scores
+    note(f"{source}: {count} samples were never scored, as {' or '.join(marks)} says.")
+    return pc.if_else(failed, pa.scalar(None, scores.type), scores)
 
 
 def direction_option(given: bool | str | None) -> bool | None:
@@ -124,7 +140,8 @@ def _feature_names(
     wanted: str | Iterable[str] | None, names: list[str], used: set[str], source: str
 ) -> list[str]:
     if wanted is None:
-        return [n for n in names if n not in used and n not in _INDEX_NAMES and n not in FIELDS]
+        others = {*used, *_INDEX_NAMES, *FIELDS, *MARKS}
+        return [name for name in names if name not in others]
     features = split_names(wanted)
     missing = [name for name in features if name not in names]
     if missing:

@@ -18,6 +18,8 @@ from ._reader import Reader, note
 # How inspect_ai counts its letters; a refusal ("N") is an answer that is not correct.
 _LETTERS = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}
 _WORDS = {"yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}
+# inspect_ai's judges count an answer as incorrect whose grade they could not read.
+_JUDGE_WITHOUT_GRADE = "Grade not found in model output"
 # A log file starts like this, whatever else is in the directory.
 _JSON_START = b'"eval"'
 
@@ -120,7 +122,9 @@ def _values(sample: Any) -> dict[str, Any]:
     """Values by metric; a scorer that gives several names them."""
     found: dict[str, Any] = {}
     for scorer, score in (sample.scores or {}).items():
-        if isinstance(score.value, dict):
+        if (score.explanation or "").startswith(_JUDGE_WITHOUT_GRADE):
+            found[scorer] = None
+        elif isinstance(score.value, dict):
             found |= {f"{scorer}/{key}": value for key, value in score.value.items()}
         else:
             found[scorer] = score.value

@@ -13,6 +13,7 @@ from ..errors import EmptySamplesError, SampleSchemaError
 from ..scores import SampleScores
 from ._columns import COLUMN_OPTIONS, FIELDS, source_columns, split_names, to_samples
 from ._reader import Reader, json_lines
+from ._unscored import MARKS
 
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson")
 _DEFAULT_TASK = "samples"
@@ -47,7 +48,8 @@ def _read(
                     f"record has {list(records[0])}. Name the key with {option}=…"
                 )
         arrays = {theirs: _column(records, theirs, file) for theirs in keys.values()}
-        arrays |= {name: _column(records, name, file) for name in wanted}
+        marks = [name for name in MARKS if any(name in record for record in records)]
+        arrays |= {name: _column(records, name, file) for name in (*wanted, *marks)}
         stem = file.name[: file.name.lower().rindex(".json" if ".json" in file.name else ".nd")]
         parts.append(
             to_samples(

@@ -77,6 +77,11 @@ class TestNemo:
             {"method": "system_error", "error_category": "system", "error": "bug"},
             {"unscored": True, "unscored_reason": "format_error"},
             {"needs_judge": False, "judge": {"error": "no judge_client configured", "total": None}},
+            {"judge": {"parse_error": True, "raw": "I would say …", "total": 0}},
+            {"judge": {"judge_error": "timeout"}},
+            {"parse_error": "no grade in the judge's reply"},
+            {"error_category": "judge_error"},
+            {"error_category": "solve_timeout"},
         ],
     )
     def test_a_zero_that_says_nothing_about_the_model_is_unscored(
@@ -88,9 +93,13 @@ class TestNemo:
             scores = read_samples(tmp_path)
         assert scores.table["score"].to_pylist() == [1.0, None]
 
-    @pytest.mark.parametrize("category", ["graceful", "solve_timeout", None])
+    @pytest.mark.parametrize("category", ["graceful", None])
     def test_a_zero_that_the_model_earned_stays(self, tmp_path: Path, category: str) -> None:
-        details = {"error_category": category, "judge": {"total": 0, "normalized": 0.0}}
+        details = {
+            "error_category": category,
+            "parse_error": False,
+            "judge": {"total": 0, "normalized": 0.0, "parse_error": None},
+        }
         bundle(tmp_path, "x", [{"reward": 0.0, "scoring_details": details}])
         assert read_samples(tmp_path).table["score"].to_pylist() == [0.0]
 
