@@ -88,7 +88,7 @@ def decide(paired: PairedScores, policy: GatePolicy, *, attempt: int | None = No
         tasks = tuple(task_result(t, policy, adjusted.get(t.name)) for t in paired.tasks)
         aggregate = aggregate_tasks(gating, tests, policy, margin)
         power = data_power(gating, tests, policy, margin)
-    verdict, reasons = _judge(tasks, aggregate, power, policy, alpha_attempt)
+    verdict, reasons = _judge(tasks, aggregate, power, policy, alpha_attempt, paired.doubt)
     return Decision(
         verdict=verdict,
         reasons=tuple(reasons),
@@ -111,6 +111,7 @@ def _judge(
     power: PowerResult,
     policy: GatePolicy,
     alpha_attempt: float,
+    doubt: str,
 ) -> tuple[Verdict, list[str]]:
     own = [t for t in tasks if t.tier == "gating" and policy.task(t.task).has_margin]
     share = aggregate.proportion
@@ -136,6 +137,8 @@ def _judge(
         return Verdict.FAIL, degraded if policy.rule == "no_degradation" else degraded + missing
     if blocking or (missing and not warn_only):
         return Verdict.INCONCLUSIVE, blocking + missing
+    if doubt:
+        return Verdict.INCONCLUSIVE, [doubt, *missing]
     # Under non_inferiority a drop may be real and still within the margin: say both.
     return Verdict.PASS, [shown, *missing, *degraded]
 

@@ -25,6 +25,7 @@ from ._comparability import (
     common_tasks,
     direction,
     refuse_different,
+    refuse_same_answers,
     refuse_same_model,
 )
 from ._items import average, join_clusters
@@ -132,6 +133,8 @@ class PairedScores:
         Refusals that were switched off.
     notes : tuple of str
         What a reader of the result has to know about the pairing.
+    doubt : str
+        Why nothing shows that two models were compared, which forbids a PASS; empty else.
     """
 
     tasks: tuple[PairedTask, ...]
@@ -139,6 +142,7 @@ class PairedScores:
     candidate: SampleScores
     allowed: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    doubt: str = ""
 
     @property
     def n(self) -> int:
@@ -252,7 +256,8 @@ def pair(
     allow : collection of str
         Refusals to switch off, from `ALLOWABLE`: ``unpaired`` keeps the common samples,
         ``duplicates`` matches samples with the same key in order of appearance, ``prompts``,
-        ``targets`` and ``task-versions`` accept that these differ, ``same-model`` is for reruns.
+        ``targets`` and ``task-versions`` accept that these differ, ``same-model`` is for reruns
+        and for logs with the same scores and answers.
 
     Returns
     -------
@@ -300,7 +305,8 @@ def pair(
         task, task_notes = _pair_task(name, sides, alignment, metric, filter, allowed)
         tasks.append(task)
         notes += task_notes
-    return PairedScores(tuple(tasks), baseline, candidate, allowed, tuple(notes))
+    same, doubt = refuse_same_answers(tasks, baseline, candidate, allowed)
+    return PairedScores(tuple(tasks), baseline, candidate, allowed, tuple(notes + same), doubt)
 
 
 def _pair_task(

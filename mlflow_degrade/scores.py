@@ -79,6 +79,7 @@ class SampleScores:
         model: str | None = None,
         model_digest: str | None = None,
         task_versions: Mapping[str, str] | None = None,
+        answer_digests: Mapping[str, str] | None = None,
     ) -> SampleScores:
         """Check a table, fill what may be absent and fix its types.
 
@@ -90,6 +91,9 @@ class SampleScores:
             Name and content digest of the model that was scored.
         task_versions : mapping of str to str, optional
             Version of each task's definition.
+        answer_digests : mapping of str to str, optional
+            Digest of all that was answered to a task, where a log has more than `response` shows,
+            such as log-likelihoods. Tells two models with the same scores apart.
 
         Raises
         ------
@@ -112,6 +116,8 @@ class SampleScores:
             "model_digest": model_digest,
             "task_versions": dict(task_versions or {}),
         }
+        if answer_digests:
+            metadata["answer_digests"] = dict(answer_digests)
         schema = pa.schema(
             fields, metadata={_METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()}
         )
@@ -186,8 +192,13 @@ class SampleScores:
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             raise SampleSchemaError(f"the sample tables do not fit: {error}") from error
         first = parts[0]
+        answers = {task: known for part in parts for task, known in part.answer_digests.items()}
         return cls.from_table(
-            table, model=first.model, model_digest=first.model_digest, task_versions=versions
+            table,
+            model=first.model,
+            model_digest=first.model_digest,
+            task_versions=versions,
+            answer_digests=answers,
         )
 
     # -- Parquet --------------------------------------------------------------------------
@@ -230,6 +241,7 @@ class SampleScores:
             model=metadata.get("model"),
             model_digest=metadata.get("model_digest"),
             task_versions=metadata.get("task_versions"),
+            answer_digests=metadata.get("answer_digests"),
         )
 
     # -- reading --------------------------------------------------------------------------
@@ -256,6 +268,11 @@ class SampleScores:
     def task_versions(self) -> dict[str, str]:
         """Version of each task's definition, where the harness states one."""
         return dict(_metadata(self.table).get("task_versions") or {})
+
+    @property
+    def answer_digests(self) -> dict[str, str]:
+        """Digest of all that was answered to each task, where the log has more than it shows."""
+        return dict(_metadata(self.table).get("answer_digests") or {})
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -75,6 +75,7 @@ def test_modules_stay_readable(path: Path) -> None:
 _LAYERS = (
     (
         "errors",
+        "_metric_names",
         "_yaml_files",
         "_text_keys",
         "_row_index",

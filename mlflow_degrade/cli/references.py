@@ -61,7 +61,15 @@ def read_sides(
         from ..tracking.connection import require_tracking_server
 
         require_tracking_server()
-    return [_read(reference, format_, given) for reference in references]
+    sides = [_read(reference, format_, given) for reference in references]
+    if not allow_same and sides[0].table.equals(sides[1].table):
+        shared = _files(references[0]) & _files(references[1])
+        if shared:
+            raise SameModelError(
+                f"baseline and candidate are the same log, {min(shared)}: a model is never worse "
+                "than itself. Check the two references."
+            )
+    return sides
 
 
 def _read(reference: str, format_: str | None, options: dict[str, str]) -> SampleScores:
@@ -84,6 +92,15 @@ def _canonical(reference: str) -> str:
         return _RUN + reference.removeprefix(_RUN).strip("/")
     # Path.resolve() would raise where links go round in circles.
     return os.path.realpath(Path(reference).expanduser()) if reference else reference
+
+
+def _files(reference: str) -> set[str]:
+    """The files that a reference stands for; a run stands for itself."""
+    if reference.startswith(_RUN):
+        return {_canonical(reference).split("/")[1]}
+    path = Path(reference).expanduser().resolve()
+    files = path.rglob("*") if path.is_dir() else [path]
+    return {str(file.resolve()) for file in files if file.is_file()}
 
 
 def parse_option(option: str) -> tuple[str, str]:

@@ -136,8 +136,10 @@ def _scores(
 ) -> SampleScores:
     rows: list[dict[str, Any]] = []
     skipped: set[str] = set()
+    answers: dict[str, list[str]] = {}
     for file, records, origin, about in parts:
-        rows += _task_rows(file, records, origin, about, features, skipped, stated_direction)
+        kept = _keeping_answers(records, answers.setdefault(file.task, []))
+        rows += _task_rows(file, kept, origin, about, features, skipped, stated_direction)
     if skipped:
         note(
             f"left out, as they have no per-sample score: {', '.join(sorted(skipped))} "
@@ -157,7 +159,18 @@ def _scores(
         model=newest.get("model_name") or None,
         model_digest=_model_digest(newest),
         task_versions=versions,
+        answer_digests={t: text_hash("".join(sorted(all_))) for t, all_ in answers.items() if all_},
     )
+
+
+def _keeping_answers(
+    records: Iterator[dict[str, Any]], answers: list[str]
+) -> Iterator[dict[str, Any]]:
+    """The records; on the way each one's raw responses, with log-likelihoods, are hashed."""
+    for record in records:
+        if record.get("resps"):
+            answers.append(text_hash(f"{record.get('doc_id')} {record['resps']}"))
+        yield record
 
 
 def _model_digest(about: Mapping[str, Any]) -> str | None:

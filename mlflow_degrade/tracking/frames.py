@@ -104,6 +104,8 @@ def frame_to_samples(
             frame,
             model=(names or {}).get(side, side),
             model_digest=(digests or {}).get(side),
+            # Columns that somebody named, or a model that was just asked, are no log read twice.
+            answer_digests=dict.fromkeys(frame["task"].unique(), f"column:{side}"),
         )
     return found
 

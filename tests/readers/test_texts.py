@@ -129,3 +129,14 @@ class TestLmEval:
         records = [lm_record(i, {"acc": 1}, doc=..., doc_hash=...) for i in range(2)]
         scores = read_samples(lm_folder(tmp_path, records))
         assert scores.table["doc_hash"].to_pylist() == ["toy/0", "toy/1"]
+
+    def test_raw_answers_tell_models_with_the_same_scores_apart(self, tmp_path: Path) -> None:
+        def folder(name: str, **changes: Any) -> SampleScores:
+            records = [lm_record(i, {"acc": 1}, **changes) for i in (0, 1)]
+            return read_samples(lm_folder(tmp_path / name, records))
+
+        first, again = folder("a"), folder("b")
+        other = folder("c", resps=[[["-1.5", "False"]]])
+        assert first.answer_digests == again.answer_digests != other.answer_digests
+        reordered = lm_folder(tmp_path / "d", [lm_record(i, {"acc": 1}) for i in (1, 0)])
+        assert read_samples(reordered).answer_digests == first.answer_digests
