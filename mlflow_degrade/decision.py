@@ -257,8 +257,9 @@ def _common_margin(gating: list[PairedTask], policy: GatePolicy) -> float:
     if margin is None:
         raise PolicyError(
             f"margin_pp = {policy.margin_pp:g}: {gating[0].metric} of {gating[0].name} is no "
-            "proportion, so percentage points mean nothing. Give 'margin' in the metric's own unit "
-            "in the policy, choose another metric, or give the task 'tier: advisory'."
+            "proportion, so percentage points mean nothing. Give the margin in the metric's own "
+            "unit ('margin' in the policy, --margin of compare), choose another metric, or give "
+            "the task 'tier: advisory'."
         )
     if share and margin >= 1:
         raise PolicyError(

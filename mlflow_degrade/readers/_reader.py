@@ -90,6 +90,20 @@ def note(text: str) -> None:
     warnings.warn(text, ReaderNote, stacklevel=3)
 
 
+def load_json(path: Path) -> Any:
+    """What a JSON file holds, gzipped or not.
+
+    Raises
+    ------
+    SampleSchemaError
+    """
+    try:
+        with path.open("rb") as raw, plain(raw, path) as stream:
+            return json.loads(stream.read())
+    except (OSError, ValueError, EOFError) as error:
+        raise SampleSchemaError(f"{path} cannot be read as JSON: {error}") from error
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A file that holds one JSON object.
 
@@ -97,10 +111,7 @@ def read_json(path: Path) -> dict[str, Any]:
     ------
     SampleSchemaError
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SampleSchemaError(f"{path} cannot be read as JSON: {error}") from error
+    content = load_json(path)
     if not isinstance(content, dict):
         raise SampleSchemaError(f"{path} holds a {type(content).__name__}, an object is needed.")
     return content
@@ -116,7 +127,7 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
     """
     number = 0
     try:
-        with path.open("rb") as raw, _watched(raw, path) as watched, _plain(watched, path) as lines:
+        with path.open("rb") as raw, _watched(raw, path) as watched, plain(watched, path) as lines:
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
                     continue
@@ -136,7 +147,8 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
         raise SampleSchemaError(f"{path} cannot be read: {error}") from error
 
 
-def _plain(stream: BinaryIO, path: Path) -> gzip.GzipFile | BinaryIO:
+def plain(stream: BinaryIO, path: Path) -> gzip.GzipFile | BinaryIO:
+    """The stream, unpacked where the file's name says that it is gzipped."""
     return gzip.open(stream) if path.suffix == ".gz" else stream
 
 
