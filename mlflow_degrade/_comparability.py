@@ -28,7 +28,9 @@ IntArray = npt.NDArray[np.int64]
 
 # Where a task has several metrics and the policy names none: the headline metric of the harness,
 # the plain one before the normalized one. The choice is recorded with the result.
-METRIC_PREFERENCE = ("exact_match", "acc", "pass@1", "acc_norm", "f1")
+METRIC_PREFERENCE = (
+    "exact_match", "acc", "pass@1", "acc_norm", "f1", "prompt_level_strict_acc", "word_perplexity",
+)  # fmt: skip
 FILTER_PREFERENCE = ("none", "strict-match")
 
 # Values of these can lie between 0 and 1 without being a share of anything.

@@ -251,8 +251,8 @@ def pair(
         Tables of the two models.
     metric, filter : str or mapping from task to str, optional
         Which metric and which answer filter to pair. By default the task's only one, else the
-        first present of ``exact_match, acc, pass@1, acc_norm, f1`` (filters: ``none,
-        strict-match``), else the first by name.
+        first present of ``exact_match, acc, pass@1, acc_norm, f1, prompt_level_strict_acc,
+        word_perplexity`` (filters: ``none, strict-match``), else the first by name.
     allow : collection of str
         Refusals to switch off, from `ALLOWABLE`: ``unpaired`` keeps the common samples,
         ``duplicates`` matches samples with the same key in order of appearance, ``prompts``,

@@ -12,7 +12,17 @@ from typing import Any
 
 from ..errors import SampleSchemaError, UnknownNameError
 from ..scores import SampleScores
-from . import inspect_logs, json_records, lm_eval, mlflow_runs, nemo, sample_files, tables
+from . import (
+    inspect_logs,
+    json_records,
+    lm_eval,
+    lm_eval_early,
+    lm_eval_totals,
+    mlflow_runs,
+    nemo,
+    sample_files,
+    tables,
+)
 from ._reader import Reader, ReaderNote
 
 __all__ = ["read_samples", "Reader", "ReaderNote", "READERS"]
@@ -21,8 +31,10 @@ __all__ = ["read_samples", "Reader", "ReaderNote", "READERS"]
 READERS: tuple[Reader, ...] = (
     sample_files.READER,
     lm_eval.READER,
+    lm_eval_early.READER,
     nemo.READER,
     inspect_logs.READER,
+    lm_eval_totals.READER,
     tables.READER,
     json_records.READER,
 )

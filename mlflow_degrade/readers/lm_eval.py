@@ -15,7 +15,7 @@ from typing import Any
 from .._redaction import redact_value
 from .._sample_schema import FEATURE_PREFIX, text_hash
 from ..cache import digest_json
-from ..errors import EmptySamplesError, SampleSchemaError
+from ..errors import EmptySamplesError, SampleSchemaError, UnknownNameError
 from ..scores import SampleScores
 from ._columns import direction_option, split_names, truth
 from ._lm_eval_files import TaskFile, choose, identity, results_files, results_of, sample_files
@@ -32,6 +32,13 @@ _NOT_METRICS = frozenset(
         "doc_hash", "prompt_hash", "target_hash",
     )
 )  # fmt: skip
+
+
+# What lm-eval calls the metric of --predict_only.
+_NO_METRIC = "bypass"
+_MISSING = ("refused", "unscored")
+# Marks a row whose record has not even an empty value.
+_LACKS = "lacks"
 
 
 @dataclass(frozen=True)
@@ -68,13 +75,14 @@ def read_output(
     features: str | Iterable[str] = (),
     model: str | None = None,
     higher_is_better: bool | str | None = None,
+    missing: str = "refused",
 ) -> LmEvalOutput:
     """Read an output directory, or one file of samples.
 
     Parameters
     ----------
     path : Path
-    date, repeats, features, model, higher_is_better
+    date, repeats, features, model, higher_is_better, missing
         See the options of `READER`.
 
     Raises
@@ -86,15 +94,19 @@ def read_output(
     results = redact_value(results_of(files))
     names = split_names(features)
     stated = direction_option(higher_is_better)
+    if missing not in _MISSING:
+        raise UnknownNameError("value of the option missing", missing, _MISSING)
     parts = (
         (file, json_lines(file.path), str(file.path), results.get(file.date, {})) for file in files
     )
     dates: dict[str, tuple[str, ...]] = {}
     for file in files:
         dates[file.task] = (*dates.get(file.task, ()), file.date)
-    found = results_files(files[0].path.parent)
+    found: dict[str, Path] = {}
+    for folder in {file.path.parent for file in files}:
+        found |= results_files(folder)
     return LmEvalOutput(
-        _scores(parts, results, dates, names, str(path), stated),
+        scores_of(parts, results, dates, names, str(path), stated, missing),
         dict(sorted(results.items())),
         dates,
         {when: found[when] for when in sorted(results)},
@@ -122,24 +134,34 @@ def output_of(
     )
     dates = dict.fromkeys(samples, (date,))
     return LmEvalOutput(
-        _scores(parts, {date: results}, dates, [], "the evaluation"), {date: results}, dates
+        scores_of(parts, {date: results}, dates, [], "the evaluation"), {date: results}, dates
     )
 
 
-def _scores(
+def scores_of(
     parts: Iterable[tuple[TaskFile, Iterator[dict[str, Any]], str, dict[str, Any]]],
     results: Mapping[str, dict[str, Any]],
     dates: Mapping[str, tuple[str, ...]],
     features: list[str],
     where: str,
     stated_direction: bool | None = None,
+    missing: str = _MISSING[0],
 ) -> SampleScores:
     rows: list[dict[str, Any]] = []
     skipped: set[str] = set()
     answers: dict[str, list[str]] = {}
     for file, records, origin, about in parts:
         kept = _keeping_answers(records, answers.setdefault(file.task, []))
-        rows += _task_rows(file, kept, origin, about, features, skipped, stated_direction)
+        found = list(_task_rows(file, kept, origin, about, features, skipped, stated_direction))
+        rows += found if missing == "unscored" else _complete(found, origin)
+    for row in rows:
+        row.pop(_LACKS, None)
+    if skipped and all(name.endswith(f"/{_NO_METRIC}") for name in skipped) and not rows:
+        raise EmptySamplesError(
+            f"{where} holds predictions only, no scores: lm-eval ran with --predict_only. Run it "
+            "again without, or score the responses and give them as a table."
+        )
+    skipped = {name for name in skipped if not name.endswith(f"/{_NO_METRIC}")}
     if skipped:
         note(
             f"left out, as they have no per-sample score: {', '.join(sorted(skipped))} "
@@ -147,6 +169,9 @@ def _scores(
         )
     if not rows:
         raise EmptySamplesError(f"{where} holds no sample with a per-sample score.")
+    if len(dates) > 1:
+        # Whoever names the file of one task knows that it is not the group.
+        _note_partial_groups(results.values(), set(dates), where)
     newest = results.get(max(when for read in dates.values() for when in read), {})
     versions = {
         task: str(version)
@@ -163,6 +188,25 @@ def _scores(
     )
 
 
+def _complete(rows: list[dict[str, Any]], origin: str) -> list[dict[str, Any]]:
+    """The rows, if each record has the metrics that it lists; null is unscored, absent is not.
+
+    Raises
+    ------
+    SampleSchemaError
+    """
+    lacking = [row for row in rows if row[_LACKS]]
+    if lacking:
+        metric = lacking[0]["metric"]
+        ids = [row["doc_id"] for row in lacking if row["metric"] == metric]
+        raise SampleSchemaError(
+            f"{origin}: {len(ids)} records list the metric {metric!r} and have no value for it "
+            f"(doc_ids {ids[:3]}): the log is damaged. Evaluate again, or count them as unscored "
+            "with missing=unscored."
+        )
+    return rows
+
+
 def _keeping_answers(
     records: Iterator[dict[str, Any]], answers: list[str]
 ) -> Iterator[dict[str, Any]]:
@@ -171,6 +215,22 @@ def _keeping_answers(
         if record.get("resps"):
             answers.append(text_hash(f"{record.get('doc_id')} {record['resps']}"))
         yield record
+
+
+def _note_partial_groups(abouts: Iterable[Mapping[str, Any]], tasks: set[str], where: str) -> None:
+    """Say which groups are there in part: their figure is not the one that lm-eval prints."""
+    for about in abouts:
+        subtasks: Mapping[str, list[str]] = about.get("group_subtasks") or {}
+        for group, children in subtasks.items():
+            leaves = [child for child in children if not subtasks.get(child)]
+            there = [leaf for leaf in leaves if leaf in tasks]
+            if there and len(there) < len(leaves):
+                lost = [leaf for leaf in leaves if leaf not in tasks]
+                note(
+                    f"{where} has samples of {len(there)} of the {len(leaves)} tasks of group "
+                    f"{group!r}; without: {', '.join(lost[:3])}{' …' if len(lost) > 3 else ''}."
+                )
+        return
 
 
 def _model_digest(about: Mapping[str, Any]) -> str | None:
@@ -206,7 +266,7 @@ def _task_rows(
         common = _common(record, file, origin, group, features)
         for metric in record.get("metrics") or [k for k in record if k not in _NOT_METRICS]:
             score = sample_score(metric, record.get(metric), aggregations.get(metric))
-            if score is NOT_PER_SAMPLE:
+            if score is NOT_PER_SAMPLE or metric == _NO_METRIC:
                 skipped.add(f"{task}/{metric}")
                 continue
             higher = directions.get(metric)
@@ -215,6 +275,7 @@ def _task_rows(
                 "metric": metric,
                 "score": score,
                 "higher_is_better": stated_direction if higher is None else bool(higher),
+                _LACKS: metric not in record,
             }
 
 
@@ -310,6 +371,7 @@ READER = Reader(
         "repeats": "true reads the runs of all dates as repeated runs of one model.",
         "features": "Fields of the documents to keep as features, separated by commas.",
         "model": "Name of the model, where there are several.",
+        "missing": "unscored counts records without a metric that they list as unscored.",
         "higher_is_better": "Direction of metrics whose direction the results do not state.",
     },
 )

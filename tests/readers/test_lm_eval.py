@@ -173,7 +173,8 @@ class TestSeveralRuns:
         with pytest.warns(ReaderNote, match="f1"):
             scores = read_samples(lm_eval_output, repeats="true")
         assert scores.to_pandas().groupby("repeat").size().tolist() == [110, 110]
-        paired = pair(scores, scores, filter={"toy_generate": "strict-match"})
+        filters = {"toy_generate": "strict-match"}
+        paired = pair(scores, scores, filter=filters, allow=["same-model"])
         assert {(t.n, t.repeats) for t in paired.tasks} == {(10, 2)}
 
     def test_but_not_of_different_models(self, lm_eval_output: Path, tmp_path: Path) -> None:
@@ -274,7 +275,10 @@ class TestUnusualOutput:
             read_samples(copy)
 
     def test_unknown_options(self, copy: Path) -> None:
-        with pytest.raises(UnknownNameError, match="Known: date, features, model, repeats"):
+        with pytest.raises(
+            UnknownNameError,
+            match="Known: date, features, higher_is_better, missing, model, repeats",
+        ):
             read_samples(copy, id_column="x")
 
     def test_the_revision_of_a_hub_model_identifies_it(self, copy: Path) -> None:
