@@ -90,6 +90,15 @@ def note(text: str) -> None:
     warnings.warn(text, ReaderNote, stacklevel=3)
 
 
+def starts_with_keys(path: Path, *keys: str) -> bool:
+    """Whether a JSON file begins with an object that has one of the keys early."""
+    if path.suffix != ".json":
+        return False
+    with path.open("rb") as stream:
+        start = stream.read(1 << 16)
+    return start.lstrip()[:1] == b"{" and any(f'"{key}"'.encode() in start for key in keys)
+
+
 def load_json(path: Path) -> Any:
     """What a JSON file holds, gzipped or not.
 

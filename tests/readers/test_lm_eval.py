@@ -275,10 +275,8 @@ class TestUnusualOutput:
             read_samples(copy)
 
     def test_unknown_options(self, copy: Path) -> None:
-        with pytest.raises(
-            UnknownNameError,
-            match="Known: date, features, higher_is_better, missing, model, repeats",
-        ):
+        known = "Known: date, features, higher_is_better, missing, model, repeats"
+        with pytest.raises(UnknownNameError, match=known):
             read_samples(copy, id_column="x")
 
     def test_the_revision_of_a_hub_model_identifies_it(self, copy: Path) -> None:
