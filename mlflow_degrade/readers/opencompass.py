@@ -41,7 +41,8 @@ def _read(path: Path) -> SampleScores:
     for file in _files(path):
         for name, entry in (_details(file) or {}).items():
             mark = next((entry[key] for key in _CORRECT if key in entry), None)
-            mark = mark[0] if isinstance(mark, list) and mark else mark
+            if isinstance(mark, list):
+                mark = mark[0] if mark else None
             target = entry.get("answer", entry.get("answers", entry.get("gold")))
             answer = entry.get("pred", entry.get("prediction", entry.get("predictions")))
             records.append(
