@@ -319,7 +319,8 @@ def _number_duplicates(
         raise DuplicateSampleError(
             f"task {task!r}: {count[side]} samples of the {SIDE_NAMES[side]} repeat the key "
             f"(document, id, repeat) of another one, first doc_ids: {first}. Number repeated runs "
-            "in 'repeat', or allow 'duplicates' to match them in file order."
+            "in 'repeat', combine several raters with average=<their column>, or allow "
+            "'duplicates' to match them in file order."
         )
     notes.append(f"{max(count)} samples with a repeated id are matched in file order")
     return _join(documents, occurrence), _join(keys, occurrence)

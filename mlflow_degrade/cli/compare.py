@@ -127,6 +127,7 @@ def compare(
     options: Sequence[str],
     baseline_options: Sequence[str],
     candidate_options: Sequence[str],
+    average: str | None,
     **overrides: Any,
 ) -> None:
     from ..decision import decide
@@ -145,6 +146,7 @@ def compare(
         options,
         baseline_options,
         candidate_options,
+        average=average,
         allow_same="same-model" in asked.allow,
     )
     paired = asked.pair(*sides)

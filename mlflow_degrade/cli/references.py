@@ -35,6 +35,11 @@ def reader_options(command: Command) -> Command:
             help=f"Option of the reader for the {side} alone, e.g. model=fp16. Repeatable.",
         )(command)
     command = click.option(
+        "--average",
+        metavar="COLUMN",
+        help="Combine the scores of a sample by the raters or runs in this column.",
+    )(command)
+    command = click.option(
         "-o",
         "--option",
         "options",
@@ -57,6 +62,7 @@ def read_sides(
     baseline_options: Sequence[str] = (),
     candidate_options: Sequence[str] = (),
     *,
+    average: str | None = None,
     allow_same: bool,
 ) -> list[SampleScores]:
     """Read both sides; what the readers had to decide is said on standard error.
@@ -68,6 +74,8 @@ def read_sides(
     format_ : str or None
     options, baseline_options, candidate_options : sequence of str
         ``KEY=VALUE``, of both sides and of one.
+    average : str, optional
+        Column with the raters or runs to average over, on both sides.
     allow_same : bool
         Whether a log may be compared with itself.
 
@@ -76,6 +84,8 @@ def read_sides(
     SameModelError
         Both sides are the same log, and that was not allowed.
     """
+    if average is not None:
+        options = [*options, f"average={average}"]
     given = _of_sides(options, baseline_options, candidate_options)
     if any(reference.startswith(_RUN) for reference in references):
         from ..tracking.connection import require_tracking_server

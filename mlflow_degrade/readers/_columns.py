@@ -16,6 +16,7 @@ from .._sample_schema import FEATURE_PREFIX, text_hash
 from ..errors import InputError, SampleSchemaError, UnknownNameError
 from ..scores import SampleScores
 from ._pairwise import are_battles, scores_of
+from ._raters import AGGREGATIONS, one_score_a_sample
 from ._reader import note
 from ._score_values import SCORERS, score_values, scored
 from ._unscored import MARKS, is_set
@@ -34,6 +35,8 @@ COLUMN_OPTIONS = {
     "prediction_column": "Name of the column with answers to score against target_column.",
     "scorer": f"How they are scored: {', '.join(SCORERS)}; the first by default.",
     "model_column": "Name of the column that says whose row it is; model=… then picks one.",
+    "average": "Name of the column with the rater or run; the scores of each sample are combined.",
+    "raters": f"How they are combined: {', '.join(AGGREGATIONS)}; the first by default.",
     "task": "Name of the task, where there is no such column.",
     "metric": "Name of the metric, where there is no such column.",
     "higher_is_better": "Direction of the scores, where there is no such column.",
@@ -114,6 +117,8 @@ def to_samples(
     metric: str | None = None,
     higher_is_better: bool | str | None = None,
     features: str | Iterable[str] | None = None,
+    average: str | None = None,
+    raters: str = "mean",
     **columns: str,
 ) -> SampleScores:
     """Rename, fill and check a table.
@@ -127,7 +132,8 @@ def to_samples(
         Name of the task, where there is no such column.
     keep_others : bool
         Whether all other columns become features where none are named.
-    model, model_column, prediction_column, scorer, metric, higher_is_better, features, **columns
+    model, model_column, prediction_column, scorer, metric, higher_is_better, features
+    average, raters, **columns
         See `COLUMN_OPTIONS`; columns that are not named are looked for under the usual names.
     """
     stated = source_columns(columns)
@@ -164,6 +170,11 @@ def to_samples(
     for ours in ("prompt", "target", "response"):
         if ours in arrays:
             arrays[ours] = _texts(arrays[ours])
+    if average is not None:
+        if average not in names:
+            raise origin.lacks(f"{average!r} (average)", "Check its name.")
+        arrays.pop(f"{FEATURE_PREFIX}{average}", None)
+        arrays = one_score_a_sample(arrays, table[average], raters, origin.name)
     return SampleScores.from_table(pa.table(arrays), model=name_of_model)
 
 

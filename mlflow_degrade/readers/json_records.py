@@ -25,6 +25,7 @@ from ._reader import Reader, json_lines, load_json
 _LINES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
 _SUFFIXES = (*_LINES, ".json", ".json.gz")
 _DEFAULT_TASK = "samples"
+_NAMES_A_COLUMN = ("model_column", "prediction_column", "average")
 _ABSENT = object()
 
 
@@ -62,7 +63,9 @@ def _read(
             hint=" Keys inside objects are written with dots, e.g. metadata.subject.",
         )
         asked = [*source_columns(options).values(), *wanted]
-        asked += [options[o] for o in ("model_column", "prediction_column") if options.get(o)]
+        asked += [
+            options[o] for o in ("model_column", "prediction_column", "average") if options.get(o)
+        ]
         keys = dict.fromkeys(key for record in found for key in record if key.lower() in KNOWN)
         arrays = {key: _column(found, key, origin) for key in (*keys, *asked)}
         stem = file.name[: -len(_suffix(file) or "")]
