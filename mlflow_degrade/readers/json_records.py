@@ -111,7 +111,7 @@ def _records(file: Path, where: str | None) -> tuple[list[dict[str, Any]], str |
 
 
 def _arrays(content: Any, path: str = "", depth: int = 0) -> dict[str, list[dict[str, Any]]]:
-    """Arrays of objects by where they are, outermost first; pandas' split layout is one."""
+    """Arrays of objects by where they are; pandas' split layout is one, objects by id are too."""
     if isinstance(content, list):
         good = content and all(isinstance(record, dict) for record in content)
         return {path: content} if good else {}
@@ -120,6 +120,10 @@ def _arrays(content: Any, path: str = "", depth: int = 0) -> dict[str, list[dict
     if isinstance(content.get("columns"), list) and isinstance(content.get("data"), list):
         names = content["columns"]
         return {path: [dict(zip(names, row, strict=False)) for row in content["data"]]}
+    if len(content) > 1 and all(isinstance(value, dict) for value in content.values()):
+        keyed = [{"id": key, **value} for key, value in content.items()]
+        if all(any(key.lower() in KNOWN for key in value) for value in content.values()):
+            return {path: keyed}
     found: dict[str, list[dict[str, Any]]] = {}
     for key, value in content.items() if depth < 3 else ():
         found |= _arrays(value, f"{path}.{key}".lstrip("."), depth + 1)
@@ -151,18 +155,11 @@ def _flat(value: Any) -> Any:
     return as_text(value) if isinstance(value, (list, dict)) else value
 
 
-def _recognizes(path: Path) -> bool:
-    files = _files(path)
-    if any(_suffix(file) in _LINES for file in files):
-        return True
-    return any(isinstance(load_json(file), (list, dict)) for file in files)
-
-
 READER = Reader(
     name="json",
     what="JSON lines, or an array of objects, with the keys [task,]prompt_id,score, or others by "
     "options such as id_column",
-    recognizes=_recognizes,
+    recognizes=lambda path: bool(_files(path)),
     read=_read,
     options={
         **{k: v.replace("column with", "key with") for k, v in COLUMN_OPTIONS.items()},

@@ -42,6 +42,8 @@ class TestFiles:
             ("x.json", lambda f: f.to_json(orient="records")),
             ("x.json", lambda f: f.to_json(orient="split")),
             ("x.json", lambda f: f'{{"n": 4, "a": {{"rows": {f.to_json(orient="records")}}}}}'),
+            ("x.json", lambda f: f.set_index("id").to_json(orient="index")),
+            ("x.csv", lambda f: "\ufeff" + f.to_csv(index=False)),
             ("x.ndjson", lambda f: f.to_json(orient="records", lines=True)),
         ],
     )
@@ -227,6 +229,24 @@ class TestSeveralModels:
         battles.assign(winner="the first").to_csv(tmp_path / "y.csv", index=False)
         with pytest.raises(SampleSchemaError, match="'the first' is neither"):
             read_samples(tmp_path / "y.csv", model="x")
+
+
+class TestMalformed:
+    @pytest.mark.parametrize(
+        ("name", "content"),
+        [
+            ("x.json", {"testCases": [{"name": "a", "metricsData": 3}]}),
+            ("x.json", {"results": {"results": [{"provider": "p", "success": {}}]}}),
+            ("eval-1.json", {"benchmark": ["x"]}),
+            ("hellaswag_write_out_info.json", [{"acc": 1}]),
+            ("x.json", '{"results": ['),
+        ],
+    )
+    def test_one_message(self, tmp_path: Path, name: str, content: Any) -> None:
+        write(tmp_path / "results.jsonl", '{"problem_idx": 0, "reward": 1}\n')
+        path = write(tmp_path / name, content)
+        with pytest.raises(SampleSchemaError, match=r"looks like|cannot be read as JSON"):
+            read_samples(path)
 
 
 def test_numbers_and_nested_answers_are_texts(tmp_path: Path) -> None:
