@@ -12,6 +12,7 @@ import click
 
 from ..errors import InputError, SameModelError
 from ..readers import READERS, ReaderNote, read_samples
+from ..readers._reader import files_below
 from ..scores import SampleScores
 
 if TYPE_CHECKING:
@@ -161,9 +162,7 @@ def _files(reference: str) -> set[str]:
     """The files that a reference stands for; a run stands for itself."""
     if reference.startswith(_RUN):
         return {_canonical(reference).split("/")[1]}
-    path = Path(reference).expanduser().resolve()
-    files = path.rglob("*") if path.is_dir() else [path]
-    return {str(file.resolve()) for file in files if file.is_file()}
+    return {os.path.realpath(file) for file in files_below(Path(_canonical(reference)))}
 
 
 def parse_option(option: str) -> tuple[str, str]:

@@ -35,7 +35,7 @@ from . import (
     sample_files,
     tables,
 )
-from ._reader import Reader, ReaderNote
+from ._reader import Reader, ReaderNote, files_below
 
 __all__ = ["read_samples", "Reader", "ReaderNote", "READERS"]
 
@@ -147,6 +147,9 @@ def _by_name(name: str) -> Reader:
 
 
 def _recognize(path: Path) -> Reader:
+    # A folder with far too many files is said before it is searched many times.
+    for _ in files_below(path):
+        pass
     for reader in READERS:
         # What cannot be made sense of is not of this format; its own reader says what is wrong.
         with suppress(DegradeError, *_MALFORMED):

@@ -8,15 +8,15 @@ from typing import Any
 
 from ..errors import SampleSchemaError
 from ..scores import SampleScores
-from ._reader import Reader, json_lines
+from ._reader import Reader, files_below, json_lines
 
 _NAME = re.compile(r"(?:BFCL_v\d+_)?(?P<category>.+)_score\.json")
 _NUMBERED = re.compile(r"(?P<prefix>.+)_(?P<number>\d+)")
 
 
 def _files(path: Path) -> list[Path]:
-    files = [path] if path.is_file() else sorted(path.rglob("*_score.json"))
-    return [file for file in files if _NAME.fullmatch(file.name) and _has_total(file)]
+    named = sorted(file for file in files_below(path) if _NAME.fullmatch(file.name))
+    return [file for file in named if _has_total(file)]
 
 
 def _has_total(file: Path) -> bool:

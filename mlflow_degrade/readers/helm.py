@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import EmptySamplesError, SampleSchemaError
 from ..scores import SampleScores
 from ._columns import direction_option
-from ._reader import Reader, load_json, read_json
+from ._reader import Reader, files_below, load_json, read_json
 
 _STATS = "per_instance_stats.json"
 # Of cost, length and bookkeeping; not of quality.
@@ -20,9 +20,7 @@ _NO_METRICS = re.compile(
 
 
 def _files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path] if path.name == _STATS else []
-    return sorted(path.rglob(_STATS))
+    return sorted(file for file in files_below(path) if file.name == _STATS)
 
 
 def _read(path: Path, *, higher_is_better: bool | str | None = None) -> SampleScores:

@@ -9,15 +9,15 @@ from typing import Any
 from ..errors import EmptySamplesError
 from ..planning import detectable_drop
 from ..scores import SampleScores
-from ._reader import Reader, load_json
+from ._reader import Reader, files_below, load_json
 
 # Of the answers, as quantized models change them.
 _FLIP_RATE = 0.05
 
 
 def _results(path: Path) -> list[Path]:
-    files = [path] if path.is_file() else sorted(path.rglob("*.json"))
-    return [file for file in files if file.suffix == ".json" and _is_results(file)]
+    files = sorted(file for file in files_below(path) if file.suffix == ".json")
+    return [file for file in files if _is_results(file)]
 
 
 def _is_results(file: Path) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import EmptySamplesError
 from ..scores import SampleScores
 from ._columns import as_text
-from ._reader import Reader, load_json
+from ._reader import Reader, files_below, load_json
 
 _CORRECT = ("correct", "is_correct", "judge", "pass", "passed")
 
@@ -32,8 +32,7 @@ def _details(file: Path) -> dict[str, dict[str, Any]] | None:
 
 
 def _files(path: Path) -> Iterable[Path]:
-    files = [path] if path.is_file() else sorted(path.rglob("*.json"))
-    return [file for file in files if _details(file) is not None]
+    return [file for file in sorted(files_below(path)) if _details(file) is not None]
 
 
 def _read(path: Path) -> SampleScores:
