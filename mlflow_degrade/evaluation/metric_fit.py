@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .._metric_names import higher_is_better as by_name
 from ..errors import InputError
 
 # What lm-eval computes per sample for each kind of task (its api/task.py, process_results), and
@@ -36,6 +37,13 @@ def refuse_unfit_metrics(name: str, task: Any) -> None:
     """
     from lm_eval.api.task import ConfigurableTask
 
+    directions = task.higher_is_better() or {}
+    unclear = [m for m, known in directions.items() if known is None and by_name(m) is None]
+    if unclear:
+        raise InputError(
+            f"task {name!r}: nothing says whether more is better of the metrics {unclear}. Add "
+            "higher_is_better to their entries in its metric_list."
+        )
     own = type(task).process_results is not ConfigurableTask.process_results
     if own or callable(task.config.process_results):
         return

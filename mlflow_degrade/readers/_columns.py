@@ -15,7 +15,7 @@ from .._metric_names import higher_is_better as by_name
 from .._sample_schema import FEATURE_PREFIX, text_hash
 from ..errors import InputError, SampleSchemaError, UnknownNameError
 from ..scores import SampleScores
-from ._pairwise import are_battles, scores_of
+from ._pairwise import BATTLE_NAMES, are_battles, scores_of
 from ._raters import AGGREGATIONS, one_score_a_sample
 from ._reader import note
 from ._score_values import SCORERS, score_values, scored
@@ -84,7 +84,7 @@ _FLAT_TYPES = (
 KNOWN = frozenset(
     (
         *FIELDS, *(alias for names in _ALIASES.values() for alias in names), *_SCORES, *_REPEATS,
-        *_MODELS, *MARKS, "model_a", "model_b", "winner",
+        *_MODELS, *MARKS, *BATTLE_NAMES,
     )
 )  # fmt: skip
 

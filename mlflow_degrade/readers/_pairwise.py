@@ -8,16 +8,30 @@ import pyarrow as pa
 
 from ..errors import SampleSchemaError, UnknownNameError
 
-_MODELS = ("model_a", "model_b")
+# Names of the two models, and of the verdicts: of chatbot arenas, and of MT-bench, which asks the
+# judge twice, with the answers in either order.
+_LAYOUTS = (
+    (("model_a", "model_b"), ("winner",)),
+    (("model_1", "model_2"), ("g1_winner", "g2_winner")),
+    (("model_1", "model_2"), ("winner",)),
+)
+#: Columns of battles.
+BATTLE_NAMES = frozenset(name for models, games in _LAYOUTS for name in (*models, *games))
+_TIES = ("draw", "both", "neither")
+
+
+def _layout(names: list[str]) -> tuple[tuple[str, str], tuple[str, ...]] | None:
+    found = ((models, games) for models, games in _LAYOUTS if {*models, *games} <= set(names))
+    return next(found, None)
 
 
 def are_battles(names: list[str]) -> bool:
-    """Whether columns are those of battles, as chatbot arenas write them."""
-    return {*_MODELS, "winner"} <= set(names)
+    """Whether columns are those of battles."""
+    return _layout(names) is not None
 
 
 def scores_of(table: pa.Table, model: str | None, source: str) -> pa.Table:
-    """The battles of one model, with a score each.
+    """The battles of one model, with a score each: the mean of the games that were judged.
 
     Raises
     ------
@@ -26,8 +40,12 @@ def scores_of(table: pa.Table, model: str | None, source: str) -> pa.Table:
     UnknownNameError
         The model took part in no battle.
     """
-    left, right, winners = (table[name].to_pylist() for name in (*_MODELS, "winner"))
-    models = sorted({*map(str, left), *map(str, right)})
+    layout = _layout(table.column_names)
+    if layout is None:
+        raise SampleSchemaError(f"{source} holds no battles, it has {table.column_names}.")
+    places, games = layout
+    left, right = ([str(name) for name in table[place].to_pylist()] for place in places)
+    models = sorted({*left, *right})
     if model is None:
         raise SampleSchemaError(
             f"{source} holds battles of {models}: say whose scores are meant with model=…, for "
@@ -35,26 +53,33 @@ def scores_of(table: pa.Table, model: str | None, source: str) -> pa.Table:
         )
     if model not in models:
         raise UnknownNameError("model", model, models)
-    rows = [i for i, pair in enumerate(zip(left, right, strict=True)) if model in map(str, pair)]
-    scores = [_score(str(left[i]) == model, winners[i], (left[i], right[i]), source) for i in rows]
-    kept = table.take(pa.array(rows)).drop_columns([*_MODELS, "winner"])
-    for name in ("score", "metric"):
-        if name in kept.column_names:
-            kept = kept.drop_columns([name])
+    winners = list(zip(*(table[game].to_pylist() for game in games), strict=True))
+    rows = [i for i, pair in enumerate(zip(left, right, strict=True)) if model in pair]
+    scores = []
+    for i in rows:
+        names = left[i], right[i]
+        won = [_score(names.index(model), winner, places, names, source) for winner in winners[i]]
+        judged = [score for score in won if score is not None]
+        scores.append(sum(judged) / len(judged) if judged else None)
+    dropped = {*places, *games, "score", "metric"} & set(table.column_names)
+    kept = table.take(pa.array(rows, pa.int64())).drop_columns(sorted(dropped))
     return kept.append_column("score", pa.array(scores, pa.float64())).append_column(
         "metric", pa.array(["win"] * len(rows))
     )
 
 
-def _score(first: bool, winner: Any, names: tuple[Any, Any], source: str) -> float | None:
-    if winner is None:
+def _score(
+    place: int, winner: Any, places: tuple[str, str], names: tuple[str, str], source: str
+) -> float | None:
+    text = "" if winner is None else str(winner).strip()
+    if text.lower() in ("", "error", "none"):
         return None
-    text = str(winner).strip()
-    if text.lower().startswith("tie") or text.lower() in ("draw", "both", "neither"):
+    if text.lower().startswith("tie") or text.lower() in _TIES:
         return 0.5
-    for place, name in enumerate(names):
-        if text.lower() in (_MODELS[place], f"{'ab'[place]}") or text == str(name):
-            return float(first == (place == 0))
+    for i, name in enumerate(names):
+        if text.lower() in (places[i], places[i].rpartition("_")[2]) or text == name:
+            return float(i == place)
     raise SampleSchemaError(
-        f"{source}: the winner {text!r} is neither model_a, model_b, tie nor one of {list(names)}."
+        f"{source}: the winner {text!r} is neither {places[0]}, {places[1]}, tie nor one of "
+        f"{list(names)}."
     )

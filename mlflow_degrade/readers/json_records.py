@@ -20,6 +20,7 @@ from ._columns import (
     stack,
     to_samples,
 )
+from ._pairwise import are_battles
 from ._reader import Reader, json_lines, load_json
 
 _LINES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
@@ -69,7 +70,7 @@ def _read(
         keys = dict.fromkeys(key for record in found for key in record if key.lower() in KNOWN)
         arrays = {key: _column(found, key, origin) for key in (*keys, *asked)}
         stem = file.name[: -len(_suffix(file) or "")]
-        several = model is not None or any(name in keys for name in ("model", "model_a"))
+        several = model is not None or "model" in keys or are_battles(list(keys))
         parts.append(
             to_samples(
                 pa.table(arrays),

@@ -157,6 +157,14 @@ class TestMetricsThatDoNotFit:
     def test_accepted(self, tmp_path: Path, kind: str, metrics: tuple[str, ...]) -> None:
         assert load_suite(["mine"], include_path=self.write(tmp_path, kind, *metrics)).documents
 
+    def test_directions_that_nobody_states(self) -> None:
+        class Odd:
+            def higher_is_better(self) -> dict[str, bool | None]:
+                return {"acc": True, "my_score": None, "my_loss": None}
+
+        with pytest.raises(InputError, match=r"\['my_loss'\].*higher_is_better"):
+            metric_fit.refuse_unfit_metrics("mine", Odd())
+
     def test_the_lists_are_those_of_lm_eval(self) -> None:
         # Whatever lm-eval has registered for texts is not refused there, and the reverse.
         import lm_eval.api.metrics  # noqa: F401  fills the registry

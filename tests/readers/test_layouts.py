@@ -231,6 +231,18 @@ class TestSeveralModels:
             read_samples(tmp_path / "y.csv", model="x")
 
 
+def test_battles_that_were_judged_in_both_orders(tmp_path: Path) -> None:
+    games = [("model_1", "model_1"), ("model_1", "tie"), ("error", "model_2"), ("error", "error")]
+    lines = [
+        {"question_id": i, "model_1": "x", "model_2": "y", "g1_winner": g1, "g2_winner": g2}
+        for i, (g1, g2) in enumerate(games)
+    ]
+    path = write(tmp_path / "gpt-4_pair.jsonl", lines)
+    x, y = (read_samples(path, model=model) for model in "xy")
+    assert x.table["score"].to_pylist() == [1.0, 0.75, 0.0, None]
+    assert y.table["score"].to_pylist() == [0.0, 0.25, 1.0, None]
+
+
 class TestMalformed:
     @pytest.mark.parametrize(
         ("name", "content"),
