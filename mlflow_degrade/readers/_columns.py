@@ -178,6 +178,17 @@ def to_samples(
     return SampleScores.from_table(pa.table(arrays), model=name_of_model)
 
 
+def usual_form(name: str) -> str:
+    """A name as the lists of usual names have it.
+
+    Examples
+    --------
+    >>> usual_form("Sample ID")
+    'sample_id'
+    """
+    return re.sub(r"[\s-]+", "_", name.lower())
+
+
 def source_columns(options: Mapping[str, Any]) -> dict[str, str]:
     """The mapping from our columns to theirs that the options state."""
     return {_OPTION[key]: str(name) for key, name in options.items() if key in _OPTION}
@@ -244,7 +255,7 @@ def _flat(table: pa.Table) -> pa.Table:
 
 def _usual(names: list[str]) -> dict[str, str]:
     """Ours by theirs, for names that others use; ours win."""
-    lower = {re.sub(r"[\s-]+", "_", name.lower()): name for name in reversed(names)}
+    lower = {usual_form(name): name for name in reversed(names)}
     found = {}
     for ours, aliases in _ALIASES.items():
         if ours in names and ours != "doc_id":
@@ -288,7 +299,7 @@ def _scores(
     """The scores, and what their column calls them."""
     names = table.column_names
     if scorer is None and "score" not in chosen:
-        found = [name for name in names if name.lower() in _SCORES]
+        found = [name for name in names if name.rpartition(".")[2].lower() in _SCORES]
         answers = next((name for name in names if name.lower() in _PREDICTIONS), None)
         if len(found) == 1:
             chosen["score"] = found[0]

@@ -6,8 +6,8 @@ Kübler et al. 2026 (arXiv 2602.10144).
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,23 @@ import pyarrow.parquet as pq
 
 from ..errors import SampleSchemaError
 from ..scores import SampleScores
-from ._columns import COLUMN_OPTIONS, ID_NAMES, Origin, source_columns, stack, to_samples
+from ._columns import (
+    COLUMN_OPTIONS,
+    ID_NAMES,
+    Origin,
+    source_columns,
+    stack,
+    to_samples,
+    usual_form,
+)
 from ._reader import Reader, plain
 
 _SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
 _DEFAULT_TASK = "samples"
 # "nan" is not among these: a score that is not a number is an error, an empty cell is "unscored".
 _NULLS = ["", "null", "NULL", "None", "NA", "N/A", "<NA>"]
+# Of our columns, those whose texts are kept as they are written.
+_TEXTS = ("task", "doc_id", "metric", "filter", "cluster", "doc_hash")
 _DELIMITERS = ",;\t|"
 
 
@@ -51,35 +61,38 @@ def _read(path: Path, *, task: str | None = None, **options: Any) -> SampleScore
         name = file.name[: -len(_kind(file) or "")]
         # In a directory the file names the task; of a single file they are all one.
         implied = task or (name if path.is_dir() else _DEFAULT_TASK)
-        table = _load(file, {*ID_NAMES, *source_columns(options).values()})
+        asked = source_columns(options)
+        table = _load(file, {asked[name] for name in _TEXTS if name in asked})
         origin = Origin(str(file), f"it has {table.column_names}")
         parts.append(to_samples(table, origin, task=implied, **options))
     return stack(parts, files, path)
 
 
-def _load(file: Path, texts: Iterable[str]) -> pa.Table:
+def _load(file: Path, texts: set[str]) -> pa.Table:
     try:
         if _kind(file) == ".parquet":
             return _with_index(pq.read_table(file, partitioning=None))
+        names, delimiter = _header(file)
         # Ids are text: 007 and 7 are two samples.
         convert = pcsv.ConvertOptions(
-            column_types={name: pa.string() for name in texts},
+            column_types={n: pa.string() for n in names if n in texts or usual_form(n) in ID_NAMES},
             null_values=_NULLS,
             strings_can_be_null=True,
         )
-        parse = pcsv.ParseOptions(newlines_in_values=True, delimiter=_delimiter(file))
+        parse = pcsv.ParseOptions(newlines_in_values=True, delimiter=delimiter)
         return pcsv.read_csv(file, convert_options=convert, parse_options=parse)
     except (pa.ArrowInvalid, OSError) as error:
         raise SampleSchemaError(f"{file} cannot be read: {error}") from error
 
 
-def _delimiter(file: Path) -> str:
-    """The one of the usual delimiters that the header has most of."""
+def _header(file: Path) -> tuple[list[str], str]:
+    """Names of the columns, and the one of the usual delimiters that the header has most of."""
     with file.open("rb") as raw, plain(raw, file) as stream:
-        header = stream.readline().decode(errors="replace")
+        header = stream.readline().decode("utf-8-sig", errors="replace")
     # Outside of quotes.
     bare = "".join(header.split('"')[::2])
-    return max(_DELIMITERS, key=bare.count)
+    delimiter = max(_DELIMITERS, key=bare.count)
+    return next(csv.reader([header], delimiter=delimiter), []), delimiter
 
 
 def _with_index(table: pa.Table) -> pa.Table:

@@ -56,6 +56,12 @@ class TestFiles:
         packed.write_bytes(gzip.compress(path.read_bytes()))
         check(read_samples(packed))
 
+    def test_ids_stay_as_written_whatever_they_are_called(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "x.csv", "Set;Sample ID;score\n1;007;1\n1;7;0\n")
+        assert read_samples(path).table["doc_id"].to_pylist() == ["007", "7"]
+        named = read_samples(path, id_column="Set", repeat_column="Sample ID")
+        assert named.table["repeat"].to_pylist() == [7, 7]
+
     def test_decimal_commas(self, tmp_path: Path) -> None:
         path = write(tmp_path / "x.csv", "id;score\na;0,5\nb;1\nc;0,25\nd;\n")
         check(read_samples(path), [0.5, 1.0, 0.25, None])
@@ -82,6 +88,8 @@ class TestFiles:
         )  # fmt: skip
         assert (scores.metrics("samples"), scores.features) == (("acc",), ("metrics.em",))
         assert scores.table["score"].to_pylist() == [1.0, 0.0]
+        with pytest.raises(SampleSchemaError, match=r"one of \['metrics.acc', 'metrics.em'\]"):
+            read_samples(tmp_path / "x.parquet", id_column="doc.id")
 
     def test_one_array_of_several_is_named(self, tmp_path: Path) -> None:
         path = write(tmp_path / "x.json", {"a": [{"id": 1, "score": 1}], "b": [{"id": 2}]})
