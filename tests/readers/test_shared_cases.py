@@ -59,7 +59,10 @@ VERDICTS = [
     ("issue-opencompass-1097/a issue-opencompass-1097/b", 2, (9, 5), 0),
     ("json-array/a.json json-array/b.json", 2, (11, 4), 0),
     ("json-nested-results/a.json json-nested-results/b.json", 2, (11, 4), 0),
+    ("jsonl-token-f1/a300.jsonl jsonl-token-f1/b300.jsonl", 2, (38, 28), 0),
     ("judge-pairwise/battles.csv -b model=fp16 -c model=q4", 2, (45, 35), 0),
+    # One document is there twice, with two ids: copies are one cluster.
+    ("lm-dup-docs/a lm-dup-docs/b", 2, (6, 2), 0),
     ("lm-gz/a lm-gz/b", 2, (9, 4), 0),
     ("lm-humaneval-rep/a lm-humaneval-rep/b", 1, (19, 5), 0),
     ("lm-ifeval/a lm-ifeval/b", 2, (8, 3), 0),
