@@ -69,11 +69,13 @@ def headline(decision: Decision) -> str:
 
 
 def metrics_sentence(decision: Decision) -> str:
-    """By what the tasks are scored: metrics with their answer filters."""
+    """By what the tasks are scored: metrics with their answer filters; empty if nobody named one."""
     by_metric: dict[str, list[str]] = {}
     for task in decision.tasks:
         name = task.metric if task.filter == "none" else f"{task.metric} ({task.filter})"
         by_metric.setdefault(name, []).append(task.task)
+    if list(by_metric) == ["score"]:
+        return ""
     if len(by_metric) == 1:
         return f"Scored by {next(iter(by_metric))}."
     parts = (

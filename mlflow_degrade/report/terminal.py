@@ -55,8 +55,8 @@ def decision_view(
         For `rich.console.Console.print`.
     """
     parts: list[RenderableType] = [_verdict(decision), _TaskTable(decision)]
-    parts.append(Text(f"\n{content.metrics_sentence(decision)}"))
-    parts.append(Text(content.power_sentence(decision)))
+    sentences = [content.metrics_sentence(decision), content.power_sentence(decision)]
+    parts.append(Text("\n" + "\n".join(filter(None, sentences))))
     changes = remedies(decision)
     if changes:
         parts += [heading("What would have to change"), _bullets(changes)]

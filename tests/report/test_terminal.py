@@ -46,6 +46,7 @@ def test_verdict_reasons_table_and_remedies() -> None:
 
 def test_metrics_and_filters_are_named() -> None:
     assert "Scored by acc." in shown(paired())
+    assert "Scored by" not in shown(paired(metric="score"))
     filtered = paired(filter="strict-match")
     assert "Scored by acc (strict-match)." in shown(filtered)
     sides = []
