@@ -62,6 +62,10 @@ class TestPairing:
         labels = ["ABCD"[i % 4] for i in range(N)]
         assert verdict(log([1] * N, labels), log([1] * N, labels))[0] == "INCONCLUSIVE"
 
+    def test_nor_can_a_few_words(self) -> None:
+        words = [f"w{i}" for i in range(200)]
+        assert verdict(log([1] * 200, words), log([1] * 200, words))[0] == "INCONCLUSIVE"
+
     def test_too_little_data_is_said_first(self) -> None:
         found, reason = verdict(log([1] * 12), log([1] * 12))
         assert (found, reason[:15]) == ("INCONCLUSIVE", "too little data")

@@ -69,7 +69,7 @@ def headline(decision: Decision) -> str:
 
 
 def metrics_sentence(decision: Decision) -> str:
-    """By what the tasks are scored: metrics with their answer filters; empty if nobody named one."""
+    """By what the tasks are scored: metrics with their answer filters; empty if it has no name."""
     by_metric: dict[str, list[str]] = {}
     for task in decision.tasks:
         name = task.metric if task.filter == "none" else f"{task.metric} ({task.filter})"
