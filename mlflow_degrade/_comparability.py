@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from ._matching import SIDE_NAMES, Sides
@@ -19,15 +21,24 @@ from .errors import (
 )
 from .scores import SampleScores
 
+if TYPE_CHECKING:
+    from .pairing import PairedTask
+
 IntArray = npt.NDArray[np.int64]
 
 # Where a task has several metrics and the policy names none: the headline metric of the harness,
 # the plain one before the normalized one. The choice is recorded with the result.
-METRIC_PREFERENCE = ("exact_match", "acc", "pass@1", "acc_norm", "f1")
+METRIC_PREFERENCE = (
+    "exact_match", "acc", "pass@1", "acc_norm", "f1", "prompt_level_strict_acc", "word_perplexity",
+)  # fmt: skip
 FILTER_PREFERENCE = ("none", "strict-match")
 
 # Values of these can lie between 0 and 1 without being a share of anything.
 NOT_PROPORTIONS = re.compile(r"perplexity|ppl|bits_per_byte|likelihood|logprob|nll|loss|entropy")
+
+
+# Of different answers: less than this two good models may have in common.
+_TELLING_CHARACTERS = 1000
 
 
 def refuse_same_model(a: SampleScores, b: SampleScores, allowed: tuple[str, ...]) -> None:
@@ -38,6 +49,67 @@ def refuse_same_model(a: SampleScores, b: SampleScores, allowed: tuple[str, ...]
             f"baseline and candidate are the same model ({a.model_digest}): a model is never worse "
             "than itself. Check the two references; allow 'same-model' to measure a rerun's noise."
         )
+
+
+def refuse_same_answers(
+    tasks: Sequence[PairedTask],
+    baseline: SampleScores,
+    candidate: SampleScores,
+    allowed: tuple[str, ...],
+) -> tuple[list[str], str]:
+    """Refuse one log on both sides, known by all its scores and answers.
+
+    Two models may have the same scores on a few samples, or give the same few answers to all of
+    them; they hardly ever write the same texts or have the same log-likelihoods.
+
+    Returns
+    -------
+    notes : list of str
+        Which tasks are the same on both sides, where others differ.
+    doubt : str
+        Why nothing shows that there are two models; empty where something does.
+
+    Raises
+    ------
+    SameModelError
+    """
+    digests = baseline.model_digest, candidate.model_digest
+    if "same-model" in allowed or (None not in digests and digests[0] != digests[1]):
+        return [], ""
+    alike = [t for t in tasks if not t.difference.any() and t.unscored[:2] == (0, 0)]
+    found = {task.name: _same_answers(task, baseline, candidate) for task in alike}
+    same = [name for name, equal in found.items() if equal]
+    if len(alike) < len(tasks) or False in found.values():
+        return [f"{name}: all scores and answers are the same on both sides" for name in same], ""
+    n = sum(task.n for task in tasks)
+    if same:
+        raise SameModelError(
+            f"all {n} scores and answers are the same on both sides ({', '.join(same)}): this is "
+            "one log, or one model, compared with itself. Check the two references; allow "
+            "'same-model' if that is meant."
+        )
+    return [], (
+        f"all {n} scores are the same on both sides, and nothing in the logs (different answers, "
+        "log-likelihoods or model digests) shows that these are two models: log the answers, or "
+        "allow 'same-model'"
+    )
+
+
+def _same_answers(task: PairedTask, baseline: SampleScores, candidate: SampleScores) -> bool | None:
+    """Whether both sides gave the same answers; None where these are too few to tell."""
+    known = [side.answer_digests.get(task.name) for side in (baseline, candidate)]
+    if None not in known:
+        return known[0] == known[1]
+    sides = ((baseline, task.baseline_row), (candidate, task.candidate_row))
+    left, right = (side.table["response"].take(pa.array(rows)) for side, rows in sides)
+    if left.null_count == task.n or right.null_count == task.n:
+        return None
+    if not left.equals(right):
+        return False
+    # Labels repeat themselves, and a few words may be the only right answer.
+    distinct = pc.unique(left.drop_null())
+    written = pc.sum(pc.utf8_length(distinct)).as_py() or 0
+    return True if 2 * len(distinct) > task.n and written >= _TELLING_CHARACTERS else None
 
 
 def common_tasks(

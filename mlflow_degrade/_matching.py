@@ -319,7 +319,8 @@ def _number_duplicates(
         raise DuplicateSampleError(
             f"task {task!r}: {count[side]} samples of the {SIDE_NAMES[side]} repeat the key "
             f"(document, id, repeat) of another one, first doc_ids: {first}. Number repeated runs "
-            "in 'repeat', or allow 'duplicates' to match them in file order."
+            "in 'repeat', combine several raters with average=<their column>, or allow "
+            "'duplicates' to match them in file order."
         )
     notes.append(f"{max(count)} samples with a repeated id are matched in file order")
     return _join(documents, occurrence), _join(keys, occurrence)
@@ -339,6 +340,16 @@ def _report_unpaired(
         counts.append(alone.size)
         examples.append(side.column("doc_id", own[alone[:3]]).to_pylist())
     both = paired[0].size
+    runs = [
+        1 + int(side.numbers("repeat", own).max(initial=0))
+        for side, own in zip(sides, rows, strict=True)
+    ]
+    if runs[0] != runs[1] and both and "unpaired" not in allowed:
+        raise UnpairedSamplesError(
+            f"task {task!r}: up to {runs[0]} runs of a sample in the {SIDE_NAMES[0]}, {runs[1]} in "
+            f"the {SIDE_NAMES[1]}; {both} in both. Repeat both models equally often, or allow "
+            "'unpaired' to test the runs that both have."
+        )
     text = (
         f"{counts[0]} samples only in the baseline (doc_ids {examples[0]}), "
         f"{counts[1]} only in the candidate (doc_ids {examples[1]}), {both} in both"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ._metric_names import higher_is_better
 from .errors import EmptySamplesError, NonFiniteScoreError, SampleSchemaError
 
 FEATURE_PREFIX = "feature."
@@ -29,7 +31,7 @@ _FIELDS: tuple[pa.Field, ...] = (
     pa.field("target", pa.string()),
     pa.field("response", pa.string()),
 )
-_DEFAULTS: Mapping[str, Any] = {"filter": "none", "repeat": 0, "higher_is_better": True}
+_DEFAULTS: Mapping[str, Any] = {"filter": "none", "repeat": 0}
 _REQUIRED = ("task", "doc_id", "metric", "score")
 
 
@@ -63,7 +65,12 @@ def _columns(table: pa.Table) -> list[pa.ChunkedArray]:
     columns: dict[str, pa.ChunkedArray] = {}
     for field in _FIELDS:
         if field.name in table.column_names:
-            columns[field.name] = _convert(table[field.name], field)
+            given = table[field.name]
+            if field.name == "higher_is_better" and given.null_count:
+                given = _known_directions(given, columns["metric"])
+            columns[field.name] = _convert(given, field)
+        elif field.name == "higher_is_better":
+            columns[field.name] = _directions(columns["metric"])
         elif field.name == "doc_hash":
             columns["doc_hash"] = derived_hash(columns["task"], columns["doc_id"])
         elif field.name in _DEFAULTS:
@@ -81,6 +88,61 @@ def _columns(table: pa.Table) -> list[pa.ChunkedArray]:
 def derived_hash(task: pa.ChunkedArray, doc_id: pa.ChunkedArray) -> pa.ChunkedArray:
     """What stands for the hash of documents whose content is not known."""
     return pc.binary_join_element_wise(task, doc_id, "/")
+
+
+def _directions(metrics: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Whether higher is better, by the names of the metrics.
+
+    Raises
+    ------
+    SampleSchemaError
+        A name looks like a loss that is not known.
+    """
+    encoded = metrics.combine_chunks().dictionary_encode()
+    known = {name: higher_is_better(name) for name in encoded.dictionary.to_pylist()}
+    unclear = [name for name, higher in known.items() if higher is None]
+    if unclear:
+        raise SampleSchemaError(
+            f"the names of the metrics {unclear} sound like losses, and nothing says whether "
+            "higher is better. Say so with higher_is_better=true or higher_is_better=false (-o on "
+            "the command line), or in a column higher_is_better."
+        )
+    values = pa.array(list(known.values()), pa.bool_())
+    return pa.chunked_array([pc.take(values, encoded.indices)])
+
+
+def _known_directions(given: pa.ChunkedArray, metrics: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Directions that are given, and for rows without one that of the metric's name."""
+    given = given.cast(pa.bool_())
+    empty = given.is_null()
+    rows = np.flatnonzero(empty.to_numpy())
+    values = given.to_numpy(zero_copy_only=False).copy()
+    values[rows] = _directions(metrics.take(pa.array(rows))).to_numpy(zero_copy_only=False)
+    return pa.chunked_array([pa.array(values.astype(bool))])
+
+
+def text_hash(text: str) -> str:
+    """SHA-256 of a text, as lm-eval writes it."""
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+
+
+def with_text_hashes(table: pa.Table) -> pa.Table:
+    """The table with hashes of its prompts and targets where it has the texts alone.
+
+    What is compared are the hashes, so a text without one would be ignored.
+    """
+    for text, name in (("prompt", "prompt_hash"), ("target", "target_hash")):
+        texts, hashes = table[text], table[name]
+        if texts.null_count == len(texts) or not hashes.null_count:
+            continue
+        # Prompts that share their text, as targets often do, are hashed once.
+        encoded = texts.combine_chunks().dictionary_encode()
+        hashed = pa.array([text_hash(t) for t in encoded.dictionary.to_pylist()], pa.string())
+        own = pc.take(hashed, encoded.indices)
+        place = table.schema.get_field_index(name)
+        filled = pc.coalesce(hashes, pa.chunked_array([own]))
+        table = table.set_column(place, table.schema.field(name), filled)
+    return table
 
 
 def _convert(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:

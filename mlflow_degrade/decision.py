@@ -107,7 +107,7 @@ def decide(paired: PairedScores, policy: GatePolicy, *, attempt: int | None = No
         tasks = name_guilty(tasks, tests, aggregate, policy)
         power = data_power(gating, tests, policy, margin)
     tasks, aggregate = add_answer_changes(paired, tasks, aggregate)
-    verdict, reasons = _judge(tasks, aggregate, power, policy, alpha_attempt)
+    verdict, reasons = _judge(tasks, aggregate, power, policy, alpha_attempt, paired.doubt)
     if policy.portable:
         verdict, reasons = demand_portable(verdict, reasons, paired.candidate.origin, policy, power)
     return Decision(
@@ -134,6 +134,7 @@ def _judge(
     power: PowerResult,
     policy: GatePolicy,
     alpha_attempt: float,
+    doubt: str,
 ) -> tuple[Verdict, list[str]]:
     gating = [t for t in tasks if t.tier == "gating"]
     own = [t for t in gating if policy.task(t.task).has_margin]
@@ -153,6 +154,8 @@ def _judge(
         return Verdict.FAIL, degraded if policy.rule == "no_degradation" else degraded + missing
     if blocking or (missing and not warn_only):
         return Verdict.INCONCLUSIVE, blocking + missing
+    if doubt:
+        return Verdict.INCONCLUSIVE, [doubt, *shown, *missing]
     # Under non_inferiority a drop may be real and still within the margin: say both.
     return Verdict.PASS, [*shown, *missing, *degraded]
 
@@ -357,8 +360,9 @@ def _common_margin(gating: list[PairedTask], policy: GatePolicy) -> float:
     if margin is None:
         raise PolicyError(
             f"margin_pp = {policy.margin_pp:g}: {gating[0].metric} of {gating[0].name} is no "
-            "proportion, so percentage points mean nothing. Give 'margin' in the metric's own unit "
-            "in the policy, choose another metric, or give the task 'tier: advisory'."
+            "proportion, so percentage points mean nothing. Give the margin in the metric's own "
+            "unit ('margin' in the policy, --margin of compare), choose another metric, or give "
+            "the task 'tier: advisory'."
         )
     if share and margin >= 1:
         raise PolicyError(

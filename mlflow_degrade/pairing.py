@@ -26,6 +26,7 @@ from ._comparability import (
     direction,
     processor_notes,
     refuse_different,
+    refuse_same_answers,
     refuse_same_model,
 )
 from ._items import average, join_clusters
@@ -133,6 +134,8 @@ class PairedScores:
         Refusals that were switched off.
     notes : tuple of str
         What a reader of the result has to know about the pairing.
+    doubt : str
+        Why nothing shows that two models were compared, which forbids a PASS; empty else.
     """
 
     tasks: tuple[PairedTask, ...]
@@ -140,6 +143,7 @@ class PairedScores:
     candidate: SampleScores
     allowed: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    doubt: str = ""
 
     @property
     def n(self) -> int:
@@ -248,12 +252,13 @@ def pair(
         Tables of the two models.
     metric, filter : str or mapping from task to str, optional
         Which metric and which answer filter to pair. By default the task's only one, else the
-        first present of ``exact_match, acc, pass@1, acc_norm, f1`` (filters: ``none,
-        strict-match``), else the first by name.
+        first present of ``exact_match, acc, pass@1, acc_norm, f1, prompt_level_strict_acc,
+        word_perplexity`` (filters: ``none, strict-match``), else the first by name.
     allow : collection of str
         Refusals to switch off, from `ALLOWABLE`: ``unpaired`` keeps the common samples,
         ``duplicates`` matches samples with the same key in order of appearance, ``prompts``,
-        ``targets`` and ``task-versions`` accept that these differ, ``same-model`` is for reruns.
+        ``targets`` and ``task-versions`` accept that these differ, ``same-model`` is for reruns
+        and for logs with the same scores and answers.
 
     Returns
     -------
@@ -302,7 +307,8 @@ def pair(
         task, task_notes = _pair_task(name, sides, alignment, metric, filter, allowed)
         tasks.append(task)
         notes += task_notes
-    return PairedScores(tuple(tasks), baseline, candidate, allowed, tuple(notes))
+    same, doubt = refuse_same_answers(tasks, baseline, candidate, allowed)
+    return PairedScores(tuple(tasks), baseline, candidate, allowed, tuple(notes + same), doubt)
 
 
 def _pair_task(

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ._row_index import RowIndex
-from ._sample_schema import FEATURE_PREFIX, conform, refuse_useless_scores
+from ._sample_schema import FEATURE_PREFIX, conform, refuse_useless_scores, with_text_hashes
 from ._table_digest import table_digest
 from .errors import EmptySamplesError, SampleSchemaError, UnknownNameError
 from .origin import Origin
@@ -81,6 +81,7 @@ class SampleScores:
         model_digest: str | None = None,
         task_versions: Mapping[str, str] | None = None,
         origin: Origin | None = None,
+        answer_digests: Mapping[str, str] | None = None,
     ) -> SampleScores:
         """Check a table, fill what may be absent and fix its types.
 
@@ -94,6 +95,9 @@ class SampleScores:
             Version of each task's definition.
         origin : mlflow_degrade.origin.Origin, optional
             Where the scores were computed.
+        answer_digests : mapping of str to str, optional
+            Digest of all that was answered to a task, where a log has more than `response` shows,
+            such as log-likelihoods. Tells two models with the same scores apart.
 
         Raises
         ------
@@ -107,6 +111,7 @@ class SampleScores:
         Notes
         -----
         Without ``doc_hash`` a document is taken to be what its task and ``doc_id`` say it is.
+        Prompts and targets without a hash get the SHA-256 of their text, which is lm-eval's rule.
         """
         fields, columns = conform(table)
         metadata = {
@@ -116,8 +121,13 @@ class SampleScores:
             "task_versions": dict(task_versions or {}),
             **({} if origin is None else {"origin": origin.model_dump(mode="json")}),
         }
+        if answer_digests:
+            metadata["answer_digests"] = dict(answer_digests)
         schema = pa.schema(fields, metadata=_encoded(metadata))
         result = pa.Table.from_arrays(columns, schema=schema)
+        if not _metadata(table):
+            # A table that was a sample table before keeps its digest.
+            result = with_text_hashes(result)
         refuse_useless_scores(result)
         return cls(result)
 
@@ -193,12 +203,14 @@ class SampleScores:
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             raise SampleSchemaError(f"the sample tables do not fit: {error}") from error
         first = parts[0]
+        answers = {task: known for part in parts for task, known in part.answer_digests.items()}
         return cls.from_table(
             table,
             model=first.model,
             model_digest=first.model_digest,
             task_versions=versions,
             origin=first.origin,
+            answer_digests=answers,
         )
 
     # -- Parquet --------------------------------------------------------------------------
@@ -242,6 +254,7 @@ class SampleScores:
             model_digest=metadata.get("model_digest"),
             task_versions=metadata.get("task_versions"),
             origin=Origin.of(metadata.get("origin"), path),
+            answer_digests=metadata.get("answer_digests"),
         )
 
     # -- reading --------------------------------------------------------------------------
@@ -273,6 +286,11 @@ class SampleScores:
     def origin(self) -> Origin | None:
         """Where the scores were computed, if that is known."""
         return Origin.of(_metadata(self.table).get("origin"), "the table")
+
+    @property
+    def answer_digests(self) -> dict[str, str]:
+        """Digest of all that was answered to each task, where the log has more than it shows."""
+        return dict(_metadata(self.table).get("answer_digests") or {})
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -335,7 +353,7 @@ class SampleScores:
         return dict(sorted(keyed.items()))
 
     def digest(self) -> str:
-        """SHA-256 of the keys and scores, independent of row order and of free text.
+        """SHA-256 of the keys and scores, independent of row order and of the answers.
 
         Binds a decision to the numbers it was made from: any changed, added or removed score
         changes it, a reordered file does not.

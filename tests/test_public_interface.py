@@ -77,6 +77,7 @@ _LAYERS = (
         "_redaction",
         "errors",
         "_numbers",
+        "_metric_names",
         "_yaml_files",
         "_text_keys",
         "_row_index",

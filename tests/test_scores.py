@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
 from typing import Any
@@ -306,7 +307,13 @@ class TestDigest:
 
     def test_texts_people_read_do_not_enter_but_the_model_does(self) -> None:
         plain = SampleScores.from_records(records())
-        assert SampleScores.from_records(records(prompt=["p", "q", "r"])).digest() == plain.digest()
+        answers = {"response": ["p", "q", "r"]}
+        assert SampleScores.from_records(records(**answers)).digest() == plain.digest()
+        # What was asked does enter, by its hash.
+        asked = SampleScores.from_records(records(prompt=["p", "q", "r"]))
+        hashed = [hashlib.sha256(text.encode()).hexdigest() for text in "pqr"]
+        assert asked.digest() != plain.digest()
+        assert asked.digest() == SampleScores.from_records(records(prompt_hash=hashed)).digest()
         assert SampleScores.from_records(records(), model_digest="x").digest() != plain.digest()
 
     def test_is_stable_across_versions(self) -> None:

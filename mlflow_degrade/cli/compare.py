@@ -23,8 +23,9 @@ _REPORTS = (".html", ".md")
 _HELP = """Decide whether CANDIDATE is worse than BASELINE on the samples both answered.
 
 Each is a directory or file of per-sample scores: lm-eval output written with --log_samples, CSV or
-Parquet with the columns task, prompt_id and score (or one <task>.csv per task), JSON lines,
-NeMo Evaluator bundles, inspect_ai logs, or samples of an MLflow run (runs:/<run id>).
+Parquet with the columns task, prompt_id and score (or one <task>.csv per task), JSON, logs of
+many other tools, or samples of an MLflow run (runs:/<run id>). CANDIDATE may be left out where one
+log holds both sides: -b and -c say which part is which.
 
 \b
 Examples:
@@ -33,6 +34,8 @@ Examples:
   mlflow-degrade compare fp32.csv int8.csv --policy policy.yaml --report report.html
   mlflow-degrade compare fp32.csv int8.csv --by length --by topic --subgroups-json where.json
   mlflow-degrade compare fp32.jsonl int8.jsonl -o id_column=example_id --json -
+  mlflow-degrade compare scores.csv -b score_column=fp32 -c score_column=int8
+  mlflow-degrade compare all.csv -b model=fp32 -c model=int8
 
 What --by finds is a diagnostic: it does not enter the verdict, nor the JSON of the decision. A
 report shows it as well; without --by it looks at the features that all samples have.
@@ -43,13 +46,18 @@ Exit codes: 0 PASS, 1 FAIL, 2 INCONCLUSIVE, 3 invalid input.
 
 @click.command(help=_HELP)
 @click.argument("baseline")
-@click.argument("candidate")
+@click.argument("candidate", required=False)
 @click.option("--policy", metavar="FILE", help="Policy in YAML; the options below override it.")
 @click.option(
     "--rule", type=click.Choice(["no_degradation", "non_inferiority"]), help="What to test."
 )
 @click.option("--alpha", type=float, help="One-sided significance level.")
 @click.option("--margin-pp", type=float, help="Largest acceptable drop, in percentage points.")
+@click.option(
+    "--margin",
+    type=float,
+    help="The same in the metric's own unit, for scores that are no proportions.",
+)
 @click.option("--power", type=float, help="Power the data must have to see a drop of the margin.")
 @click.option("--aggregation", type=click.Choice(AGGREGATIONS), help="How tasks are combined.")
 @click.option(
@@ -104,7 +112,7 @@ Exit codes: 0 PASS, 1 FAIL, 2 INCONCLUSIVE, 3 invalid input.
 @reader_options
 def compare(
     baseline: str,
-    candidate: str,
+    candidate: str | None,
     policy: str | None,
     metrics: Sequence[str],
     filters: Sequence[str],
@@ -117,6 +125,9 @@ def compare(
     samples: int,
     format_: str | None,
     options: Sequence[str],
+    baseline_options: Sequence[str],
+    candidate_options: Sequence[str],
+    average: str | None,
     **overrides: Any,
 ) -> None:
     from ..decision import decide
@@ -130,7 +141,13 @@ def compare(
         raise InputError("--subgroups-json writes what --by found: name at least one --by FEATURE.")
     asked = _policy(policy, overrides, metrics, filters, allow)
     sides = read_sides(
-        (baseline, candidate), format_, options, allow_same="same-model" in asked.allow
+        (baseline, baseline if candidate is None else candidate),
+        format_,
+        options,
+        baseline_options,
+        candidate_options,
+        average=average,
+        allow_same="same-model" in asked.allow,
     )
     paired = asked.pair(*sides)
     decision = decide(paired, asked, attempt=attempt)

@@ -72,6 +72,9 @@ def plan(
     plot: str | None,
     format_: str | None,
     options: Sequence[str],
+    baseline_options: Sequence[str],
+    candidate_options: Sequence[str],
+    average: str | None,
     **rule: Any,
 ) -> None:
     from ..report import plan_view
@@ -83,7 +86,14 @@ def plan(
     out = console()
     rates, counts = list(flip_rates), list(samples)
     if baseline is not None and rerun is not None:
-        measured = _measure(baseline, rerun, metric, format_, options, rule)
+        measured = _measure(
+            (baseline, rerun),
+            metric,
+            format_,
+            (options, baseline_options, candidate_options),
+            average,
+            rule,
+        )
         out.print(plan_view.measured_view(measured))
         # The upper bound, as for the power guard: few flips among few samples prove little.
         rates = rates or [measured[-1].flip_rate_upper]
@@ -100,17 +110,17 @@ def plan(
 
 
 def _measure(
-    baseline: str,
-    rerun: str,
+    references: Sequence[str],
     metric: str | None,
     format_: str | None,
-    options: Sequence[str],
+    options: Sequence[Sequence[str]],
+    average: str | None,
     rule: dict[str, Any],
 ) -> Any:
     from ..pairing import pair
     from ..planning import suite_power
 
-    sides = read_sides((baseline, rerun), format_, options, allow_same=False)
+    sides = read_sides(references, format_, *options, average=average, allow_same=False)
     return suite_power(pair(*sides, metric=metric, allow=["same-model"]), **rule)
 
 

@@ -12,6 +12,7 @@ import click
 
 from ..errors import InputError, SameModelError
 from ..readers import READERS, ReaderNote, read_samples
+from ..readers._reader import files_below
 from ..scores import SampleScores
 
 if TYPE_CHECKING:
@@ -23,8 +24,22 @@ _RUN = "runs:/"
 
 
 def reader_options(command: Command) -> Command:
-    """Add ``--format`` and ``--option`` to a command."""
+    """Add ``--format``, ``--option`` and the options of one side to a command."""
     names = [reader.name for reader in READERS]
+    for side, short in (("candidate", "-c"), ("baseline", "-b")):
+        command = click.option(
+            short,
+            f"--{side}-option",
+            f"{side}_options",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help=f"Option of the reader for the {side} alone, e.g. model=fp16. Repeatable.",
+        )(command)
+    command = click.option(
+        "--average",
+        metavar="COLUMN",
+        help="Combine the scores of a sample by the raters or runs in this column.",
+    )(command)
     command = click.option(
         "-o",
         "--option",
@@ -42,26 +57,84 @@ def reader_options(command: Command) -> Command:
 
 
 def read_sides(
-    references: Sequence[str], format_: str | None, options: Sequence[str], *, allow_same: bool
+    references: Sequence[str],
+    format_: str | None,
+    options: Sequence[str],
+    baseline_options: Sequence[str] = (),
+    candidate_options: Sequence[str] = (),
+    *,
+    average: str | None = None,
+    allow_same: bool,
 ) -> list[SampleScores]:
     """Read both sides; what the readers had to decide is said on standard error.
+
+    Parameters
+    ----------
+    references : sequence of str
+        Baseline and candidate.
+    format_ : str or None
+    options, baseline_options, candidate_options : sequence of str
+        ``KEY=VALUE``, of both sides and of one.
+    average : str, optional
+        Column with the raters or runs to average over, on both sides.
+    allow_same : bool
+        Whether a log may be compared with itself.
 
     Raises
     ------
     SameModelError
-        Both references are the same, and that was not allowed.
+        Both sides are the same log, and that was not allowed.
     """
-    if not allow_same and _canonical(references[0]) == _canonical(references[1]):
-        raise SameModelError(
-            f"baseline and candidate are the same log ({references[0]}): a model is never worse "
-            "than itself. Check the two references."
-        )
-    given = dict(parse_option(option) for option in options)
+    if average is not None:
+        options = [*options, f"average={average}"]
+    given = _of_sides(options, baseline_options, candidate_options)
     if any(reference.startswith(_RUN) for reference in references):
         from ..tracking.connection import require_tracking_server
 
         require_tracking_server()
-    return [_read(reference, format_, given) for reference in references]
+    one = _canonical(references[0]) == _canonical(references[1]) and given[0] == given[1]
+    if one and not allow_same:
+        # A log that holds both sides says how they are told apart.
+        _read(references[0], format_, given[0])
+        raise SameModelError(
+            f"baseline and candidate are the same log ({references[0]}): a model is never worse "
+            "than itself. Check the two references. If this log holds both sides, say which part "
+            "is which with -b and -c, e.g. -b model=fp16 -c model=int4, or -b score_column=… "
+            "-c score_column=…."
+        )
+    sides = [
+        _read(reference, format_, own) for reference, own in zip(references, given, strict=True)
+    ]
+    if not allow_same and sides[0].table.equals(sides[1].table):
+        shared = _files(references[0]) & _files(references[1])
+        if shared:
+            raise SameModelError(
+                f"baseline and candidate are the same log, {min(shared)}: a model is never worse "
+                "than itself. Check the two references."
+            )
+    names = list(references)
+    if names[0] == names[1]:
+        # One log with both sides: what tells them apart names them.
+        names = [
+            f"{n}:{','.join(v for k, v in own.items() if other.get(k) != v)}"
+            for n, own, other in zip(names, given, given[::-1], strict=True)
+        ]
+    # Without a name of its own a model is called what the command line called it.
+    return [
+        side if side.model is not None else side.with_model(name)
+        for side, name in zip(sides, names, strict=True)
+    ]
+
+
+def _of_sides(options: Sequence[str], *own: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """What each side's reader is told."""
+    shared = dict(map(parse_option, options))
+    first, second = ({**shared, **dict(map(parse_option, texts))} for texts in own)
+    if first.get("score_column") != second.get("score_column") and "metric" not in shared:
+        # Columns of two models hold one metric, whatever they are called.
+        first.setdefault("metric", "score")
+        second.setdefault("metric", "score")
+    return first, second
 
 
 def _read(reference: str, format_: str | None, options: dict[str, str]) -> SampleScores:
@@ -75,8 +148,7 @@ def _read(reference: str, format_: str | None, options: dict[str, str]) -> Sampl
             warnings.warn_explicit(
                 warning.message, warning.category, warning.filename, warning.lineno
             )
-    # Without a name of its own a model is called what the command line called it.
-    return scores if scores.model is not None else scores.with_model(reference)
+    return scores
 
 
 def _canonical(reference: str) -> str:
@@ -84,6 +156,13 @@ def _canonical(reference: str) -> str:
         return _RUN + reference.removeprefix(_RUN).strip("/")
     # Path.resolve() would raise where links go round in circles.
     return os.path.realpath(Path(reference).expanduser()) if reference else reference
+
+
+def _files(reference: str) -> set[str]:
+    """The files that a reference stands for; a run stands for itself."""
+    if reference.startswith(_RUN):
+        return {_canonical(reference).split("/")[1]}
+    return {os.path.realpath(file) for file in files_below(Path(_canonical(reference)))}
 
 
 def parse_option(option: str) -> tuple[str, str]:

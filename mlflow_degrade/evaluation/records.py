@@ -8,7 +8,7 @@ from typing import Any
 from ..cache import digest_json
 from ..errors import InputError
 from ..readers._lm_eval_answers import choices_of, chosen
-from ..readers._lm_eval_metrics import NOT_PER_SAMPLE, assumed_direction, sample_score
+from ..readers._lm_eval_metrics import NOT_PER_SAMPLE, sample_score
 
 # What people read of a prompt: its end, because a long one begins with few-shot examples.
 _SHOWN = 2000
@@ -65,7 +65,7 @@ def sample_records(
         for metric in sample["metrics"]:
             score = sample_score(metric, sample[metric])
             if score is not NOT_PER_SAMPLE:
-                higher = directions.get(metric, assumed_direction(metric))
+                higher = directions.get(metric)
                 yield {
                     **common,
                     "metric": metric,

@@ -13,6 +13,7 @@ from typing import Any
 from ..cache import digest_json
 from ..errors import InputError
 from ..runtime.family import model_family
+from .metric_fit import refuse_unfit_metrics
 from .quiet import quiet_libraries
 from .tasks import load_tasks
 
@@ -189,7 +190,8 @@ def load_suite(
     UnknownNameError
         No such task; the nearest names are suggested.
     InputError
-        A task that cannot be loaded or has no samples, or a bad limit.
+        A task that cannot be loaded, has no samples or metrics that do not fit it, or a bad
+        limit.
     MissingExtraError
         lm-eval is not installed.
     """
@@ -199,6 +201,7 @@ def load_suite(
     tasks = []
     with quiet_libraries():
         for name, task in built.items():
+            refuse_unfit_metrics(name, task)
             _configure(task, seed, num_fewshot)
             available = _count(name, task)
             tasks.append(SuiteTask(name, task, available, draw(name, available, limit, seed)))

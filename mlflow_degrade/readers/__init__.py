@@ -7,13 +7,35 @@ with a `Reader`, and one line in the table below.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..errors import SampleSchemaError, UnknownNameError
+from ..errors import DegradeError, SampleSchemaError, UnknownNameError
 from ..scores import SampleScores
-from . import inspect_logs, json_records, lm_eval, mlflow_runs, nemo, sample_files, tables
-from ._reader import Reader, ReaderNote
+from . import (
+    alpaca_eval,
+    bfcl,
+    deepeval,
+    evalplus,
+    helm,
+    inspect_logs,
+    json_records,
+    llama_cpp,
+    lm_eval,
+    lm_eval_early,
+    lm_eval_totals,
+    mlflow_runs,
+    mlflow_tables,
+    mt_bench,
+    nemo,
+    openai_evals,
+    opencompass,
+    promptfoo,
+    sample_files,
+    tables,
+)
+from ._reader import Reader, ReaderNote, files_below
 
 __all__ = ["read_samples", "Reader", "ReaderNote", "READERS"]
 
@@ -21,11 +43,28 @@ __all__ = ["read_samples", "Reader", "ReaderNote", "READERS"]
 READERS: tuple[Reader, ...] = (
     sample_files.READER,
     lm_eval.READER,
+    lm_eval_early.READER,
     nemo.READER,
     inspect_logs.READER,
+    lm_eval_totals.READER,
+    mlflow_tables.READER,
+    promptfoo.READER,
+    deepeval.READER,
+    evalplus.READER,
+    mt_bench.READER,
+    alpaca_eval.READER,
+    openai_evals.READER,
+    opencompass.READER,
+    helm.READER,
+    bfcl.READER,
+    llama_cpp.READER,
     tables.READER,
     json_records.READER,
 )
+
+
+# What a value of another kind than a format's own leads to.
+_MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError)
 
 
 def read_samples(
@@ -90,7 +129,16 @@ def _read_path(path: Path, format: str | None, options: dict[str, Any]) -> Sampl
         raise SampleSchemaError(f"{path} is neither a file nor a directory.")
     reader = _by_name(format) if format is not None else _recognize(path)
     reader.check_options(options)
-    return reader.read(path, **options)
+    try:
+        return reader.read(path, **options)
+    except DegradeError:
+        raise
+    except _MALFORMED as error:
+        raise SampleSchemaError(
+            f"{path} looks like {reader.what}, and something in it is not as it is written there "
+            f"({type(error).__name__}: {error}). If it was edited or cut, write it anew; if it is "
+            "of another version, give its samples as a table with id and score."
+        ) from error
 
 
 def _by_name(name: str) -> Reader:
@@ -101,9 +149,14 @@ def _by_name(name: str) -> Reader:
 
 
 def _recognize(path: Path) -> Reader:
+    # A folder with far too many files is said before it is searched many times.
+    for _ in files_below(path):
+        pass
     for reader in READERS:
-        if reader.recognizes(path):
-            return reader
+        # What cannot be made sense of is not of this format; its own reader says what is wrong.
+        with suppress(DegradeError, *_MALFORMED):
+            if reader.recognizes(path):
+                return reader
     known = "".join(f"\n  {reader.name}: {reader.what}" for reader in READERS)
     raise SampleSchemaError(
         f"{path} is none of the formats that can be read:{known}\n"

@@ -13,8 +13,10 @@ from ..errors import SampleSchemaError, UnknownNameError
 from ._reader import files_below, note, read_json
 
 _DATE = r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?"
-_SAMPLES = re.compile(rf"samples_(?P<task>.+)_(?P<date>{_DATE})\.jsonl")
+_SAMPLES = re.compile(rf"samples_(?P<task>.+)_(?P<date>{_DATE})\.jsonl(?:\.gz)?")
 _RESULTS = re.compile(rf".+_(?P<date>{_DATE})\.json")
+_SEEDS = ("random_seed", "numpy_seed", "torch_seed", "fewshot_seed")
+_SEED_NAME = re.compile(r"seed|run|rep|trial", re.IGNORECASE)
 # What lm-eval replaces when it makes a directory of a model's name.
 _NOT_IN_FOLDERS = re.compile(r"[\"<>:/|\\?*\[\]]+")
 
@@ -55,12 +57,14 @@ def choose(
     """
     if model is not None:
         files = _of_model(files, model)
-    folders = sorted({file.parent for file in files})
-    if len(folders) > 1:
-        names = sorted({name for _, name in _models(files)})
+    named = _models(files)
+    names = sorted({name for _, name in named})
+    folders = sorted({str(file.parent) for file in files})
+    if len(names) > 1 or (len(folders) > 1 and names == [""]):
         raise SampleSchemaError(
-            f"{path} holds samples of {len(folders)} models: {[str(f) for f in folders]}. Name one "
-            f"of these directories, or one of the models {names} with the option model."
+            f"{path} holds samples of {max(len(names), len(folders))} models: {folders}. Name one "
+            f"of these directories, or one of the models {names} with the option model (for one "
+            "side with -b or -c)."
         )
     runs: dict[str, list[tuple[str, Path]]] = {}
     for file in files:
@@ -70,13 +74,27 @@ def choose(
     if not runs:
         dates = sorted({m["date"] for f in files if (m := _SAMPLES.fullmatch(f.name))})
         raise SampleSchemaError(f"{path} has no samples of date {date!r}; it has {dates}.")
-    chosen, passed_over = [], []
+    chosen, passed_over, repeated = [], [], []
     for task, dated in sorted(runs.items()):
         dated.sort()
-        if len(dated) > 1 and not repeats:
+        own = {file.parent: when for when, file in dated}
+        if len(own) > 1:
+            if len(set(own.values())) < len(own) or not (repeats or _are_seeds(own)):
+                raise SampleSchemaError(
+                    f"{path} holds samples of {len(own)} models, or of one model several times: "
+                    f"{sorted(map(str, own))}. Name one of these directories, or read all as "
+                    "repeated runs of one model with repeats=true."
+                )
+            repeated.append(f"{task} ({len(dated)})")
+        elif len(dated) > 1 and not repeats:
             passed_over.append(f"{task} ({len(dated) - 1})")
             dated = dated[-1:]
         chosen += [TaskFile(task, when, file, i) for i, (when, file) in enumerate(dated)]
+    if repeated:
+        note(
+            f"{path} has runs of one model in several folders: {', '.join(repeated)}. They are "
+            "read as repeated runs and averaged per sample; choose one by its folder or date=…"
+        )
     if passed_over:
         note(
             f"{path} has several runs of {', '.join(passed_over)}: the latest of each is read. "
@@ -85,8 +103,24 @@ def choose(
     return chosen
 
 
+def _are_seeds(folders: Mapping[Path, str]) -> bool:
+    """Whether runs in several folders differ by their seeds, as lm-eval or their names say."""
+    stated = []
+    for folder, date in folders.items():
+        results = results_files(folder).get(date)
+        config = {} if results is None else read_json(results).get("config") or {}
+        stated.append(tuple(str(config.get(name)) for name in _SEEDS))
+    apart = [set(folder.parts) for folder in folders]
+    common = set.intersection(*apart)
+    named = all(any(_SEED_NAME.search(part) for part in parts - common) for parts in apart)
+    return named or len(set(stated)) == len(stated)
+
+
 def _models(files: list[Path]) -> list[tuple[Path, str]]:
-    """Each file with the model its results name, or with its directory where there are none."""
+    """Each file with the model its results name, or with its directory where there are none.
+
+    The one model of a single directory may stay without a name.
+    """
     names: dict[tuple[Path, str], str] = {}
     for folder in {file.parent for file in files}:
         for date, path in results_files(folder).items():
@@ -116,11 +150,13 @@ def results_of(files: list[TaskFile]) -> dict[str, dict[str, Any]]:
         The results are of different models or settings.
     """
     wanted = {file.date for file in files}
+    folders = sorted({file.path.parent for file in files})
     found: dict[str, dict[str, Any]] = {}
-    for path in sorted(files[0].path.parent.glob("*.json")):
-        match = _RESULTS.fullmatch(path.name)
-        if match and match["date"] in wanted:
-            found[match["date"]] = read_json(path)
+    for folder in folders:
+        for path in sorted(folder.glob("*.json")):
+            match = _RESULTS.fullmatch(path.name)
+            if match and match["date"] in wanted:
+                found[match["date"]] = read_json(path)
     if wanted - found.keys():
         note(
             f"no results_*.json beside the samples of {sorted(wanted - found.keys())}: whether "
@@ -129,8 +165,9 @@ def results_of(files: list[TaskFile]) -> dict[str, dict[str, Any]]:
     models = {json.dumps(identity(about), sort_keys=True) for about in found.values()}
     if len(models) > 1:
         raise SampleSchemaError(
-            f"{files[0].path.parent} holds runs of different models or settings: "
-            f"{sorted(models)}. Choose one with date=… ({sorted(wanted)})."
+            f"{', '.join(map(str, folders))} holds runs of different models or settings: "
+            f"{sorted(models)}. Choose one with date=… ({sorted(wanted)}; for one side with -b or "
+            "-c)."
         )
     return found
 

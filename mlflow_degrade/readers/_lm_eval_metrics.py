@@ -14,10 +14,6 @@ from typing import Any
 #: Marks a metric that has no per-sample score.
 NOT_PER_SAMPLE = object()
 
-# Lower is better for these, should the results file be missing.
-_LOWER_IS_BETTER = frozenset(
-    {"word_perplexity", "byte_perplexity", "bits_per_byte", "perplexity", "brier_score", "ter"}
-)
 _AGGREGATION = {
     "word_perplexity": "weighted_perplexity",
     "byte_perplexity": "weighted_perplexity",
@@ -25,11 +21,6 @@ _AGGREGATION = {
     "perplexity": "perplexity",
     "brier_score": "brier_score",
 }
-
-
-def assumed_direction(metric: str) -> bool:
-    """Whether higher is better, going by the metric's name."""
-    return metric not in _LOWER_IS_BETTER
 
 
 def sample_score(metric: str, value: Any, aggregation: str | None = None) -> Any:

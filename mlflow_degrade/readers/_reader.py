@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 import os
 import sys
@@ -91,9 +90,27 @@ def note(text: str) -> None:
     warnings.warn(text, ReaderNote, stacklevel=3)
 
 
-def text_hash(text: str) -> str:
-    """SHA-256 of a text, as lm-eval writes it."""
-    return hashlib.sha256(text.encode()).hexdigest()
+def starts_with_keys(path: Path, *keys: str) -> bool:
+    """Whether a JSON file begins with an object that has one of the keys early."""
+    if path.suffix != ".json":
+        return False
+    with path.open("rb") as stream:
+        start = stream.read(1 << 16)
+    return start.lstrip()[:1] == b"{" and any(f'"{key}"'.encode() in start for key in keys)
+
+
+def load_json(path: Path) -> Any:
+    """What a JSON file holds, gzipped or not.
+
+    Raises
+    ------
+    SampleSchemaError
+    """
+    try:
+        with path.open("rb") as raw, plain(raw, path) as stream:
+            return json.loads(stream.read())
+    except (OSError, ValueError, EOFError) as error:
+        raise SampleSchemaError(f"{path} cannot be read as JSON: {error}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -103,10 +120,7 @@ def read_json(path: Path) -> dict[str, Any]:
     ------
     SampleSchemaError
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SampleSchemaError(f"{path} cannot be read as JSON: {error}") from error
+    content = load_json(path)
     if not isinstance(content, dict):
         raise SampleSchemaError(f"{path} holds a {type(content).__name__}, an object is needed.")
     return content
@@ -122,7 +136,7 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
     """
     number = 0
     try:
-        with path.open("rb") as raw, _watched(raw, path) as watched, _plain(watched, path) as lines:
+        with path.open("rb") as raw, _watched(raw, path) as watched, plain(watched, path) as lines:
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
                     continue
@@ -142,7 +156,8 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
         raise SampleSchemaError(f"{path} cannot be read: {error}") from error
 
 
-def _plain(stream: BinaryIO, path: Path) -> gzip.GzipFile | BinaryIO:
+def plain(stream: BinaryIO, path: Path) -> gzip.GzipFile | BinaryIO:
+    """The stream, unpacked where the file's name says that it is gzipped."""
     return gzip.open(stream) if path.suffix == ".gz" else stream
 
 

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
+import struct
 import zipfile
 from collections.abc import Iterable, Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from .._sample_schema import FEATURE_PREFIX
-from ..errors import EmptySamplesError, MissingExtraError, SampleSchemaError
+import pyarrow as pa
+
+from .._sample_schema import FEATURE_PREFIX, text_hash
+from ..errors import EmptySamplesError, SampleSchemaError
 from ..scores import SampleScores
-from ._columns import split_names
-from ._reader import Reader, note, text_hash
+from ._columns import direction_option, split_names
+from ._reader import Reader, note, read_json
 
 # How inspect_ai counts its letters; a refusal ("N") is an answer that is not correct.
 _LETTERS = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}
 _WORDS = {"yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}
-# A log file starts like this, whatever else is in the directory.
-_JSON_START = b'"eval"'
+# inspect_ai's judges count an answer as incorrect whose grade they could not read.
+_JUDGE_WITHOUT_GRADE = "Grade not found in model output"
+# A log file starts like this in all versions, whatever else is in the directory.
+_JSON_START = re.compile(
+    rb'\s*\{\s*"version"\s*:\s*\d+\s*,\s*"status"\s*:\s*"\w+"\s*,\s*"eval"\s*:'
+)
+_HEADER, _SAMPLES = "header.json", "samples/"
+_ATTACHMENT = re.compile(r"attachment://(\w+)")
+# Of zip files, by PKWARE's list; Python reads it from 3.14 on.
+_ZSTD = 93
 
 
 def _logs(path: Path) -> list[Path]:
@@ -33,29 +45,68 @@ def _is_log(file: Path) -> bool:
     if file.suffix != ".json":
         return False
     with file.open("rb") as stream:
-        start = stream.read(4096)
-    return _JSON_START in start and b'"version"' in start and b'"eval_id"' in start
+        return _JSON_START.match(stream.read(4096)) is not None
 
 
-def _read(path: Path, *, features: str | Iterable[str] = ()) -> SampleScores:
+def _load(file: Path) -> dict[str, Any]:
+    """A log as one object with its samples.
+
+    Raises
+    ------
+    SampleSchemaError
+    """
+    if file.suffix == ".json":
+        return read_json(file)
     try:
-        read_eval_log = import_module("inspect_ai.log").read_eval_log
-    except ImportError as error:
-        raise MissingExtraError("inspect_ai", "inspect") from error
-    latest: dict[str, Any] = {}
+        with zipfile.ZipFile(file) as archive:
+            if _HEADER not in archive.namelist():
+                raise SampleSchemaError(
+                    f"{file} has no {_HEADER}: the evaluation was cut off. Finish it with "
+                    "inspect eval-retry."
+                )
+            log: dict[str, Any] = json.loads(_member(archive, _HEADER))
+            names = [n for n in archive.namelist() if n.startswith(_SAMPLES) and n.endswith("json")]
+            return {**log, "samples": [json.loads(_member(archive, name)) for name in names]}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        if isinstance(error, SampleSchemaError):
+            raise
+        raise SampleSchemaError(f"{file} cannot be read: {error}") from error
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """One file of the archive; pyarrow unpacks what Python's zipfile does not know yet."""
+    info = archive.getinfo(name)
+    if info.compress_type != _ZSTD or archive.fp is None:
+        return archive.read(name)
+    archive.fp.seek(info.header_offset)
+    lengths = struct.unpack("<HH", archive.fp.read(30)[26:])
+    archive.fp.seek(info.header_offset + 30 + sum(lengths))
+    packed = archive.fp.read(info.compress_size)
+    unpacked: bytes = pa.CompressedInputStream(pa.BufferReader(packed), "zstd").read()
+    return unpacked
+
+
+def _read(
+    path: Path,
+    *,
+    features: str | Iterable[str] = (),
+    higher_is_better: bool | str | None = None,
+) -> SampleScores:
+    latest: dict[str, dict[str, Any]] = {}
     passed_over: list[str] = []
     for file in _logs(path):
-        log = read_eval_log(str(file), resolve_attachments=True)
-        if log.status != "success":
-            note(f"{file} ended with status {log.status!r}: its samples may not be all.")
-        before = latest.get(log.eval.task)
+        log = _load(file)
+        about = log["eval"]
+        if log.get("status") != "success":
+            note(f"{file} ended with status {log.get('status')!r}: its samples may not be all.")
+        before = latest.get(about["task"])
         if before is not None:
-            passed_over.append(log.eval.task)
-        if before is None or before.eval.created < log.eval.created:
-            latest[log.eval.task] = log
+            passed_over.append(about["task"])
+        if before is None or before["eval"].get("created", "") < about.get("created", ""):
+            latest[about["task"]] = log
     if passed_over:
         note(f"{path} has several logs of {sorted(set(passed_over))}: the latest of each is read.")
-    models = {log.eval.model for log in latest.values()}
+    models = {str(log["eval"].get("model")) for log in latest.values()}
     if len(models) > 1:
         raise SampleSchemaError(
             f"{path} holds logs of several models, {sorted(models)}: name the log files of one."
@@ -68,30 +119,35 @@ def _read(path: Path, *, features: str | Iterable[str] = ()) -> SampleScores:
         note(f"left out, as they are not one number a sample: {', '.join(sorted(skipped))}.")
     if not records:
         raise EmptySamplesError(f"{path} holds no scored samples.")
-    versions = {task: str(log.eval.task_version) for task, log in latest.items()}
+    direction = direction_option(higher_is_better)
+    for record in records:
+        record["higher_is_better"] = direction
+    versions = {task: str(log["eval"].get("task_version", 0)) for task, log in latest.items()}
     return SampleScores.from_records(records, model=models.pop(), task_versions=versions)
 
 
-def _records(log: Any, features: list[str], skipped: set[str]) -> Iterator[dict[str, Any]]:
-    samples = log.samples or []
+def _records(
+    log: dict[str, Any], features: list[str], skipped: set[str]
+) -> Iterator[dict[str, Any]]:
+    samples = log.get("samples") or []
+    task = log["eval"]["task"]
     names, labels = _metrics(samples)
-    skipped |= {f"{log.eval.task}/{name}" for name in labels}
+    skipped |= {f"{task}/{name}" for name in labels}
     for sample in samples:
-        prompt = sample.input if isinstance(sample.input, str) else sample.input_text
-        target = sample.target if isinstance(sample.target, str) else "\n".join(sample.target)
-        choices = "" if sample.choices is None else "\n".join(sample.choices)
+        prompt, asked = _prompt(sample)
+        target = sample.get("target", "")
+        target = target if isinstance(target, str) else "\n".join(map(str, target))
         common = {
-            "task": log.eval.task,
-            "doc_id": str(sample.id),
-            "repeat": sample.epoch - 1,
+            "task": task,
+            "doc_id": str(sample["id"]),
+            "repeat": int(sample.get("epoch", 1)) - 1,
             "prompt": prompt,
-            "prompt_hash": text_hash(f"{prompt}\n{choices}"),
-            "target": target,
-            "target_hash": text_hash(target),
-            "response": sample.output.completion if sample.output else None,
+            "prompt_hash": text_hash(asked),
+            "target": _resolved(target, sample),
+            "response": _completion(sample),
         }
         for name in features:
-            value = (sample.metadata or {}).get(name)
+            value = (sample.get("metadata") or {}).get(name)
             number = isinstance(value, (int, float))
             common[FEATURE_PREFIX + name] = value if number or value is None else str(value)
         values = _values(sample)
@@ -100,7 +156,44 @@ def _records(log: Any, features: list[str], skipped: set[str]) -> Iterator[dict[
             yield {**common, "metric": name, "score": _number(values.get(name))}
 
 
-def _metrics(samples: list[Any]) -> tuple[list[str], list[str]]:
+def _prompt(sample: dict[str, Any]) -> tuple[str, str]:
+    """What was asked, to read, and all of it, to compare: roles and choices as well."""
+    given = sample.get("input") or ""
+    choices = "\n".join(map(str, sample.get("choices") or ()))
+    if isinstance(given, str):
+        text = _resolved(given, sample)
+        return text, f"{text}\n{choices}"
+    # Ids of messages are drawn anew in each run.
+    turns = [(str(message.get("role")), _content(message, sample)) for message in given]
+    return "\n\n".join(text for _, text in turns), json.dumps([turns, choices], ensure_ascii=False)
+
+
+def _content(message: dict[str, Any], sample: dict[str, Any]) -> str:
+    content = message.get("content") or ""
+    if not isinstance(content, str):
+        parts = ({k: v for k, v in part.items() if k != "id"} for part in content)
+        content = "\n".join(
+            str(part["text"]) if "text" in part else json.dumps(part, sort_keys=True)
+            for part in parts
+        )
+    return _resolved(content, sample)
+
+
+def _resolved(text: str, sample: dict[str, Any]) -> str:
+    """Long texts are kept once, as attachments."""
+    kept = sample.get("attachments") or {}
+    return _ATTACHMENT.sub(lambda match: str(kept.get(match[1], match[0])), text)
+
+
+def _completion(sample: dict[str, Any]) -> str | None:
+    output = sample.get("output") or {}
+    if "completion" in output:
+        return _resolved(str(output["completion"]), sample)
+    choices = output.get("choices") or ()
+    return _content(choices[0].get("message") or {}, sample) if choices else None
+
+
+def _metrics(samples: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
     """Names of the metrics that are numbers, and of those that are not."""
     numeric: dict[str, bool] = {}
     for sample in samples:
@@ -109,14 +202,19 @@ def _metrics(samples: list[Any]) -> tuple[list[str], list[str]]:
     return [n for n, yes in numeric.items() if yes], [n for n, yes in numeric.items() if not yes]
 
 
-def _values(sample: Any) -> dict[str, Any]:
+def _values(sample: dict[str, Any]) -> dict[str, Any]:
     """Values by metric; a scorer that gives several names them."""
     found: dict[str, Any] = {}
-    for scorer, score in (sample.scores or {}).items():
-        if isinstance(score.value, dict):
-            found |= {f"{scorer}/{key}": value for key, value in score.value.items()}
+    # Early versions had one score without a name.
+    scores = sample.get("scores") or ({"score": sample["score"]} if sample.get("score") else {})
+    for scorer, score in scores.items():
+        value = score.get("value")
+        if str(score.get("explanation") or "").startswith(_JUDGE_WITHOUT_GRADE):
+            found[scorer] = None
+        elif isinstance(value, dict):
+            found |= {f"{scorer}/{key}": inner for key, inner in value.items()}
         else:
-            found[scorer] = score.value
+            found[scorer] = value
     return found
 
 
@@ -141,8 +239,11 @@ def _number(value: Any) -> float | str | None:
 
 READER = Reader(
     name="inspect",
-    what="inspect_ai logs: .eval or .json (needs inspect_ai)",
+    what="inspect_ai logs: .eval or .json",
     recognizes=lambda path: bool(_logs(path)),
     read=_read,
-    options={"features": "Fields of the samples' metadata to keep, separated by commas."},
+    options={
+        "features": "Fields of the samples' metadata to keep, separated by commas.",
+        "higher_is_better": "Direction of the scores, where the metrics' names do not tell.",
+    },
 )

@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from .._redaction import redact_value
-from .._sample_schema import FEATURE_PREFIX
+from .._sample_schema import FEATURE_PREFIX, text_hash
 from ..cache import digest_json
-from ..errors import EmptySamplesError, SampleSchemaError
+from ..errors import EmptySamplesError, SampleSchemaError, UnknownNameError
 from ..origin import Origin
 from ..scores import SampleScores
-from ._columns import split_names, truth
+from ._columns import direction_option, split_names, truth
 from ._lm_eval_answers import choices_of, chosen
 from ._lm_eval_files import TaskFile, choose, identity, results_files, results_of, sample_files
-from ._lm_eval_metrics import NOT_PER_SAMPLE, assumed_direction, sample_score
-from ._reader import Reader, json_lines, note, text_hash
+from ._lm_eval_metrics import NOT_PER_SAMPLE, sample_score
+from ._reader import Reader, json_lines, note
 
 OWN_FACTS = "mlflow_degrade"
 """Key of what this package adds to the results of an lm-eval that it called itself."""
@@ -34,6 +34,13 @@ _NOT_METRICS = frozenset(
         "doc_hash", "prompt_hash", "target_hash",
     )
 )  # fmt: skip
+
+
+# What lm-eval calls the metric of --predict_only.
+_NO_METRIC = "bypass"
+_MISSING = ("refused", "unscored")
+# Marks a row whose record has not even an empty value.
+_LACKS = "lacks"
 
 
 @dataclass(frozen=True)
@@ -69,13 +76,15 @@ def read_output(
     repeats: bool | str = False,
     features: str | Iterable[str] = (),
     model: str | None = None,
+    higher_is_better: bool | str | None = None,
+    missing: str = "refused",
 ) -> LmEvalOutput:
     """Read an output directory, or one file of samples.
 
     Parameters
     ----------
     path : Path
-    date, repeats, features, model
+    date, repeats, features, model, higher_is_better, missing
         See the options of `READER`.
 
     Raises
@@ -86,15 +95,20 @@ def read_output(
     files = choose(path, sample_files(path), date, truth("repeats", repeats), model)
     results = redact_value(results_of(files))
     names = split_names(features)
+    stated = direction_option(higher_is_better)
+    if missing not in _MISSING:
+        raise UnknownNameError("value of the option missing", missing, _MISSING)
     parts = (
         (file, json_lines(file.path), str(file.path), results.get(file.date, {})) for file in files
     )
     dates: dict[str, tuple[str, ...]] = {}
     for file in files:
         dates[file.task] = (*dates.get(file.task, ()), file.date)
-    found = results_files(files[0].path.parent)
+    found: dict[str, Path] = {}
+    for folder in {file.path.parent for file in files}:
+        found |= results_files(folder)
     return LmEvalOutput(
-        _scores(parts, results, dates, names, str(path)),
+        scores_of(parts, results, dates, names, str(path), stated, missing),
         dict(sorted(results.items())),
         dates,
         {when: found[when] for when in sorted(results)},
@@ -122,21 +136,34 @@ def output_of(
     )
     dates = dict.fromkeys(samples, (date,))
     return LmEvalOutput(
-        _scores(parts, {date: results}, dates, [], "the evaluation"), {date: results}, dates
+        scores_of(parts, {date: results}, dates, [], "the evaluation"), {date: results}, dates
     )
 
 
-def _scores(
+def scores_of(
     parts: Iterable[tuple[TaskFile, Iterator[dict[str, Any]], str, dict[str, Any]]],
     results: Mapping[str, dict[str, Any]],
     dates: Mapping[str, tuple[str, ...]],
     features: list[str],
     where: str,
+    stated_direction: bool | None = None,
+    missing: str = _MISSING[0],
 ) -> SampleScores:
     rows: list[dict[str, Any]] = []
     skipped: set[str] = set()
+    answers: dict[str, list[str]] = {}
     for file, records, origin, about in parts:
-        rows += _task_rows(file, records, origin, about, features, skipped)
+        kept = _keeping_answers(records, answers.setdefault(file.task, []))
+        found = list(_task_rows(file, kept, origin, about, features, skipped, stated_direction))
+        rows += found if missing == "unscored" else _complete(found, origin)
+    for row in rows:
+        row.pop(_LACKS, None)
+    if skipped and all(name.endswith(f"/{_NO_METRIC}") for name in skipped) and not rows:
+        raise EmptySamplesError(
+            f"{where} holds predictions only, no scores: lm-eval ran with --predict_only. Run it "
+            "again without, or score the responses and give them as a table."
+        )
+    skipped = {name for name in skipped if not name.endswith(f"/{_NO_METRIC}")}
     if skipped:
         note(
             f"left out, as they have no per-sample score: {', '.join(sorted(skipped))} "
@@ -144,6 +171,9 @@ def _scores(
         )
     if not rows:
         raise EmptySamplesError(f"{where} holds no sample with a per-sample score.")
+    if len(dates) > 1:
+        # Whoever names the file of one task knows that it is not the group.
+        _note_partial_groups(results.values(), set(dates), where)
     newest = results.get(max(when for read in dates.values() for when in read), {})
     versions = {
         task: str(version)
@@ -157,7 +187,53 @@ def _scores(
         model_digest=_model_digest(newest),
         task_versions=versions,
         origin=Origin.of((newest.get(OWN_FACTS) or {}).get("origin"), where),
+        answer_digests={t: text_hash("".join(sorted(all_))) for t, all_ in answers.items() if all_},
     )
+
+
+def _complete(rows: list[dict[str, Any]], origin: str) -> list[dict[str, Any]]:
+    """The rows, if each record has the metrics that it lists; null is unscored, absent is not.
+
+    Raises
+    ------
+    SampleSchemaError
+    """
+    lacking = [row for row in rows if row[_LACKS]]
+    if lacking:
+        metric = lacking[0]["metric"]
+        ids = [row["doc_id"] for row in lacking if row["metric"] == metric]
+        raise SampleSchemaError(
+            f"{origin}: {len(ids)} records list the metric {metric!r} and have no value for it "
+            f"(doc_ids {ids[:3]}): the log is damaged. Evaluate again, or count them as unscored "
+            "with missing=unscored."
+        )
+    return rows
+
+
+def _keeping_answers(
+    records: Iterator[dict[str, Any]], answers: list[str]
+) -> Iterator[dict[str, Any]]:
+    """The records; on the way each one's raw responses, with log-likelihoods, are hashed."""
+    for record in records:
+        if record.get("resps"):
+            answers.append(text_hash(f"{record.get('doc_id')} {record['resps']}"))
+        yield record
+
+
+def _note_partial_groups(abouts: Iterable[Mapping[str, Any]], tasks: set[str], where: str) -> None:
+    """Say which groups are there in part: their figure is not the one that lm-eval prints."""
+    for about in abouts:
+        subtasks: Mapping[str, list[str]] = about.get("group_subtasks") or {}
+        for group, children in subtasks.items():
+            leaves = [child for child in children if not subtasks.get(child)]
+            there = [leaf for leaf in leaves if leaf in tasks]
+            if there and len(there) < len(leaves):
+                lost = [leaf for leaf in leaves if leaf not in tasks]
+                note(
+                    f"{where} has samples of {len(there)} of the {len(leaves)} tasks of group "
+                    f"{group!r}; without: {', '.join(lost[:3])}{' …' if len(lost) > 3 else ''}."
+                )
+        return
 
 
 def _model_digest(about: Mapping[str, Any]) -> str | None:
@@ -178,6 +254,7 @@ def _task_rows(
     about: Mapping[str, Any],
     features: list[str],
     skipped: set[str],
+    stated_direction: bool | None,
 ) -> Iterator[dict[str, Any]]:
     task = file.task
     directions = about.get("higher_is_better", {}).get(task) or {}
@@ -193,7 +270,7 @@ def _task_rows(
         metrics = record.get("metrics") or [k for k in record if k not in _NOT_METRICS]
         for metric in metrics:
             score = sample_score(metric, record.get(metric), aggregations.get(metric))
-            if score is NOT_PER_SAMPLE:
+            if score is NOT_PER_SAMPLE or metric == _NO_METRIC:
                 skipped.add(f"{task}/{metric}")
                 continue
             higher = directions.get(metric)
@@ -201,8 +278,9 @@ def _task_rows(
                 **common,
                 "metric": metric,
                 "score": score,
-                "higher_is_better": assumed_direction(metric) if higher is None else bool(higher),
                 "response": _response(record, metric, metrics),
+                "higher_is_better": stated_direction if higher is None else bool(higher),
+                _LACKS: metric not in record,
             }
 
 
@@ -219,9 +297,9 @@ def _common(
     common = {
         "task": file.task,
         "doc_id": str(record["doc_id"]),
-        "doc_hash": record.get("doc_hash") or text_hash(json.dumps(doc, sort_keys=True)),
+        "doc_hash": record.get("doc_hash") or _doc_hash(doc, file.task, record["doc_id"]),
         "prompt_hash": record.get("prompt_hash"),
-        "target_hash": record.get("target_hash"),
+        "target_hash": record.get("target_hash") or _target_hash(record.get("target")),
         "filter": record.get("filter") or "none",
         "repeat": file.repeat,
         "prompt": prompt,
@@ -240,6 +318,17 @@ def _common(
             )
         common[FEATURE_PREFIX + name] = value if isinstance(value, (int, float)) else str(value)
     return common
+
+
+def _doc_hash(doc: Any, task: str, doc_id: Any) -> str:
+    """What lm-eval writes since 0.4.3, so that older logs pair with newer ones."""
+    if doc is None:
+        return f"{task}/{doc_id}"
+    return text_hash(json.dumps(doc, indent=2, default=str, ensure_ascii=False))
+
+
+def _target_hash(target: Any) -> str | None:
+    return None if target is None else text_hash(str(target))
 
 
 def _arguments(given: Any) -> list[list[Any]]:
@@ -287,5 +376,7 @@ READER = Reader(
         "repeats": "true reads the runs of all dates as repeated runs of one model.",
         "features": "Fields of the documents to keep as features, separated by commas.",
         "model": "Name of the model, where there are several.",
+        "missing": "unscored counts records without a metric that they list as unscored.",
+        "higher_is_better": "Direction of metrics whose direction the results do not state.",
     },
 )

@@ -13,12 +13,11 @@ from typing import Any
 from .._sample_schema import FEATURE_PREFIX
 from ..errors import EmptySamplesError, SampleSchemaError
 from ..scores import SampleScores
-from ._reader import Reader, json_lines, note, read_json, text_hash
+from ._columns import direction_option
+from ._reader import Reader, json_lines, note, read_json
+from ._unscored import was_not_scored
 
 _RESULTS = "results.jsonl"
-# The engine writes reward 0 when the sandbox, the network or the judge failed. That says nothing
-# about the model's answer (their issue 1140), so these samples are unscored.
-_NOT_THE_MODEL = frozenset({"infra_error", "system", "judge_error"})
 
 
 def _bundles(path: Path) -> list[Path]:
@@ -34,7 +33,7 @@ def _bundles(path: Path) -> list[Path]:
     ]
 
 
-def _read(path: Path) -> SampleScores:
+def _read(path: Path, *, higher_is_better: bool | str | None = None) -> SampleScores:
     bundles = _bundles(path)
     shards = [b.parent.name for b in bundles if b.parent.name.startswith("shard_")]
     if shards:
@@ -65,9 +64,14 @@ def _read(path: Path) -> SampleScores:
         raise SampleSchemaError(f"{path} holds bundles of several models: {list(models)}.")
     if not records:
         raise EmptySamplesError(f"{path} holds bundles without any sample.")
+    direction = direction_option(higher_is_better)
+    for record in records:
+        record["higher_is_better"] = direction
     unscored = sum(r["score"] is None for r in records)
     if unscored:
-        note(f"{path}: {unscored} samples were never scored (infrastructure or judge failed).")
+        note(
+            f"{path}: {unscored} samples were never scored (infrastructure, time or judge failed)."
+        )
     return SampleScores.from_records(records, model=next(iter(models), None))
 
 
@@ -87,28 +91,27 @@ def _records(path: Path, task: str) -> Iterator[dict[str, Any]]:
             "doc_id": str(record["problem_idx"]),
             "repeat": int(record.get("repeat") or 0),
             "prompt": _text(prompt),
-            "prompt_hash": None if prompt is None else text_hash(str(_text(prompt))),
             "target": _text(expected),
-            "target_hash": None if expected is None else text_hash(str(_text(expected))),
             "response": _text(record.get("model_response") or record.get("extracted_answer")),
         }
         if category is not None:
             common[FEATURE_PREFIX + "category"] = str(category)
         yield {**common, "metric": "reward", "score": _reward(record["reward"], details)}
         for name, reward in (record.get("scorer_rewards") or {}).items():
-            failed = isinstance(details.get(name), dict) and "error" in details[name]
-            yield {**common, "metric": name, "score": None if failed else float(reward)}
+            own = details.get(name)
+            failed = isinstance(own, dict) and ("error" in own or was_not_scored(own))
+            score = None if failed or reward is None else float(reward)
+            yield {**common, "metric": name, "score": score}
 
 
 def _reward(reward: Any, details: dict[str, Any]) -> float | None:
+    """The reward, None where the sandbox, the network, the clock or the judge failed.
+
+    The engine writes 0 then (its issues 1140, 1155 and 1158).
+    """
     judge = details.get("judge")
-    never_scored = (
-        reward is None
-        or details.get("unscored") is True
-        or details.get("error_category") in _NOT_THE_MODEL
-        or (isinstance(judge, dict) and "error" in judge)
-    )
-    return None if never_scored else float(reward)
+    failed = isinstance(judge, dict) and ("error" in judge or was_not_scored(judge))
+    return None if reward is None or failed or was_not_scored(details) else float(reward)
 
 
 def _text(value: Any) -> str | None:
@@ -120,4 +123,7 @@ READER = Reader(
     what=f"NVIDIA NeMo Evaluator bundles: eval-*.json beside {_RESULTS}",
     recognizes=lambda path: bool(_bundles(path)),
     read=_read,
+    options={
+        "higher_is_better": "Direction of the scores, where the metrics' names do not tell.",
+    },
 )

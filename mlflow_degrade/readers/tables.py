@@ -1,4 +1,4 @@
-"""CSV and Parquet: one file with all tasks, or a directory with one ``<task>.csv`` per task.
+"""CSV, TSV and Parquet: one file with all tasks, or a directory with one ``<task>.csv`` per task.
 
 The directory layout, with the columns ``prompt_id,score``, is that of the scripts published with
 Kübler et al. 2026 (arXiv 2602.10144).
@@ -6,6 +6,8 @@ Kübler et al. 2026 (arXiv 2602.10144).
 
 from __future__ import annotations
 
+import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,24 @@ import pyarrow.parquet as pq
 
 from ..errors import SampleSchemaError
 from ..scores import SampleScores
-from ._columns import COLUMN_OPTIONS, source_columns, to_samples
-from ._reader import Reader
+from ._columns import (
+    COLUMN_OPTIONS,
+    ID_NAMES,
+    Origin,
+    source_columns,
+    stack,
+    to_samples,
+    usual_form,
+)
+from ._reader import Reader, plain
 
-_SUFFIXES = (".csv", ".csv.gz", ".parquet")
+_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
 _DEFAULT_TASK = "samples"
 # "nan" is not among these: a score that is not a number is an error, an empty cell is "unscored".
 _NULLS = ["", "null", "NULL", "None", "NA", "N/A", "<NA>"]
+# Of our columns, those whose texts are kept as they are written.
+_TEXTS = ("task", "doc_id", "metric", "filter", "cluster", "doc_hash")
+_DELIMITERS = ",;\t|"
 
 
 def _kind(path: Path) -> str | None:
@@ -43,39 +56,60 @@ def _read(path: Path, *, task: str | None = None, **options: Any) -> SampleScore
             f"{path} holds CSV and Parquet files: {[file.name for file in files]}. Keep one kind, "
             "as the same task may be in both."
         )
-    columns = source_columns(options)
-    known = {k: v for k, v in options.items() if k in COLUMN_OPTIONS and not k.endswith("_column")}
     parts = []
     for file in files:
         name = file.name[: -len(_kind(file) or "")]
         # In a directory the file names the task; of a single file they are all one.
         implied = task or (name if path.is_dir() else _DEFAULT_TASK)
-        table = _load(file, columns)
-        parts.append(to_samples(table, str(file), columns=columns, task=implied, **known))
-    return parts[0] if len(parts) == 1 else SampleScores.concat(parts)
+        asked = source_columns(options)
+        table = _load(file, {asked[name] for name in _TEXTS if name in asked})
+        origin = Origin(str(file), f"it has {table.column_names}")
+        parts.append(to_samples(table, origin, task=implied, **options))
+    return stack(parts, files, path)
 
 
-def _load(file: Path, columns: dict[str, str]) -> pa.Table:
+def _load(file: Path, texts: set[str]) -> pa.Table:
     try:
         if _kind(file) == ".parquet":
-            return pq.read_table(file, partitioning=None)
+            return _with_index(pq.read_table(file, partitioning=None))
+        names, delimiter = _header(file)
         # Ids are text: 007 and 7 are two samples.
-        texts = {
-            columns.get(name, name): pa.string()
-            for name in ("task", "doc_id", "prompt_id", "id", "metric", "filter", "cluster")
-        }
         convert = pcsv.ConvertOptions(
-            column_types=texts, null_values=_NULLS, strings_can_be_null=True
+            column_types={n: pa.string() for n in names if n in texts or usual_form(n) in ID_NAMES},
+            null_values=_NULLS,
+            strings_can_be_null=True,
         )
-        parse = pcsv.ParseOptions(newlines_in_values=True)
+        parse = pcsv.ParseOptions(newlines_in_values=True, delimiter=delimiter)
         return pcsv.read_csv(file, convert_options=convert, parse_options=parse)
     except (pa.ArrowInvalid, OSError) as error:
         raise SampleSchemaError(f"{file} cannot be read: {error}") from error
 
 
+def _header(file: Path) -> tuple[list[str], str]:
+    """Names of the columns, and the one of the usual delimiters that the header has most of."""
+    with file.open("rb") as raw, plain(raw, file) as stream:
+        header = stream.readline().decode("utf-8-sig", errors="replace")
+    # Outside of quotes.
+    bare = "".join(header.split('"')[::2])
+    delimiter = max(_DELIMITERS, key=bare.count)
+    return next(csv.reader([header], delimiter=delimiter), []), delimiter
+
+
+def _with_index(table: pa.Table) -> pa.Table:
+    """A range that pandas keeps as index, as the column it is."""
+    pandas = json.loads((table.schema.metadata or {}).get(b"pandas", b"{}"))
+    for index in pandas.get("index_columns", ()):
+        if isinstance(index, dict) and index.get("kind") == "range" and index.get("name"):
+            numbers = range(index["start"], index["stop"], index["step"])
+            if len(numbers) == table.num_rows and index["name"] not in table.column_names:
+                table = table.append_column(index["name"], pa.array(numbers))
+    return table
+
+
 READER = Reader(
     name="table",
-    what="CSV or Parquet with the columns [task,]prompt_id,score; in a directory, one file a task",
+    what="CSV, TSV or Parquet with the columns [task,]prompt_id,score; in a directory, one file a "
+    "task",
     recognizes=lambda path: bool(_files(path)),
     read=_read,
     options=COLUMN_OPTIONS,

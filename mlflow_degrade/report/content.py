@@ -73,6 +73,23 @@ def headline(decision: Decision) -> str:
     return f"No degradation found, by samples with the power to see a drop of {margin}."
 
 
+def metrics_sentence(decision: Decision) -> str:
+    """By what the tasks are scored: metrics with their answer filters; empty if it has no name."""
+    by_metric: dict[str, list[str]] = {}
+    for task in decision.tasks:
+        name = task.metric if task.filter == "none" else f"{task.metric} ({task.filter})"
+        by_metric.setdefault(name, []).append(task.task)
+    if list(by_metric) == ["score"]:
+        return ""
+    if len(by_metric) == 1:
+        return f"Scored by {next(iter(by_metric))}."
+    parts = (
+        f"{metric} on {', '.join(tasks) if len(tasks) <= 3 else f'{len(tasks)} tasks'}"
+        for metric, tasks in by_metric.items()
+    )
+    return f"Scored by {'; '.join(parts)}."
+
+
 def power_sentence(decision: Decision) -> str:
     """What these samples could have shown."""
     power, n = decision.power, numbers.count(decision.aggregate.n)

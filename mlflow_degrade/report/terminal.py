@@ -56,7 +56,8 @@ def decision_view(
         For `rich.console.Console.print`.
     """
     parts: list[RenderableType] = [_verdict(decision), _TaskTable(decision)]
-    parts.append(Text(f"\n{content.power_sentence(decision)}"))
+    sentences = [content.metrics_sentence(decision), content.power_sentence(decision)]
+    parts.append(Text("\n" + "\n".join(filter(None, sentences))))
     answers = content.answers_sentence(decision)
     if answers is not None:
         parts.append(Text(answers))

@@ -36,7 +36,8 @@ class EvaluatorConfig(BaseModel):
         What reports call the models.
     metric : str, optional
         Name of the metric in a frame.
-    higher_is_better : bool
+    higher_is_better : bool, optional
+        Direction of the scores; that of the metric's name by default.
     scorer : callable, optional
         ``scorer(answer, target) -> float``, exact match by default.
     register_as, alias : str, optional
@@ -54,7 +55,7 @@ class EvaluatorConfig(BaseModel):
     baseline_name: str = "baseline"
     candidate_name: str = "candidate"
     metric: str | None = None
-    higher_is_better: bool = True
+    higher_is_better: bool | None = None
     scorer: Callable[[Any, Any], float] | None = None
     register_as: str | None = None
     alias: str | None = None

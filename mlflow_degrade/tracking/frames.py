@@ -35,7 +35,7 @@ def frame_to_samples(
     *,
     targets: Any = None,
     metric: str | None = None,
-    higher_is_better: bool = True,
+    higher_is_better: bool | None = None,
     scorer: Scorer | None = None,
     names: Mapping[str, str] | None = None,
     digests: Mapping[str, str | None] | None = None,
@@ -54,7 +54,8 @@ def frame_to_samples(
         Expected answers; without them `answers` must be scores.
     metric : str, optional
         Name of the metric; ``score`` or ``exact_match`` by default.
-    higher_is_better : bool
+    higher_is_better : bool, optional
+        Direction of the scores; that of the metric's name by default.
     scorer : callable, optional
         ``scorer(answer, target) -> float``; `exact_match` by default.
     names : mapping, optional
@@ -97,11 +98,14 @@ def frame_to_samples(
             frame["response"] = [None if _absent(a) else str(a) for a in values]
             frame["target"] = [str(t) for t in wanted]
         frame["metric"] = metric or ("score" if targets is None else "exact_match")
-        frame["higher_is_better"] = higher_is_better
+        if higher_is_better is not None:
+            frame["higher_is_better"] = higher_is_better
         found[side] = SampleScores.from_pandas(
             frame,
             model=(names or {}).get(side, side),
             model_digest=(digests or {}).get(side),
+            # Columns that somebody named, or a model that was just asked, are no log read twice.
+            answer_digests=dict.fromkeys(frame["task"].unique(), f"column:{side}"),
         )
     return found
 

@@ -285,3 +285,57 @@ def test_notes_of_the_readers_go_to_standard_error(tmp_path: Path, call: Call) -
     assert result.code == 2
     assert result.err.count("note: ") == 2
     assert "1 samples were never scored" in result.err
+
+
+class TestBothSidesInOneLog:
+    @pytest.fixture
+    def log(self, there: Path) -> Path:
+        frames = [
+            pd.read_csv(there / f"{name}.csv").assign(model=name) for name in ("fp32", "int4")
+        ]
+        pd.concat(frames).drop(columns=["length", "topic"]).to_csv("long.csv", index=False)
+        wide = frames[0].rename(columns={"score": "fp32_ok"}).drop(columns="model")
+        wide.assign(int4_ok=frames[1]["score"]).to_csv("wide.csv", index=False)
+        return there
+
+    @pytest.mark.usefixtures("log")
+    @pytest.mark.parametrize(
+        "args",
+        [
+            ["long.csv", "long.csv", "-b", "model=fp32", "-c", "model=int4"],
+            ["long.csv", "--baseline-option", "model=fp32", "--candidate-option", "model=int4"],
+            ["wide.csv", "-b", "score_column=fp32_ok", "-c", "score_column=int4_ok"],
+        ],
+    )
+    def test_as_from_two_files(self, args: list[str], call: Call) -> None:
+        files = decision(call("compare", "fp32.csv", "int4.csv", "--json", "-"))
+        found = decision(call("compare", *args, "--json", "-"))
+        assert (found.verdict, found.aggregate) == (files.verdict, files.aggregate)
+        assert {task.metric for task in found.tasks} == {"score"}
+        assert "int4" in (found.candidate["model"] or "")
+
+    @pytest.mark.usefixtures("log")
+    def test_without_saying_which_is_which(self, call: Call) -> None:
+        assert "-b model=… and -c model=…" in call("compare", "long.csv").err
+        assert "score_column=" in call("compare", "wide.csv").err
+        assert "is never worse than itself" in call("compare", "fp32.csv").err
+        same = call("compare", "long.csv", "-b", "model=fp32", "-c", "model=fp32")
+        assert (same.code, "same log" in same.err) == (3, True)
+
+    def test_columns_keep_their_direction(self, there: Path, call: Call) -> None:
+        frame = pd.DataFrame({"id": range(60), "wer": 0.1, "worse": 0.9})
+        frame.to_csv(there / "x.csv", index=False)
+        args = ["compare", "x.csv", "-b", "score_column=wer", "-o", "metric=wer"]
+        assert call(*args, "-c", "score_column=worse").code == 1
+        renamed = frame.rename(columns={"worse": "int4_loss"})
+        renamed.to_csv(there / "x.csv", index=False)
+        asked = call("compare", "x.csv", "-b", "score_column=wer", "-c", "score_column=int4_loss")
+        assert (asked.code, "higher_is_better=" in asked.err) == (3, True)
+
+    def test_margins_in_the_unit_of_the_metric(self, there: Path, call: Call) -> None:
+        for name, value in (("a", 7.0), ("b", 6.0)):
+            frame = pd.DataFrame({"id": range(40), "rating": [value, 9.0] * 20})
+            frame.to_csv(there / f"{name}.csv", index=False)
+        refused = call("compare", "a.csv", "b.csv")
+        assert (refused.code, "--margin" in refused.err) == (3, True)
+        assert call("compare", "a.csv", "b.csv", "--margin", "0.5").code == 1

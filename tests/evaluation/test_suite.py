@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from local_tasks import ALL, choice_items, write_choice_task, write_task
 
 from mlflow_degrade.errors import InputError, UnknownNameError
+from mlflow_degrade.evaluation import metric_fit
 from mlflow_degrade.evaluation.suite import draw, load_suite
 
 
@@ -114,3 +115,63 @@ def test_few_shot_examples_change_the_digest_and_are_hashed(tmp_path: Path) -> N
     assert digest("c", 2, "y") != digest("a", 2, "x")
     assert digest("a", 0, "x") != digest("a", 2, "x")
     assert digest("a", 0, "x") == digest("c", 0, "y")
+
+
+class TestMetricsThatDoNotFit:
+    """They are refused when the task is read, before a model is asked anything."""
+
+    def write(self, folder: Path, kind: str, *metrics: str, **config: object) -> Path:
+        items = [{"q": "1 + 1 =", "a": "2", "c": ["2", "3"], "i": 0}]
+        fields = {"doc_to_text": "q", "doc_to_target": "a"}
+        if kind == "multiple_choice":
+            fields |= {"doc_to_choice": "c", "doc_to_target": "i"}
+        named = [{"metric": metric} for metric in metrics]
+        write_task(folder, "mine", items, output_type=kind, metric_list=named, **fields, **config)
+        return folder
+
+    @pytest.mark.parametrize(
+        ("kind", "metrics", "message"),
+        [
+            ("generate_until", ("exact_match", "f1"), r"\['f1'\] do not fit .* generate_until"),
+            ("generate_until", ("acc",), r"\['acc'\] do not fit"),
+            ("generate_until", ("bleu",), "over a whole task .* exact_match"),
+            ("multiple_choice", ("acc", "bleu"), r"\['bleu'\] do not fit .*what fits: acc, "),
+            ("multiple_choice", ("f1", "mcc"), "over a whole task"),
+            ("loglikelihood", ("acc_norm", "acc"), r"\['acc_norm'\] do not fit"),
+        ],
+    )
+    def test_refused(
+        self, tmp_path: Path, kind: str, metrics: tuple[str, ...], message: str
+    ) -> None:
+        with pytest.raises(InputError, match="task 'mine': the metrics.*" + message):
+            load_suite(["mine"], include_path=self.write(tmp_path, kind, *metrics))
+
+    @pytest.mark.parametrize(
+        ("kind", "metrics"),
+        [
+            ("generate_until", ("exact_match", "bleu")),
+            ("multiple_choice", ("acc", "f1", "exact_match")),
+            ("loglikelihood", ("perplexity", "acc")),
+        ],
+    )
+    def test_accepted(self, tmp_path: Path, kind: str, metrics: tuple[str, ...]) -> None:
+        assert load_suite(["mine"], include_path=self.write(tmp_path, kind, *metrics)).documents
+
+    def test_directions_that_nobody_states(self) -> None:
+        class Odd:
+            def higher_is_better(self) -> dict[str, bool | None]:
+                return {"acc": True, "my_score": None, "my_loss": None}
+
+        with pytest.raises(InputError, match=r"\['my_loss'\].*higher_is_better"):
+            metric_fit.refuse_unfit_metrics("mine", Odd())
+
+    def test_the_lists_are_those_of_lm_eval(self) -> None:
+        # Whatever lm-eval has registered for texts is not refused there, and the reverse.
+        import lm_eval.api.metrics  # noqa: F401  fills the registry
+        from lm_eval.api.registry import DEFAULT_METRIC_REGISTRY
+
+        for kind, names in DEFAULT_METRIC_REGISTRY.items():
+            if kind != "generate_until":
+                assert set(names) <= metric_fit._PER_SAMPLE[kind]
+            else:
+                assert not set(names) & metric_fit._NOT_OF_TEXTS

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
-from mlflow_degrade.errors import EmptySamplesError, MissingExtraError, SampleSchemaError
+from mlflow_degrade.errors import EmptySamplesError, SampleSchemaError
 from mlflow_degrade.pairing import pair
 from mlflow_degrade.readers import ReaderNote, read_samples
 
@@ -77,6 +79,11 @@ class TestNemo:
             {"method": "system_error", "error_category": "system", "error": "bug"},
             {"unscored": True, "unscored_reason": "format_error"},
             {"needs_judge": False, "judge": {"error": "no judge_client configured", "total": None}},
+            {"judge": {"parse_error": True, "raw": "I would say …", "total": 0}},
+            {"judge": {"judge_error": "timeout"}},
+            {"parse_error": "no grade in the judge's reply"},
+            {"error_category": "judge_error"},
+            {"error_category": "solve_timeout"},
         ],
     )
     def test_a_zero_that_says_nothing_about_the_model_is_unscored(
@@ -88,9 +95,13 @@ class TestNemo:
             scores = read_samples(tmp_path)
         assert scores.table["score"].to_pylist() == [1.0, None]
 
-    @pytest.mark.parametrize("category", ["graceful", "solve_timeout", None])
+    @pytest.mark.parametrize("category", ["graceful", None])
     def test_a_zero_that_the_model_earned_stays(self, tmp_path: Path, category: str) -> None:
-        details = {"error_category": category, "judge": {"total": 0, "normalized": 0.0}}
+        details = {
+            "error_category": category,
+            "parse_error": False,
+            "judge": {"total": 0, "normalized": 0.0, "parse_error": None},
+        }
         bundle(tmp_path, "x", [{"reward": 0.0, "scoring_details": details}])
         assert read_samples(tmp_path).table["score"].to_pylist() == [0.0]
 
@@ -204,14 +215,94 @@ class TestInspect:
         with pytest.warns(ReaderNote):
             assert len(read_samples(file)) == 16
 
-    def test_without_the_library(self, tmp_path: Path) -> None:
-        try:
-            import inspect_ai  # noqa: F401
-        except ImportError:
-            pass
-        else:
-            pytest.skip("inspect_ai is installed")
-        start = '{"version": 2, "status": "success", "eval": {"eval_id": "x", "task": "y"}}'
-        (tmp_path / "log.json").write_text(start)
-        with pytest.raises(MissingExtraError, match="'inspect_ai' is not installed"):
+    def test_written_as_json(self, logs: Path, tmp_path: Path) -> None:
+        from inspect_ai.log import read_eval_log, write_eval_log
+
+        (file,) = logs.glob("*.eval")
+        write_eval_log(read_eval_log(str(file)), str(tmp_path / "log.json"))
+        with pytest.warns(ReaderNote):
+            assert read_samples(tmp_path).digest() == read_samples(file).digest()
+
+
+class TestInspectLayouts:
+    """The layouts of its versions, written by hand: no library is needed to read them."""
+
+    def log(self, *inputs: Any, **about: Any) -> dict[str, Any]:
+        samples = [
+            {
+                "id": i, "epoch": 1, "input": given, "target": ["A", "B"], "choices": ["x", "y"],
+                "scores": {"match": {"value": "CI"[i % 2], "explanation": None}},
+                "output": {"choices": [{"message": {"role": "assistant", "content": "A"}}]},
+                "attachments": {"ab12": "a long text"},
+            }
+            for i, given in enumerate(inputs)
+        ]  # fmt: skip
+        facts = {"task": "toy", "task_version": 0, "model": "m", "created": "2026-01-01", **about}
+        return {"version": 2, "status": "success", "eval": facts, "samples": samples}
+
+    def archive(self, path: Path, log: dict[str, Any], kind: int) -> Path:
+        """As ``.eval``: entries that are not compressed, deflated or packed with zstd."""
+        samples = {f"samples/{s['id']}_epoch_1.json": s for s in log["samples"]}
+        header = {k: v for k, v in log.items() if k != "samples"}
+        with zipfile.ZipFile(path, "w", 0 if kind == 93 else kind) as archive:
+            for name, content in {**samples, "header.json": header}.items():
+                raw = json.dumps(content).encode()
+                archive.writestr(
+                    name, pa.compress(raw, "zstd", asbytes=True) if kind == 93 else raw
+                )
+        if kind == 93:
+            # zipfile of this Python writes no zstd: say so in both of each entry's headers.
+            data = bytearray(path.read_bytes())
+            for mark, place in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
+                at = data.find(mark)
+                while at >= 0:
+                    data[at + place] = 93
+                    at = data.find(mark, at + 4)
+            path.write_bytes(data)
+        return path
+
+    CHAT = (
+        {"role": "system", "content": "Be brief.", "id": "x1"},
+        {"role": "user", "content": [{"type": "text", "text": "See attachment://ab12"}]},
+    )
+
+    @pytest.mark.parametrize("kind", [0, 8, 93])
+    def test_archives_and_messages(self, tmp_path: Path, kind: int) -> None:
+        log = self.log("Why?", list(self.CHAT))
+        frame = read_samples(self.archive(tmp_path / "a.eval", log, kind)).to_pandas()
+        assert frame["prompt"].tolist() == ["Why?", "Be brief.\n\nSee a long text"]
+        assert frame["score"].tolist() == [1.0, 0.0]
+        assert frame["target"].tolist() == ["A\nB"] * 2
+        assert frame["response"].tolist() == ["A"] * 2
+        whole = tmp_path / "b.json"
+        whole.write_text(json.dumps(log, indent=2))
+        assert read_samples(whole).digest() == read_samples(tmp_path / "a.eval").digest()
+
+    def test_ids_of_messages_are_no_part_of_the_question(self, tmp_path: Path) -> None:
+        hashes = []
+        for i, role in (("x1", "system"), ("x2", "system"), ("x1", "user")):
+            first = {**self.CHAT[0], "id": i, "role": role}
+            (tmp_path / "x.json").write_text(json.dumps(self.log([first, self.CHAT[1]])))
+            hashes += read_samples(tmp_path / "x.json").table["prompt_hash"].to_pylist()
+        assert hashes[0] == hashes[1] != hashes[2]
+
+    def test_long_arguments_and_early_versions(self, tmp_path: Path) -> None:
+        log = self.log("Why?", task_args={"prompt": "x" * 9000}, eval_id="late")
+        for sample in log["samples"]:
+            sample["score"] = sample.pop("scores")["match"]
+        (tmp_path / "x.json").write_text(json.dumps({**log, "version": 1}))
+        scores = read_samples(tmp_path)
+        assert scores.means() == {("toy", "score", "none"): 1.0}
+
+    def test_a_judge_without_a_grade_is_unscored(self, tmp_path: Path) -> None:
+        log = self.log("Why?", "How?")
+        reply = "Grade not found in model output: I would say it is fine"
+        log["samples"][1]["scores"]["match"]["explanation"] = reply
+        (tmp_path / "x.json").write_text(json.dumps(log))
+        assert read_samples(tmp_path).table["score"].to_pylist() == [1.0, None]
+
+    def test_an_evaluation_that_was_cut_off(self, tmp_path: Path) -> None:
+        with zipfile.ZipFile(tmp_path / "x.eval", "w") as archive:
+            archive.writestr("_journal/start.json", "{}")
+        with pytest.raises(SampleSchemaError, match=r"no header\.json: .* cut off"):
             read_samples(tmp_path)

@@ -18,7 +18,7 @@ from mlflow_degrade.errors import (
     UnknownNameError,
 )
 from mlflow_degrade.pairing import pair
-from mlflow_degrade.readers import READERS, read_samples
+from mlflow_degrade.readers import READERS, ReaderNote, read_samples
 from mlflow_degrade.scores import SampleScores
 
 PAIRS = Path(__file__).parents[3] / "shared" / "data" / "pairs" / "kristenmartino"
@@ -68,6 +68,18 @@ class TestCsv:
     def test_kinds_of_scores(self, tmp_path: Path, cells: list[str], scores: list[Any]) -> None:
         text = "prompt_id,score\n" + "".join(f"{i},{cell}\n" for i, cell in enumerate(cells))
         assert read_samples(write(tmp_path / "x.csv", text)).table["score"].to_pylist() == scores
+
+    @pytest.mark.parametrize("mark", ["parse_error", "judge_error", "unscored"])
+    def test_what_a_judge_could_not_read_is_unscored(self, tmp_path: Path, mark: str) -> None:
+        table = write(tmp_path / "x.csv", f"id,score,{mark}\n1,1,False\n2,0,True\n3,0,\n")
+        lines = "".join(
+            json.dumps({"id": i, "score": int(i == 1), mark: value}) + "\n"
+            for i, value in ((1, None), (2, "no grade found"), (3, False))
+        )
+        for path in (table, write(tmp_path / "x.jsonl", lines)):
+            with pytest.warns(ReaderNote, match=f"1 samples were never scored, as {mark}"):
+                scores = read_samples(path)
+            assert scores.table["score"].to_pylist() == [1.0, None, 0.0]
 
     def test_ids_stay_as_written(self, tmp_path: Path) -> None:
         text = 'prompt_id,score\n007,1\n7,0\n1e3,1\n"a, ""b""\nc",1\n'

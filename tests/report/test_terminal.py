@@ -44,6 +44,19 @@ def test_verdict_reasons_table_and_remedies() -> None:
     assert "What would have to change" in text
 
 
+def test_metrics_and_filters_are_named() -> None:
+    assert "Scored by acc." in shown(paired())
+    assert "Scored by" not in shown(paired(metric="score"))
+    filtered = paired(filter="strict-match")
+    assert "Scored by acc (strict-match)." in shown(filtered)
+    sides = []
+    for model in ("fp32", "int4"):
+        columns = {"task": list("aabbccddee"), "doc_id": list("1212121212"), "score": 1}
+        frame = pd.DataFrame({**columns, "metric": ["f1"] * 2 + ["acc"] * 8})
+        sides.append(SampleScores.from_pandas(frame, model=model))
+    assert "Scored by f1 on a; acc on 4 tasks." in shown(pair(*sides))
+
+
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 120, 200])
 def test_numbers_are_never_cut(width: int) -> None:
     lines = shown(paired(), width).splitlines()
