@@ -7,13 +7,13 @@ intervals that hold the true change.
 from __future__ import annotations
 
 import pickle
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, wraps
-from importlib import import_module
 from types import FunctionType
 from typing import Any
 
@@ -31,8 +31,7 @@ LAYOUTS = {"300": (300,), "20/500/2000": (20, 500, 2000), "50 × 20": (20,) * 50
 _RUNS = 4
 _CLUSTER = 5
 
-# Whose calls are remembered, and of which functions.
-_CALLERS = ("mlflow_degrade.stats", "mlflow_degrade._testing", "mlflow_degrade.decision")
+# Functions whose results are remembered wherever the package calls them from outside.
 _REMEMBERED = ("mlflow_degrade.stats", "importlib.metadata")
 # Versions of libraries are read from files; they stay what they are.
 _VERSIONS: dict[bytes, Any] = {}
@@ -266,7 +265,12 @@ def remembered() -> Iterator[None]:
     are computed, and not what is computed.
     """
     replaced = []
-    for module in map(import_module, _CALLERS):
+    callers = [
+        module
+        for name, module in sys.modules.items()
+        if name.startswith("mlflow_degrade") and not name.startswith("mlflow_degrade.stats.")
+    ]
+    for module in callers:
         for name, value in list(vars(module).items()):
             public = isinstance(value, FunctionType) and not name.startswith("_")
             if public and value.__module__.startswith(_REMEMBERED):
