@@ -69,6 +69,12 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for r in table.itertuples()
         )
         (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    # Both sides in one table: a column each, and rows of either.
+    keys = ["task", "prompt_id", "score"]
+    wide = frame[keys].rename(columns={"score": "fp32"}).assign(int8=int8["score"])
+    wide.to_csv(folder / "scores.csv", index=False)
+    sides = (frame[keys].assign(model="fp32"), int8[keys].assign(model="int8"))
+    pd.concat(sides).to_csv(folder / "all.csv", index=False)
     (folder / "policy.yaml").write_text("margin_pp: 1.5\ntasks:\n  gsm8k: {tier: advisory}\n")
     return folder
 

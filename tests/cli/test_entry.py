@@ -68,7 +68,7 @@ class TestWhatIsWrongExitsWith3:
         ("args", "message"),
         [
             (["compar"], "unknown command 'compar': did you mean 'compare'"),
-            (["compare", "a.csv"], "Missing argument 'CANDIDATE'"),
+            (["compare"], "Missing argument 'BASELINE'"),
             (["compare", "a", "b", "--nonsense"], "No such option"),
             (["compare", "a", "b", "--alpha", "x"], "'x' is not a valid float"),
             (["compare", "a", "b", "--rule", "x"], "'no_degradation', 'non_inferiority'"),

@@ -181,7 +181,7 @@ def test_the_baseline_under_the_candidates_verdict(workplace: Path) -> None:
 def test_scores_from_logs_prove_nothing_about_files(workplace: Path) -> None:
     case = cases.register_case(workplace, "from-logs")
     with mlflow.start_run():
-        run_id, _, evidence = cases.log_evidence(None)
+        run_id, _, evidence = cases.log_evidence(None, wrong=1)
     tags = {**case.tags, "degrade.run_id": run_id, "degrade.evidence_digest": evidence}
     again = cases.register_again("from-logs", case.model_uri, run_id, case.digest, tags)
     assert "names no model digest" in _problem(again)
