@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from . import _numbers as numbers
-from .decision import _amount, decide
+from ._reasons import amount
+from .decision import decide
 from .errors import PairingError
 from .origin import Agreement, Origin
 from .pairing import PairedScores
@@ -195,8 +196,8 @@ def _judge(
     if Verdict.FAIL in verdicts:
         worse = forward.verdict is Verdict.FAIL
         failed, direction = (forward, "worse") if worse else (backward, "better")
-        amount = _amount(forward.aggregate.delta, forward.aggregate.proportion)
-        reason = f"the second run is {direction} than the first: {amount}"
+        change = amount(forward.aggregate.delta, forward.aggregate.proportion)
+        reason = f"the second run is {direction} than the first: {change}"
         if p_value <= alpha:
             return Verdict.FAIL, [f"{reason}, two-sided p = {numbers.compared(p_value, alpha)}"]
         # A task with a margin of its own.
@@ -207,10 +208,10 @@ def _judge(
     power, share = forward.power, forward.aggregate.proportion
     found = f"no systematic change found (two-sided p = {numbers.compared(p_value, alpha)})"
     if forward.policy.rule == "non_inferiority":
-        margin = _amount(power.margin, share)
+        margin = amount(power.margin, share)
         return Verdict.PASS, [f"{found}; a change of {margin} in either direction is ruled out"]
     # Both directions have the same flips, and so the same power.
-    mde = _amount(power.mde, share)
+    mde = amount(power.mde, share)
     return Verdict.PASS, [
         f"{found}, and a change of {mde} in either direction would have been found with "
         f"probability {power.power:g}"

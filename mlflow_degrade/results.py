@@ -123,6 +123,8 @@ class TaskResult(_Record):
         Whether the scores are shares, so that percentage points mean something.
     unscored : tuple of int
         Items left out for lack of a score: (baseline only, candidate only, both).
+    skewness : float
+        Of the differences, where it makes a test doubtful that assumes symmetry; 0 else.
     notes : tuple of str
     answers : AnswerChanges or None
         None where not every item has an answer on both sides.
@@ -152,6 +154,7 @@ class TaskResult(_Record):
     binary: bool
     proportion: bool
     unscored: tuple[int, int, int]
+    skewness: float = 0.0
     notes: tuple[str, ...] = ()
     answers: AnswerChanges | None = None
 
@@ -184,6 +187,9 @@ class AggregateResult(_Record):
         p-values the rule is made of, e.g. ``pooled`` and ``min_p`` for ``combined``.
     noninferiority_p : float
         p-value of "the drop is at least the margin"; small is good.
+    reliable : bool
+        Whether a degradation may be concluded from `p_worse`: not where differences are skewed by
+        rare large gains and no limit of the change that is free of symmetry excludes 0.
     notes : tuple of str
         What the interval and the non-inferiority rest on, where that is an assumption.
     answers : AnswerChanges or None
@@ -205,6 +211,7 @@ class AggregateResult(_Record):
     standard_error: float = 0.0
     components: dict[str, float] = {}
     noninferiority_p: float
+    reliable: bool = True
     notes: tuple[str, ...] = ()
     answers: AnswerChanges | None = None
 

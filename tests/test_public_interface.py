@@ -96,6 +96,7 @@ _LAYERS = (
         "_task_samples",
         "_testing",
         "_answers",
+        "_reasons",
         "decision",
         "rerun",
         "planning",

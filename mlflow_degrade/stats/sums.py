@@ -192,16 +192,25 @@ def _moments(laws: list[AtomLaw], theta: float) -> tuple[float, float]:
 def _tilt(laws: list[AtomLaw], threshold: float) -> float:
     """Tilt that brings the mean to the threshold, or nearly so; the result does not depend on it.
 
-    Roughly solving is enough, so Newton's method is stopped after a few per cent of a standard
-    deviation, and not started for a threshold below the mean.
+    Roughly solving is enough: Newton's method is stopped after a few per cent of a standard
+    deviation, and not started for a threshold below the mean. Long laws of p-values have a tilt
+    near ½ at which the mean jumps from one end to the other; there it is bisection that arrives.
     """
-    theta = 0.0
-    for _ in range(60):
+    theta, low, high = 0.0, 0.0, math.inf
+    for _ in range(200):
         mean, variance = _moments(laws, theta)
-        if variance <= 0.0 or threshold - mean <= 0.05 * math.sqrt(variance):
+        width = math.sqrt(max(variance, 0.0))
+        missing = threshold - mean
+        if width == 0.0 or -2.0 * width <= missing <= 0.05 * width or (missing < 0 and not theta):
             break
-        # At most two standard deviations at a time keep the iteration from overshooting.
-        theta += min((threshold - mean) / variance, 2.0 / math.sqrt(variance))
+        if missing < 0.0:
+            high = theta
+        else:
+            low = theta
+        # At most two standard deviations at a time keep the iteration from overshooting far.
+        theta = low + min(missing / variance, 2.0 / width) if missing > 0.0 else math.inf
+        if theta >= high:
+            theta = 0.5 * (low + high)
     return theta
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import ndtri
+from scipy.stats import chi2
 
 from mlflow_degrade.errors import StatisticsInputError
 from mlflow_degrade.stats import (
@@ -487,3 +488,18 @@ def test_a_few_continuous_scores_keep_their_ranks() -> None:
         for k, own in enumerate(values):
             exact = float((flips(own) @ own <= own.sum() + 1e-12).mean())
             assert found.p_each[k] == pytest.approx(exact, rel=1e-9)
+
+
+def test_long_laws_of_graded_scores_keep_their_tail() -> None:
+    """Newton's method jumped over the threshold, and nothing was left of the tail above it."""
+    rng = np.random.default_rng(1)
+    tasks = [
+        Benchmark(f"t{n}", differences=rng.normal(-0.03, 0.2, n).clip(-1, 1))
+        for n in (20, 500, 2000)
+    ]
+    fisher, pooled = (aggregate(tasks, method) for method in ("fisher", "pooled"))
+    assert np.isfinite(fisher.log10_p)
+    # Conservative, so near it; the discrete law only sharpens it.
+    classic = chi2.logsf(-2 * np.log(fisher.p_each).sum(), 6) / np.log(10)
+    assert fisher.log10_p == pytest.approx(classic, rel=0.02)
+    assert pooled.log10_p == pytest.approx(fisher.log10_p, rel=0.3)
