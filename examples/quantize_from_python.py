@@ -22,7 +22,7 @@ def main(model: str, scheme: str, limit: int, register_as: str | None) -> None:
             tasks=("starter",),
             limit=limit,
             register_as=register_as,
-            policy=GatePolicy(margin_pp=2.0, alpha=0.05),
+            policy=GatePolicy(rule="non_inferiority", margin_pp=2.0, alpha=0.05),
         )
     )
     decision = outcome.decision
