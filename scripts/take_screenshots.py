@@ -44,7 +44,7 @@ try {
 _SCHEMES: tuple[dict[str, Any], ...] = (
     {"name": "int8-weight-only", "b": 12, "c": 16, "size": 265e6, "prefill": 371, "decode": 46.1},
     {"name": "int4-weight-only", "b": 166, "c": 49, "size": 183e6, "prefill": 317, "decode": 41.3},
-    {"name": "int8-dynamic", "b": 48, "c": 41, "size": 330e6, "prefill": 975, "decode": 38.0},
+    {"name": "int8-dynamic", "b": 60, "c": 50, "size": 330e6, "prefill": 975, "decode": 38.0},
 )
 _BASELINE_COST = {"size": 539e6, "prefill": 431.0, "decode": 21.0}
 _TASKS = ("agreement", "definitions", "geography", "inflection", "numbers", "relations")

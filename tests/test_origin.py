@@ -189,7 +189,7 @@ def test_both_directions_fail_alike() -> None:
     worse = compare_runs(_scores(), _scores(40, processor=PLAIN))
     better = compare_runs(_scores(40), _scores(processor=PLAIN))
     assert worse.verdict is better.verdict is Verdict.FAIL
-    assert "is worse than the first: -5.00 pp" in worse.reasons[0]
+    assert "is worse than the first: −5.00 pp" in worse.reasons[0]
     assert "is better than the first: 5.00 pp" in better.reasons[0]
     assert worse.p_value == pytest.approx(better.p_value)
     assert (worse.worse, worse.better) == (better.better, better.worse) == (40, 0)

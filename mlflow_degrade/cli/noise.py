@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import InputError
-from .output import write_text
+from .output import OUTPUT, write_text
 from .references import read_sides, reader_options
 
 if TYPE_CHECKING:
@@ -42,7 +42,9 @@ Exit codes: 0 PASS, 1 FAIL, 2 INCONCLUSIVE, 3 invalid input.
 @click.option("--alpha", type=float, help="Two-sided significance level.")
 @click.option("--margin-pp", type=float, help="Largest acceptable change, in percentage points.")
 @click.option("--log", is_flag=True, help="Put it beside both runs in MLflow.")
-@click.option("--json", "json_", metavar="FILE|-", help="Write what was found as JSON.")
+@click.option(
+    "--json", "json_", type=OUTPUT, metavar="FILE|-", help="Write what was found as JSON."
+)
 @reader_options
 def noise(
     first: str,
@@ -54,6 +56,9 @@ def noise(
     json_: str | None,
     format_: str | None,
     options: Sequence[str],
+    baseline_options: Sequence[str],
+    candidate_options: Sequence[str],
+    average: str | None,
 ) -> None:
     from ..policy import GatePolicy
     from ..report.rerun_view import rerun_view
@@ -71,7 +76,15 @@ def noise(
         | {name: value for name, value in given.items() if value is not None},
         "options" if policy is None else f"{policy} and options",
     )
-    left, right = read_sides((first, second), format_, options, allow_same=False)
+    left, right = read_sides(
+        (first, second),
+        format_,
+        options,
+        baseline_options,
+        candidate_options,
+        average=average,
+        allow_same=False,
+    )
     found = compare_runs(left, right, asked)
     out = console(stderr=json_ == "-")
     out.print(rerun_view(found))

@@ -43,7 +43,7 @@ def test_headlines() -> None:
 def test_power_in_words() -> None:
     passed, _ = cases.case("PASS")
     sentence = content.power_sentence(passed)
-    assert "1,100 samples could have seen a drop of 1.30 pp" in sentence
+    assert "1,100 samples could have seen a drop of 1.24 pp" in sentence
     assert "within the margin" in sentence
     assert "2.5% of the scores changed" in sentence
     assert "more than the margin" in content.power_sentence(cases.case("INCONCLUSIVE")[0])
@@ -65,7 +65,7 @@ def test_what_would_have_to_change() -> None:
     assert "int8-weight-only instead of int4-weight-only" in failed
     assert "More samples are unlikely" in failed
     vague = " ".join(remedies(cases.case("INCONCLUSIVE")[0]))
-    assert "Evaluate about 3,312 samples instead of 12" in vague
+    assert "Evaluate about 2,688 samples instead of 12" in vague
     small = _decide({"qa": (160, 100, 15_000, 20_000)})
     assert "non_inferiority" in " ".join(remedies(small, "fp16"))
     assert "more bits" in " ".join(remedies(small, "fp16"))
