@@ -37,6 +37,9 @@ The candidate is what the recipe makes, the baseline what it makes without its p
 """
 
 
+_RULE: str = QuantizeOptions.model_fields["policy"].default.rule
+
+
 @click.command(help=_HELP, context_settings=SETTINGS)
 @click.option("--model", default="starter", help=MODEL_HELP)
 @click.option("--scheme", default=DEFAULT_SCHEME, help="What to do to the candidate.")
@@ -47,8 +50,7 @@ The candidate is what the recipe makes, the baseline what it makes without its p
 @click.option("--alpha", default="0.05", help="One-sided significance level.")
 @click.option("--margin-pp", default="2.0", help="Largest acceptable drop, percentage points.")
 @click.option("--aggregation", default=DEFAULT_RULE, help="How the tasks become one decision.")
-# Some loss is expected here: whether it stays within the margin does not turn with a few answers.
-@click.option("--rule", default="non_inferiority", help="non_inferiority or no_degradation.")
+@click.option("--rule", default=_RULE, help="non_inferiority or no_degradation.")
 @click.option("--policy", default="", help="Policy file instead of the four options above.")
 @click.option("--register-as", default="auto", help="Registry name on PASS; none registers not.")
 @click.option("--baseline-model", default="", help="Another baseline than the export.")
