@@ -22,6 +22,7 @@ from ..runtime.providers import CPU, device_name
 from ..runtime.session import read_json
 from .onnx_files import GRAPH_FILE
 from .prompts import parity_texts
+from .whole_weights import load_whole
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,8 @@ def _torch_vectors(folder: Path, texts: Sequence[str]) -> Vectors:
     kind: Any = (
         transformers.AutoModelForSequenceClassification if classifier else transformers.AutoModel
     )
-    model = kind.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+    # Of a base model the hidden states are read, never what its pooler makes of the first.
+    model = load_whole(kind, folder, unused=() if classifier else ("pooler.",))
     text = EncoderText(folder, read_json(folder, "config.json", needed=True))
     pooling = None if classifier else read_pooling(folder)
     found = []

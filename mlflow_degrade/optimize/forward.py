@@ -16,6 +16,7 @@ from ..errors import UnsupportedModelError
 from ..runtime.providers import CPU, open_session
 from ..runtime.values import ARRAY_TYPES, run_arrays
 from .onnx_files import GRAPH_FILE
+from .whole_weights import load_whole
 
 Tokens = npt.NDArray[np.int64]
 Logits = npt.NDArray[np.float32]
@@ -115,12 +116,9 @@ class TorchForward:
     """
 
     def __init__(self, directory: str | Path) -> None:
-        import torch
         from transformers import AutoModelForCausalLM
 
-        self._model: Any = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=torch.float32, local_files_only=True
-        ).eval()
+        self._model: Any = load_whole(AutoModelForCausalLM, directory)
 
     def logits(self, tokens: Tokens) -> Logits:
         import torch

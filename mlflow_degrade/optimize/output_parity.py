@@ -22,6 +22,7 @@ from ..runtime.providers import CPU, open_session
 from ..runtime.session import read_json
 from .onnx_files import GRAPH_FILE
 from .prompts import parity_texts
+from .whole_weights import load_whole
 
 Outputs = Mapping[str, NDArray[Any]]
 
@@ -137,7 +138,7 @@ def _torch_outputs(folder: Path, texts: Sequence[Sequence[int]]) -> Iterator[Out
     kind: Any = getattr(transformers, name)
     # A model that chooses between texts gives each of them a number by itself.
     alone = 2 if unscored_task(folder) == "multiple-choice" else 1
-    model = kind.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+    model = load_whole(kind, folder)
     for ids in texts:
         with torch.inference_mode():
             output = model(torch.tensor(ids).reshape(*[1] * alone, -1))
