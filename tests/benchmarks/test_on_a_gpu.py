@@ -147,10 +147,10 @@ def test_the_tiny_run_goes_through_every_part(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
-    assert list(found["parts"]) == [
+    assert set(found["parts"]) == {
         *(part.name for part in PARTS if part.name not in ("large", "limits")),
         *("large_model", "large", "limits"),
-    ]
+    }
     assert {part["how"] for part in found["parts"].values()} == {"complete"}
     tables = found["tables"]
     assert {row["captured"] for row in tables["Placement and CUDA graphs"]} == {"yes"}
