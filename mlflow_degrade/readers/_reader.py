@@ -126,6 +126,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def first_record(path: Path) -> dict[str, Any]:
+    """The first object of a file of JSON lines, by which its format is told; empty for others."""
+    if not path.is_file() or path.suffix != ".jsonl":
+        return {}
+    try:
+        return next(json_lines(path), {})
+    except SampleSchemaError:
+        return {}
+
+
 def json_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a JSON-lines file, gzipped or not; a broken line is an error, never skipped.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import SampleSchemaError, UnknownNameError
 from ..scores import SampleScores
-from ._reader import Reader, json_lines, note
+from ._reader import Reader, first_record, json_lines, note
 
 _KEYS = {"question_id", "model", "judge", "turn", "score"}
 # What FastChat writes where it found no rating in the judge's reply.
@@ -15,13 +15,7 @@ _NO_RATING = -1
 
 
 def _is_judgment(path: Path) -> bool:
-    if not path.is_file() or path.suffix != ".jsonl":
-        return False
-    try:
-        first = next(json_lines(path), {})
-    except SampleSchemaError:
-        return False
-    return first.keys() >= _KEYS
+    return first_record(path).keys() >= _KEYS
 
 
 def _read(path: Path, *, model: str | None = None) -> SampleScores:

@@ -5,22 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..errors import EmptySamplesError, SampleSchemaError
+from ..errors import EmptySamplesError
 from ..scores import SampleScores
 from ._columns import as_text
-from ._reader import Reader, json_lines
+from ._reader import Reader, first_record, json_lines
 
 # What a model-graded eval writes where it found no choice in the judge's reply.
 _INVALID = "__invalid__"
 
 
 def _is_log(path: Path) -> bool:
-    if not path.is_file() or path.suffix != ".jsonl":
-        return False
-    try:
-        first = next(json_lines(path), {})
-    except SampleSchemaError:
-        return False
+    first = first_record(path)
     return isinstance(first.get("spec"), dict) and "eval_name" in first["spec"]
 
 
