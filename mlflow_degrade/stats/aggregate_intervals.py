@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 from scipy import optimize, special
@@ -124,13 +125,15 @@ def macro_p_below(lower: Callable[[float], float], value: float) -> float:
     float
         Between 1e-12, beyond which sums of limits mean nothing, and 0.5, above which it is 1.
     """
-    smallest, largest = math.log(_SMALLEST_LEVEL), math.log(0.5)
 
-    def excess(log_level: float) -> float:
-        return lower(math.exp(log_level)) - value
+    @cache
+    def excess(quantile: float) -> float:
+        # Limits are nearly linear in the normal quantile of their level.
+        return lower(float(special.ndtr(quantile))) - value
 
-    if not excess(largest) > 0.0:
+    smallest = float(special.ndtri(_SMALLEST_LEVEL))
+    if not excess(0.0) > 0.0:
         return 1.0
     if excess(smallest) >= 0.0:
         return _SMALLEST_LEVEL
-    return math.exp(float(optimize.brentq(excess, smallest, largest, xtol=1e-8)))
+    return float(special.ndtr(optimize.brentq(excess, smallest, 0.0, xtol=1e-8)))

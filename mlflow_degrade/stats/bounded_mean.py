@@ -10,9 +10,10 @@ all zero give (1 - margin)^n for a loss of the margin, the least that any valid 
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
-from scipy import optimize
+from scipy import optimize, special
 
 from mlflow_degrade.stats._validation import FloatArray
 from mlflow_degrade.stats.units import FlipUnits
@@ -22,7 +23,8 @@ _SMALLEST_P = 1e-280
 # More distinct values than this are spread over a grid of as many points.
 _GRID = 4_096
 _STEP = 0.125
-_NEGLIGIBLE = -45.0
+_CHUNK = 16
+_NEGLIGIBLE = -37.0
 
 
 def mean_p_below(units: FlipUnits, value: float, worst: float) -> float:
@@ -73,17 +75,27 @@ def mean_lower_limit(units: FlipUnits, alpha: float, worst: float, best: float) 
     if high <= worst:
         return worst
 
+    wanted = float(special.ndtri(alpha))
+
+    @cache
     def excess(value: float) -> float:
-        return math.log(mean_p_below(units, value, worst)) - math.log(alpha)
+        # As a normal quantile the p-value is nearly linear in the value.
+        p = math.log(mean_p_below(units, value, worst))
+        return float(special.ndtri_exp(min(p, -1e-16))) - wanted
 
     # At the mean itself the unit that is added tips the scales.
     if excess(high) <= 0.0:
         return high
-    width = high - worst
-    near = 1e-9 * width
-    if excess(worst + near) >= 0.0:
+    low = worst + 1e-9 * (high - worst)
+    residual = units.values - units.mean * units.sizes
+    error = math.sqrt(float(np.dot(residual, residual))) / units.n_items
+    added = float(units.sizes.max()) * (worst - high) / units.n_items
+    near = max(high + 2.0 * (wanted * error + added), low)
+    if excess(near) < 0.0:
+        low = near
+    elif near == low or excess(low) >= 0.0:
         return worst
-    return float(optimize.brentq(excess, worst + near, high, xtol=1e-10, rtol=1e-10))
+    return float(optimize.brentq(excess, low, high, xtol=1e-9, rtol=1e-9))
 
 
 def mean_upper_limit(units: FlipUnits, alpha: float, worst: float, best: float) -> float:
@@ -136,12 +148,15 @@ def _lower_tail(values: FloatArray, counts: FloatArray) -> float:
     bend = min(max(-third * width / (3.0 * curvature), -1.0), 1.0)
     total, start = 0.0, 0
     while True:
-        u = _STEP * np.arange(start, start + 32)
+        u = _STEP * np.arange(start, start + _CHUNK)
         z = width * (bend * (1.0 - np.cosh(u)) + 1j * np.sinh(u))
-        growth = -(np.log(1.0 - np.outer(z, ratio)) @ counts) - np.log(1.0 + z / saddle)
+        # The complex logarithm in real parts, which are four times as fast.
+        across, along = np.outer(z.imag, -ratio), 1.0 - np.outer(z.real, ratio)
+        modulus, angle = 0.5 * np.log(along**2 + across**2), np.arctan2(across, along)
+        growth = -(modulus @ counts) - 1j * (angle @ counts) - np.log(1.0 + z / saddle)
         integrand = np.exp(growth) * (np.cosh(u) + 1j * bend * np.sinh(u))
         total += float(integrand.real.sum()) - (0.5 if start == 0 else 0.0)
-        start += 32
+        start += _CHUNK
         if growth.real[-1] + u[-1] < _NEGLIGIBLE or start > 4_000:
             break
     log_factor = top + math.log(width * _STEP / math.pi)

@@ -168,11 +168,17 @@ def _critical(nulls: Nulls, log_q: float) -> IntArray:
     # Its own p-value is there between Bonferroni's level and the whole.
     informative = float(np.count_nonzero(nulls.coins))
     low, high = log_q - math.log(informative) - 1e-6, log_q + 1e-6
+    least, most = (nulls.critical(with_ties(level)) for level in (low, high))
     for _ in range(48):
+        if np.array_equal(least, most):
+            break  # no mass between them that could decide otherwise
         middle = 0.5 * (low + high)
-        inside = any_of(nulls.log_attained(middle)) <= log_q
-        low, high = (middle, high) if inside else (low, middle)
-    return nulls.critical(with_ties(low))
+        own = nulls.critical(with_ties(middle))
+        if any_of(nulls.log_tails_at(own)) <= log_q:
+            low, least = middle, own
+        else:
+            high, most = middle, own
+    return least
 
 
 def _binomial(nulls: Nulls) -> BoolArray:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from scipy import optimize, special
@@ -28,7 +29,7 @@ _DIRECT_BINOMIAL = 20_000
 _LN2 = math.log(2.0)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class FlipLaw:
     """Law of the regression mass R under fair sign flips, on integers 0 … total.
 
@@ -47,7 +48,6 @@ class FlipLaw:
     step: float = 1.0
     # Stretches of the tail that were computed: first mass, log P(R >= first, first + 1, …).
     _known: list[tuple[int, FloatArray]] = field(default_factory=list, init=False, repr=False)
-    _counted: list[FloatArray] = field(default_factory=list, init=False, repr=False)
 
     @classmethod
     def from_multiples(cls, multiples: IntArray, step: float = 1.0) -> FlipLaw:
@@ -78,17 +78,17 @@ class FlipLaw:
         divisor = int(np.gcd.reduce(sizes))
         return FlipLaw(sizes // divisor, counts, self.step * divisor)
 
-    @property
+    @cached_property
     def total(self) -> int:
         """Largest attainable R."""
         return int(np.dot(self.sizes, self.counts))
 
-    @property
+    @cached_property
     def units(self) -> int:
         """Number of coins."""
         return int(self.counts.sum())
 
-    @property
+    @cached_property
     def variance(self) -> float:
         """Variance of R in lattice units squared."""
         return 0.25 * float(np.dot(self.sizes.astype(np.float64) ** 2, self.counts))
@@ -97,21 +97,25 @@ class FlipLaw:
         """Whether the masses that matter are so few that tails come quickly."""
         return min(self.total, 2.0 * self._reach(self.variance)) < window
 
+    @cached_property
     def _countable(self) -> bool:
         return self.units <= _MOST_COINS and self.units * self.total <= _MOST_ADDITIONS
 
+    @cached_property
     def _numbers(self) -> FloatArray:
         """How many of the 2^units flips have R = 0 … total: sums of positive terms, so precise."""
-        if self._counted:
-            return self._counted[0]
         number = np.zeros(self.total + 1)
         number[0], reach = 1.0, 0
         for size, count in zip(self.sizes.tolist(), self.counts.tolist(), strict=True):
             for _ in range(count):
                 number[size : reach + size + 1] += number[: reach + 1]
                 reach += size
-        self._counted.append(number)
         return number
+
+    @cached_property
+    def _falling(self) -> FloatArray:
+        """−log P(R >= 0 … total) where the flips can be counted, ascending."""
+        return np.asarray(self.units * _LN2 - np.log(np.cumsum(self._numbers[::-1])[::-1]))
 
     def log_tail(self, at_least: int) -> float:
         """log P(R >= at_least).
@@ -147,6 +151,8 @@ class FlipLaw:
             return math.log1p(-math.exp(self.log_tail(total - at_least + 1)))
         if self.sizes.size == 1:
             return _log_binomial_tail(at_least, self.units)
+        if self._countable:
+            return -float(self._falling[at_least])
         first, tails = self._stretch(at_least)
         return float(tails[at_least - first])
 
@@ -179,11 +185,11 @@ class FlipLaw:
             # The lower half is the upper one seen from the other end.
             other = math.nextafter(math.log(-math.expm1(log_p)), -math.inf)
             return self.total + 2 - self.critical(other)
+        if self._countable:
+            return int(np.searchsorted(self._falling, -log_p, side="left"))
         centre, lowest = 0.5 * self.total, self.total // 2 + 1
         guess = centre - float(special.ndtri_exp(log_p)) * math.sqrt(self.variance)
         position = min(max(math.ceil(guess), lowest), self.total)
-        if self._countable():
-            position = self.total
         for _ in range(100):
             first, tails = self._stretch(position)
             highest, least = float(tails[0]), float(tails[-1])
@@ -208,18 +214,15 @@ class FlipLaw:
         for first, tails in self._known:
             if first <= position < first + tails.size:
                 return first, tails
-        if self._countable():
-            number = self._numbers()
-            found = (0, np.log(np.cumsum(number[::-1])[::-1]) - self.units * _LN2)
-        else:
-            theta = self._tilt(float(position))
-            pmf, start = self._tilted_pmf(theta)
-            deviation = math.sqrt(self._tilted_variance(theta))
-            first = max(position - int(deviation), start, self.total // 2 + 1)
-            length = min(position + int(3.0 * deviation) + 1, self.total + 1) - first
-            upper = pmf[first - start :]
-            decayed = upper * np.exp(-theta * np.arange(upper.size))
-            tails = np.cumsum(decayed[::-1])[::-1][:length]
+        theta = self._tilt(float(position))
+        pmf, start = self._tilted_pmf(theta)
+        deviation = math.sqrt(self._tilted_variance(theta))
+        first = max(position - int(deviation), start, self.total // 2 + 1)
+        length = min(position + int(3.0 * deviation) + 1, self.total + 1) - first
+        upper = pmf[first - start :]
+        decayed = upper * np.exp(-theta * np.arange(upper.size))
+        tails = np.cumsum(decayed[::-1])[::-1][:length]
+        with np.errstate(divide="ignore"):
             found = (first, self._log_cost(theta, first) + np.log(tails))
         self._known.append(found)
         return found
@@ -259,7 +262,7 @@ class FlipLaw:
             weights = np.zeros(self.total + 1)
             weights[::size] = np.exp(log_w + theta * size * heads)
             return weights, 0, self._log_cost(theta, 0)
-        if self._countable():
+        if self._countable:
             cost = self._log_cost(theta, 0)
             tilted = self.log_pmf() + theta * np.arange(self.total + 1.0)
             return np.exp(tilted - cost), 0, cost
@@ -289,9 +292,9 @@ class FlipLaw:
                 - special.gammaln(total - support + 1.0)
                 - total * _LN2
             )
-        if self._countable():
+        if self._countable:
             with np.errstate(divide="ignore"):
-                return np.asarray(np.log(self._numbers()) - self.units * _LN2)
+                return np.asarray(np.log(self._numbers) - self.units * _LN2)
         result = np.full(total + 1, -math.inf)
         smallest, position = int(self.sizes[0]), (total + 1) // 2
         while position <= total - smallest:

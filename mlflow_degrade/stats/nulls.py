@@ -288,5 +288,6 @@ def any_of(log_probabilities: FloatArray) -> float:
     if largest < -600.0:
         # Products of such probabilities are beyond the doubles and irrelevant.
         return float(special.logsumexp(finite))
-    none = float(np.log1p(-np.exp(finite)).sum())
+    with np.errstate(divide="ignore"):  # what is all but certain
+        none = float(np.log1p(-np.exp(finite)).sum())
     return math.log(-math.expm1(none))

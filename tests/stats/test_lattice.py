@@ -160,8 +160,8 @@ def test_critical_masses_of_a_law_that_is_transformed() -> None:
 def test_counting_and_transforming_agree() -> None:
     sizes, counts = np.array([2, 3, 11]), np.array([300, 250, 200])
     counted, transformed = FlipLaw(sizes, counts), FlipLaw(sizes, counts * 2)
-    assert counted._countable()
-    assert not transformed._countable()
+    assert counted._countable
+    assert not transformed._countable
     # Two independent halves make the whole.
     half = np.exp(counted.log_pmf())
     whole = np.convolve(half, half)
