@@ -25,7 +25,8 @@ _HIGHER_IS_BETTER = frozenset(
 _LIKE_A_LOSS = re.compile(
     r"(?:^|_)(?:\w*loss|\w*perplexity|ppl|nll|bp[bc]|[wcmt]er|errors?|err|r?mse|mae|mape|ece"
     r"|brier|\w*distance|\w*divergence|kl|\w*entropy|regret|penalty|latency|cost|toxicity"
-    r"|hallucinations?)(?:_|$)|bits_per_"
+    r"|hallucinations?|wrong|incorrect|fail(?:s|ed|ures?)?|violations?|unsafe|harm\w*|miss(?:es|ed)?"
+    r"|surprisal|refusals?|refused|durations?|seconds|time|timeouts?)(?:_|$)|bits_per_"
 )
 
 

@@ -52,7 +52,8 @@ _ALIASES: Mapping[str, tuple[str, ...]] = {
     ),
     "prompt": (
         "prompt", "question", "input", "inputs", "user_input", "query", "instruction",
-        "full_prompt",
+        "full_prompt", "prompt_text", "user_prompt", "formatted_prompt", "rendered_prompt",
+        "messages", "conversation", "conversations", "chat",
     ),
     "target": (
         "target", "label", "gold", "reference", "expected", "ground_truth", "expected_answer",
@@ -71,7 +72,12 @@ _RIGHT_OR_WRONG = ("score", "correct", "is_correct", "passed", "pass", "success"
 _SCORES = (*_RIGHT_OR_WRONG, "acc", "accuracy", "exact_match", "em", "f1", "reward", "rating")
 _PREDICTIONS = ("prediction", "predicted", "pred", "predicted_label", "y_pred")
 _REPEATS = ("turn", "epoch", "trial", "attempt")
+# What may be the judge's failure or the model's, which only whoever made the log knows.
+_ERRORS = ("error", "errors", "error_message", "exception")
+# Objects in which records keep their scores.
+SCORE_GROUPS = ("score", "scores", "metric", "metrics", "result", "results")
 _MODELS = ("model", "arm", "model_name", "model_id")
+_ANSWERERS = ("assistant", "gpt", "model", "ai")
 # What pandas calls an index that was written along by accident.
 _INDEX_NAMES = ("", "Unnamed: 0", "__index_level_0__")
 _FLAT_TYPES = (
@@ -84,7 +90,7 @@ _FLAT_TYPES = (
 KNOWN = frozenset(
     (
         *FIELDS, *(alias for names in _ALIASES.values() for alias in names), *_SCORES, *_REPEATS,
-        *_MODELS, *MARKS, *BATTLE_NAMES,
+        *_MODELS, *MARKS, *BATTLE_NAMES, *_ERRORS,
     )
 )  # fmt: skip
 
@@ -167,7 +173,9 @@ def to_samples(
     used = {*chosen.values(), *_MODELS, *((model_column,) if model_column else ())}
     for name in _feature_names(wanted, table, used, origin):
         arrays[FEATURE_PREFIX + name.removeprefix(FEATURE_PREFIX)] = table[name]
-    for ours in ("prompt", "target", "response"):
+    if "prompt" in arrays:
+        arrays["prompt"] = _questions(arrays["prompt"])
+    for ours in ("target", "response"):
         if ours in arrays:
             arrays[ours] = _texts(arrays[ours])
     if average is not None:
@@ -345,6 +353,18 @@ def _without_unscored(table: pa.Table, scores: pa.ChunkedArray, origin: Origin) 
     rows = zip(*(table[name].to_pylist() for name in marks), strict=True)
     failed = pa.array([any(map(is_set, row)) for row in rows], pa.bool_())
     count = sum(failed.to_pylist())
+    for name in (name for name in _ERRORS if name in table.column_names):
+        column = table[name]
+        if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+            continue  # a size, or the score itself
+        pairs = zip(column.to_pylist(), scores.to_pylist(), strict=True)
+        erred = sum(score is not None and is_set(error) for error, score in pairs)
+        if erred:
+            note(
+                f"{origin.name}: {erred} samples have {name!r} set and count with the score they "
+                "have. If it was the judge or the harness that failed, "
+                "leave their scores empty."
+            )
     if not count:
         return scores
     note(f"{origin.name}: {count} samples were never scored, as {' or '.join(marks)} says.")
@@ -359,6 +379,30 @@ def _texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
         return column.cast(pa.string())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError):
         return pa.chunked_array([[as_text(value) for value in column.to_pylist()]], pa.string())
+
+
+def _questions(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Prompts as texts; of a conversation, what comes before the answer at its end."""
+    if pa.types.is_string(column.type) and not any(
+        text.startswith('[{"') for text in column.slice(0, 1).to_pylist() if text
+    ):
+        return column
+    texts = [as_text(_unanswered(value)) for value in column.to_pylist()]
+    return pa.chunked_array([texts], pa.string())
+
+
+def _unanswered(turns: Any) -> Any:
+    if isinstance(turns, str):
+        try:
+            turns = json.loads(turns)
+        except ValueError:
+            return turns
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        return turns
+    kept = list(turns)
+    while kept and str(kept[-1].get("role", kept[-1].get("from"))).lower() in _ANSWERERS:
+        kept.pop()
+    return kept
 
 
 def as_text(value: Any) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from ..scores import SampleScores
 from ._columns import (
     COLUMN_OPTIONS,
     KNOWN,
+    SCORE_GROUPS,
     Origin,
     as_text,
     source_columns,
@@ -67,7 +68,7 @@ def _read(
         asked += [
             options[o] for o in ("model_column", "prediction_column", "average") if options.get(o)
         ]
-        keys = dict.fromkeys(key for record in found for key in record if key.lower() in KNOWN)
+        keys = dict.fromkeys(key for record in found for key in _known(record))
         arrays = {key: _column(found, key, origin) for key in (*keys, *asked)}
         stem = file.name[: -len(_suffix(file) or "")]
         several = model is not None or "model" in keys or are_battles(list(keys))
@@ -129,6 +130,14 @@ def _arrays(content: Any, path: str = "", depth: int = 0) -> dict[str, list[dict
     for key, value in content.items() if depth < 3 else ():
         found |= _arrays(value, f"{path}.{key}".lstrip("."), depth + 1)
     return found
+
+
+def _known(record: dict[str, Any]) -> Iterator[str]:
+    """Keys that mean something, those of scores that are kept in an object of their own too."""
+    for key, value in record.items():
+        grouped = isinstance(value, dict) and key.lower() in SCORE_GROUPS
+        inner = [f"{key}.{name}" for name in value if name.lower() in KNOWN] if grouped else []
+        yield from inner or ([key] if key.lower() in KNOWN else [])
 
 
 def _column(records: list[dict[str, Any]], key: str, origin: Origin) -> pa.Array:

@@ -80,7 +80,8 @@ def _load(file: Path, texts: set[str]) -> pa.Table:
             strings_can_be_null=True,
         )
         parse = pcsv.ParseOptions(newlines_in_values=True, delimiter=delimiter)
-        return pcsv.read_csv(file, convert_options=convert, parse_options=parse)
+        read = pcsv.ReadOptions(encoding=_encoding(file))
+        return pcsv.read_csv(file, read, parse_options=parse, convert_options=convert)
     except (pa.ArrowInvalid, OSError) as error:
         raise SampleSchemaError(f"{file} cannot be read: {error}") from error
 
@@ -88,11 +89,19 @@ def _load(file: Path, texts: set[str]) -> pa.Table:
 def _header(file: Path) -> tuple[list[str], str]:
     """Names of the columns, and the one of the usual delimiters that the header has most of."""
     with file.open("rb") as raw, plain(raw, file) as stream:
-        header = stream.readline().decode("utf-8-sig", errors="replace")
+        start = stream.read(1 << 16)
+    header = next(iter(start.decode(_encoding(file), errors="replace").splitlines()), "")
+    header = header.removeprefix("\ufeff")
     # Outside of quotes.
     bare = "".join(header.split('"')[::2])
     delimiter = max(_DELIMITERS, key=bare.count)
     return next(csv.reader([header], delimiter=delimiter), []), delimiter
+
+
+def _encoding(file: Path) -> str:
+    """UTF-8, or UTF-16 where a mark at the start says so, as in what Excel calls Unicode text."""
+    with file.open("rb") as raw, plain(raw, file) as stream:
+        return "utf-16" if stream.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8"
 
 
 def _with_index(table: pa.Table) -> pa.Table:

@@ -30,7 +30,10 @@ class TestNames:
             ("perplexity", False), ("Word Perplexity", False), ("WER", False), ("eval/loss", False),
             ("bits_per_byte", False), ("edit-distance", False), ("toxicity/v1/score", False),
             ("my_loss", None), ("token_error_rate", None), ("cer_norm", None), ("ppl_64k", None),
-            ("cosine_distance", None), ("bits_per_token", None), ("span_nll", None),
+            ("incorrect", None), ("is_wrong", None), ("failed", None), ("unsafe", None),
+            ("harmfulness", None), ("total_seconds", None), ("response_time", None),
+            ("missionary", True), ("timeliness", True), ("cosine_distance", None),
+            ("bits_per_token", None), ("span_nll", None),
         ],
     )  # fmt: skip
     def test_known_unknown_and_unclear(self, name: str, higher: bool | None) -> None:

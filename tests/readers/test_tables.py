@@ -31,6 +31,12 @@ def write(path: Path, text: str) -> Path:
 
 
 class TestCsv:
+    @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+    def test_as_spreadsheets_write_it(self, tmp_path: Path, encoding: str) -> None:
+        path = tmp_path / "scores.csv"
+        path.write_text("id\tscore\tprompt\r\n1\t1\tQué?\r\n2\t0\tÜb?\r\n", encoding, newline="")
+        assert read_samples(path).to_pandas()["score"].tolist() == [1.0, 0.0]
+
     def test_a_directory_with_one_file_a_task(self, tmp_path: Path) -> None:
         write(tmp_path / "arc.csv", "prompt_id,score\n0,1\n1,0\n")
         write(tmp_path / "gsm8k.csv", "prompt_id,score\n0,1.0\n1,1.0\n")
@@ -192,6 +198,16 @@ class TestOurOwn:
 
 
 class TestJsonLines:
+    def test_scores_in_an_object_of_their_own(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "x.jsonl", '{"id": 1, "metrics": {"f1": 0.5, "tokens": 7}}\n')
+        assert read_samples(path).means() == {("samples", "f1", "none"): 0.5}
+
+    def test_an_error_beside_a_score_is_told(self, tmp_path: Path) -> None:
+        rows = [{"id": i, "score": i, "error": "timeout" if i == 0 else None} for i in range(2)]
+        path = write(tmp_path / "x.jsonl", "\n".join(map(json.dumps, rows)))
+        with pytest.warns(ReaderNote, match="1 samples have 'error' set"):
+            assert read_samples(path).means() == {("samples", "score", "none"): 0.5}
+
     def lines(self) -> str:
         records = (
             {"id": 1, "score": True, "answer": ["a"], "meta": {"subject": "x", "n": 3}},
@@ -225,7 +241,7 @@ class TestJsonLines:
             ('{"id": 1, "score": 1}\n', {"task_column": "a.b"}, "no key 'a.b'.*with dots"),
             ('{"id": 1, "score": 1}\n\n{"id": 2, "sc', {}, r"line 3: not JSON"),
             ("[1, 2]\n", {}, "line 1: list instead of an object"),
-            ('{"id": 1, "score": {"f1": 1}}\n', {}, "'score' has type string"),
+            ('{"id": 1, "score": {"x": 1}}\n', {}, "'score' has type string"),
         ],
     )
     def test_what_is_refused(

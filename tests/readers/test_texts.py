@@ -51,6 +51,29 @@ class TestTables:
             f"t: 4 samples have different {allowance}",
         )
 
+    @pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl"])
+    def test_conversations_are_compared_up_to_the_answer(self, tmp_path: Path, kind: str) -> None:
+        def log(name: str, question: str, answer: str) -> SampleScores:
+            turns = [
+                [{"role": "user", "content": f"{question} {i}"},
+                 {"role": "assistant", "content": answer}]
+                for i in range(4)
+            ]  # fmt: skip
+            if kind == "csv":
+                turns = [json.dumps(turn) for turn in turns]
+            frame = pd.DataFrame({"id": range(4), "score": [0, 1, 0, 1], "messages": turns})
+            path = tmp_path / f"{name}.{kind}"
+            if kind == "jsonl":
+                write(path, frame.to_dict("records"))
+            else:
+                frame.to_csv(path, index=False) if kind == "csv" else frame.to_parquet(path)
+            return read_samples(path)
+
+        baseline = log("a", "Q", "yes")
+        assert pair(baseline, log("b", "Q", "no")).n == 4
+        with pytest.raises(PromptMismatchError, match="4 of 4"):
+            pair(baseline, log("c", "Other", "yes"))
+
     def test_the_same_texts(self, tmp_path: Path) -> None:
         texts = {"prompt": "Q", "target": "A"}
         assert not pair(*self.both(tmp_path, "csv", texts, texts)).notes
