@@ -170,15 +170,16 @@ def _critical(nulls: Nulls, log_q: float) -> IntArray:
     low, high = log_q - math.log(informative) - 1e-6, log_q + 1e-6
     least, most = (nulls.critical(with_ties(level)) for level in (low, high))
     for _ in range(48):
-        if np.array_equal(least, most):
-            break  # no mass between them that could decide otherwise
+        steps = nulls.log_tails_at(most)[least != most]
+        if np.all(least - most <= 1) and np.unique(steps).size < 2:
+            break  # at most one step lies between them
         middle = 0.5 * (low + high)
         own = nulls.critical(with_ties(middle))
         if any_of(nulls.log_tails_at(own)) <= log_q:
             low, least = middle, own
         else:
             high, most = middle, own
-    return least
+    return most if any_of(nulls.log_tails_at(most)) <= log_q else least
 
 
 def _binomial(nulls: Nulls) -> BoolArray:
