@@ -118,8 +118,8 @@ class Arm:
             return None
         if model_family(self.folder) != "decoder":
             raise InputError(
-                f"{self.folder} is an encoder or classifier and holds no conversation: evaluate "
-                "it without apply_chat_template."
+                f"{self.folder} is an encoder or classifier and has no chat template: evaluate it "
+                "without apply_chat_template."
             )
         return template_of(self.folder, choice)
 

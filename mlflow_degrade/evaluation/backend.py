@@ -170,9 +170,9 @@ class OnnxLM(TemplateLM):  # type: ignore[misc]
         named one is rendered. Errors are those of
         `mlflow_degrade.runtime.conversation.choose_template`.
         """
-        if not chat_template:
-            return None
-        self._template = choose_template(self.tokenizer, chat_template, self.decoder.folder)
+        self._template = None
+        if chat_template:
+            self._template = choose_template(self.tokenizer, chat_template, self.decoder.folder)
         return self._template
 
     def apply_chat_template(
@@ -185,7 +185,7 @@ class OnnxLM(TemplateLM):  # type: ignore[misc]
         InputError
             The tokenizer has none, or it refuses the conversation even without a system message.
         """
-        template = self._template or str(self.chat_template(True))
+        template = self._template or choose_template(self.tokenizer, True, self.decoder.folder)
 
         def prompt(messages: list[dict[str, str]]) -> str:
             folder = self.decoder.folder

@@ -68,11 +68,10 @@ class OnnxLanguageModel(PythonModel):
             holds the prompt's.
         """
         prompts = self._prompts(model_input)
-        talks = model_input.get("messages", [None] * len(prompts))
-        spaced = [messages is None for messages in talks]
-        choices: list[list[str] | None] = [None] * len(prompts)
-        if "choices" in model_input:
-            choices = [None if value is None else list(value) for value in model_input["choices"]]
+        # After a template nothing is put before a choice, as in the evaluation.
+        spaced = [messages is None for messages in _column(model_input, "messages")]
+        listed = _column(model_input, "choices")
+        choices = [None if options is None else list(options) for options in listed]
         embeddings = None
         if isinstance(self._model, OnnxEncoder):
             if self._model.labels:
@@ -100,17 +99,12 @@ class OnnxLanguageModel(PythonModel):
 
     def _prompts(self, given: pd.DataFrame) -> list[str]:
         """The text of each row's prompt."""
-        texts, talks = (
-            list(given[name]) if name in given else [None] * len(given)
-            for name in ("prompt", "messages")
-        )
         prompts = []
-        for row, (text, messages) in enumerate(zip(texts, talks, strict=True)):
+        pairs = zip(_column(given, "prompt"), _column(given, "messages"), strict=True)
+        for row, (text, messages) in enumerate(pairs):
             if (text is None) == (messages is None):
-                raise InputError(
-                    f"row {row} has {'neither' if text is None else 'both'} a prompt and messages: "
-                    "give one of the two."
-                )
+                has = "neither a prompt nor" if text is None else "both a prompt and"
+                raise InputError(f"row {row} has {has} messages: give one of the two.")
             prompts.append(str(text) if messages is None else self._conversation(messages))
         return prompts
 
@@ -158,6 +152,13 @@ class OnnxLanguageModel(PythonModel):
             return []
         tokens = self._model.encoder.encode(prompts)
         return self._model.generate(tokens, Sampling(max_new_tokens=max_new_tokens))
+
+
+def _column(given: pd.DataFrame, name: str) -> list[Any]:
+    """The values of a column that may be absent, or have none in some rows."""
+    if name not in given:
+        return [None] * len(given)
+    return [None if isinstance(value, float) else value for value in given[name]]
 
 
 set_model(OnnxLanguageModel())
