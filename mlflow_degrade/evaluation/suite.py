@@ -168,8 +168,8 @@ def prompting_notes(models: Mapping[str, Path], suite: Suite) -> list[str]:
     with_template = [label for label, folder in models.items() if has_template(folder)]
     if with_template and suite.prompting.apply_chat_template is None:
         notes.append(
-            f"note: {' and '.join(with_template)} has a chat template; apply_chat_template=true "
-            "uses it"
+            f"note: {' and '.join(with_template)} {'have' if len(with_template) > 1 else 'has'} a "
+            "chat template; apply_chat_template=true uses it"
         )
     if suite.prompting.gen_kwargs and not suite.generates:
         notes.append("note: no task generates text, so gen_kwargs change nothing")
