@@ -54,6 +54,7 @@ def _side(store: MlflowClient, run_id: str, side: str) -> Any:
     return next(run for run in found if run.data.tags["degrade.side"] == side)
 
 
+@pytest.mark.slow
 def test_a_chat_model_is_asked_recorded_and_served_in_its_template(
     store: MlflowClient, workshop: Path, chatty: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
