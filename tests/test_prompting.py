@@ -15,6 +15,7 @@ from mlflow_degrade.errors import InputError, PolicyError, PromptMismatchError, 
 from mlflow_degrade.pairing import pair
 from mlflow_degrade.policy import GatePolicy
 from mlflow_degrade.prompting import Prompting, differences, in_words, parse_gen_kwargs
+from mlflow_degrade.readers._lm_eval_files import prompting_of
 from mlflow_degrade.scores import SampleScores
 
 PLAIN = Prompting().facts(None)
@@ -201,3 +202,23 @@ def test_the_evidence_says_how_models_were_asked() -> None:
     assert "prompting" not in plain.baseline
     text = in_words(Prompting(system_instruction="Hi", gen_kwargs="max_gen_toks=3").facts(None))
     assert text == "system instruction 'Hi', gen_kwargs {\"max_gen_toks\": 3}"
+
+
+def test_lm_evals_results_say_how_it_asked() -> None:
+    assert prompting_of({}) == prompting_of({"config": {"limit": 3}}) == {}
+    older = {"config": {"gen_kwargs": "temperature=0,max_new_tokens=5"}}
+    plain = {"max_gen_toks": 5, "temperature": 0, "do_sample": False}
+    assert prompting_of(older) == {"gen_kwargs": plain}
+    about = {
+        "config": {"gen_kwargs": {"best_of": 2}},
+        "chat_template_sha": None,
+        "system_instruction": "Be brief.",
+        "fewshot_as_multiturn": True,
+    }
+    found = prompting_of(about)
+    assert found == {
+        **Prompting(system_instruction="Be brief.").facts(None),
+        "gen_kwargs": {"best_of": 2},
+    }
+    found = prompting_of({**about, "chat_template_sha": "a" * 64, "config": {"gen_kwargs": None}})
+    assert found == {**CHAT, "system_instruction": "Be brief."}

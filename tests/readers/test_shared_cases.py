@@ -87,7 +87,7 @@ REFUSALS = [
     ("csv-perplexity-direction/a.csv csv-perplexity-direction/b.csv", "--margin"),
     ("csv-prompt-differs/a.csv csv-prompt-differs/b.csv", "120 of 120 samples have different prom"),
     ("dir-of-arms", "mmlu_fp16.jsonl and mmlu_q4.jsonl both have samples"),
-    ("issue-chat-template/a issue-chat-template/b", "asked in different ways (apply_chat_template"),
+    ("issue-chat-template/a issue-chat-template/b", "500 of 500 samples have different prompts"),
     ("issue-llmcompressor-1600/a issue-llmcompressor-1600/b", "250 samples only in the baseline"),
     ("issue-lmeval-3055/a issue-lmeval-3055/b", "the same model"),
     ("jsonl-prompt-target-differ/a.jsonl jsonl-prompt-target-differ/b.jsonl", "different prompts"),
