@@ -19,6 +19,7 @@ from .errors import (
     TaskVersionError,
     UnpairedSamplesError,
 )
+from .prompting import differences
 from .scores import SampleScores
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ FILTER_PREFERENCE = ("none", "strict-match")
 NOT_PROPORTIONS = re.compile(r"perplexity|ppl|bits_per_byte|likelihood|logprob|nll|loss|entropy")
 
 
+_TURNS, _TEMPLATE = "fewshot_as_multiturn", "chat_template_sha"
+_USUAL_CHANGES = "Few-shot examples, template or chat template changed"
+
 # Of different answers: less than this two good models may have in common.
 _TELLING_CHARACTERS = 1000
 
@@ -49,6 +53,25 @@ def refuse_same_model(a: SampleScores, b: SampleScores, allowed: tuple[str, ...]
             f"baseline and candidate are the same model ({a.model_digest}): a model is never worse "
             "than itself. Check the two references; allow 'same-model' to measure a rerun's noise."
         )
+
+
+def refuse_other_prompting(a: SampleScores, b: SampleScores, allowed: tuple[str, ...]) -> list[str]:
+    """Refuse models that were asked in different ways, by the names of the options."""
+    # One message or turns: that shows in the prompts, and only where there are examples.
+    differ = {k: v for k, v in differences(a.prompting, b.prompting).items() if k != _TURNS}
+    if not differ:
+        return []
+    shown = {_TEMPLATE: "apply_chat_template (SHA-256 of the template)"}
+    text = "; ".join(
+        f"{shown.get(name, name)}: {left or None!r} and {right or None!r}"
+        for name, (left, right) in differ.items()
+    )
+    if "prompts" not in allowed:
+        raise PromptMismatchError(
+            f"baseline and candidate were asked in different ways ({text}). Evaluate both alike, "
+            "or allow 'prompts' if that is what is compared."
+        )
+    return [f"asked in different ways ({text})"]
 
 
 def refuse_same_answers(
@@ -227,9 +250,11 @@ def refuse_different(
     first = np.flatnonzero(differs.to_numpy())[:3]
     ids = sides[0].column("doc_id", rows[0][first]).to_pylist()
     if allowance not in allowed:
+        turns = differences(*(SampleScores(side.table).prompting for side in sides)).get(_TURNS)
+        why = f"{_TURNS} is {turns[0]} and {turns[1]}" if turns else _USUAL_CHANGES
         raise PromptMismatchError(
             f"task {task!r}: {count} of {len(differs)} samples have different {allowance} on the "
-            f"two sides, first doc_ids: {ids}. Few-shot examples, template or chat template "
-            f"changed; evaluate both models alike, or allow '{allowance}'."
+            f"two sides, first doc_ids: {ids}. {why}; evaluate both models alike, or allow "
+            f"'{allowance}'."
         )
     notes.append(f"{count} samples have different {allowance}")

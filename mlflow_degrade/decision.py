@@ -29,6 +29,7 @@ from .errors import PolicyError
 from .pairing import PairedScores, PairedTask
 from .policy import GatePolicy
 from .portability import demand_portable, processors_of
+from .prompting import in_words
 from .results import (
     SCHEMA_VERSION,
     AggregateResult,
@@ -214,10 +215,12 @@ def _common_margin(gating: list[PairedTask], policy: GatePolicy) -> float:
 
 
 def _side(scores: SampleScores) -> dict[str, str | None]:
+    asked = in_words(scores.prompting)
     return {
         "model": scores.model,
         "model_digest": scores.model_digest,
         "samples_digest": scores.digest(),
+        **({"prompting": asked} if asked else {}),
     }
 
 

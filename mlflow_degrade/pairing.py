@@ -26,6 +26,7 @@ from ._comparability import (
     direction,
     processor_notes,
     refuse_different,
+    refuse_other_prompting,
     refuse_same_answers,
     refuse_same_model,
 )
@@ -296,6 +297,7 @@ def pair(
     refuse_same_model(baseline, candidate, allowed)
     names, notes = common_tasks(baseline, candidate, allowed)
     notes += processor_notes(baseline, candidate)
+    notes += refuse_other_prompting(baseline, candidate, allowed)
     for wanted in (metric, filter):
         for name in wanted if isinstance(wanted, Mapping) else ():
             if name not in names:

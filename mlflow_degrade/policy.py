@@ -20,8 +20,9 @@ from pydantic import (
 
 from ._yaml_files import read_yaml
 from .cache import digest_json
-from .errors import PolicyError
+from .errors import PolicyError, PromptMismatchError
 from .pairing import ALLOWABLE, PairedScores, pair
+from .prompting import Prompting
 from .scores import SampleScores
 from .stats.rules import DEFAULT_RULE, RULE_NAMES
 
@@ -72,8 +73,8 @@ class TaskPolicy(BaseModel):
         return self.margin_pp is not None or self.margin is not None
 
 
-class GatePolicy(BaseModel):
-    """When a candidate passes.
+class GatePolicy(Prompting):
+    """When a candidate passes, and how both models must have been asked, if that is given.
 
     Attributes
     ----------
@@ -163,9 +164,9 @@ class GatePolicy(BaseModel):
     def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without keys that came later and are off: the digest of an older policy stays."""
         values: dict[str, Any] = dump(self)
-        if not self.portable:
-            values.pop("portable", None)
-        return values
+        later = {"portable": self.portable or None, **dict.fromkeys(Prompting.model_fields)}
+        later |= self.stated()
+        return {name: value for name, value in values.items() if later.get(name, 0) is not None}
 
     @property
     def shown_confidence(self) -> float:
@@ -260,16 +261,24 @@ class GatePolicy(BaseModel):
 
         Notes
         -----
-        Errors are those of `mlflow_degrade.pair`.
+        Errors are those of `mlflow_degrade.pair`; models that were not asked as the policy says are
+        refused in the same way.
         """
         common = sorted(set(baseline.tasks) & set(candidate.tasks))
-        return pair(
+        paired = pair(
             baseline,
             candidate,
             metric=self.choices("metric", common),
             filter=self.choices("filter", common),
             allow=self.allow if allow is None else allow,
         )
+        for side, scores in (("baseline", baseline), ("candidate", candidate)):
+            if wrong := self.contradictions(scores.prompting):
+                raise PromptMismatchError(
+                    f"the {side} was not asked as the policy says: {'; '.join(wrong)}. Evaluate "
+                    "both again as the policy says, or change it."
+                )
+        return paired
 
     def digest(self) -> str:
         """SHA-256 of the policy's canonical JSON."""

@@ -82,6 +82,7 @@ class SampleScores:
         task_versions: Mapping[str, str] | None = None,
         origin: Origin | None = None,
         answer_digests: Mapping[str, str] | None = None,
+        prompting: Mapping[str, Any] | None = None,
     ) -> SampleScores:
         """Check a table, fill what may be absent and fix its types.
 
@@ -98,6 +99,8 @@ class SampleScores:
         answer_digests : mapping of str to str, optional
             Digest of all that was answered to a task, where a log has more than `response` shows,
             such as log-likelihoods. Tells two models with the same scores apart.
+        prompting : mapping, optional
+            How the model was asked: `mlflow_degrade.prompting.Prompting.facts`.
 
         Raises
         ------
@@ -121,8 +124,8 @@ class SampleScores:
             "task_versions": dict(task_versions or {}),
             **({} if origin is None else {"origin": origin.model_dump(mode="json")}),
         }
-        if answer_digests:
-            metadata["answer_digests"] = dict(answer_digests)
+        stated = {"answer_digests": answer_digests, "prompting": prompting}
+        metadata |= {name: dict(value) for name, value in stated.items() if value}
         schema = pa.schema(fields, metadata=_encoded(metadata))
         result = pa.Table.from_arrays(columns, schema=schema)
         if not _metadata(table):
@@ -203,6 +206,8 @@ class SampleScores:
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             raise SampleSchemaError(f"the sample tables do not fit: {error}") from error
         first = parts[0]
+        if any(part.prompting != first.prompting for part in parts):
+            raise SampleSchemaError("sample tables that were asked in two ways cannot be stacked.")
         answers = {task: known for part in parts for task, known in part.answer_digests.items()}
         return cls.from_table(
             table,
@@ -211,6 +216,7 @@ class SampleScores:
             task_versions=versions,
             origin=first.origin,
             answer_digests=answers,
+            prompting=first.prompting,
         )
 
     # -- Parquet --------------------------------------------------------------------------
@@ -248,13 +254,11 @@ class SampleScores:
                 f"{path} has sample schema {version}; this version reads up to {SCHEMA_VERSION}: "
                 "upgrade mlflow-degrade."
             )
+        named = ("model", "model_digest", "task_versions", "answer_digests", "prompting")
         return cls.from_table(
             table,
-            model=metadata.get("model"),
-            model_digest=metadata.get("model_digest"),
-            task_versions=metadata.get("task_versions"),
             origin=Origin.of(metadata.get("origin"), path),
-            answer_digests=metadata.get("answer_digests"),
+            **{name: metadata.get(name) for name in named},
         )
 
     # -- reading --------------------------------------------------------------------------
@@ -268,8 +272,7 @@ class SampleScores:
     @property
     def model(self) -> str | None:
         """Name of the scored model."""
-        value = _metadata(self.table).get("model")
-        return None if value is None else str(value)
+        return _metadata(self.table).get("model")
 
     @property
     def model_digest(self) -> str | None:
@@ -291,6 +294,11 @@ class SampleScores:
     def answer_digests(self) -> dict[str, str]:
         """Digest of all that was answered to each task, where the log has more than it shows."""
         return dict(_metadata(self.table).get("answer_digests") or {})
+
+    @property
+    def prompting(self) -> dict[str, Any] | None:
+        """How the model was asked, if that is known."""
+        return _metadata(self.table).get("prompting")
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -21,6 +21,11 @@ TARGET = Path(__file__).parents[1] / "docs" / "policy.md"
 
 # JSON Schema's names of limits, as people write them.
 _LIMITS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
+_SAID = {
+    "evidence_experiments": "list of names",
+    "apply_chat_template": "`true`, `false`, or a template's name",
+    "gen_kwargs": "mapping of [arguments](chat.md#generation-arguments)",
+}
 _TYPES = {
     "number": "number",
     "integer": "whole number",
@@ -47,7 +52,8 @@ def _table(model: type[BaseModel]) -> str:
     if missing := sorted(set(properties) ^ set(meanings)):
         raise SystemExit(f"{model.__name__}: keys and docstring differ in {missing}")
     lines = ["| key | value | default | meaning |", "| --- | --- | --- | --- |"]
-    for name, schema in properties.items():
+    for name in meanings:
+        schema = properties[name]
         value = schema.get("default")
         shown = str(value).lower() if isinstance(value, bool) else value
         default = "none" if value in (None, []) else f"`{shown}`"
@@ -59,8 +65,8 @@ def _value(name: str, schema: dict[str, Any]) -> str:
     """Type and limits in words."""
     if name == "tasks":
         return "mapping from a task's name or a pattern to [its keys](#keys-of-a-task)"
-    if name == "evidence_experiments":
-        return "list of names"
+    if name in _SAID:
+        return _SAID[name]
     if name == "allow":
         names = ", ".join(f"`{allowed}`" for allowed in ALLOWABLE)
         return f"list of [refusals](#refusals-that-can-be-allowed): {names}"
@@ -75,7 +81,8 @@ def _value(name: str, schema: dict[str, Any]) -> str:
 
 
 def _meanings(model: type[BaseModel]) -> dict[str, str]:
-    """Key to description, from the numpydoc section ``Attributes`` of the model."""
+    """Key to description, from the numpydoc section ``Attributes`` of the model and its bases."""
+    inherited = (_meanings(base) for base in model.__bases__ if base is not BaseModel)
     text = inspect.getdoc(model) or ""
     section = text.split("Attributes\n----------\n")[1]
     section = re.split(r"\n\n\w+\n-+\n", section)[0]
@@ -92,6 +99,8 @@ def _meanings(model: type[BaseModel]) -> dict[str, str]:
     meanings = {name: " ".join(lines).replace("``", "`") for name, lines in found.items()}
     if bare := [name for name, meaning in meanings.items() if not meaning]:
         raise SystemExit(f"{model.__name__}: no meaning is given for {bare}")
+    for known in inherited:
+        meanings |= known
     return meanings
 
 

@@ -85,6 +85,7 @@ _LAYERS = (
         "_sample_schema",
         "cache",
         "origin",
+        "prompting",
     ),
     ("stats",),
     ("scores",),

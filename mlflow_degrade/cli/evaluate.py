@@ -10,6 +10,7 @@ import click
 
 from ..errors import InputError, TrackingError
 from .evaluation_runs import logging_options, parse_tags, show
+from .prompting import prompting_options
 
 if TYPE_CHECKING:
     from ..evaluation.harness import HarnessRun
@@ -51,9 +52,7 @@ Exit codes: 0 logged, 3 invalid input.
 @click.option("--num-fewshot", type=int, help="Few-shot examples per prompt.")
 @click.option("--batch-size", metavar="N|auto", help="Samples per batch.")
 @click.option("--device", metavar="NAME", help="E.g. cuda, cuda:0 or cpu.")
-@click.option("--apply-chat-template", is_flag=True, help="Ask in the model's chat template.")
-@click.option("--system-instruction", metavar="TEXT", help="System message of every prompt.")
-@click.option("--gen-kwargs", metavar="KEY=VALUE,…", help="Of tasks that generate text.")
+@prompting_options
 @click.option("--seed", type=int, help="Of Python, numpy, torch and the few-shot examples.")
 @click.option("--confirm-run-unsafe-code", is_flag=True, help="Run code that the model wrote.")
 @click.option("--output-path", metavar="DIR", help="Keep lm-eval's own files as well.")

@@ -10,8 +10,10 @@ import click
 
 from ..errors import InputError
 from ..evaluation.suite import DEFAULT_LIMIT
+from ..prompting import Prompting
 from ..runtime.providers import DEVICES
 from .output import OUTPUT, write_text
+from .prompting import prompting_options
 
 if TYPE_CHECKING:
     from ..tracking.promotion import Promotion
@@ -55,6 +57,7 @@ Exit codes: 0 PASS, 1 FAIL, 2 INCONCLUSIVE, 3 invalid input.
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random samples.")
 @click.option("--num-fewshot", type=int, help="Few-shot examples per prompt.")
+@prompting_options
 @click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
 @click.option("--fresh", is_flag=True, help="Evaluate both again, whatever is logged.")
 @click.option("--json", "json_", type=OUTPUT, metavar="FILE|-", help="Write the outcome as JSON.")
@@ -137,13 +140,16 @@ def _questions(
     limit: int | None,
     seed: int,
     num_fewshot: int | None,
+    **prompting: Any,
 ) -> dict[str, Any] | None:
     """What to ask where nothing is logged; None leaves it to the logged evaluations."""
+    stated = Prompting.read(prompting).stated()
     if tasks is None:
-        if include_path is not None or limit is not None or num_fewshot is not None:
+        if include_path is not None or limit is not None or num_fewshot is not None or stated:
             raise InputError(
-                "--include-path, --limit and --num-fewshot say how --tasks are asked: name the "
-                "tasks as well."
+                "--include-path, --limit, --num-fewshot, --apply-chat-template, "
+                "--system-instruction, --fewshot-as-multiturn and --gen-kwargs say how --tasks are "
+                "asked: name the tasks as well. A policy may hold the last four."
             )
         return None
     names = [name.strip() for name in tasks.split(",") if name.strip()]
@@ -157,6 +163,7 @@ def _questions(
         "limit": DEFAULT_LIMIT if limit is None else limit or None,
         "seed": seed,
         "num_fewshot": num_fewshot,
+        **stated,
     }
 
 

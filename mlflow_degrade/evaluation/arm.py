@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import date
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..cache import digest_directory
-from ..errors import ModelError
+from ..errors import InputError, ModelError
 from ..optimize.model_directory import MANIFEST_FILE, library_versions
 from ..optimize.onnx_files import load_graph
 from ..origin import Origin
+from ..runtime.conversation import says_the_date, template_digest, template_of
 from ..runtime.decoder import OnnxDecoder
 from ..runtime.dependent_operations import origin_of
 from ..runtime.encoder import OnnxEncoder
@@ -101,13 +103,47 @@ class Arm:
             # What one processor computed is not taken for what another would.
             "processor": self._origin.processor.model_dump(mode="json"),
             "seed": self._suite.seed,
-            "apply_chat_template": self._settings.apply_chat_template,
+            **self._asked,
             "versions": {
                 "lm_eval": version("lm_eval"),
                 "tokenizers": version("tokenizers"),
                 "transformers": versions["transformers"],
             },
         }
+
+    @cached_property
+    def _template(self) -> str | None:
+        choice = self._suite.prompting.apply_chat_template
+        if not choice:
+            return None
+        if model_family(self.folder) != "decoder":
+            raise InputError(
+                f"{self.folder} is an encoder or classifier and has no chat template: evaluate it "
+                "without apply_chat_template."
+            )
+        return template_of(self.folder, choice)
+
+    @property
+    def _facts(self) -> dict[str, Any]:
+        """How the model is asked, as scores carry it."""
+        digest = None if self._template is None else template_digest(self._template)
+        return self._suite.prompting.facts(digest)
+
+    @property
+    def _asked(self) -> dict[str, Any]:
+        """The same for the key, which keeps its form where plain prompts are asked."""
+        template = self._template
+        given = self._suite.prompting.stated()
+        asked: dict[str, Any] = {"apply_chat_template": given.pop("apply_chat_template", False)}
+        if template is not None:
+            given |= {
+                name: self._facts[name] for name in ("chat_template_sha", "fewshot_as_multiturn")
+            }
+            if says_the_date(template):
+                given["date"] = date.today().isoformat()
+        else:
+            given.pop("fewshot_as_multiturn", None)
+        return {**asked, **given}
 
     def key(self, path: ScoringPath) -> dict[str, Any]:
         """Key of the whole evaluation."""
@@ -181,7 +217,7 @@ class Arm:
             task,
             count,
             seed=self._suite.seed,
-            apply_chat_template=self._settings.apply_chat_template,
+            prompting=self._suite.prompting,
         )
 
     @property
@@ -249,7 +285,7 @@ class Arm:
                 task,
                 journal,
                 seed=self._suite.seed,
-                apply_chat_template=self._settings.apply_chat_template,
+                prompting=self._suite.prompting,
                 started=bar,
             )
         samples = SampleScores.from_records(
@@ -258,6 +294,7 @@ class Arm:
             model_digest=self._common["model"],
             task_versions={task.name: task.version},
             origin=self._origin,
+            prompting=self._facts,
         )
         facts = {"results": outcome.results, "run": outcome.facts}
         entry.finish(facts, samples)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from ..errors import InputError
+from ..runtime.conversation import choose_template, render
 from ..runtime.decoder import OnnxDecoder, Score
 from ..runtime.generation import Sampling
 from ..runtime.probes import (
@@ -35,7 +37,8 @@ _SAMPLING: dict[str, Callable[[Any], Any]] = {
     "top_p": float,
     "repetition_penalty": float,
 }
-_HANDLED = {*_SAMPLING, "temperature", "until", "max_gen_toks", "do_sample"}
+_HANDLED = {*_SAMPLING, "temperature", "until", "max_gen_toks", "do_sample", "seed"}
+_log = logging.getLogger(__name__)
 
 Advance = Callable[[int], None]
 
@@ -100,6 +103,8 @@ class OnnxLM(TemplateLM):  # type: ignore[misc]
         self.plans: list[dict[str, Any]] = []
         self.probes: dict[str, BatchInvariance] = {}
         self.equivalence: PathEquivalence | None = None
+        self._template: str | None = None
+        self._told = False
         self._probing = path == "auto"
         self._advance = advance
 
@@ -158,6 +163,18 @@ class OnnxLM(TemplateLM):  # type: ignore[misc]
         """Token ids of one text."""
         return self.decoder.encoder.encode([string], add_special_tokens=add_special_tokens)[0]
 
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """Use a template of the tokenizer from now on: a named one, or the default.
+
+        Lm-eval's Hugging Face backend logs a named template and renders the default one; here the
+        named one is rendered. Errors are those of
+        `mlflow_degrade.runtime.conversation.choose_template`.
+        """
+        self._template = None
+        if chat_template:
+            self._template = choose_template(self.tokenizer, chat_template, self.decoder.folder)
+        return self._template
+
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
@@ -168,33 +185,24 @@ class OnnxLM(TemplateLM):  # type: ignore[misc]
         InputError
             The tokenizer has none, or it refuses the conversation even without a system message.
         """
-        import jinja2
+        template = self._template or choose_template(self.tokenizer, True, self.decoder.folder)
 
-        def render(messages: list[dict[str, str]]) -> str:
-            text: str = self.tokenizer.apply_chat_template(
-                messages,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-            )
-            return text
+        def prompt(messages: list[dict[str, str]]) -> str:
+            folder = self.decoder.folder
+            return render(self.tokenizer, messages, template, folder, reply=add_generation_prompt)
 
-        if not self.tokenizer.chat_template:
-            raise InputError(
-                f"the tokenizer in {self.decoder.folder} has no chat template: evaluate without "
-                "one, or use an instruction-tuned model."
-            )
         try:
-            return render(chat_history)
-        except jinja2.exceptions.TemplateError:
+            return prompt(chat_history)
+        except InputError as error:
             # Some templates know no system role; lm-eval drops it then, and so do we.
             rest = [message for message in chat_history if message["role"] != "system"]
-            try:
-                return render(rest)
-            except jinja2.exceptions.TemplateError as error:
-                raise InputError(
-                    f"the chat template in {self.decoder.folder} refuses the conversation: {error}."
-                ) from error
+            if len(rest) == len(chat_history):
+                raise
+            text = prompt(rest)
+            if not self._told:
+                _log.warning("%s Asked without its system message, as lm-eval does.", error)
+            self._told = True
+            return text
 
     # -- requests -------------------------------------------------------------------------
 
@@ -332,7 +340,10 @@ class OnnxLM(TemplateLM):  # type: ignore[misc]
         }
         chosen["temperature"] = float(options["temperature"]) if options["do_sample"] else 0.0
         return Sampling(
-            max_new_tokens=options["max_gen_toks"], stop=tuple(s for s in stop if s), **chosen
+            max_new_tokens=options["max_gen_toks"],
+            stop=tuple(s for s in stop if s),
+            seed=int(options.get("seed", 0)),
+            **chosen,
         )
 
     def _keep(self, kind: str, request: tuple[Any, ...], result: Any) -> None:

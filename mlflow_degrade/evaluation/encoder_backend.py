@@ -144,6 +144,11 @@ class OnnxEncoderLM(LM):  # type: ignore[misc]
         """Refused: an encoder generates nothing."""
         raise _unanswerable(f"task {requests[0].task_name!r} asks for generated text")
 
+    def chat_template(self, chat_template: bool | str = False) -> None:
+        """Refused unless none is asked for."""
+        if chat_template:
+            self.apply_chat_template([])
+
     def apply_chat_template(self, chat_history: list[dict[str, str]], *_: Any, **__: Any) -> str:  # noqa: ARG002
         """Refused: an encoder holds no conversation."""
         raise InputError("an encoder or classifier has no chat template: evaluate without one.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -18,12 +19,15 @@ from ..errors import (
     StorageError,
     UnknownNameError,
 )
+from ..prompting import Prompting, parse_gen_kwargs, require_seed
 from ..readers.lm_eval import OWN_FACTS, LmEvalOutput, output_of
+from ..runtime.conversation import choose_template
 from .quiet import quiet_libraries
 from .records import keep_metrics
 from .tasks import find_tasks, load
 
 _ONNX = "onnx"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,11 +54,9 @@ class HarnessSettings:
         A number, or ``"auto"``.
     device : str or None
         E.g. ``"cuda:0"`` or ``"cpu"``.
-    apply_chat_template : bool
-        Whether prompts are conversations in the model's chat template.
-    system_instruction : str or None
-    gen_kwargs : str or None
-        ``"key=value,…"`` for tasks that generate.
+    apply_chat_template, system_instruction, fewshot_as_multiturn, gen_kwargs
+        See `mlflow_degrade.prompting.Prompting`. Other models than ``"onnx"`` may take generation
+        arguments of their own, and get them as they are given.
     seed : int or None
         Of Python, numpy, torch and the few-shot examples.
     unsafe_code : bool
@@ -69,8 +71,9 @@ class HarnessSettings:
     num_fewshot: int | None = None
     batch_size: str | None = None
     device: str | None = None
-    apply_chat_template: bool = False
+    apply_chat_template: bool | str | None = None
     system_instruction: str | None = None
+    fewshot_as_multiturn: bool | None = None
     gen_kwargs: str | None = None
     seed: int | None = None
     unsafe_code: bool = False
@@ -80,6 +83,25 @@ class HarnessSettings:
             raise InputError(f"limit is {self.limit:g}: leave it out to take all samples.")
         if self.num_fewshot is not None and self.num_fewshot < 0:
             raise InputError(f"num_fewshot is {self.num_fewshot}, it cannot be negative.")
+        _ = self.prompting, self.generation
+
+    @property
+    def prompting(self) -> Prompting:
+        """How the model is asked, generation arguments of this package's engine among it."""
+        own = self.model == _ONNX
+        return Prompting.read({**vars(self), "gen_kwargs": self.gen_kwargs if own else None})
+
+    @property
+    def generation(self) -> dict[str, Any] | None:
+        """Generation arguments; those for another model of lm-eval as they were given."""
+        if self.model == _ONNX or not self.gen_kwargs:
+            return self.prompting.gen_kwargs
+        try:
+            given = parse_gen_kwargs(self.gen_kwargs)
+            require_seed(given, self.seed)
+        except ValueError as error:
+            raise InputError(f"parameter gen_kwargs = {self.gen_kwargs!r}: {error}.") from error
+        return given
 
 
 @dataclass(frozen=True)
@@ -264,7 +286,8 @@ def _evaluate(
     from lm_eval import simple_evaluate
     from lm_eval.loggers import EvaluationTracker
 
-    tracker = EvaluationTracker()
+    asked, tracker = settings.prompting, EvaluationTracker()
+    template = _template(model, asked)
     seeds = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
     try:
         found = simple_evaluate(
@@ -280,9 +303,11 @@ def _evaluate(
             bootstrap_iters=0,
             log_samples=True,
             evaluation_tracker=tracker,
-            system_instruction=settings.system_instruction,
-            apply_chat_template=settings.apply_chat_template,
-            gen_kwargs=settings.gen_kwargs,
+            system_instruction=asked.system_instruction,
+            apply_chat_template=template,
+            fewshot_as_multiturn=asked.multiturn,
+            # It changes what it is given.
+            gen_kwargs=dict(settings.generation or {}),
             confirm_run_unsafe_code=settings.unsafe_code,
             **({} if settings.seed is None else dict.fromkeys(seeds, settings.seed)),
         )
@@ -296,6 +321,23 @@ def _evaluate(
         # It was given the model itself, and would say of which class it is.
         found["config"]["model"] = name
     return found, tracker
+
+
+def _template(model: Any, asked: Prompting) -> bool | str:
+    """The template that lm-eval is told to use; a note where the model has one nobody named."""
+    choice = asked.apply_chat_template or False
+    tokenizer = getattr(model, "tokenizer", None)
+    known = getattr(tokenizer, "chat_template", None)
+    if tokenizer is not None and choice:
+        # Lm-eval would stop in the middle, or take another one than is named.
+        choose_template(tokenizer, choice, str(getattr(tokenizer, "name_or_path", "the model")))
+        if isinstance(choice, str) and isinstance(known, dict) and not hasattr(model, "decoder"):
+            # Its Hugging Face backend logs the named one and renders the default.
+            tokenizer.chat_template = known[choice]
+            return True
+    if known and asked.apply_chat_template is None:
+        _log.warning("note: the model has a chat template; --apply-chat-template uses it")
+    return choice
 
 
 def _results(found: Mapping[str, Any], tracker: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..prompting import Prompting
 from ..runtime.integer_probe import KernelCheck
 from ..runtime.probes import BatchInvariance, PathEquivalence, ScoringPath
 from ..scores import SampleScores
@@ -34,8 +35,6 @@ class EvaluationSettings:
     device : {"auto", "cpu", "cuda", "tensorrt"}
     batch_size : int or "auto"
         Scores do not depend on it.
-    apply_chat_template : bool
-        Whether prompts are conversations in the model's own chat template.
     resume : bool
         Whether finished tasks and answers of earlier runs are used.
     progress : bool
@@ -44,7 +43,6 @@ class EvaluationSettings:
 
     device: str = "auto"
     batch_size: int | str = "auto"
-    apply_chat_template: bool = False
     resume: bool = True
     progress: bool = True
 
@@ -127,6 +125,7 @@ def evaluate_model(
     seed: int = 0,
     num_fewshot: int | None = None,
     include_path: str | Path | None = None,
+    prompting: Prompting | None = None,
     settings: EvaluationSettings | None = None,
     path: ScoringPath | None = None,
     label: str | None = None,
@@ -138,12 +137,12 @@ def evaluate_model(
     model_dir : path
         A model directory.
     tasks : Suite or sequence of str
-        What to ask. For names, the next four parameters are those of
+        What to ask. For names, the next five parameters are those of
         `mlflow_degrade.evaluation.suite.load_suite`; a suite has them already.
-    limit, seed, num_fewshot, include_path
+    limit, seed, num_fewshot, include_path, prompting
         See there.
     settings : EvaluationSettings, optional
-        Device, batch size, chat template, resuming, progress bar.
+        Device, batch size, resuming, progress bar.
     path : {"shared-prefix", "batched", "one-by-one"}, optional
         By default what this model's own probes allow. Models that are compared need one path:
         use `evaluate_pair`, or `scoring_path`.
@@ -175,7 +174,12 @@ def evaluate_model(
         tasks
         if isinstance(tasks, Suite)
         else load_suite(
-            tasks, include_path=include_path, limit=limit, seed=seed, num_fewshot=num_fewshot
+            tasks,
+            include_path=include_path,
+            limit=limit,
+            seed=seed,
+            num_fewshot=num_fewshot,
+            prompting=prompting,
         )
     )
     arm = Arm(Path(model_dir), suite, settings or EvaluationSettings(), label)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..cache import digest_json
 from ..errors import InputError
+from ..prompting import Prompting
+from ..runtime.conversation import has_template
 from ..runtime.family import model_family
 from .metric_fit import refuse_unfit_metrics
 from .quiet import quiet_libraries
@@ -93,6 +95,8 @@ class Suite:
         Few-shot examples per prompt, where the caller said so.
     include_path : str or None
         Directory the task files were looked for in.
+    prompting : Prompting
+        How questions become prompts. Its generation arguments are in the tasks.
     """
 
     names: tuple[str, ...]
@@ -101,16 +105,18 @@ class Suite:
     seed: int
     num_fewshot: int | None
     include_path: str | None = None
+    prompting: Prompting = field(default_factory=Prompting)
 
     @property
     def asked(self) -> dict[str, Any]:
-        """The arguments of `load_suite` that make this suite again, JSON-serializable."""
+        """What makes this suite again by `load_suite`, JSON-serializable."""
         return {
             "tasks": list(self.names),
             "include_path": self.include_path,
             "limit": self.limit,
             "seed": self.seed,
             "num_fewshot": self.num_fewshot,
+            **self.prompting.stated(),
         }
 
     @property
@@ -156,6 +162,20 @@ def default_tasks(model: str | Path) -> tuple[str, ...]:
     return ("starter",) if family == "decoder" else ("starter-encoder",)
 
 
+def prompting_notes(models: Mapping[str, Path], suite: Suite) -> list[str]:
+    """What to know of how model directories are asked, by what they are called."""
+    notes = []
+    with_template = [label for label, folder in models.items() if has_template(folder)]
+    if with_template and suite.prompting.apply_chat_template is None:
+        notes.append(
+            f"note: {' and '.join(with_template)} {'have' if len(with_template) > 1 else 'has'} a "
+            "chat template; apply_chat_template=true uses it"
+        )
+    if suite.prompting.gen_kwargs and not suite.generates:
+        notes.append("note: no task generates text, so gen_kwargs change nothing")
+    return notes
+
+
 def load_suite(
     names: Sequence[str],
     *,
@@ -163,6 +183,7 @@ def load_suite(
     limit: int | None = None,
     seed: int = 0,
     num_fewshot: int | None = None,
+    prompting: Prompting | None = None,
 ) -> Suite:
     """Load tasks and draw their documents.
 
@@ -180,6 +201,8 @@ def load_suite(
         Of the drawing, and of the choice of few-shot examples.
     num_fewshot : int, optional
         Few-shot examples per prompt. As in lm-eval, a task that fixes zero keeps it.
+    prompting : Prompting, optional
+        Chat template, system instruction, few-shot as turns, generation arguments.
 
     Returns
     -------
@@ -197,16 +220,19 @@ def load_suite(
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}, it must be at least 1: leave it out to take all.")
+    asked = prompting or Prompting()
     built = load_tasks(names, include_path=include_path)
     tasks = []
     with quiet_libraries():
         for name, task in built.items():
             refuse_unfit_metrics(name, task)
             _configure(task, seed, num_fewshot)
+            if asked.gen_kwargs and task.get_config("output_type") == "generate_until":
+                task.set_config(key="generation_kwargs", value=asked.gen_kwargs, update=True)
             available = _count(name, task)
             tasks.append(SuiteTask(name, task, available, draw(name, available, limit, seed)))
     where = None if include_path is None else str(Path(include_path).absolute())
-    return Suite(tuple(names), tuple(tasks), limit, seed, num_fewshot, where)
+    return Suite(tuple(names), tuple(tasks), limit, seed, num_fewshot, where, asked)
 
 
 def draw(task: str, available: int, limit: int | None, seed: int) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..prompting import Prompting
 from .journal import Journal, ResumedModel
 from .quiet import quiet_libraries
 from .records import keep_metrics, sample_records
@@ -54,7 +55,7 @@ def run_task(
     journal: Journal,
     *,
     seed: int,
-    apply_chat_template: bool = False,
+    prompting: Prompting,
     started: Callable[[int, int], None] | None = None,
 ) -> TaskOutcome:
     """Evaluate one task; what the journal answers is not asked again.
@@ -67,8 +68,8 @@ def run_task(
         Open.
     seed : int
         Of few-shot examples and of tasks that shuffle.
-    apply_chat_template : bool
-        Whether prompts are conversations in the model's chat template.
+    prompting : Prompting
+        How prompts are made; its generation arguments are the task's already.
     started : callable, optional
         Told the number of requests and how many of them are answered already.
 
@@ -91,14 +92,16 @@ def run_task(
     everything = len(task.indices) == task.available
     with quiet_libraries(), _seeded(seed):
         task.task.set_fewshot_seed(seed=seed)
+        model.chat_template(prompting.apply_chat_template or False)
         found = evaluate(
             lm=ResumedModel(model, journal, count),
             task_dict={"tasks": {task.name: task.task}, "groups": {}, "group_map": {}},
             samples=None if everything else {task.name: _Indices(task.indices)},
             # Intervals are this package's own business; lm-eval's bootstrap takes minutes.
             bootstrap_iters=0,
-            apply_chat_template=apply_chat_template,
-            fewshot_as_multiturn=apply_chat_template,
+            system_instruction=prompting.system_instruction,
+            apply_chat_template=bool(prompting.apply_chat_template),
+            fewshot_as_multiturn=prompting.multiturn,
         )
     if model.metrics is not None:
         keep_metrics(found, model.metrics)
@@ -119,17 +122,20 @@ def run_task(
 
 
 def prompts_of(
-    model: Model, task: SuiteTask, count: int, *, seed: int, apply_chat_template: bool = False
+    model: Model, task: SuiteTask, count: int, *, seed: int, prompting: Prompting
 ) -> list[list[int]]:
     """Token ids of what the model is asked about the first `count` drawn documents."""
+    template = bool(prompting.apply_chat_template)
     with quiet_libraries(), _seeded(seed):
         task.task.set_fewshot_seed(seed=seed)
+        model.chat_template(prompting.apply_chat_template or False)
         task.task.build_all_requests(
             samples=_Indices(task.indices[:count]),
-            apply_chat_template=apply_chat_template,
-            fewshot_as_multiturn=apply_chat_template,
-            chat_template=model.apply_chat_template if apply_chat_template else None,
-            tokenizer_name=model.tokenizer_name if apply_chat_template else "",
+            system_instruction=prompting.system_instruction,
+            apply_chat_template=template,
+            fewshot_as_multiturn=prompting.multiturn,
+            chat_template=model.apply_chat_template if template else None,
+            tokenizer_name=model.tokenizer_name if template else "",
         )
         instances = list(task.task.instances)
     first = {instance.doc_id: instance.args for instance in reversed(instances)}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SampleSchemaError, UnknownNameError
+from ..prompting import checked_gen_kwargs, parse_gen_kwargs
 from ._reader import files_below, note, read_json
 
 _DATE = r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?"
@@ -170,6 +171,29 @@ def results_of(files: list[TaskFile]) -> dict[str, dict[str, Any]]:
             "-c)."
         )
     return found
+
+
+def prompting_of(about: Mapping[str, Any]) -> dict[str, Any]:
+    """How the model was asked, as far as results say; see `mlflow_degrade.prompting`."""
+    config, found = about.get("config") or {}, {}
+    if "chat_template_sha" in about:
+        template = about["chat_template_sha"]
+        turns = bool(template) and bool(about.get("fewshot_as_multiturn"))
+        found = {"chat_template_sha": template, "fewshot_as_multiturn": turns}
+        found["apply_chat_template"] = bool(template)
+        found["system_instruction"] = about.get("system_instruction")
+    if "gen_kwargs" in config:
+        found["gen_kwargs"] = _gen_kwargs(config["gen_kwargs"])
+    return found
+
+
+def _gen_kwargs(stated: Any) -> Any:
+    """Generation arguments under one name each; those of other engines as they are."""
+    try:
+        given = parse_gen_kwargs(stated) if isinstance(stated, str) and stated else stated or {}
+        return checked_gen_kwargs(given) or None
+    except ValueError:
+        return stated
 
 
 def identity(about: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,15 @@ from ..origin import Origin
 from ..scores import SampleScores
 from ._columns import direction_option, split_names, truth
 from ._lm_eval_answers import choices_of, chosen
-from ._lm_eval_files import TaskFile, choose, identity, results_files, results_of, sample_files
+from ._lm_eval_files import (
+    TaskFile,
+    choose,
+    identity,
+    prompting_of,
+    results_files,
+    results_of,
+    sample_files,
+)
 from ._lm_eval_metrics import NOT_PER_SAMPLE, sample_score
 from ._reader import Reader, json_lines, note
 
@@ -188,6 +196,7 @@ def scores_of(
         task_versions=versions,
         origin=Origin.of((newest.get(OWN_FACTS) or {}).get("origin"), where),
         answer_digests={t: text_hash("".join(sorted(all_))) for t, all_ in answers.items() if all_},
+        prompting=prompting_of(newest),
     )
 
 

@@ -8,23 +8,33 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import click
 from pydantic import BaseModel, ValidationError
 
 from ..errors import DegradeError, InputError, UnknownNameError
+from ..prompting import parameter_errors
 
 if TYPE_CHECKING:
     from ..optimize.recipe import Recipe
 
 Options = TypeVar("Options", bound=BaseModel)
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 SETTINGS = {"show_default": True, "help_option_names": ["-h", "--help"]}
 MODEL_HELP = "starter, starter-encoder, a hub id, a directory, or models:/n@a."
 RECIPE_HELP = "A preset's name (presets/*.yaml next to the project), or a .yaml file."
+
+_PROMPTING = (
+    ("--apply-chat-template", "true asks in the model's chat template; text names one of several."),
+    ("--system-instruction", "System message of every prompt."),
+    ("--fewshot-as-multiturn", "Whether few-shot examples are turns; true with a template."),
+    ("--gen-kwargs", "key=value,… or JSON, in place of the tasks' own generation arguments."),
+)
 
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0", "")
 
@@ -39,12 +49,14 @@ def build(kind: type[Options], values: Mapping[str, Any]) -> Options:
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
-        lines = [
-            f"parameter {'.'.join(map(str, item['loc']))} = {item['input']!r}: "
-            f"{item['msg'].removeprefix('Value error, ')}."
-            for item in error.errors()
-        ]
-        raise InputError("\n".join(lines)) from error
+        raise InputError("\n".join(parameter_errors(error))) from error
+
+
+def prompting_options(command: Command) -> Command:
+    """Add the parameters about how models are asked."""
+    for name, meaning in reversed(_PROMPTING):
+        command = click.option(name, default="", help=meaning)(command)
+    return command
 
 
 def flag(name: str, text: str) -> bool:

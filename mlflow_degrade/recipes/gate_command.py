@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import click
 
-from ..errors import UnknownNameError
+from ..errors import InputError, UnknownNameError
 from ..evaluation.suite import DEFAULT_LIMIT
 from ..policy import GatePolicy
+from ..prompting import Prompting
 from ..runtime.providers import DEVICE_HELP, DEVICES
-from .command import SETTINGS, caller_path, flag, joined_run_id, number, one_message
+from .command import (
+    SETTINGS,
+    caller_path,
+    flag,
+    joined_run_id,
+    number,
+    one_message,
+    prompting_options,
+)
 
 
 @click.command(context_settings=SETTINGS)
@@ -20,6 +29,7 @@ from .command import SETTINGS, caller_path, flag, joined_run_id, number, one_mes
 @click.option("--tasks", default="", help="lm-eval tasks where no evaluation of both is logged.")
 @click.option("--include-path", default="", help="Directory with task files of your own.")
 @click.option("--limit", default=str(DEFAULT_LIMIT), help="Samples per task; 0 takes all.")
+@prompting_options
 @click.option("--seed", default="0", help="Of the random samples.")
 @click.option("--device", default="auto", help=f"{DEVICE_HELP}.")
 @click.option("--fresh", default="false", help="true evaluates both again.")
@@ -43,12 +53,19 @@ def _run(given: dict[str, str]) -> int:
     if given["policy"]:
         policy = GatePolicy.from_yaml(caller_path(given["policy"]))
     tasks = [name.strip() for name in given["tasks"].split(",") if name.strip()]
+    asked = Prompting.read(given).stated()
     questions = {
         "tasks": tasks,
         "include_path": caller_path(given["include_path"]) or None,
         "limit": number("limit", given["limit"], int) or None,
         "seed": number("seed", given["seed"], int),
+        **asked,
     }
+    if asked and not tasks:
+        raise InputError(
+            f"{', '.join(asked)}: that is how tasks are asked; name the tasks as well, or put it "
+            "into the policy."
+        )
     register_as = given["register_as"]
     fresh = flag("fresh", given["fresh"])
     require_tracking_server()

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
 from ..evaluation.suite import DEFAULT_LIMIT
 from ..optimize.recipe import Recipe
 from ..policy import GatePolicy
+from ..prompting import Prompting
 from ..results import Decision, Verdict
 from ..runtime.providers import Device
 from .tracked import log_recipe, recipe_params, recipe_run
@@ -21,8 +22,8 @@ DEFAULT_SCHEME = "int8-weight-only"
 _STARTER_NAMES = {"starter": "smollm2-135m-instruct", "starter-encoder": "all-minilm-l6-v2"}
 
 
-class QuantizeOptions(BaseModel):
-    """What to quantize, and what must be shown.
+class QuantizeOptions(Prompting):
+    """What to quantize, how to ask, and what must be shown.
 
     Attributes
     ----------
@@ -57,6 +58,8 @@ class QuantizeOptions(BaseModel):
         Sequences per batch.
     num_fewshot : int, optional
         Few-shot examples per prompt; None keeps each task's own setting.
+    apply_chat_template, system_instruction, fewshot_as_multiturn, gen_kwargs
+        See `mlflow_degrade.prompting.Prompting`; what the policy states holds as well.
     seed : int
         Of the random samples and few-shot examples.
     fresh : bool
@@ -168,13 +171,16 @@ def _run(options: QuantizeOptions, run_id: str) -> Outcome:
     steps.require_quantization(recipe)
     recipe.check(providers, force=options.force)
     log_recipe(recipe)
+    prompting = options.prompting.completed(options.policy.prompting)
     suite = load_suite(
         steps.packaged_suite(options.model) if options.tasks == ("auto",) else options.tasks,
         include_path=options.include_path,
         limit=options.limit,
         seed=options.seed,
         num_fewshot=options.num_fewshot,
+        prompting=prompting,
     )
+    _require_template(prompting, options.model, options.baseline_model)
     models = steps.make_models(
         options.model,
         recipe,
@@ -197,6 +203,16 @@ def _run(options: QuantizeOptions, run_id: str) -> Outcome:
         registered = steps.log_and_register(conclusion, models, name, run_id=run_id)
     steps.report(conclusion, models, registered)
     return Outcome(conclusion.decision, run_id, models.candidate, registered)
+
+
+def _require_template(prompting: Prompting, *models: str | None) -> None:
+    """Raise before any work unless each model has the chat template that is asked for."""
+    from ..optimize.source import resolve_model
+    from ..runtime.conversation import template_of
+
+    if choice := prompting.apply_chat_template:
+        for model in filter(None, models):
+            template_of(resolve_model(model).path, choice)
 
 
 def _registry_name(options: QuantizeOptions) -> str | None:

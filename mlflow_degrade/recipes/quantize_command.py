@@ -9,6 +9,7 @@ import click
 from ..errors import InputError
 from ..evaluation.suite import DEFAULT_LIMIT
 from ..policy import GatePolicy
+from ..prompting import Prompting
 from ..runtime.providers import DEVICE_HELP
 from ..stats.rules import DEFAULT_RULE
 from .command import (
@@ -21,6 +22,7 @@ from .command import (
     named_recipe,
     number,
     one_message,
+    prompting_options,
 )
 from .quantize import DEFAULT_SCHEME, QuantizeOptions, quantize_and_gate
 
@@ -58,6 +60,7 @@ _RULE: str = QuantizeOptions.model_fields["policy"].default.rule
 @click.option("--force", default="false", help="true takes a scheme that is refused there.")
 @click.option("--batch-size", default="auto", help="auto, or sequences per batch.")
 @click.option("--num-fewshot", default="", help="Few-shot examples per prompt.")
+@prompting_options
 @click.option("--seed", default="0", help="Of the random samples.")
 @click.option("--fresh", default="false", help="true evaluates again.")
 @click.option("--strict", default="false", help="true exits 1 on FAIL, 2 on INCONCLUSIVE.")
@@ -92,6 +95,7 @@ def _options(given: dict[str, str], presets: Path | None) -> QuantizeOptions:
             "force": flag("force", given["force"]),
             "batch_size": batch if batch == "auto" else number("batch_size", batch, int),
             "num_fewshot": number("num_fewshot", shots, int) if shots else None,
+            **{name: given[name] for name in Prompting.model_fields},
             "seed": number("seed", given["seed"], int),
             "fresh": flag("fresh", given["fresh"]),
         },

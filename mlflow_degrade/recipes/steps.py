@@ -211,6 +211,7 @@ def evaluate_arms(
         Per side, and the scoring path both took.
     """
     from ..evaluation.run import EvaluationSettings, evaluation_key, scoring_path
+    from ..evaluation.suite import prompting_notes
 
     settings = EvaluationSettings(device=device, batch_size=batch_size, resume=not fresh)
     tasks = ", ".join(task.name for task in suite.tasks)
@@ -218,7 +219,8 @@ def evaluate_arms(
         directories = {side: models.directory(side) for side in SIDES}
         choice = scoring_path(directories, suite, settings)
         path = choice.path
-        for sentence in choice.sentences():
+        notes = prompting_notes(directories, suite)
+        for sentence in [*choice.sentences(), *notes]:
             say(sentence)
         samples = {}
         for side in SIDES:
@@ -347,6 +349,7 @@ def log_and_register(
             models.candidate,
             metadata={"degrade_model_digest": directory.digest, "degrade_scheme": models.scheme},
             one_by_one=conclusion.one_by_one,
+            prompting=conclusion.paired.candidate.prompting,
         )
         # The code around the tested directory is bound to the evidence as well.
         content = tested_content(info.model_uri, conclusion.paired.candidate)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, ModelError
+from ..policy import GatePolicy
+from ..prompting import Prompting
 from .references import Subject
 
 if TYPE_CHECKING:
     from ..evaluation.suite import Suite
 
+_log = logging.getLogger(__name__)
 _ASKED = ("limit", "seed", "num_fewshot")
 
 
@@ -20,6 +24,7 @@ def evaluate_both(
     candidate: Subject,
     questions: Mapping[str, Any] | None,
     *,
+    policy: GatePolicy,
     device: str,
     fresh: bool,
     experiments: Collection[str],
@@ -30,9 +35,11 @@ def evaluate_both(
     ----------
     baseline, candidate : Subject
     questions : mapping, optional
-        Arguments of `mlflow_degrade.evaluation.suite.load_suite`, and of an evaluation that is to
-        be repeated the suite's digest and whether it took the chat template; the packaged suite
-        that fits the candidate by default.
+        Arguments of `mlflow_degrade.evaluation.suite.load_suite`, how to prompt among them, and of
+        an evaluation that is to be repeated the suite's digest; the packaged suite that fits the
+        candidate by default.
+    policy : GatePolicy
+        What it says of how to prompt is added.
     device : str
     fresh : bool
         Evaluate even what is logged.
@@ -57,14 +64,16 @@ def evaluate_both(
         evaluation_key,
         scoring_path,
     )
+    from ..evaluation.suite import prompting_notes
     from .evaluations import find_evaluation, log_evaluation
     from .runs import terminate_gracefully, tracked_run
 
     sides = {"baseline": baseline, "candidate": candidate}
-    suite = _suite(questions or _packaged(candidate))
+    suite = _suite(questions or _packaged(candidate), policy)
     folders = {label: _directory(side) for label, side in sides.items()}
-    template = bool((questions or {}).get("apply_chat_template", False))
-    settings = EvaluationSettings(device=device, apply_chat_template=template, resume=not fresh)
+    settings = EvaluationSettings(device=device, resume=not fresh)
+    for note in prompting_notes(folders, suite):
+        _log.warning(note)
     path = scoring_path(folders, suite, settings).path
     runs = []
     for side, folder in folders.items():
@@ -87,7 +96,7 @@ def _packaged(side: Subject) -> dict[str, Any]:
     return {"tasks": list(default_tasks(_directory(side))), "limit": DEFAULT_LIMIT}
 
 
-def _suite(asked: Mapping[str, Any]) -> Suite:
+def _suite(asked: Mapping[str, Any], policy: GatePolicy) -> Suite:
     from ..evaluation.suite import load_suite
 
     if "tasks" not in asked:
@@ -98,6 +107,7 @@ def _suite(asked: Mapping[str, Any]) -> Suite:
     suite = load_suite(
         asked["tasks"],
         include_path=asked.get("include_path"),
+        prompting=Prompting.read(asked).completed(policy.prompting),
         **{name: asked[name] for name in _ASKED if asked.get(name) is not None},
     )
     if "suite" in asked and suite.digest != asked["suite"]:

@@ -80,7 +80,8 @@ def promote(
         The candidate's logged model, where the run does not tell.
     questions : mapping, optional
         What to ask where no evaluation of both models is logged: the arguments of
-        `mlflow_degrade.evaluation.suite.load_suite`. By default what the one was asked that has
+        `mlflow_degrade.evaluation.suite.load_suite`, those of its `prompting` by their names. By
+        default what the one was asked that has
         been evaluated.
     device : {"auto", "cpu", "cuda", "tensorrt"}
         Where to evaluate.
@@ -130,7 +131,7 @@ def promote(
             "only decide (register_as none)."
         )
     runs = _evaluation_runs(
-        *sides, questions=questions, device=device, fresh=fresh, experiments=trusted.ids
+        *sides, policy, questions=questions, device=device, fresh=fresh, experiments=trusted.ids
     )
     paired = policy.pair(*map(load_samples, runs))
     content = None
@@ -193,6 +194,7 @@ def _registry_name(register_as: str | None, baseline: Subject, candidate: Subjec
 def _evaluation_runs(
     baseline: Subject,
     candidate: Subject,
+    policy: GatePolicy,
     *,
     questions: Mapping[str, Any] | None,
     device: str,
@@ -203,7 +205,13 @@ def _evaluation_runs(
     from .missing import evaluate_both
 
     evaluate = partial(
-        evaluate_both, baseline, candidate, device=device, fresh=fresh, experiments=experiments
+        evaluate_both,
+        baseline,
+        candidate,
+        policy=policy,
+        device=device,
+        fresh=fresh,
+        experiments=experiments,
     )
     if fresh:
         return evaluate(questions)

@@ -6,6 +6,7 @@ directory travels next to it byte for byte: what is served is what was tested.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -13,6 +14,7 @@ from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from mlflow_degrade.errors import InputError
+from mlflow_degrade.runtime.conversation import check_messages, choose_template, render
 from mlflow_degrade.runtime.decoder import OnnxDecoder
 from mlflow_degrade.runtime.encoder import OnnxEncoder
 from mlflow_degrade.runtime.family import model_family
@@ -28,7 +30,10 @@ class OnnxLanguageModel(PythonModel):
         kind = OnnxDecoder if model_family(folder) == "decoder" else OnnxEncoder
         self._model = kind(folder, device="auto")
         # Whether scores depend on the batch was measured before the model was registered.
-        self._model.unpadded = bool((context.model_config or {}).get("one_by_one", False))
+        config = context.model_config or {}
+        self._model.unpadded = bool(config.get("one_by_one", False))
+        self._folder = Path(folder)
+        self._prompting = dict(config.get("prompting") or {})
 
     def predict(
         self,
@@ -43,10 +48,14 @@ class OnnxLanguageModel(PythonModel):
         context : PythonModelContext
             Unused; the model is open already.
         model_input : DataFrame
-            Column ``prompt``. Where a column ``choices`` (a list of strings) is given, its strings
-            are scored as continuations of the prompt; a space is put between the two unless one of
-            them brings it. Without choices text is generated, greedily; a classifier chooses among
-            all its labels, and an encoder gives the prompt's embedding.
+            Column ``prompt``, or column ``messages``: a list of ``{"role": …, "content": …}`` as
+            chat APIs take it, which becomes a prompt by the model's chat template. The template and
+            the system instruction are those the model was evaluated with; messages that begin with
+            a system message of their own keep that one. Where a column ``choices`` (a list of
+            strings) is given, its strings are scored as continuations of the prompt; a space is put
+            between the two unless one of them, or a template, brings it. Without choices text is
+            generated, greedily; a classifier chooses among all its labels, and an encoder gives the
+            prompt's embedding.
         params : dict, optional
             ``max_new_tokens`` of generation, 64 by default.
 
@@ -58,10 +67,11 @@ class OnnxLanguageModel(PythonModel):
             an encoder these are the cosines of prompt and choices, and a column ``embedding``
             holds the prompt's.
         """
-        prompts = [str(prompt) for prompt in model_input["prompt"]]
-        choices: list[list[str] | None] = [None] * len(prompts)
-        if "choices" in model_input:
-            choices = [None if value is None else list(value) for value in model_input["choices"]]
+        prompts = self._prompts(model_input)
+        # After a template nothing is put before a choice, as in the evaluation.
+        spaced = [messages is None for messages in _column(model_input, "messages")]
+        listed = _column(model_input, "choices")
+        choices = [None if options is None else list(options) for options in listed]
         embeddings = None
         if isinstance(self._model, OnnxEncoder):
             if self._model.labels:
@@ -74,7 +84,7 @@ class OnnxLanguageModel(PythonModel):
         texts = [""] * len(prompts)
         likelihoods: list[list[float] | None] = [None] * len(prompts)
         for i, (best, values) in zip(
-            scored, self._score([(prompts[i], choices[i]) for i in scored]), strict=True
+            scored, self._score([(prompts[i], choices[i], spaced[i]) for i in scored]), strict=True
         ):
             texts[i], likelihoods[i] = best, values
         if embeddings is not None:
@@ -87,14 +97,43 @@ class OnnxLanguageModel(PythonModel):
             texts[i] = text
         return pd.DataFrame({"text": texts, "log_likelihoods": likelihoods})
 
-    def _score(self, rows: list[tuple[str, Any]]) -> list[tuple[str, list[float]]]:
+    def _prompts(self, given: pd.DataFrame) -> list[str]:
+        """The text of each row's prompt."""
+        prompts = []
+        pairs = zip(_column(given, "prompt"), _column(given, "messages"), strict=True)
+        for row, (text, messages) in enumerate(pairs):
+            if (text is None) == (messages is None):
+                has = "neither a prompt nor" if text is None else "both a prompt and"
+                raise InputError(f"row {row} has {has} messages: give one of the two.")
+            prompts.append(str(text) if messages is None else self._conversation(messages))
+        return prompts
+
+    def _conversation(self, given: Any) -> str:
+        """A prompt in the chat template, as in the evaluation."""
+        if not isinstance(self._model, OnnxDecoder):
+            raise InputError("an encoder or classifier holds no conversation: give prompts.")
+        tokenizer = self._model.encoder.tokenizer
+        choice = self._prompting.get("apply_chat_template") or True
+        template = choose_template(tokenizer, choice, self._folder)
+        messages = check_messages(given)
+        instruction = self._prompting.get("system_instruction")
+        if instruction is None or messages[0]["role"] == "system":
+            return render(tokenizer, messages, template, self._folder)
+        whole = [{"role": "system", "content": instruction}, *messages]
+        try:
+            return render(tokenizer, whole, template, self._folder)
+        except InputError:
+            # A template that knows no system message was evaluated without it.
+            return render(tokenizer, messages, template, self._folder)
+
+    def _score(self, rows: list[tuple[str, Any, bool]]) -> list[tuple[str, list[float]]]:
         pairs = []
-        for prompt, options in rows:
+        for prompt, options, spaced in rows:
             if not options:
                 raise InputError(f"no choices for the prompt {prompt[:80]!r}: give at least one.")
             for option in options:
-                spaced = prompt[-1:].isspace() or option[:1].isspace()
-                pairs.append((prompt, option if spaced else f" {option}"))
+                bare = not spaced or prompt[-1:].isspace() or option[:1].isspace()
+                pairs.append((prompt, option if bare else f" {option}"))
         if not pairs:
             return []
         if isinstance(self._model, OnnxDecoder):
@@ -103,7 +142,7 @@ class OnnxLanguageModel(PythonModel):
             found = self._model.score(pairs)
         scores = iter(found)
         answers = []
-        for _, options in rows:
+        for _, options, _ in rows:
             values = [next(scores).logprob for _ in options]
             answers.append((options[values.index(max(values))], values))
         return answers
@@ -113,6 +152,13 @@ class OnnxLanguageModel(PythonModel):
             return []
         tokens = self._model.encoder.encode(prompts)
         return self._model.generate(tokens, Sampling(max_new_tokens=max_new_tokens))
+
+
+def _column(given: pd.DataFrame, name: str) -> list[Any]:
+    """The values of a column that may be absent, or have none in some rows."""
+    if name not in given:
+        return [None] * len(given)
+    return [None if isinstance(value, float) else value for value in given[name]]
 
 
 set_model(OnnxLanguageModel())

@@ -134,7 +134,7 @@ def asked_of(run_id: str) -> dict[str, Any]:
     """How to put the questions of an evaluation to another model, see `missing.evaluate_both`."""
     facts = load_facts(run_id)
     key = facts.get("key", {})
-    known = {name: key[name] for name in ("suite", "apply_chat_template") if name in key}
+    known = {name: key[name] for name in ("suite", "apply_chat_template") if key.get(name)}
     return {**facts.get("asked", {}), **known}
 
 

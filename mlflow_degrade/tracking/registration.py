@@ -28,7 +28,11 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def log_model(
-    model_dir: Path, *, metadata: Mapping[str, Any] | None = None, one_by_one: bool = False
+    model_dir: Path,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    one_by_one: bool = False,
+    prompting: Mapping[str, Any] | None = None,
 ) -> Any:
     """Log a model directory to the active run as a pyfunc model that carries its own code.
 
@@ -40,6 +44,9 @@ def log_model(
         Stored in the ``MLmodel`` file.
     one_by_one : bool
         Run prompts one at a time when serving, for a model whose scores depend on the batch.
+    prompting : mapping, optional
+        How it was asked when it was evaluated; conversations are served with the same template and
+        system instruction. See `mlflow_degrade.prompting.Prompting.facts`.
 
     Returns
     -------
@@ -47,8 +54,8 @@ def log_model(
 
     Notes
     -----
-    ``predict`` generates text for the rows of a column ``prompt``, or scores the strings of a
-    column ``choices`` as its continuations, and gives an encoder's embeddings; see
+    ``predict`` generates text for the rows of a column ``prompt`` or ``messages``, or scores the
+    strings of a column ``choices`` as its continuations, and gives an encoder's embeddings; see
     `mlflow_degrade.tracking.pyfunc_model`.
     """
     import mlflow
@@ -64,7 +71,7 @@ def log_model(
             artifacts={"model_dir": str(model_dir)},
             code_paths=[str(_PACKAGE)],
             pip_requirements=[f"{name}=={version(name)}" for name in _serving_packages()],
-            model_config={"one_by_one": one_by_one},
+            model_config={"one_by_one": one_by_one, "prompting": dict(prompting or {})},
             signature=_signature(),
             metadata=dict(metadata or {}),
         )
@@ -181,12 +188,14 @@ def _serving_packages() -> list[str]:
 def _signature() -> Any:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
-    from mlflow.types.schema import Array, DataType
+    from mlflow.types.schema import Array, DataType, Object, Property
 
+    message = Object([Property(name, DataType.string) for name in ("role", "content")])
     return ModelSignature(
         inputs=Schema(
             [
-                ColSpec(DataType.string, "prompt"),
+                ColSpec(DataType.string, "prompt", required=False),
+                ColSpec(Array(message), "messages", required=False),
                 ColSpec(Array(DataType.string), "choices", required=False),
             ]
         ),

@@ -21,6 +21,7 @@ from mlflow_degrade.evaluation.encoder_backend import NAME, OnnxEncoderLM
 from mlflow_degrade.evaluation.harness import HarnessSettings, run_lm_eval
 from mlflow_degrade.evaluation.run import EvaluationSettings, evaluate_model, evaluate_pair
 from mlflow_degrade.evaluation.suite import default_tasks, load_suite
+from mlflow_degrade.prompting import Prompting
 
 __all__ = ["tiny_classifier", "tiny_encoder"]
 
@@ -157,10 +158,13 @@ def test_the_backend_settles_its_path_and_has_no_chat(
     assert model.encoder.unpadded
     with pytest.raises(InputError, match="no chat template"):
         model.apply_chat_template([{"role": "user", "content": "Hello"}])
-    settings = EvaluationSettings(device="cpu", progress=False, apply_chat_template=True)
     with pytest.raises(InputError, match="no chat template"):
         evaluate_model(
-            tiny_encoder.made("fp32"), ["tiny_choice"], include_path=task_folder, settings=settings
+            tiny_encoder.made("fp32"),
+            ["tiny_choice"],
+            include_path=task_folder,
+            settings=QUIET,
+            prompting=Prompting(apply_chat_template=True),
         )
 
 

@@ -26,6 +26,7 @@ from mlflow_degrade.evaluation.run import (
     model_digest,
 )
 from mlflow_degrade.evaluation.suite import load_suite
+from mlflow_degrade.prompting import Prompting
 from mlflow_degrade.runtime import dependent_operations
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -122,12 +123,10 @@ def test_what_the_scores_depend_on_is_in_the_key(model_dir: ModelDir, task_folde
     fp32, int8 = model_dir("fp32"), model_dir("int8-weight-only")
     key = evaluation_key(fp32, suite, "batched", QUIET)
     assert key == evaluation_key(fp32, suite, "batched", EvaluationSettings(device="cpu"))
-    chat = EvaluationSettings(device="cpu", apply_chat_template=True)
     for changed in (
         evaluation_key(int8, suite, "batched", QUIET),
         evaluation_key(fp32, other, "batched", QUIET),
         evaluation_key(fp32, suite, "one-by-one", QUIET),
-        evaluation_key(fp32, suite, "batched", chat),
     ):
         assert changed != key
 
@@ -178,9 +177,8 @@ def test_few_shot_and_chat_template(model_dir: ModelDir, tmp_path: Path) -> None
     )
 
     def prompts(**options: Any) -> list[str]:
-        settings = EvaluationSettings(device="cpu", progress=False, **options.pop("settings", {}))
         found = evaluate_model(
-            folder, ["task"], include_path=tmp_path, settings=settings, limit=3, **options
+            folder, ["task"], include_path=tmp_path, settings=QUIET, limit=3, **options
         )
         return list(found.samples.to_pandas()["prompt"])
 
@@ -188,9 +186,10 @@ def test_few_shot_and_chat_template(model_dir: ModelDir, tmp_path: Path) -> None
     shots = prompts(num_fewshot=2)
     assert all(p.endswith(q) and p.count("\n\n") == 2 for p, q in zip(shots, plain, strict=True))
     assert shots == prompts(num_fewshot=2)
-    chat = prompts(settings={"apply_chat_template": True})
+    asked = Prompting(apply_chat_template=True)
+    chat = prompts(prompting=asked)
     assert chat == [f"<user> {q}<assistant>" for q in plain]
-    turns = prompts(num_fewshot=1, settings={"apply_chat_template": True})
+    turns = prompts(num_fewshot=1, prompting=asked)
     assert all(p.count("<user>") == 2 and p.count("<assistant>") == 2 for p in turns)
 
 
