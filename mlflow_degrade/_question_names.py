@@ -12,6 +12,16 @@ SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 
 MLFLOW = "mlflow:"
 HUB = "hf:"
+DEFAULT_TOKENS = 32
+"""Tokens of an answer where nobody says how many: a short answer, as exact match and F1 suit."""
+
+TASKS_HELP = "lm-eval tasks or groups, or files of questions such as mine.csv"
+COLUMNS_HELP = (
+    "Which column of a file of questions is what, e.g. question=Frage,answer=Antwort; of one of "
+    "several files mine.answer=Gold."
+)
+TOKENS_HELP = f"Most tokens of an answer to a file of questions; {DEFAULT_TOKENS} by default."
+_SEPARATORS = {os.sep, "/"}
 
 
 def file_suffix(name: str) -> str | None:
@@ -34,7 +44,7 @@ def names_questions(name: str) -> bool:
     if name.startswith((MLFLOW, HUB)) or file_suffix(name) is not None:
         return True
     folder, _ = split_of(name)
-    return any(mark in name for mark in {os.sep, "/"}) and Path(folder).expanduser().is_dir()
+    return any(mark in name for mark in _SEPARATORS) and Path(folder).expanduser().is_dir()
 
 
 def split_of(name: str) -> tuple[str, str | None]:
@@ -57,7 +67,8 @@ def task_of(name: str) -> str:
     >>> task_of("data/my questions.csv"), task_of("mlflow:support"), task_of("arc_easy")
     ('my_questions', 'support', 'arc_easy')
     """
-    if not names_questions(name):
+    marked = name.startswith((MLFLOW, HUB)) or file_suffix(name) is not None
+    if not marked and not any(mark in name for mark in _SEPARATORS):
         return name
     bare = split_of(name)[0].removeprefix(MLFLOW).removeprefix(HUB).rstrip("/\\")
     last = re.split(r"[/\\]", bare)[-1]

@@ -40,11 +40,6 @@ USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
     "category": ("category", "subject", "topic"),
 }  # fmt: skip
 
-COLUMNS_HELP = (
-    "Which column is what, e.g. question=Frage,answer=Antwort; of one of several files "
-    "mine.answer=Gold."
-)
-
 # Found in logs of answers, and in no file of questions.
 _LOG_NAMES = frozenset(
     ("resps", "filtered_resps", "score", "scores", "is_correct", "passed", "exact_match", "acc")
@@ -86,7 +81,8 @@ class Columns:
             key, equals, column = (piece.strip() for piece in part.partition("="))
             if not equals or not key or not column:
                 raise InputError(
-                    f"columns: {part!r} is not of the form field=column; {COLUMNS_HELP}"
+                    f"columns: {part!r} is not of the form field=column, as in "
+                    "question=Frage,answer=Antwort."
                 )
             stated[key] = column
         return cls.of_mapping(stated)
