@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .._question_names import TASKS_HELP, split_tasks
 from ..errors import InputError
 from ..evaluation.suite import DEFAULT_LIMIT
 from ..runtime.providers import DEVICES
+from .evaluation_runs import question_options
 from .output import OUTPUT, write_text
 
 if TYPE_CHECKING:
@@ -48,8 +50,9 @@ Exit codes: 0 PASS, 1 FAIL, 2 INCONCLUSIVE, 3 invalid input.
 )
 @click.option("--alias", metavar="NAME", help="Alias to point to a version that passes.")
 @click.option("--model-uri", metavar="URI", help="The candidate's logged model, if not told.")
-@click.option("--tasks", metavar="NAMES", help="lm-eval tasks to evaluate on, comma-separated.")
+@click.option("--tasks", metavar="NAMES", help=f"{TASKS_HELP}, comma-separated.")
 @click.option("--include-path", metavar="DIR", help="Directory with task files of your own.")
+@question_options
 @click.option(
     "--limit", type=int, help=f"Samples per task; 0 takes all.  [default: {DEFAULT_LIMIT}]"
 )
@@ -137,16 +140,18 @@ def _questions(
     limit: int | None,
     seed: int,
     num_fewshot: int | None,
+    columns: str,
+    max_gen_toks: int | None,
 ) -> dict[str, Any] | None:
     """What to ask where nothing is logged; None leaves it to the logged evaluations."""
     if tasks is None:
-        if include_path is not None or limit is not None or num_fewshot is not None:
+        if columns or not all(v is None for v in (include_path, limit, num_fewshot, max_gen_toks)):
             raise InputError(
-                "--include-path, --limit and --num-fewshot say how --tasks are asked: name the "
-                "tasks as well."
+                "--include-path, --columns, --max-gen-toks, --limit and --num-fewshot say how "
+                "--tasks are asked: name the tasks as well."
             )
         return None
-    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    names = split_tasks(tasks)
     if not names:
         raise InputError(f"--tasks {tasks!r} names no task.")
     if limit is not None and limit < 0:
@@ -157,6 +162,8 @@ def _questions(
         "limit": DEFAULT_LIMIT if limit is None else limit or None,
         "seed": seed,
         "num_fewshot": num_fewshot,
+        "columns": columns,
+        "max_gen_toks": max_gen_toks,
     }
 
 

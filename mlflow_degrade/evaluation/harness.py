@@ -19,9 +19,10 @@ from ..errors import (
     UnknownNameError,
 )
 from ..readers.lm_eval import OWN_FACTS, LmEvalOutput, output_of
+from .question_tasks import QuestionOptions
 from .quiet import quiet_libraries
 from .records import keep_metrics
-from .tasks import find_tasks, load
+from .tasks import Spec, find_tasks, load
 
 _ONNX = "onnx"
 
@@ -39,7 +40,8 @@ class HarnessSettings:
         ``"key=value,…"``, e.g. ``"pretrained=org/name,dtype=bfloat16"``. For ``"onnx"`` a model
         directory, or what `mlflow_degrade.optimize.source.resolve_model` takes, which is exported.
     tasks : tuple of str
-        lm-eval tasks, groups or tags; ``starter`` is the packaged suite.
+        lm-eval tasks, groups or tags; ``starter`` is the packaged suite. Files and data sets of
+        questions are tasks as well.
     include_path : str or None
         Directory with task files of one's own.
     limit : float or None
@@ -59,6 +61,8 @@ class HarnessSettings:
         Of Python, numpy, torch and the few-shot examples.
     unsafe_code : bool
         Whether tasks may run code that the model wrote.
+    questions : QuestionOptions
+        How files and data sets of questions are read and asked.
     """
 
     model: str
@@ -74,6 +78,7 @@ class HarnessSettings:
     gen_kwargs: str | None = None
     seed: int | None = None
     unsafe_code: bool = False
+    questions: QuestionOptions = field(default_factory=QuestionOptions)
 
     def __post_init__(self) -> None:
         if self.limit is not None and not self.limit > 0:
@@ -149,7 +154,10 @@ def run_lm_eval(settings: HarnessSettings) -> HarnessRun | None:
     """
     name, arguments = _model_name(settings.model), _arguments(settings.model_args)
     manager, specs = find_tasks(
-        settings.tasks, include_path=settings.include_path, metadata=arguments
+        settings.tasks,
+        include_path=settings.include_path,
+        metadata=arguments,
+        questions=settings.questions,
     )
     # Tasks that cannot be loaded are found before a model is.
     with quiet_libraries():
@@ -258,7 +266,7 @@ def _evaluate(
     name: str,
     arguments: dict[str, Any],
     manager: Any,
-    specs: Sequence[str],
+    specs: Sequence[Spec],
     settings: HarnessSettings,
 ) -> tuple[dict[str, Any] | None, Any]:
     from lm_eval import simple_evaluate

@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from .._question_names import absolute, names_questions
 from ..cache import digest_json
 from ..errors import InputError
 from ..runtime.family import model_family
 from .metric_fit import refuse_unfit_metrics
+from .question_tasks import QuestionOptions
 from .quiet import quiet_libraries
 from .tasks import load_tasks
 
@@ -93,6 +95,8 @@ class Suite:
         Few-shot examples per prompt, where the caller said so.
     include_path : str or None
         Directory the task files were looked for in.
+    questions : QuestionOptions
+        How files and data sets of questions were read and asked.
     """
 
     names: tuple[str, ...]
@@ -101,17 +105,26 @@ class Suite:
     seed: int
     num_fewshot: int | None
     include_path: str | None = None
+    questions: QuestionOptions = field(default_factory=QuestionOptions)
 
     @property
     def asked(self) -> dict[str, Any]:
         """The arguments of `load_suite` that make this suite again, JSON-serializable."""
+        own = any(map(names_questions, self.names))
         return {
-            "tasks": list(self.names),
+            "tasks": absolute(self.names),
             "include_path": self.include_path,
             "limit": self.limit,
             "seed": self.seed,
             "num_fewshot": self.num_fewshot,
+            **(self.questions.asked if own else {}),
         }
+
+    @property
+    def sentences(self) -> list[str]:
+        """What was made of each file of questions."""
+        stated = (task.task.config.metadata or {} for task in self.tasks)
+        return [data["questions"] for data in stated if "questions" in data]
 
     @property
     def documents(self) -> int:
@@ -163,6 +176,7 @@ def load_suite(
     limit: int | None = None,
     seed: int = 0,
     num_fewshot: int | None = None,
+    questions: QuestionOptions | None = None,
 ) -> Suite:
     """Load tasks and draw their documents.
 
@@ -170,7 +184,8 @@ def load_suite(
     ----------
     names : sequence of str
         lm-eval tasks, groups or tags; ``starter`` is the packaged suite,
-        ``starter-encoder`` its part for sentence encoders.
+        ``starter-encoder`` its part for sentence encoders. Files and data sets of questions, see
+        `mlflow_degrade.evaluation.question_files.read_rows`, are tasks as well.
     include_path : path, optional
         Directory with task files of one's own.
     limit : int, optional
@@ -180,6 +195,8 @@ def load_suite(
         Of the drawing, and of the choice of few-shot examples.
     num_fewshot : int, optional
         Few-shot examples per prompt. As in lm-eval, a task that fixes zero keeps it.
+    questions : QuestionOptions, optional
+        How files and data sets of questions are read and asked.
 
     Returns
     -------
@@ -197,7 +214,7 @@ def load_suite(
     """
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}, it must be at least 1: leave it out to take all.")
-    built = load_tasks(names, include_path=include_path)
+    built = load_tasks(names, include_path=include_path, questions=questions)
     tasks = []
     with quiet_libraries():
         for name, task in built.items():
@@ -206,7 +223,15 @@ def load_suite(
             available = _count(name, task)
             tasks.append(SuiteTask(name, task, available, draw(name, available, limit, seed)))
     where = None if include_path is None else str(Path(include_path).absolute())
-    return Suite(tuple(names), tuple(tasks), limit, seed, num_fewshot, where)
+    return Suite(
+        tuple(names),
+        tuple(tasks),
+        limit,
+        seed,
+        num_fewshot,
+        where,
+        questions or QuestionOptions(),
+    )
 
 
 def draw(task: str, available: int, limit: int | None, seed: int) -> tuple[int, ...]:

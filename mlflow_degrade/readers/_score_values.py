@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import string
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,7 +21,7 @@ _COMMA = re.compile(r"[-+]?\d*,\d+")
 # What a missing score is called where everything is text.
 _NOTHING = frozenset(("", "na", "n/a", "none", "null", "<na>"))
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = re.compile(r"[^\w\s]")
+_WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def score_values(column: pa.ChunkedArray, name: str, source: str) -> pa.ChunkedArray:
@@ -121,5 +122,6 @@ def _score(score: Callable[[str, str], float], answer: Any, target: Any) -> floa
 
 
 def _normal(text: str) -> str:
-    bare = _PUNCTUATION.sub("", text.lower())
+    """As in SQuAD's own evaluation script: ASCII punctuation goes, "10 €" keeps its sign."""
+    bare = text.lower().translate(_WITHOUT_PUNCTUATION)
     return " ".join(_ARTICLES.sub(" ", bare).split())

@@ -89,10 +89,14 @@ def _header(file: Path) -> tuple[list[str], str]:
     """Names of the columns, and the one of the usual delimiters that the header has most of."""
     with file.open("rb") as raw, plain(raw, file) as stream:
         header = stream.readline().decode("utf-8-sig", errors="replace")
-    # Outside of quotes.
-    bare = "".join(header.split('"')[::2])
-    delimiter = max(_DELIMITERS, key=bare.count)
+    delimiter = delimiter_of(header)
     return next(csv.reader([header], delimiter=delimiter), []), delimiter
+
+
+def delimiter_of(header: str) -> str:
+    """The one of the usual delimiters that a header has most of, outside of quotes."""
+    bare = "".join(header.split('"')[::2])
+    return max(_DELIMITERS, key=bare.count)
 
 
 def _with_index(table: pa.Table) -> pa.Table:

@@ -9,11 +9,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from .._question_names import DEFAULT_TOKENS
 from ..evaluation.suite import DEFAULT_LIMIT
 from ..optimize.recipe import Recipe
 from ..policy import GatePolicy
 from ..results import Decision, Verdict
 from ..runtime.providers import Device
+from .console import say
 from .tracked import log_recipe, recipe_params, recipe_run
 
 DEFAULT_SCHEME = "int8-weight-only"
@@ -36,10 +38,14 @@ class QuantizeOptions(BaseModel):
         All passes instead of `scheme`, from `mlflow_degrade.optimize.recipe.load_recipe`. Without
         its quantization it makes the baseline.
     tasks : tuple of str
-        lm-eval tasks or groups; ``auto`` is the packaged suite that fits the model, ``starter`` or
-        ``starter-encoder``.
+        lm-eval tasks or groups, or files and data sets of questions; ``auto`` is the packaged suite
+        that fits the model, ``starter`` or ``starter-encoder``.
     include_path : Path, optional
         Directory with lm-eval task files of one's own.
+    columns : str
+        Which column of a file of questions is what: ``field=name,…``.
+    max_gen_toks : int
+        Most tokens of a generated answer to a file of questions.
     limit : int, optional
         Samples per task, drawn at random with `seed`; None takes all.
     policy : GatePolicy
@@ -72,6 +78,8 @@ class QuantizeOptions(BaseModel):
     recipe: Recipe | None = None
     tasks: tuple[str, ...] = Field(default=("auto",), min_length=1)
     include_path: Path | None = None
+    columns: str = ""
+    max_gen_toks: int = Field(default=DEFAULT_TOKENS, ge=1)
     limit: int | None = Field(default=DEFAULT_LIMIT, ge=1)
     # Some loss is expected here; whether it stays in the margin does not turn with a few answers.
     policy: GatePolicy = GatePolicy(rule="non_inferiority")
@@ -158,6 +166,7 @@ def quantize_and_gate(options: QuantizeOptions | None = None) -> Outcome:
 
 
 def _run(options: QuantizeOptions, run_id: str) -> Outcome:
+    from ..evaluation.question_tasks import QuestionOptions
     from ..evaluation.suite import load_suite
     from ..runtime.providers import resolve_device
     from . import steps
@@ -174,7 +183,12 @@ def _run(options: QuantizeOptions, run_id: str) -> Outcome:
         limit=options.limit,
         seed=options.seed,
         num_fewshot=options.num_fewshot,
+        questions=QuestionOptions.of(
+            {"columns": options.columns, "max_gen_toks": options.max_gen_toks}
+        ),
     )
+    for sentence in suite.sentences:
+        say(sentence)
     models = steps.make_models(
         options.model,
         recipe,

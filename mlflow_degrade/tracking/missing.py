@@ -88,6 +88,7 @@ def _packaged(side: Subject) -> dict[str, Any]:
 
 
 def _suite(asked: Mapping[str, Any]) -> Suite:
+    from ..evaluation.question_tasks import QuestionOptions
     from ..evaluation.suite import load_suite
 
     if "tasks" not in asked:
@@ -98,6 +99,7 @@ def _suite(asked: Mapping[str, Any]) -> Suite:
     suite = load_suite(
         asked["tasks"],
         include_path=asked.get("include_path"),
+        questions=QuestionOptions.of(asked),
         **{name: asked[name] for name in _ASKED if asked.get(name) is not None},
     )
     if "suite" in asked and suite.digest != asked["suite"]:
