@@ -19,6 +19,7 @@ from ..errors import (
     UnknownNameError,
 )
 from ..readers.lm_eval import OWN_FACTS, LmEvalOutput, output_of
+from .encoder_files import fit_tasks
 from .question_tasks import QuestionOptions
 from .quiet import quiet_libraries
 from .records import keep_metrics
@@ -162,10 +163,12 @@ def run_lm_eval(settings: HarnessSettings) -> HarnessRun | None:
     # Tasks that cannot be loaded are found before a model is.
     with quiet_libraries():
         loaded = load(manager, specs, ", ".join(settings.tasks))
+    if settings.model == _ONNX:
+        name = _engine(arguments, loaded["tasks"])
+    else:
+        fit_tasks(loaded["tasks"], None)
     # Nor are the data loaded a second time.
     manager.load = lambda _specs: loaded
-    if settings.model == _ONNX:
-        name = _engine(arguments, {n: str(t.OUTPUT_TYPE) for n, t in loaded["tasks"].items()})
     digest = _local_digest(arguments)
     model = _load_model(name, arguments, settings)
     found, tracker = _evaluate(model, name, arguments, manager, specs, settings)
@@ -228,22 +231,24 @@ def _model_name(given: str) -> str:
     return given
 
 
-def _engine(arguments: dict[str, Any], output_types: Mapping[str, str]) -> str:
-    """The backend for a model of this package's engine, whose directory is put into `arguments`."""
+def _engine(arguments: dict[str, Any], tasks: dict[str, Any]) -> str:
+    """The backend for a model of this package's engine, whose directory is put into `arguments`.
+
+    What the model does not answer is refused before it is exported.
+    """
     from ..optimize.export import export_onnx
     from ..optimize.graph import optimize_graph
     from ..optimize.onnx_files import GRAPH_FILE
     from ..optimize.source import resolve_model
-    from ..runtime.family import model_family
     from . import backend, encoder_backend
 
     given = str(arguments.get("pretrained", ""))
-    if not (Path(given).expanduser() / GRAPH_FILE).is_file():
-        arguments["pretrained"] = str(optimize_graph(export_onnx(resolve_model(given))))
-    if model_family(Path(arguments["pretrained"]).expanduser()) == "decoder":
-        return backend.NAME
-    encoder_backend.require_multiple_choice(output_types)
-    return encoder_backend.NAME
+    folder = Path(given).expanduser()
+    source = None if (folder / GRAPH_FILE).is_file() else resolve_model(given)
+    encodes = fit_tasks(tasks, folder if source is None else source.path)
+    if source is not None:
+        arguments["pretrained"] = str(optimize_graph(export_onnx(source)))
+    return encoder_backend.NAME if encodes else backend.NAME
 
 
 def _load_model(name: str, arguments: dict[str, Any], settings: HarnessSettings) -> Any:

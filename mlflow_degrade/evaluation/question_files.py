@@ -31,9 +31,14 @@ USUAL_NAMES: Mapping[str, tuple[str, ...]] = {
         "correct_index", "gold_index", "correct_idx",
     ),
     "choices": ("choices", "options", "candidates", "endings"),
-    "text": ("text", "sentence", "review", "document"),
+    "text": (
+        "text", "sentence", "review", "document", "text1", "sentence1", "text_a", "premise",
+    ),
     "label": ("label", "labels", "class", "gold_label", "true_label"),
-    "text_pair": ("text_pair", "text2", "sentence2", "hypothesis"),
+    "text_pair": ("text_pair", "text2", "sentence2", "text_b", "hypothesis"),
+    "score": (
+        "score", "similarity", "similarity_score", "relatedness", "relatedness_score", "rating",
+    ),
     "query": ("query", "question"),
     "passage": ("passage", "document", "text", "doc"),
     "relevance": ("relevance", "relevant", "label", "score", "qrel"),

@@ -11,6 +11,7 @@ from typing import Any
 from .._question_names import DEFAULT_TOKENS, task_of
 from ..errors import InputError
 from ..readers._score_values import squad_exact, squad_f1
+from .encoder_files import LABELS, folder_task, rows_task
 from .question_files import Columns, DataRows, as_list, as_text, read_rows
 
 _VERSION = 1.0
@@ -83,10 +84,15 @@ def question_tasks(
         files = [name for name in names if task_of(name) == twice[0]]
         raise InputError(f"the tasks {files} would all be called {twice[0]!r}: rename one.")
     options.columns.refuse_strangers(tasks)
-    return {name: _task(read_rows(name, options.columns), options) for name in names}
+    return {
+        name: folder_task(name) or _task(read_rows(name, options.columns), options)
+        for name in names
+    }
 
 
 def _task(data: DataRows, options: QuestionOptions) -> dict[str, Any]:
+    if (ranked_or_rated := rows_task(data)) is not None:
+        return ranked_or_rated
     _refuse_logs(data)
     choices, label = _choices(data), data.column("label")
     answer = data.column("answer")
@@ -108,6 +114,7 @@ def _task(data: DataRows, options: QuestionOptions) -> dict[str, Any]:
         # What is told about the task; not part of its digest.
         "metadata": {
             "version": _VERSION,
+            LABELS: what == "labels",
             "questions": f"{data.source}: {len(documents)} questions with {what}, "
             f"{'asked as Question: … Answer:' if _is_question(data) else 'asked as they are'}",
         },
@@ -242,9 +249,13 @@ def _with_labels(data: DataRows, column: str) -> list[dict[str, Any]]:
             f"has {len(names)} different labels in {len(labels)} rows: if {column!r} holds answers "
             f"to generate, say columns=answer={column}."
         )
-    right = [names.index(label) for label in labels]
+    pair = data.column("text_pair")
     return _documents(
-        data, prompt=_before_choices(data), choices=[names] * len(labels), answer=right
+        data,
+        prompt=_before_choices(data),
+        choices=[names] * len(labels),
+        answer=[names.index(label) for label in labels],
+        **({} if pair is None else {"text_pair": data.texts(pair)}),
     )
 
 
@@ -378,7 +389,7 @@ def _refuse_copies(data: DataRows, documents: Sequence[Mapping[str, Any]]) -> No
     """A question that is asked twice counts twice, and with two answers it is wrong once."""
     first: dict[tuple[Any, ...], int] = {}
     for row, doc in enumerate(documents):
-        key = (doc["prompt"], tuple(doc.get("choices", ())))
+        key = (doc["prompt"], doc.get("text_pair"), tuple(doc.get("choices", ())))
         earlier = first.setdefault(key, row)
         if earlier != row:
             same = documents[earlier]["answer"] == doc["answer"]

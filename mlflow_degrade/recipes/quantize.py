@@ -189,6 +189,8 @@ def _run(options: QuantizeOptions, run_id: str) -> Outcome:
     )
     for sentence in suite.sentences:
         say(sentence)
+    for model in filter(None, (options.model, options.baseline_model)):
+        steps.require_answers(model, suite)
     models = steps.make_models(
         options.model,
         recipe,

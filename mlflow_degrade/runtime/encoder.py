@@ -37,6 +37,11 @@ from .session import read_json
 Vectors = NDArray[np.float32]
 OnRows = Callable[[list[int]], None]
 
+PROMPTS_FILE = "config_sentence_transformers.json"
+"""Where sentence-transformers keeps prompts and the way to compare embeddings."""
+
+# Of `encode_document`, in its order.
+_PASSAGE_PROMPTS = ("document", "passage", "corpus")
 _GIVES = {"embedding": "embeddings", "number": "one number"}
 
 _CPU_TOKENS, _CPU_OVERHEAD = 512, 24
@@ -175,27 +180,68 @@ class OnnxEncoder:
             raise InputError(f"the model in {self.folder} gives {_GIVES[self.answer]}, no labels.")
         return log_softmax(self.vectors(texts))
 
-    def ratings(
-        self, pairs: Sequence[tuple[str, str]], on_rows: OnRows | None = None
-    ) -> NDArray[np.float64]:
-        """How well the two texts of each pair fit, by a cosine or by a model's one number.
+    def ratings(self, texts: Sequence[Text], on_rows: OnRows | None = None) -> NDArray[np.float64]:
+        """How well the two texts of each pair fit, or what a text alone is rated.
+
+        By a model's one number; of pairs also by their embeddings (see `similarity_vectors`).
 
         Raises
         ------
         InputError
-            The model has labels, or a text has no token.
+            The model has labels, or embeddings and no pair; or a text has no token.
         """
         if self.answer == "number":
-            return self.vectors(pairs, on_rows)[:, 0].astype(np.float64)
-        if self.answer == "label":
+            return self.vectors(texts, on_rows)[:, 0].astype(np.float64)
+        pairs = [text for text in texts if isinstance(text, tuple)]
+        if self.answer == "label" or len(pairs) < len(texts):
             raise InputError(
-                f"the model in {self.folder} gives each text one of the labels "
-                f"{', '.join(self.labels)}, and pairs of texts are rated by models that give "
-                "embeddings or one number."
+                f"the model in {self.folder} gives "
+                f"{'labels' if self.labels else 'embeddings'}: pairs of texts are rated by models "
+                "that give embeddings or one number, single texts by those that give one number."
             )
         left, right = (list(side) for side in zip(*pairs, strict=True))
-        vectors = self.vectors([*left, *right], on_rows)
-        return cosines(vectors[: len(pairs)], vectors[len(pairs) :])
+        vectors = self.similarity_vectors([*left, *right], on_rows)
+        products: NDArray[np.float64] = (vectors[: len(pairs)] * vectors[len(pairs) :]).sum(axis=1)
+        return products
+
+    def similarity_vectors(
+        self, texts: Sequence[str], on_rows: OnRows | None = None
+    ) -> NDArray[np.float64]:
+        """Vectors whose products say how alike two texts are, as the model's files state it.
+
+        Embeddings of length 1, whose products are cosines, unless sentence-transformers' file
+        names the dot product.
+
+        Raises
+        ------
+        InputError
+            The model is a classifier, or a text has no token.
+        UnsupportedModelError
+            It compares embeddings in another way.
+        """
+        stated = read_json(self.folder, PROMPTS_FILE, needed=False).get("similarity_fn_name")
+        if stated not in (None, "cosine", "dot"):
+            raise UnsupportedModelError(
+                f"{self.folder / PROMPTS_FILE} compares embeddings by {stated!r}; known are "
+                "'cosine' and 'dot'."
+            )
+        if self.answer != "embedding":
+            raise InputError(f"the model in {self.folder} is a classifier: it has no embeddings.")
+        found = self.vectors(texts, on_rows).astype(np.float64)
+        if stated == "dot":
+            return found
+        lengths = np.linalg.norm(found, axis=1, keepdims=True)
+        unit: NDArray[np.float64] = np.divide(
+            found, lengths, out=np.zeros_like(found), where=lengths > 0
+        )
+        return unit
+
+    @cached_property
+    def retrieval_prompts(self) -> tuple[str, str]:
+        """What sentence-transformers' file puts before queries and before passages."""
+        prompts = read_json(self.folder, PROMPTS_FILE, needed=False).get("prompts") or {}
+        passage = next((prompts[n] for n in _PASSAGE_PROMPTS if prompts.get(n)), "")
+        return str(prompts.get("query") or ""), str(passage)
 
     def vectors(self, texts: Sequence[Text], on_rows: OnRows | None = None) -> Vectors:
         """Embeddings of an encoder, logits of a classifier.
@@ -284,9 +330,14 @@ class OnnxEncoder:
             if on_scores is not None:
                 on_scores(done)
 
-        if not self.labels:
-            stripped = [(context, choice.strip()) for context, choice in pairs]
+        stripped = [(context, choice.strip()) for context, choice in pairs]
+        if self.answer == "number":
             return [Score(value, False) for value in self.ratings(stripped, count).tolist()]
+        if self.answer == "embedding":
+            texts = [text for side in zip(*stripped, strict=True) for text in side]
+            vectors = self.vectors(texts, count)
+            halves = vectors[: len(pairs)], vectors[len(pairs) :]
+            return [Score(value, False) for value in cosines(*halves).tolist()]
         indices = [self.label_index(choice) for _, choice in pairs]
         likely = log_softmax(self.vectors([context for context, _ in pairs], count))
         best = likely.argmax(axis=1)
