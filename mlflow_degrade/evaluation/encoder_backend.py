@@ -11,7 +11,7 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
 from ..errors import InputError
-from ..runtime.encoder import OnnxEncoder, log_softmax
+from ..runtime.encoder import OnnxEncoder
 from ..runtime.encoder_probe import probe_encoder
 from ..runtime.plan import Tokens
 from ..runtime.probes import BatchInvariance, ScoringPath, choose_path, spread
@@ -137,12 +137,12 @@ class OnnxEncoderLM(LM):  # type: ignore[misc]
             self.cache_hook.add_partial("loglikelihood", pair, tuple(score))
         return [(score.logprob, score.is_greedy) for score in scores]
 
-    def label_text(self, requests: list[Instance], **_: Any) -> list[tuple[str, float]]:
-        """The most likely of the model's labels for each text or pair, and its log-probability."""
+    def label_text(self, requests: list[Instance], **_: Any) -> list[str]:
+        """The most likely of the model's labels for each text or pair."""
         texts = [args[0] if len(args) == 1 else tuple(args) for args in (r.args for r in requests)]
         self._settle([request.args[0] for request in requests])
-        likely = log_softmax(self.encoder.vectors(texts, self._by_share(len(requests), len(texts))))
-        found = [(self.encoder.labels[row.argmax()], float(row.max())) for row in likely]
+        logits = self.encoder.vectors(texts, self._by_share(len(requests), len(texts)))
+        found = [self.encoder.labels[best] for best in logits.argmax(axis=1)]
         return self._keep("label_text", requests, found)
 
     def order_texts(self, requests: list[Instance], **_: Any) -> list[list[float]]:

@@ -185,19 +185,18 @@ def _rankings(
     query is put to all passages.
     """
     whole = folder or all(v > 0 for values in judged.values() for v in values.values())
-    for name, values in judged.items():
-        shown = repr(queries[name][:60])
-        if not any(value > 0 for value in values.values()):
-            raise InputError(
-                f"{source}: the query {shown} has no relevant passage, so that no ranking is "
-                "better than another: remove it, or judge one as relevant."
-            )
-        if not whole and all(value > 0 for value in values.values()):
-            raise InputError(
-                f"{source}: the query {shown} has relevant passages only, and other queries have "
-                "some that are not: every ranking of its list is right. Add passages with "
-                "relevance 0 to it, or remove it."
-            )
+    relevant = {name: {value > 0 for value in values.values()} for name, values in judged.items()}
+    if without := [name for name, found in relevant.items() if True not in found]:
+        raise InputError(
+            f"{source}: the query {queries[without[0]][:60]!r} has no relevant passage, so that no "
+            "ranking is better than another: remove it, or judge one as relevant."
+        )
+    if alone := [name for name, found in relevant.items() if not whole and False not in found]:
+        raise InputError(
+            f"{source}: the query {queries[alone[0]][:60]!r} has relevant passages only, and other "
+            "queries have some that are not: every ranking of its list is right. Add passages "
+            "with relevance 0 to it, or remove it."
+        )
     if whole and len(passages) < 2:
         raise InputError(f"{source} has one passage: there is nothing to rank.")
     documents = [

@@ -111,8 +111,7 @@ class LabelTask(EncoderTask):
         self, doc: Mapping[str, Any], results: Sequence[Any]
     ) -> dict[str, float | tuple[str, str]]:
         """Whether the most likely of all the model's labels is the right one."""
-        found, _ = results[0]
-        pair = (str(doc["label"]), str(found))
+        pair = (str(doc["label"]), str(results[0]))
         return {"acc": float(pair[0] == pair[1]), "f1": pair, "mcc": pair}
 
     def aggregation(self) -> dict[str, Callable[..., float]]:
@@ -126,7 +125,7 @@ class LabelTask(EncoderTask):
     @staticmethod
     def response(sample: Mapping[str, Any]) -> str:
         """The label."""
-        return str(sample["filtered_resps"][0][0])
+        return str(sample["filtered_resps"][0])
 
 
 class OrderTask(EncoderTask):
