@@ -45,8 +45,8 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "lines.jsonl.gz": lambda path: path.write_bytes(gzip.compress(_lines().encode())),
     "array.json": lambda path: path.write_text(json.dumps(ROWS)),
     "within.json": lambda path: path.write_text(json.dumps({"version": 1, "data": ROWS})),
-    "frame.parquet": lambda path: pd.DataFrame(ROWS).set_index("question", drop=False).to_parquet(
-        path
+    "frame.parquet": lambda path: (
+        pd.DataFrame(ROWS).set_index("question", drop=False).to_parquet(path)
     ),
 }
 
