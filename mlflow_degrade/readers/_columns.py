@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .._metric_names import higher_is_better as by_name
+from .._metric_names import is_metric
 from .._sample_schema import FEATURE_PREFIX, text_hash
 from ..errors import InputError, SampleSchemaError, UnknownNameError
 from ..scores import SampleScores
@@ -300,6 +301,8 @@ def _scores(
     names = table.column_names
     if scorer is None and "score" not in chosen:
         found = [name for name in names if name.rpartition(".")[2].lower() in _SCORES]
+        # Beside a score that is one by name, a loss or a latency is something else about the row.
+        found = found or [name for name in names if is_metric(name.rpartition(".")[2])]
         answers = next((name for name in names if name.lower() in _PREDICTIONS), None)
         if len(found) == 1:
             chosen["score"] = found[0]
