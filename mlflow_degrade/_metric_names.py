@@ -37,7 +37,8 @@ def is_metric(name: str) -> bool:
     >>> is_metric("Perplexity"), is_metric("my_loss"), is_metric("prompt")
     (True, False, False)
     """
-    return _normal(name) in _LOWER_IS_BETTER | _HIGHER_IS_BETTER
+    # How long an answer took is told beside scores of any kind.
+    return _normal(name) in (_LOWER_IS_BETTER | _HIGHER_IS_BETTER) - {"latency"}
 
 
 def higher_is_better(metric: str) -> bool | None:

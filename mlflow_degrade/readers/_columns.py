@@ -301,9 +301,10 @@ def _scores(
     names = table.column_names
     if scorer is None and "score" not in chosen:
         found = [name for name in names if name.rpartition(".")[2].lower() in _SCORES]
-        # Beside a score that is one by name, a loss or a latency is something else about the row.
-        found = found or [name for name in names if is_metric(name.rpartition(".")[2])]
         answers = next((name for name in names if name.lower() in _PREDICTIONS), None)
+        if not found and (answers is None or "target" not in chosen):
+            # Beside a score, or answers that can be scored, a loss is one more fact of the row.
+            found = [name for name in names if is_metric(name.rpartition(".")[2])]
         if len(found) == 1:
             chosen["score"] = found[0]
         elif found:
