@@ -56,7 +56,9 @@ def split_of(name: str) -> tuple[str, str | None]:
     (('./squad', 'validation'), ('hf:org/squad', 'test'), ('./squad', None))
     """
     match = re.fullmatch(r"(?P<data>(?:hf:)?[^:]*[^:/\\]):(?P<split>\w+)", name)
-    return (match["data"], match["split"]) if match else (name, None)
+    if match is None or name.startswith(MLFLOW):
+        return name, None
+    return match["data"], match["split"]
 
 
 def task_of(name: str) -> str:

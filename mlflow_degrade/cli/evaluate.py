@@ -19,7 +19,8 @@ _HELP = """Run lm-eval on a model and log what it finds to MLflow.
 
 Any model of lm-eval can be used (hf, vllm, openai-completions, …); onnx is the engine of this
 package: pretrained is then a directory that holds an ONNX export, or a model to be exported, such
-as starter or starter-encoder; encoders and classifiers answer multiple-choice tasks. The run is the
+as starter or starter-encoder; encoders and classifiers answer multiple-choice tasks, and files of
+labels, rated pairs, or queries and passages. The run is the
 same as log-lm-eval makes of lm-eval's own files: samples, results, settings and a note. It can be
 compared and gated with any run of the same tasks.
 

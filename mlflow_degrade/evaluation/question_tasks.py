@@ -11,6 +11,7 @@ from typing import Any
 from .._question_names import DEFAULT_TOKENS, task_of
 from ..errors import InputError
 from ..readers._score_values import squad_exact, squad_f1
+from ..scores import SampleScores
 from .encoder_files import LABELS, folder_task, rows_task
 from .question_files import Columns, DataRows, as_list, as_text, read_rows
 
@@ -88,6 +89,27 @@ def question_tasks(
         name: folder_task(name) or _task(read_rows(name, options.columns), options)
         for name in names
     }
+
+
+def unanswered(samples: SampleScores) -> list[str]:
+    """A sentence for each task to which a model mostly says nothing: nothing can get worse there.
+
+    Examples
+    --------
+    >>> row = {"task": "mine", "metric": "f1", "score": 0.0}
+    >>> rows = [{**row, "doc_id": str(i), "response": ""} for i in range(3)]
+    >>> unanswered(SampleScores.from_records(rows))[0][:44]
+    'mine: 3 of 3 answers are empty, so that few '
+    """
+    table = samples.table.select(["task", "response"]).to_pylist()
+    asked = Counter(row["task"] for row in table)
+    silent = Counter(r["task"] for r in table if r["response"] is not None and not r["response"])
+    return [
+        f"{task}: {count} of {asked[task]} answers are empty, so that few can get worse; a model "
+        "for chats may wait for its chat template, or for a prompt to be continued"
+        for task, count in silent.items()
+        if 2 * count > asked[task]
+    ]
 
 
 def _task(data: DataRows, options: QuestionOptions) -> dict[str, Any]:

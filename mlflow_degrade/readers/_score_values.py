@@ -38,7 +38,7 @@ def score_values(column: pa.ChunkedArray, name: str, source: str) -> pa.ChunkedA
         return column
     encoded = column.cast(pa.string()).combine_chunks().dictionary_encode()
     texts = encoded.dictionary.to_pylist()
-    values = [_value(text) for text in texts]
+    values = [number_or_word(text) for text in texts]
     strange = [text for text, value in zip(texts, values, strict=True) if isinstance(value, str)]
     if strange:
         raise SampleSchemaError(
@@ -50,7 +50,8 @@ def score_values(column: pa.ChunkedArray, name: str, source: str) -> pa.ChunkedA
     return pa.chunked_array([pc.take(pa.array(values, pa.float64()), encoded.indices)])
 
 
-def _value(text: str) -> float | str | None:
+def number_or_word(text: str) -> float | str | None:
+    """A number or a yes or no as a score, None for an empty one; any other text as it is."""
     plain = text.strip().lower()
     if plain in _NOTHING:
         return None

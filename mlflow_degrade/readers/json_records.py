@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from .._metric_names import is_metric
 from ..errors import EmptySamplesError, SampleSchemaError
 from ..scores import SampleScores
 from ._columns import (
@@ -67,7 +68,8 @@ def _read(
         asked += [
             options[o] for o in ("model_column", "prediction_column", "average") if options.get(o)
         ]
-        keys = dict.fromkeys(key for record in found for key in record if key.lower() in KNOWN)
+        known = (k for record in found for k in record if k.lower() in KNOWN or is_metric(k))
+        keys = dict.fromkeys(known)
         arrays = {key: _column(found, key, origin) for key in (*keys, *asked)}
         stem = file.name[: -len(_suffix(file) or "")]
         several = model is not None or "model" in keys or are_battles(list(keys))

@@ -166,7 +166,7 @@ def quantize_and_gate(options: QuantizeOptions | None = None) -> Outcome:
 
 
 def _run(options: QuantizeOptions, run_id: str) -> Outcome:
-    from ..evaluation.question_tasks import QuestionOptions
+    from ..evaluation.question_tasks import QuestionOptions, unanswered
     from ..evaluation.suite import load_suite
     from ..runtime.providers import resolve_device
     from . import steps
@@ -201,6 +201,8 @@ def _run(options: QuantizeOptions, run_id: str) -> Outcome:
     samples, path = steps.evaluate_arms(
         models, suite, device=options.device, batch_size=options.batch_size, fresh=options.fresh
     )
+    for sentence in unanswered(samples["baseline"]):
+        say(f"note: baseline: {sentence}")
     conclusion = steps.conclude(
         samples,
         options.policy,
