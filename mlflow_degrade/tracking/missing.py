@@ -63,6 +63,7 @@ def evaluate_both(
     sides = {"baseline": baseline, "candidate": candidate}
     suite = _suite(questions or _packaged(candidate))
     folders = {label: _directory(side) for label, side in sides.items()}
+    _require_same_questions(suite, questions or {}, folders["baseline"])
     template = bool((questions or {}).get("apply_chat_template", False))
     settings = EvaluationSettings(device=device, apply_chat_template=template, resume=not fresh)
     path = scoring_path(folders, suite, settings).path
@@ -96,19 +97,24 @@ def _suite(asked: Mapping[str, Any]) -> Suite:
             "the earlier evaluation was not made by mlflow-degrade, which cannot ask its questions "
             "again: name the tasks, or evaluate the other model in the same way and log it."
         )
-    suite = load_suite(
+    return load_suite(
         asked["tasks"],
         include_path=asked.get("include_path"),
         questions=QuestionOptions.of(asked),
         **{name: asked[name] for name in _ASKED if asked.get(name) is not None},
     )
-    if "suite" in asked and suite.digest != asked["suite"]:
+
+
+def _require_same_questions(suite: Suite, asked: Mapping[str, Any], folder: Path) -> None:
+    """Refuse tasks that are not those of an earlier evaluation, as a model was asked them."""
+    from ..evaluation.encoder_files import fitted_suite
+
+    if "suite" in asked and fitted_suite(suite, folder).digest != asked["suite"]:
         raise InputError(
             f"the tasks {', '.join(asked['tasks'])} are no longer what the earlier evaluation "
             "asked (another lm-eval, other data or another definition): evaluate both models "
             "again, with fresh."
         )
-    return suite
 
 
 def _directory(side: Subject) -> Path:

@@ -24,6 +24,7 @@ from tiny_models import (
 
 from mlflow_degrade import GatePolicy, QuantizeOptions, Verdict, quantize_and_gate
 from mlflow_degrade.recipes.quantize_command import main
+from mlflow_degrade.tracking.promotion import promote
 
 _RECIPE = Path(__file__).parents[2] / "recipes" / "quantize"
 _WORDS = sorted({word for text in SENTENCES for word in text.split()})
@@ -164,3 +165,34 @@ def test_a_cross_encoder_and_a_classifier_pass_and_are_served(
     found = served.predict([{"prompt": "The harbour"}])
     assert found["text"][0] in ("LABEL_0", "LABEL_1")
     assert store.search_registered_models()
+
+
+@pytest.mark.slow
+def test_a_gate_asks_a_classifier_what_the_other_was_asked(
+    store: MlflowClient, tmp_path: Path
+) -> None:
+    model = _unlabelled(tmp_path / "classifier")
+
+    def quantized(scheme: str, file: str, register_as: str | None) -> str:
+        table = _table(
+            tmp_path / f"{file}.csv",
+            "text,label",
+            [(text, i % 2) for i, text in enumerate(_texts(120, len(file)))],
+        )
+        options = QuantizeOptions(
+            model=str(model),
+            scheme=scheme,
+            tasks=(str(table),),
+            policy=GatePolicy(margin_pp=30),
+            register_as=register_as,
+            device="cpu",
+            cost_seconds=0.2,
+        )
+        return quantize_and_gate(options).run_id
+
+    quantized("fp16", "first", "labels")
+    store.set_registered_model_alias("labels", "champion", "1")
+    run = quantized("int8-weight-only", "other", None)
+    done = promote(f"runs:/{run}", "models:/labels@champion", GatePolicy(margin_pp=30))
+    assert [task.task for task in done.decision.tasks] == ["other"]
+    assert done.decision.aggregate.n == 120
