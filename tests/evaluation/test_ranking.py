@@ -84,6 +84,12 @@ def test_every_group_has_an_order_and_no_item_is_in_two(gold: list[int]) -> None
     assert sorted(again) == sorted(map(sorted, groups))
 
 
+def test_there_are_no_more_groups_than_rare_scores() -> None:
+    gold = [0.0] * 95 + [1.0] * 5
+    groups = deal(gold, [str(i) for i in range(100)])
+    assert sorted(sum(gold[i] for i in group) for group in groups) == [1.0] * 5
+
+
 def test_groups_state_their_spread_and_single_items_understate_it() -> None:
     """Why a sample is a group: over items the standard error is half of what it is."""
     random = np.random.default_rng(1)

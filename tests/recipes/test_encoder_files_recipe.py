@@ -112,8 +112,9 @@ def test_mlflow_run_on_a_folder_of_queries_and_passages(
         },
     )
     assert done.returncode == 0, done.stderr
-    assert "60 queries, each put to all 90 passages" in done.stdout + done.stderr
-    assert "Scored by ndcg_at_10" in done.stdout
+    said = " ".join((done.stdout + done.stderr).split())
+    assert "60 queries, each put to all 90 passages" in said
+    assert "Scored by ndcg_at_10" in said
     (version,) = store.search_model_versions("name = 'embedder'")
     assert version.tags["degrade.verdict"] == "PASS"
     served = mlflow.pyfunc.load_model("models:/embedder/1")
