@@ -14,7 +14,8 @@ import pytest
 
 from mlflow_degrade._question_names import names_questions, task_of
 from mlflow_degrade.errors import InputError, UnknownNameError
-from mlflow_degrade.evaluation.question_files import Columns, _one_row, read_rows
+from mlflow_degrade.evaluation.question_files import Columns, read_rows
+from mlflow_degrade.evaluation.question_sources import one_row
 from mlflow_degrade.evaluation.question_tasks import QuestionOptions, question_tasks
 
 ROWS = [
@@ -109,7 +110,7 @@ def test_evaluation_datasets_of_mlflow(tmp_path: Path) -> None:
 
 def test_records_with_one_name_twice_and_messages() -> None:
     said = {"messages": [{"role": "user", "content": "Who?"}], "id": 1}
-    row = _one_row(said, {"id": 2, "expected_response": "me"})
+    row = one_row(said, {"id": 2, "expected_response": "me"})
     assert row["prompt"] == "Who?"
     assert (row["inputs.id"], row["expectations.id"]) == (1, 2)
 
