@@ -15,6 +15,7 @@ import pytest
 from mlflow_degrade._question_names import names_questions, task_of
 from mlflow_degrade.errors import InputError, UnknownNameError
 from mlflow_degrade.evaluation.question_files import Columns, read_rows
+from mlflow_degrade.evaluation.question_sources import one_row
 from mlflow_degrade.evaluation.question_tasks import QuestionOptions, question_tasks
 
 ROWS = [
@@ -80,6 +81,38 @@ def test_data_sets_on_disk(tmp_path: Path) -> None:
     assert len(read_rows(str(tmp_path / "one")).records) == 2
     with pytest.raises(InputError, match="has no splits, so none is called 'test'"):
         read_rows(f"{tmp_path}/one:test")
+
+
+@pytest.mark.slow
+def test_evaluation_datasets_of_mlflow(tmp_path: Path) -> None:
+    from mlflow.genai import datasets
+    from mlflow_state import mlflow_state_kept
+    from mlflow_stores import use_empty_store
+
+    with mlflow_state_kept():
+        use_empty_store(tmp_path)
+        made = datasets.create_dataset(name="support questions", experiment_id="0")
+        made.merge_records([
+            {"inputs": {"question": q}, "expectations": {"expected_response": a}}
+            for q, a in (("Who?", "me"), ("Why?", "so"))
+        ])  # fmt: skip
+        for name in ("mlflow:support questions", f"mlflow:{made.dataset_id}"):
+            (config,) = question_tasks([name]).values()
+            assert sorted(d["answer"] for d in _documents(config)) == ["me", "so"]
+            assert _documents(config)[0]["prompt"].startswith("Question: Wh")
+        assert config["metadata"]["questions"].startswith(f"mlflow:{made.dataset_id}: 2 questions")
+        with pytest.raises(InputError, match="mlflow:other is no evaluation dataset in sqlite"):
+            read_rows("mlflow:other")
+        empty = datasets.create_dataset(name="empty", experiment_id="0")
+        with pytest.raises(InputError, match="has no rows"):
+            read_rows(f"mlflow:{empty.dataset_id}")
+
+
+def test_records_with_one_name_twice_and_messages() -> None:
+    said = {"messages": [{"role": "user", "content": "Who?"}], "id": 1}
+    row = one_row(said, {"id": 2, "expected_response": "me"})
+    assert row["prompt"] == "Who?"
+    assert (row["inputs.id"], row["expectations.id"]) == (1, 2)
 
 
 def test_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -118,9 +118,9 @@ class TestRuns:
         policy = GatePolicy(metric="exact")
         decision = decide(policy.pair(*sides), policy)
         assert decision.verdict is Verdict.FAIL
-        # Unscored on one side: no pair.
-        (task,) = pair(*sides, metric="fragile", allow=["unscored"]).tasks
-        assert task.n == COUNT - 1
+        # What no scorer judged is no pair.
+        (task,) = pair(*sides, metric="fragile").tasks
+        assert (task.n, task.unscored) == (COUNT - 1, (0, 0, 1))
 
     def test_scorers_as_tasks(self, runs: tuple[str, str], capsys: Any, tmp_path: Path) -> None:
         out = tmp_path / "decision.json"
@@ -129,8 +129,9 @@ class TestRuns:
              "--json", str(out)]
         )  # fmt: skip
         assert code == 1, capsys.readouterr().err
-        tasks = {task["name"]: task for task in json.loads(out.read_text())["tasks"]}
-        assert (tasks["exact"]["b"], tasks["exact"]["c"]) == (COUNT // 2, 0)
+        tasks = {task["task"]: task for task in json.loads(out.read_text())["tasks"]}
+        exact = tasks["exact"]
+        assert (exact["regressions"], exact["improvements"]) == (COUNT // 2, 0)
         assert tasks["brevity"]["n"] == COUNT
         with pytest.raises(UnknownNameError, match="unknown scorer 'exac': did you mean 'exact'"):
             read_samples(f"runs:/{runs[0]}", scorers="exac")

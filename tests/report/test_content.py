@@ -134,7 +134,8 @@ def _perplexity() -> Any:
 
 
 def test_graded_metrics_get_no_percentage_points() -> None:
-    decision = decide(_perplexity(), GatePolicy(margin=0.2))
+    paired = _perplexity()
+    decision = decide(paired, GatePolicy(margin=0.2))
     # Perplexities below 1 do not exist, but other losses do: the name decides, not the size.
     assert not any(task.proportion for task in decision.tasks)
     row = tables.task_row(decision, decision.tasks[1])
@@ -151,8 +152,8 @@ def test_graded_metrics_get_no_percentage_points() -> None:
     text = console.export_text()
     assert shown in text
     assert re.search(r"^wiki +word_perplexity ", text, re.MULTILINE)
-    assert "Δ word\\_perplexity" in markdown_report(decision)
-    assert shown in html_report(decision)
+    assert "Δ word\\_perplexity" in markdown_report(decision, paired)
+    assert shown in html_report(decision, paired)
     assert tables.outcomes(decision) is None
     assert [panel.unit for panel in forest_panels(decision)] == ["word_perplexity"]
 
