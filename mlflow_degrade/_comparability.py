@@ -31,6 +31,7 @@ IntArray = npt.NDArray[np.int64]
 # the plain one before the normalized one. The choice is recorded with the result.
 METRIC_PREFERENCE = (
     "exact_match", "acc", "pass@1", "acc_norm", "f1", "prompt_level_strict_acc", "word_perplexity",
+    "ndcg_at_10", "order_agreement",
 )  # fmt: skip
 FILTER_PREFERENCE = ("none", "strict-match")
 

@@ -30,6 +30,18 @@ _LIKE_A_LOSS = re.compile(
 )
 
 
+def is_metric(name: str) -> bool:
+    """Whether a name is that of a metric whose direction is known.
+
+    Examples
+    --------
+    >>> is_metric("Perplexity"), is_metric("my_loss"), is_metric("prompt")
+    (True, False, False)
+    """
+    # How long an answer took is told beside scores of any kind.
+    return _normal(name) in (_LOWER_IS_BETTER | _HIGHER_IS_BETTER) - {"latency"}
+
+
 def higher_is_better(metric: str) -> bool | None:
     """Direction of a metric by its name; None where it looks like a loss that is not known.
 
@@ -38,9 +50,13 @@ def higher_is_better(metric: str) -> bool | None:
     >>> [higher_is_better(name) for name in ("acc", "Word Perplexity", "my_loss")]
     [True, False, None]
     """
-    name = re.sub(r"[^a-z0-9]+", "_", metric.lower()).strip("_")
+    name = _normal(metric)
     if name in _LOWER_IS_BETTER:
         return False
     if name in _HIGHER_IS_BETTER:
         return True
     return None if _LIKE_A_LOSS.search(name) else True
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")

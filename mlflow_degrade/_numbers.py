@@ -24,17 +24,19 @@ def points(proportion: float, *, signed: bool = True) -> str:
     return _signed(f"{100 * proportion:.2f}", signed)
 
 
-def change(value: float, *, proportion: bool, signed: bool = True) -> str:
-    """A difference with its unit: percentage points, or the metric's own unit, which has no name.
+def change(value: float, *, proportion: bool, signed: bool = True, unit: str = "") -> str:
+    """A difference with its unit: percentage points, or the metric's own where that has a name.
 
     Examples
     --------
     >>> change(-0.1064, proportion=True), change(0.41237, proportion=False)
     ('−10.64 pp', '+0.4124')
+    >>> change(0.5, proportion=False, signed=False, unit="perplexity")
+    '0.5 perplexity'
     """
     if proportion:
         return f"{points(value, signed=signed)} pp"
-    return _signed(f"{value:.4g}", signed)
+    return f"{_signed(f'{value:.4g}', signed)} {unit}".rstrip()
 
 
 def interval(low: float | None, high: float | None, *, proportion: bool) -> str:

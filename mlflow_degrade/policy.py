@@ -18,6 +18,7 @@ from pydantic import (
     model_serializer,
 )
 
+from ._question_names import task_of
 from ._yaml_files import read_yaml
 from .cache import digest_json
 from .errors import PolicyError, PromptMismatchError
@@ -102,7 +103,8 @@ class GatePolicy(Prompting):
     filter : str, optional
         Answer filter of all tasks, e.g. ``strict-match``; by default as for the metric.
     tasks : mapping from task name or pattern to TaskPolicy
-        Overrides; an exact name wins over patterns, patterns are tried in order.
+        Overrides; an exact name wins over patterns, patterns are tried in order. A file of
+        questions may be named as ``mine.csv`` or by its task, ``mine``.
     min_samples : int
         Fewer paired samples in all gating tasks make the verdict INCONCLUSIVE.
     on_underpowered : {"inconclusive", "warn"}
@@ -207,9 +209,11 @@ class GatePolicy(Prompting):
 
     def task(self, name: str) -> TaskPolicy:
         """What holds for one task: its own entry, else the first matching pattern, else default."""
-        override = self.tasks.get(name)
+        # A file of questions may be named as it is where tasks are asked.
+        tasks = {task_of(key): entry for key, entry in self.tasks.items()}
+        override = tasks.get(name)
         if override is None:
-            matches = (p for pattern, p in self.tasks.items() if fnmatchcase(name, pattern))
+            matches = (p for pattern, p in tasks.items() if fnmatchcase(name, pattern))
             override = next(matches, TaskPolicy())
         return override.model_copy(
             update={

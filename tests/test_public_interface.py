@@ -78,6 +78,7 @@ _LAYERS = (
         "errors",
         "_numbers",
         "_metric_names",
+        "_question_names",
         "_yaml_files",
         "_text_keys",
         "_row_index",

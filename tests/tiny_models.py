@@ -126,7 +126,9 @@ LLAMA_SIZES = {
 """Sizes of a tiny model, by the names that most families have for them."""
 
 
-def make_tiny_decoder(family: str, path: str | Path, **sizes: object) -> Path:
+def make_tiny_decoder(
+    family: str, path: str | Path, *, head: str = "AutoModelForCausalLM", **sizes: object
+) -> Path:
     """Save a random decoder of one of transformers' families with its tokenizer.
 
     Parameters
@@ -135,6 +137,8 @@ def make_tiny_decoder(family: str, path: str | Path, **sizes: object) -> Path:
         Its ``model_type``, such as ``"mistral"``.
     path : path
         Directory to fill; made if absent.
+    head : str
+        One of transformers' automatic classes.
     **sizes
         Keys of its config.
 
@@ -144,19 +148,21 @@ def make_tiny_decoder(family: str, path: str | Path, **sizes: object) -> Path:
         `path`.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    import transformers
 
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     vocabulary = make_tiny_tokenizer(path)
-    config = AutoConfig.for_model(
-        family, vocab_size=vocabulary, bos_token_id=0, eos_token_id=0, pad_token_id=0, **sizes
+    config = transformers.AutoConfig.for_model(
+        family,
+        **{"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, **sizes},
+        vocab_size=vocabulary,
     )
     # Far above the usual 0.02: the distributions must be peaked for an error to show.
     config.initializer_range = 0.2
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config).eval()
+        model = getattr(transformers, head).from_config(config).eval()
     model.save_pretrained(path)
     return path
 
@@ -214,7 +220,9 @@ def make_tiny_bert(
     words.normalizer = normalizers.BertNormalizer()
     words.pre_tokenizer = cut
     words.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=words,

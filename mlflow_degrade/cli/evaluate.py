@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .._question_names import TASKS_HELP, split_tasks
 from ..errors import InputError, TrackingError
-from .evaluation_runs import logging_options, parse_tags, show
+from .evaluation_runs import logging_options, parse_tags, question_options, show
 from .prompting import prompting_options
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ _HELP = """Run lm-eval on a model and log what it finds to MLflow.
 
 Any model of lm-eval can be used (hf, vllm, openai-completions, …); onnx is the engine of this
 package: pretrained is then a directory that holds an ONNX export, or a model to be exported, such
-as starter or starter-encoder; encoders and classifiers answer multiple-choice tasks. The run is the
+as starter or starter-encoder; encoders and classifiers answer multiple-choice tasks, and files of
+labels, rated pairs, or queries and passages. The run is the
 same as log-lm-eval makes of lm-eval's own files: samples, results, settings and a note. It can be
 compared and gated with any run of the same tasks.
 
@@ -33,6 +35,8 @@ Examples:
       --tasks my_task --include-path ./tasks --limit 500 --batch-size 16 --device cuda:0
   mlflow-degrade evaluate --model hf --model-args pretrained=./chat --tasks gsm8k \\
       --apply-chat-template --num-fewshot 5 --model-uri models:/chat/7
+  mlflow-degrade evaluate --model onnx --model-args pretrained=models/int8 --tasks mine.csv \\
+      --columns question=Frage,answer=Antwort
 
 The server is asked for an answer before anything is computed. If it is gone when the evaluation is
 done, lm-eval's files are kept, and log-lm-eval logs them later.
@@ -46,8 +50,9 @@ Exit codes: 0 logged, 3 invalid input.
 @click.option(
     "--model-args", default="", metavar="KEY=VALUE,…", help="Its arguments, e.g. pretrained=DIR."
 )
-@click.option("--tasks", required=True, metavar="NAMES", help="lm-eval tasks, comma-separated.")
+@click.option("--tasks", required=True, metavar="NAMES", help=f"{TASKS_HELP}, comma-separated.")
 @click.option("--include-path", metavar="DIR", help="Directory with task files of your own.")
+@question_options
 @click.option("--limit", type=float, help="First samples per task; below 1 a share of them.")
 @click.option("--num-fewshot", type=int, help="Few-shot examples per prompt.")
 @click.option("--batch-size", metavar="N|auto", help="Samples per batch.")
@@ -62,6 +67,8 @@ def evaluate(
     limit: float | None,
     confirm_run_unsafe_code: bool,
     output_path: str | None,
+    columns: str,
+    max_gen_toks: int | None,
     experiment: str | None,
     run_name: str | None,
     tags: Sequence[str],
@@ -70,12 +77,13 @@ def evaluate(
     **settings: Any,
 ) -> None:
     from ..evaluation.harness import HarnessSettings, run_lm_eval
+    from ..evaluation.question_tasks import QuestionOptions
     from ..tracking.connection import require_tracking_server
     from ..tracking.lm_eval_runs import choose_experiment, log_lm_eval
     from ..tracking.references import content_digest
     from ..tracking.runs import terminate_gracefully
 
-    names = tuple(name.strip() for name in tasks.split(",") if name.strip())
+    names = tuple(split_tasks(tasks))
     if not names:
         raise InputError(f"--tasks {tasks!r} names no task.")
     asked = HarnessSettings(
@@ -83,6 +91,7 @@ def evaluate(
         # lm-eval takes 10.0 for a number of samples that is no number.
         limit=int(limit) if limit is not None and limit.is_integer() else limit,
         unsafe_code=confirm_run_unsafe_code,
+        questions=QuestionOptions.of({"columns": columns, "max_gen_toks": max_gen_toks}),
         **settings,
     )
     chosen = parse_tags(tags)

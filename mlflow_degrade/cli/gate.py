@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .._question_names import TASKS_HELP, split_tasks
 from ..errors import InputError
 from ..evaluation.suite import DEFAULT_LIMIT
 from ..prompting import Prompting
 from ..runtime.providers import DEVICES
+from .evaluation_runs import question_options
 from .output import OUTPUT, write_text
 from .prompting import prompting_options
 
@@ -50,8 +52,9 @@ Exit codes: 0 PASS, 1 FAIL, 2 INCONCLUSIVE, 3 invalid input.
 )
 @click.option("--alias", metavar="NAME", help="Alias to point to a version that passes.")
 @click.option("--model-uri", metavar="URI", help="The candidate's logged model, if not told.")
-@click.option("--tasks", metavar="NAMES", help="lm-eval tasks to evaluate on, comma-separated.")
+@click.option("--tasks", metavar="NAMES", help=f"{TASKS_HELP}, comma-separated.")
 @click.option("--include-path", metavar="DIR", help="Directory with task files of your own.")
+@question_options
 @click.option(
     "--limit", type=int, help=f"Samples per task; 0 takes all.  [default: {DEFAULT_LIMIT}]"
 )
@@ -140,19 +143,23 @@ def _questions(
     limit: int | None,
     seed: int,
     num_fewshot: int | None,
+    columns: str,
+    max_gen_toks: int | None,
     **prompting: Any,
 ) -> dict[str, Any] | None:
     """What to ask where nothing is logged; None leaves it to the logged evaluations."""
     stated = Prompting.read(prompting).stated()
     if tasks is None:
-        if include_path is not None or limit is not None or num_fewshot is not None or stated:
+        files = (columns or None, max_gen_toks)
+        if stated or any(v is not None for v in (include_path, limit, num_fewshot, *files)):
             raise InputError(
-                "--include-path, --limit, --num-fewshot, --apply-chat-template, "
-                "--system-instruction, --fewshot-as-multiturn and --gen-kwargs say how --tasks are "
-                "asked: name the tasks as well. A policy may hold the last four."
+                "--include-path, --columns, --max-gen-toks, --limit, --num-fewshot, "
+                "--apply-chat-template, --system-instruction, --fewshot-as-multiturn and "
+                "--gen-kwargs say how --tasks are asked: name the tasks as well. A policy may hold "
+                "the last four."
             )
         return None
-    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    names = split_tasks(tasks)
     if not names:
         raise InputError(f"--tasks {tasks!r} names no task.")
     if limit is not None and limit < 0:
@@ -163,6 +170,8 @@ def _questions(
         "limit": DEFAULT_LIMIT if limit is None else limit or None,
         "seed": seed,
         "num_fewshot": num_fewshot,
+        "columns": columns,
+        "max_gen_toks": max_gen_toks,
         **stated,
     }
 

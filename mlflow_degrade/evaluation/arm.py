@@ -33,6 +33,7 @@ from ..runtime.probes import (
 from ..runtime.providers import on_gpu, resolve_device, session_options
 from ..runtime.session import read_json
 from ..scores import SampleScores
+from .encoder_files import fitted_suite
 from .journal import Journal
 from .progress import progress_bar
 from .store import Entry
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     Model: TypeAlias = OnnxLM | OnnxEncoderLM
 
 # Raised when the engine computes other numbers than before: older results are not reused then.
-_ENGINE = 2
+_ENGINE = 3
 
 
 def model_digest(model_dir: str | Path) -> str:
@@ -85,7 +86,8 @@ class Arm:
         settings: EvaluationSettings,
         label: str | None = None,
     ) -> None:
-        self.folder, self._suite, self._settings = folder, suite, settings
+        self.folder, self._settings = folder, settings
+        self._suite = fitted_suite(suite, folder)
         self._label = label or folder.name
         self._advance: Callable[[int], None] | None = None
 
@@ -171,9 +173,8 @@ class Arm:
 
             decoder = OnnxDecoder(self.folder, device=device, batch_size=batch_size)
             return OnnxLM(decoder, path="batched", advance=advance)
-        from .encoder_backend import OnnxEncoderLM, require_multiple_choice
+        from .encoder_backend import OnnxEncoderLM
 
-        require_multiple_choice({task.name: task.output_type for task in self._suite.tasks})
         encoder = OnnxEncoder(self.folder, device=device, batch_size=batch_size)
         return OnnxEncoderLM(encoder, path="batched", advance=advance)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NoReturn, TypeVar
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
@@ -15,12 +15,21 @@ from ..runtime.encoder import OnnxEncoder
 from ..runtime.encoder_probe import probe_encoder
 from ..runtime.plan import Tokens
 from ..runtime.probes import BatchInvariance, ScoringPath, choose_path, spread
+from .collection import Collection
+from .encoder_tasks import ranking_of, texts_of
+
+Answer = TypeVar("Answer")
 
 NAME = "mlflow-degrade-encoder"
 """Name of this backend in lm-eval's registry."""
 
-METRICS = frozenset({"acc", "f1", "mcc"})
-"""Metrics that look only at which choice is best.
+METRICS = frozenset(
+    (
+        "acc", "f1", "mcc", "order_agreement", "spearman",
+        "ndcg_at_10", "recall_at_10", "recall_at_100", "mrr_at_10",
+    )
+)  # fmt: skip
+"""Metrics that look only at which choice is best, or at the order of ratings.
 
 Others divide the score of a choice by its length, or take it for the logarithm of a probability of
 the choice's text, and would mean nothing.
@@ -60,7 +69,8 @@ class OnnxEncoderLM(LM):  # type: ignore[misc]
     What stands in for the log-likelihood of a choice is the cosine of the embeddings of prompt and
     choice, or the log-probability of the label the choice names; see
     `mlflow_degrade.runtime.encoder.OnnxEncoder.score`. A task is answered as a whole: one that was
-    killed is asked again from its start.
+    killed is asked again from its start. Beside lm-eval's requests it answers those of
+    `encoder_tasks`.
     """
 
     metrics: frozenset[str] | None = METRICS
@@ -127,6 +137,97 @@ class OnnxEncoderLM(LM):  # type: ignore[misc]
             self.cache_hook.add_partial("loglikelihood", pair, tuple(score))
         return [(score.logprob, score.is_greedy) for score in scores]
 
+    def label_text(self, requests: list[Instance], **_: Any) -> list[str]:
+        """The most likely of the model's labels for each text or pair."""
+        texts = [args[0] if len(args) == 1 else tuple(args) for args in (r.args for r in requests)]
+        self._settle([request.args[0] for request in requests])
+        logits = self.encoder.vectors(texts, self._by_share(len(requests), len(texts)))
+        found = [self.encoder.labels[best] for best in logits.argmax(axis=1)]
+        return self._keep("label_text", requests, found)
+
+    def order_texts(self, requests: list[Instance], **_: Any) -> list[list[float]]:
+        """A number for each text or pair of every group, the higher the better.
+
+        Raises
+        ------
+        InputError
+            The model rates no such texts.
+        """
+        groups = [texts_of(request) for request in requests]
+        texts = [text for group in groups for text in group]
+        self._settle([request.args[0] for request in requests])
+        rest = iter(self.encoder.ratings(texts, self._by_share(len(requests), len(texts))).tolist())
+        found = [[float(next(rest)) for _ in group] for group in groups]
+        return self._keep("order_texts", requests, found)
+
+    def rank_passages(self, requests: list[Instance], **_: Any) -> list[list[str]]:
+        """Ids of each query's passages, best first, as many as enter any metric."""
+        self._settle([request.args[0] for request in requests])
+        found: dict[int, list[str]] = {}
+        for collection in dict.fromkeys(request.args[1] for request in requests):
+            asked = [i for i, request in enumerate(requests) if request.args[1] == collection]
+            ratings = self._rated(collection, [requests[i] for i in asked])
+            for index, rated in zip(asked, ratings, strict=True):
+                found[index] = ranking_of(rated, requests[index].args[0])
+        return self._keep("rank_passages", requests, [found[i] for i in range(len(requests))])
+
+    def _rated(
+        self, collection: Collection, requests: Sequence[Instance]
+    ) -> Iterator[dict[str, float]]:
+        """Rating of each passage that is ranked for a query, query by query."""
+        queries = [request.args[0] for request in requests]
+        if self.encoder.answer == "number":
+            listed = [
+                collection.shortlist(query, judged) if whole else list(judged)
+                for query, _, judged, whole in (request.args for request in requests)
+            ]
+            pairs = [
+                (query, collection.passages[name])
+                for query, names in zip(queries, listed, strict=True)
+                for name in names
+            ]
+            advance = self._by_share(len(requests), len(pairs))
+            ratings = iter(self.encoder.ratings(pairs, advance).tolist())
+            for names in listed:
+                yield {name: next(ratings) for name in names}
+            return
+        whole = any(request.args[3] for request in requests)
+        judged = {name for request in requests for name in request.args[2]}
+        names = [name for name in collection.passages if whole or name in judged]
+        before_query, before_passage = self.encoder.retrieval_prompts
+        texts = [before_query + query for query in queries]
+        texts += [before_passage + collection.passages[name] for name in names]
+        advance = self._by_share(len(requests), len(texts))
+        vectors = self.encoder.similarity_vectors(texts, advance)
+        left, right = vectors[: len(queries)], vectors[len(queries) :]
+        place = {name: i for i, name in enumerate(names)}
+        for vector, request in zip(left, requests, strict=True):
+            wanted = names if request.args[3] else request.args[2]
+            near = (right @ vector).tolist()
+            yield {name: near[place[name]] for name in wanted}
+
+    def _by_share(self, requests: int, texts: int) -> Callable[[list[int]], None]:
+        """From texts that are finished to the progress of requests."""
+        finished = told = 0
+
+        def count(indices: list[int]) -> None:
+            nonlocal finished, told
+            finished += len(indices)
+            now = requests * min(finished, texts) // texts
+            if self._advance is not None:
+                self._advance(now - told)
+            told = now
+
+        return count
+
+    def _keep(self, kind: str, requests: Sequence[Instance], answers: list[Answer]) -> list[Answer]:
+        """Record the plan, and hand the answers to lm-eval's cache."""
+        if self.encoder.last_plan is not None:
+            self.plans.append(self.encoder.last_plan.summary(halved=self.encoder.halved))
+        for request, answer in zip(requests, answers, strict=True):
+            self.cache_hook.add_partial(kind, request.args, answer)
+        return answers
+
     def _settle(self, contexts: Sequence[str]) -> None:
         """Leave batches for good when this model's answers depend on them."""
         if self._probing and self.batch_probe is None and contexts:
@@ -159,26 +260,8 @@ class OnnxEncoderLM(LM):  # type: ignore[misc]
         return str(self.encoder.text.tokenizer.name_or_path).replace("/", "__")
 
 
-def require_multiple_choice(output_types: Mapping[str, str]) -> None:
-    """Raise unless an encoder or classifier can answer all tasks.
-
-    Parameters
-    ----------
-    output_types : mapping of str to str
-        lm-eval's output type by task.
-
-    Raises
-    ------
-    InputError
-        A task is not multiple choice.
-    """
-    for task, kind in output_types.items():
-        if kind != "multiple_choice":
-            raise _unanswerable(f"task {task!r} is of the kind {kind!r}")
-
-
 def _unanswerable(what: str) -> InputError:
     return InputError(
-        f"{what}, and encoders and classifiers answer multiple-choice tasks only: leave it out, or "
-        "evaluate a decoder."
+        f"{what}, and encoders and classifiers answer multiple-choice tasks only, and files of "
+        "their own: leave it out, or evaluate a decoder."
     )

@@ -22,9 +22,11 @@ from ..errors import (
 from ..prompting import Prompting, parse_gen_kwargs, require_seed
 from ..readers.lm_eval import OWN_FACTS, LmEvalOutput, output_of
 from ..runtime.conversation import choose_template
+from .encoder_files import fit_tasks
+from .question_tasks import QuestionOptions
 from .quiet import quiet_libraries
 from .records import keep_metrics
-from .tasks import find_tasks, load
+from .tasks import Spec, find_tasks, load
 
 _ONNX = "onnx"
 _log = logging.getLogger(__name__)
@@ -43,7 +45,8 @@ class HarnessSettings:
         ``"key=value,…"``, e.g. ``"pretrained=org/name,dtype=bfloat16"``. For ``"onnx"`` a model
         directory, or what `mlflow_degrade.optimize.source.resolve_model` takes, which is exported.
     tasks : tuple of str
-        lm-eval tasks, groups or tags; ``starter`` is the packaged suite.
+        lm-eval tasks, groups or tags; ``starter`` is the packaged suite. Files and data sets of
+        questions are tasks as well.
     include_path : str or None
         Directory with task files of one's own.
     limit : float or None
@@ -61,6 +64,8 @@ class HarnessSettings:
         Of Python, numpy, torch and the few-shot examples.
     unsafe_code : bool
         Whether tasks may run code that the model wrote.
+    questions : QuestionOptions
+        How files and data sets of questions are read and asked.
     """
 
     model: str
@@ -77,6 +82,7 @@ class HarnessSettings:
     gen_kwargs: str | None = None
     seed: int | None = None
     unsafe_code: bool = False
+    questions: QuestionOptions = field(default_factory=QuestionOptions)
 
     def __post_init__(self) -> None:
         if self.limit is not None and not self.limit > 0:
@@ -171,15 +177,20 @@ def run_lm_eval(settings: HarnessSettings) -> HarnessRun | None:
     """
     name, arguments = _model_name(settings.model), _arguments(settings.model_args)
     manager, specs = find_tasks(
-        settings.tasks, include_path=settings.include_path, metadata=arguments
+        settings.tasks,
+        include_path=settings.include_path,
+        metadata=arguments,
+        questions=settings.questions,
     )
     # Tasks that cannot be loaded are found before a model is.
     with quiet_libraries():
         loaded = load(manager, specs, ", ".join(settings.tasks))
+    if settings.model == _ONNX:
+        name = _engine(arguments, loaded["tasks"])
+    else:
+        fit_tasks(loaded["tasks"], None)
     # Nor are the data loaded a second time.
     manager.load = lambda _specs: loaded
-    if settings.model == _ONNX:
-        name = _engine(arguments, {n: str(t.OUTPUT_TYPE) for n, t in loaded["tasks"].items()})
     digest = _local_digest(arguments)
     model = _load_model(name, arguments, settings)
     found, tracker = _evaluate(model, name, arguments, manager, specs, settings)
@@ -242,22 +253,24 @@ def _model_name(given: str) -> str:
     return given
 
 
-def _engine(arguments: dict[str, Any], output_types: Mapping[str, str]) -> str:
-    """The backend for a model of this package's engine, whose directory is put into `arguments`."""
+def _engine(arguments: dict[str, Any], tasks: dict[str, Any]) -> str:
+    """The backend for a model of this package's engine, whose directory is put into `arguments`.
+
+    What the model does not answer is refused before it is exported.
+    """
     from ..optimize.export import export_onnx
     from ..optimize.graph import optimize_graph
     from ..optimize.onnx_files import GRAPH_FILE
     from ..optimize.source import resolve_model
-    from ..runtime.family import model_family
     from . import backend, encoder_backend
 
     given = str(arguments.get("pretrained", ""))
-    if not (Path(given).expanduser() / GRAPH_FILE).is_file():
-        arguments["pretrained"] = str(optimize_graph(export_onnx(resolve_model(given))))
-    if model_family(Path(arguments["pretrained"]).expanduser()) == "decoder":
-        return backend.NAME
-    encoder_backend.require_multiple_choice(output_types)
-    return encoder_backend.NAME
+    folder = Path(given).expanduser()
+    source = None if (folder / GRAPH_FILE).is_file() else resolve_model(given)
+    encodes = fit_tasks(tasks, folder if source is None else source.path)
+    if source is not None:
+        arguments["pretrained"] = str(optimize_graph(export_onnx(source)))
+    return encoder_backend.NAME if encodes else backend.NAME
 
 
 def _load_model(name: str, arguments: dict[str, Any], settings: HarnessSettings) -> Any:
@@ -280,7 +293,7 @@ def _evaluate(
     name: str,
     arguments: dict[str, Any],
     manager: Any,
-    specs: Sequence[str],
+    specs: Sequence[Spec],
     settings: HarnessSettings,
 ) -> tuple[dict[str, Any] | None, Any]:
     from lm_eval import simple_evaluate

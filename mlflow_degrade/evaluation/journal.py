@@ -13,7 +13,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-_KINDS = ("loglikelihood", "loglikelihood_rolling", "generate_until")
+from .encoder_files import ENCODER_TYPES
+
+_KINDS = ("loglikelihood", "loglikelihood_rolling", "generate_until", *ENCODER_TYPES)
 
 
 class Journal:

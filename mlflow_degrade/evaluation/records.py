@@ -9,6 +9,7 @@ from ..cache import digest_json
 from ..errors import InputError
 from ..readers._lm_eval_answers import choices_of, chosen
 from ..readers._lm_eval_metrics import NOT_PER_SAMPLE, sample_score
+from .encoder_files import ENCODER_TYPES
 
 # What people read of a prompt: its end, because a long one begins with few-shot examples.
 _SHOWN = 2000
@@ -132,6 +133,10 @@ def _response(output_type: str, sample: Mapping[str, Any], metric: str) -> str |
         return chosen(metric, [float(answer[0]) for answer in answers], _choices(sample))
     if output_type == "generate_until":
         return str(answers[0])
+    if output_type in ENCODER_TYPES:
+        from .encoder_tasks import KINDS
+
+        return KINDS[output_type].response(sample)
     if output_type == "loglikelihood":
         # The model was not asked for a text; what it would have said is known only if it agrees.
         return str(sample["arguments"][0][1]).strip() if answers[0][1] else None

@@ -10,12 +10,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from .._question_names import absolute, names_questions
 from ..cache import digest_json
 from ..errors import InputError
 from ..prompting import Prompting
 from ..runtime.conversation import has_template
 from ..runtime.family import model_family
 from .metric_fit import refuse_unfit_metrics
+from .question_tasks import QuestionOptions
 from .quiet import quiet_libraries
 from .tasks import load_tasks
 
@@ -97,6 +99,8 @@ class Suite:
         Directory the task files were looked for in.
     prompting : Prompting
         How questions become prompts. Its generation arguments are in the tasks.
+    questions : QuestionOptions
+        How files and data sets of questions were read and asked.
     """
 
     names: tuple[str, ...]
@@ -106,18 +110,27 @@ class Suite:
     num_fewshot: int | None
     include_path: str | None = None
     prompting: Prompting = field(default_factory=Prompting)
+    questions: QuestionOptions = field(default_factory=QuestionOptions)
 
     @property
     def asked(self) -> dict[str, Any]:
         """What makes this suite again by `load_suite`, JSON-serializable."""
+        own = any(map(names_questions, self.names))
         return {
-            "tasks": list(self.names),
+            "tasks": absolute(self.names),
             "include_path": self.include_path,
             "limit": self.limit,
             "seed": self.seed,
             "num_fewshot": self.num_fewshot,
             **self.prompting.stated(),
+            **(self.questions.asked if own else {}),
         }
+
+    @property
+    def sentences(self) -> list[str]:
+        """What was made of each file of questions."""
+        stated = (task.task.config.metadata or {} for task in self.tasks)
+        return [data["questions"] for data in stated if "questions" in data]
 
     @property
     def documents(self) -> int:
@@ -184,6 +197,7 @@ def load_suite(
     seed: int = 0,
     num_fewshot: int | None = None,
     prompting: Prompting | None = None,
+    questions: QuestionOptions | None = None,
 ) -> Suite:
     """Load tasks and draw their documents.
 
@@ -191,7 +205,8 @@ def load_suite(
     ----------
     names : sequence of str
         lm-eval tasks, groups or tags; ``starter`` is the packaged suite,
-        ``starter-encoder`` its part for sentence encoders.
+        ``starter-encoder`` its part for sentence encoders. Files and data sets of questions, see
+        `mlflow_degrade.evaluation.question_files.read_rows`, are tasks as well.
     include_path : path, optional
         Directory with task files of one's own.
     limit : int, optional
@@ -203,6 +218,8 @@ def load_suite(
         Few-shot examples per prompt. As in lm-eval, a task that fixes zero keeps it.
     prompting : Prompting, optional
         Chat template, system instruction, few-shot as turns, generation arguments.
+    questions : QuestionOptions, optional
+        How files and data sets of questions are read and asked.
 
     Returns
     -------
@@ -221,7 +238,7 @@ def load_suite(
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}, it must be at least 1: leave it out to take all.")
     asked = prompting or Prompting()
-    built = load_tasks(names, include_path=include_path)
+    built = load_tasks(names, include_path=include_path, questions=questions)
     tasks = []
     with quiet_libraries():
         for name, task in built.items():
@@ -232,7 +249,16 @@ def load_suite(
             available = _count(name, task)
             tasks.append(SuiteTask(name, task, available, draw(name, available, limit, seed)))
     where = None if include_path is None else str(Path(include_path).absolute())
-    return Suite(tuple(names), tuple(tasks), limit, seed, num_fewshot, where, asked)
+    return Suite(
+        tuple(names),
+        tuple(tasks),
+        limit,
+        seed,
+        num_fewshot,
+        where,
+        asked,
+        questions or QuestionOptions(),
+    )
 
 
 def draw(task: str, available: int, limit: int | None, seed: int) -> tuple[int, ...]:

@@ -1,5 +1,7 @@
 """Find lm-eval tasks by name: the starter suite, task files of one's own, and lm-eval's own.
 
+Names of files and data sets become tasks of their rows, see `question_tasks`.
+
 Lm-eval's index of its own 14,000 task files takes a quarter of a minute to build. It is avoided
 where it can be: a plain task needs only its own file, and a name that no file mentions is refused
 after one quick look at all of them.
@@ -12,22 +14,36 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .._question_names import names_questions
 from ..errors import InputError, MissingExtraError, UnknownNameError
+from .question_tasks import QuestionOptions, question_tasks
 from .quiet import quiet_libraries
 from .starter import include_path as starter_path
 
 _NAMED = re.compile(r"^(task|group|tag):[ \t]*[\"']?([^\s\"'#\[]+)", re.MULTILINE)
 
 
-def load_tasks(names: Sequence[str], *, include_path: str | Path | None = None) -> dict[str, Any]:
+Spec = str | dict[str, Any]
+"""What lm-eval's manager takes: a name, the path of a task file, or a configuration."""
+
+
+def load_tasks(
+    names: Sequence[str],
+    *,
+    include_path: str | Path | None = None,
+    questions: QuestionOptions | None = None,
+) -> dict[str, Any]:
     """Build the lm-eval tasks behind some names.
 
     Parameters
     ----------
     names : sequence of str
-        Tasks, groups or tags. ``starter`` is the packaged suite.
+        Tasks, groups or tags. ``starter`` is the packaged suite. Files and data sets of questions
+        are tasks, too.
     include_path : path, optional
         Directory with task files of one's own; they win over lm-eval's.
+    questions : QuestionOptions, optional
+        How files and data sets of questions are read and asked.
 
     Returns
     -------
@@ -39,19 +55,34 @@ def load_tasks(names: Sequence[str], *, include_path: str | Path | None = None) 
     UnknownNameError
         No such task; the nearest names are suggested.
     InputError
-        A task cannot be built, e.g. because its data set is not reachable.
+        A task cannot be built, e.g. because its data set is not reachable; or two are called
+        alike.
     MissingExtraError
         lm-eval is not installed.
     """
     from rich.console import Console
 
-    manager, specs = find_tasks(names, include_path=include_path)
+    manager, specs = find_tasks(names, include_path=include_path, questions=questions)
     tasks: dict[str, Any] = {}
+    own = {spec["task"]: n for n, spec in zip(names, specs, strict=True) if isinstance(spec, dict)}
     # A hub that does not answer takes a while; shown on terminals only.
     with quiet_libraries(), Console(stderr=True).status(f"Loading {', '.join(names)}"):
         for name, spec in zip(names, specs, strict=True):
-            tasks.update(load(manager, [spec], name)["tasks"])
+            built = load(manager, [spec], name)["tasks"]
+            if isinstance(spec, str):
+                _refuse_same_names(built, own)
+            tasks.update(built)
     return tasks
+
+
+def _refuse_same_names(tasks: Iterable[str], own: Mapping[str, str]) -> None:
+    """Refuse a file whose task is called like another that is asked as well."""
+    for task in tasks:
+        if task in own:
+            raise InputError(
+                f"{own[task]} makes a task {task!r}, and another of that name is asked as well: "
+                "rename the file."
+            )
 
 
 def find_tasks(
@@ -59,19 +90,20 @@ def find_tasks(
     *,
     include_path: str | Path | None = None,
     metadata: Mapping[str, Any] | None = None,
-) -> tuple[Any, list[str]]:
-    """Find tasks without loading their data.
+    questions: QuestionOptions | None = None,
+) -> tuple[Any, list[Spec]]:
+    """Find tasks without loading their data, but for files of questions, which are read.
 
     Parameters
     ----------
-    names, include_path
+    names, include_path, questions
         As for `load_tasks`.
     metadata : mapping, optional
         For tasks that make their data to measure, e.g. for the model's tokenizer.
 
     Returns
     -------
-    lm_eval.tasks.TaskManager, list of str
+    lm_eval.tasks.TaskManager, list of str or dict
         A manager that knows the names, and what to ask it for, one per name.
 
     Raises
@@ -79,7 +111,7 @@ def find_tasks(
     UnknownNameError
         No such task; the nearest names are suggested.
     InputError
-        There is no name, or no such directory.
+        There is no name, or no such directory or file; or a file holds no questions.
     MissingExtraError
         lm-eval is not installed.
     """
@@ -94,16 +126,19 @@ def find_tasks(
         raise InputError("no task was named: give at least one, e.g. 'starter'.")
     if include_path is not None and not Path(include_path).is_dir():
         raise InputError(f"include_path {include_path} is not a directory with lm-eval task files.")
+    files_of_questions = [name for name in names if names_questions(name)]
+    made = question_tasks(files_of_questions, questions)
+    _refuse_same_names(names, {config["task"]: name for name, config in made.items()})
     own = [str(starter_path()), *([str(include_path)] if include_path is not None else [])]
     extra = None if metadata is None else dict(metadata)
     # Lm-eval's index takes a while.
     with quiet_libraries(), Console(stderr=True).status(f"Looking for {', '.join(names)}"):
         manager = TaskManager(include_path=own, include_defaults=False, metadata=extra)
-        elsewhere = [name for name in names if name not in manager.all_tasks]
+        elsewhere = [n for n in names if n not in made and n not in manager.all_tasks]
         files = _task_files(elsewhere, manager.all_tasks) if elsewhere else {}
         if any(files[name] is None for name in elsewhere):
             manager = TaskManager(include_path=own, metadata=extra)
-    return manager, [str(files.get(name) or name) for name in names]
+    return manager, [made.get(name) or str(files.get(name) or name) for name in names]
 
 
 def _task_files(names: Iterable[str], local: Iterable[str]) -> dict[str, Path | None]:
@@ -128,7 +163,8 @@ def _task_files(names: Iterable[str], local: Iterable[str]) -> dict[str, Path | 
                 "task",
                 name,
                 [*local, *found],
-                "Task files of your own are found with include_path.",
+                "Task files of your own are found with include_path; a file of questions "
+                "is named with its suffix, e.g. mine.csv.",
             )
         definitions = found[name]
         plain = len(definitions) == 1 and definitions[0][0] == "task"
@@ -136,13 +172,13 @@ def _task_files(names: Iterable[str], local: Iterable[str]) -> dict[str, Path | 
     return files
 
 
-def load(manager: Any, specs: Sequence[str], what: str) -> dict[str, Any]:
+def load(manager: Any, specs: Sequence[Spec], what: str) -> dict[str, Any]:
     """Build tasks with a manager of lm-eval.
 
     Parameters
     ----------
     manager : lm_eval.tasks.TaskManager
-    specs : sequence of str
+    specs : sequence of str or dict
         As `find_tasks` gives them.
     what : str
         What messages call them.

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import ModelError, NonFiniteLogitsError
 from ..runtime.encoder import OnnxEncoder, Vectors, cosines
-from ..runtime.encoder_text import EncoderText
+from ..runtime.encoder_text import EncoderText, Text
 from ..runtime.family import model_family
+from ..runtime.heads import Answer, head_answer, head_labels
 from ..runtime.pooling import read_pooling
 from ..runtime.providers import CPU, device_name
 from ..runtime.session import read_json
@@ -34,9 +36,10 @@ class EncoderParity:
     max_abs_difference : float
         Over all texts and components: of embeddings, or of a classifier's logits.
     min_cosine, mean_cosine : float
-        Over texts: cosine of both models' vectors, 1 for the same direction.
+        Over texts: cosine of both models' vectors, 1 for the same direction. Of models that give
+        one number, which has no direction, both are the correlation over the texts.
     n_texts : int
-        Texts compared.
+        Texts, or pairs of them, compared.
     """
 
     max_abs_difference: float
@@ -107,10 +110,16 @@ def encoder_parity(
             f"{candidate} gives vectors of {got.shape[1]} numbers, its reference {reference} of "
             f"{want.shape[1]}: they are not the same model."
         )
-    same = cosines(want, got)
+    same = cosines(want, got) if want.shape[1] > 1 else _correlation(want, got)
     return EncoderParity(
         float(np.abs(want - got).max()), float(same.min()), float(same.mean()), len(chosen)
     )
+
+
+def _correlation(want: Vectors, got: Vectors) -> NDArray[np.float64]:
+    """Of two models' numbers over the texts."""
+    left, right = (side.astype(np.float64).T - side.mean(dtype=np.float64) for side in (want, got))
+    return cosines(left, right)
 
 
 def _vectors(folder: Path, texts: Sequence[str], providers: tuple[str, ...]) -> Vectors:
@@ -118,9 +127,15 @@ def _vectors(folder: Path, texts: Sequence[str], providers: tuple[str, ...]) -> 
         return _torch_vectors(folder, texts)
     encoder = OnnxEncoder(folder, device=device_name(providers))
     encoder.unpadded = True  # the plainest path there is
-    vectors = encoder.vectors(texts)
+    vectors = encoder.vectors(_read_by(encoder.answer, texts))
     encoder.close()
     return vectors
+
+
+def _read_by(answer: Answer, texts: Sequence[str]) -> Sequence[Text]:
+    """The texts, or each with the one after it where a model rates pairs."""
+    following = [*texts[1:], *texts[:1]]
+    return list(zip(texts, following, strict=True)) if answer == "number" else texts
 
 
 def _torch_vectors(folder: Path, texts: Sequence[str]) -> Vectors:
@@ -128,21 +143,29 @@ def _torch_vectors(folder: Path, texts: Sequence[str]) -> Vectors:
     import torch
     import transformers
 
-    classifier = model_family(folder) == "classifier"
+    config = read_json(folder, "config.json", needed=True)
+    family = model_family(folder)
+    labels = head_labels(config, folder) if family == "classifier" else ()
+    answer = head_answer(family, labels)
+    pooling = read_pooling(folder) if answer == "embedding" else None
     kind: Any = (
-        transformers.AutoModelForSequenceClassification if classifier else transformers.AutoModel
+        transformers.AutoModelForSequenceClassification
+        if pooling is None
+        else transformers.AutoModel
     )
     # Of a base model the hidden states are read, never what its pooler makes of the first.
-    model = load_whole(kind, folder, unused=() if classifier else ("pooler.",))
-    text = EncoderText(folder, read_json(folder, "config.json", needed=True))
-    pooling = None if classifier else read_pooling(folder)
+    model = load_whole(kind, folder, unused=() if pooling is None else ("pooler.",))
     found = []
-    for ids in text.encode(texts)[0]:
+    for row in EncoderText(folder, config).rows(_read_by(answer, texts))[0]:
+        kinds = {}
+        if row.second:
+            second = [int(place >= row.second) for place in range(len(row.tokens))]
+            kinds["token_type_ids"] = torch.tensor([second])
         with torch.inference_mode():
-            output = model(torch.tensor([ids]))
+            output = model(torch.tensor([row.tokens]), **kinds)
         values = output.logits if pooling is None else output.last_hidden_state
-        row = values[0].numpy()
-        found.append(np.asarray(row if pooling is None else pooling(row), np.float32))
+        numbers = values[0].numpy()
+        found.append(np.asarray(numbers if pooling is None else pooling(numbers), np.float32))
     vectors = np.array(found)
     if not np.isfinite(vectors).all():
         raise NonFiniteLogitsError(

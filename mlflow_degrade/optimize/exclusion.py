@@ -68,7 +68,11 @@ class ExclusionRule:
     """
 
     target: Mapping[str, float] = field(
-        default_factory=lambda: {"mean KL, nats": 0.06, "1 - cosine": 0.002}
+        default_factory=lambda: {
+            "mean KL, nats": 0.06,
+            "1 - cosine": 0.002,
+            "1 - correlation": 0.002,
+        }
     )
     most: float = 0.5
 

@@ -18,6 +18,7 @@ from ..cache import cache_root, digest_json, require_space
 from ..errors import InputError, NonFiniteLogitsError
 from ..runtime.encoder_text import EncoderText
 from ..runtime.family import model_family
+from ..runtime.heads import head_answer, head_labels
 from ..runtime.one_text import one_text
 from ..runtime.pooling import read_pooling
 from ..runtime.providers import open_session
@@ -38,6 +39,7 @@ Rewrite = Callable[..., dict[str, Any]]
 """A scheme's function: changes a graph in place, by keyword options; returns findings."""
 
 _VERSION = 1
+_OF_NUMBERS = "1 - correlation"
 
 
 class LayerTrials:
@@ -62,8 +64,10 @@ class LayerTrials:
     Attributes
     ----------
     measure : str
-        What a distance is: the mean KL divergence in nats from the float model's distributions,
-        or, for encoders, 1 minus the mean cosine with its embeddings.
+        What a distance is: the mean KL divergence in nats from the float model's distributions;
+        for encoders 1 minus the mean cosine with its embeddings, for models that give one number
+        the mean squared difference in units of twice the variance over the texts, which is 1 minus
+        the correlation where only the order of texts changes.
     """
 
     def __init__(
@@ -81,7 +85,7 @@ class LayerTrials:
         self._calibration = calibration
         self._progress = progress
         self._family = model_family(base.path)
-        self.measure = "1 - cosine" if self._family == "encoder" else "mean KL, nats"
+        self._distance, self.measure = _DISTANCES[_answer(base.path, self._family)]
         self._tokens = _tokens(base.path, self._family, list(prompts))
         name = f"{rewrite.__module__}.{rewrite.__qualname__}"
         key = [_VERSION, base.digest, name, self._options, list(prompts), library_versions()]
@@ -149,9 +153,10 @@ class LayerTrials:
                     f"{self.base.path} with {len(quantized)} layers quantized gives NaN or "
                     "infinity on a plain text: its numbers leave the range of the format."
                 )
-            found = _cosine_distance(want, got) if self._family == "encoder" else _kl(want, got)
+            found = self._distance(want, got)
             total, terms = total + float(found.sum()), terms + len(found)
-        return total / terms
+        scale = 2 * np.var(self._expected[:count]) if self.measure == _OF_NUMBERS else 1.0
+        return float(total / terms / scale)
 
     def _open(self) -> _Switched:
         """Quantize the model and open it with its switches, unless that was done."""
@@ -255,3 +260,24 @@ def _cosine_distance(want: Logits, got: Logits) -> Logits:
         np.linalg.norm(want, axis=1) * np.linalg.norm(got, axis=1)
     )
     return np.maximum(found, 0)
+
+
+def _squared_difference(want: Logits, got: Logits) -> Logits:
+    found: Logits = ((want.astype(np.float64) - got) ** 2).sum(axis=1)
+    return found
+
+
+def _answer(folder: Path, family: str) -> str:
+    """What is read from the model: see `mlflow_degrade.runtime.heads`."""
+    if family == "decoder":
+        return "label"  # the next token
+    config = read_json(folder, "config.json", needed=True)
+    labels = head_labels(config, folder) if family == "classifier" else ()
+    return head_answer(family, labels)
+
+
+_DISTANCES: Mapping[str, tuple[Callable[[Logits, Logits], Logits], str]] = {
+    "embedding": (_cosine_distance, "1 - cosine"),
+    "label": (_kl, "mean KL, nats"),
+    "number": (_squared_difference, _OF_NUMBERS),
+}

@@ -17,7 +17,6 @@ from typing import Any
 
 from ..cache import digest_directory
 from ..errors import ModelError
-from ..runtime.family import MODULES_FILE
 from .onnx_files import GRAPH_FILE, WEIGHTS_FILE
 from .sensitivity_report import SENSITIVITY_FILE, SensitivityReport
 
@@ -193,8 +192,6 @@ def copy_companions(source: Path, target: Path, leave: tuple[str, ...] = ()) -> 
 
 def module_files(directory: Path) -> list[str]:
     """Configs of the steps behind an encoder, which sentence-transformers keeps in folders."""
-    if not (directory / MODULES_FILE).is_file():
-        return []
     found = directory.glob("[0-9]*_*/config.json")
     return sorted(path.relative_to(directory).as_posix() for path in found)
 

@@ -27,6 +27,7 @@ from . import (
     lm_eval_totals,
     mlflow_runs,
     mlflow_tables,
+    mlflow_traces,
     mt_bench,
     nemo,
     openai_evals,
@@ -48,6 +49,7 @@ READERS: tuple[Reader, ...] = (
     inspect_logs.READER,
     lm_eval_totals.READER,
     mlflow_tables.READER,
+    mlflow_traces.READER,
     promptfoo.READER,
     deepeval.READER,
     evalplus.READER,
@@ -76,7 +78,7 @@ def read_samples(
     ----------
     reference : str or path
         A file or directory of one of the `READERS`, or ``runs:/<run id>[/<artifact path>]`` for
-        an MLflow run.
+        an MLflow run: its samples, or the traces that ``mlflow.genai.evaluate`` scored in it.
     format : str, optional
         Name of the reader, where recognizing the format is not wanted.
     **options

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .._metric_names import higher_is_better as by_name
+from .._metric_names import is_metric
 from .._sample_schema import FEATURE_PREFIX, text_hash
 from ..errors import InputError, SampleSchemaError, UnknownNameError
 from ..scores import SampleScores
@@ -309,6 +310,9 @@ def _scores(
     if scorer is None and "score" not in chosen:
         found = [name for name in names if name.rpartition(".")[2].lower() in _SCORES]
         answers = next((name for name in names if name.lower() in _PREDICTIONS), None)
+        if not found and (answers is None or "target" not in chosen):
+            # Beside a score, or answers that can be scored, a loss is one more fact of the row.
+            found = [name for name in names if is_metric(name.rpartition(".")[2])]
         if len(found) == 1:
             chosen["score"] = found[0]
         elif found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import string
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,7 +21,7 @@ _COMMA = re.compile(r"[-+]?\d*,\d+")
 # What a missing score is called where everything is text.
 _NOTHING = frozenset(("", "na", "n/a", "none", "null", "<na>"))
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = re.compile(r"[^\w\s]")
+_WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def score_values(column: pa.ChunkedArray, name: str, source: str) -> pa.ChunkedArray:
@@ -37,7 +38,7 @@ def score_values(column: pa.ChunkedArray, name: str, source: str) -> pa.ChunkedA
         return column
     encoded = column.cast(pa.string()).combine_chunks().dictionary_encode()
     texts = encoded.dictionary.to_pylist()
-    values = [_value(text) for text in texts]
+    values = [number_or_word(text) for text in texts]
     strange = [text for text, value in zip(texts, values, strict=True) if isinstance(value, str)]
     if strange:
         raise SampleSchemaError(
@@ -49,7 +50,8 @@ def score_values(column: pa.ChunkedArray, name: str, source: str) -> pa.ChunkedA
     return pa.chunked_array([pc.take(pa.array(values, pa.float64()), encoded.indices)])
 
 
-def _value(text: str) -> float | str | None:
+def number_or_word(text: str) -> float | str | None:
+    """A number or a yes or no as a score, None for an empty one; any other text as it is."""
     plain = text.strip().lower()
     if plain in _NOTHING:
         return None
@@ -121,5 +123,6 @@ def _score(score: Callable[[str, str], float], answer: Any, target: Any) -> floa
 
 
 def _normal(text: str) -> str:
-    bare = _PUNCTUATION.sub("", text.lower())
+    """As in SQuAD's own evaluation script: ASCII punctuation goes, "10 €" keeps its sign."""
+    bare = text.lower().translate(_WITHOUT_PUNCTUATION)
     return " ".join(_ARTICLES.sub(" ", bare).split())

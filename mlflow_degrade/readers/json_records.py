@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from .._metric_names import is_metric
 from ..errors import EmptySamplesError, SampleSchemaError
 from ..scores import SampleScores
 from ._columns import (
@@ -136,8 +137,12 @@ def _known(record: dict[str, Any]) -> Iterator[str]:
     """Keys that mean something, those of scores that are kept in an object of their own too."""
     for key, value in record.items():
         grouped = isinstance(value, dict) and key.lower() in SCORE_GROUPS
-        inner = [f"{key}.{name}" for name in value if name.lower() in KNOWN] if grouped else []
-        yield from inner or ([key] if key.lower() in KNOWN else [])
+        inner = [f"{key}.{name}" for name in value if _means(name)] if grouped else []
+        yield from inner or ([key] if _means(key) else [])
+
+
+def _means(key: str) -> bool:
+    return key.lower() in KNOWN or is_metric(key)
 
 
 def _column(records: list[dict[str, Any]], key: str, origin: Origin) -> pa.Array:

@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import TrackingError
 from ..origin import Origin
 from ..scores import SampleScores
+from .mlflow_traces import save_traces
 
 AGREEMENTS = "agreements"
 """Folder beside a run's samples, with what ``mlflow-degrade noise --log`` found of them."""
@@ -29,7 +30,8 @@ def is_run_reference(reference: str) -> bool:
 def downloaded(reference: str) -> Iterator[Path]:
     """Artifacts of a run, in a directory that lives as long as the context.
 
-    Without an artifact path these are the run's ``samples``.
+    Without an artifact path these are the run's ``samples``, or a file with the traces that
+    ``mlflow.genai.evaluate`` scored in it.
 
     Raises
     ------
@@ -44,11 +46,15 @@ def downloaded(reference: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="mlflow-degrade-") as scratch:
         try:
             run = client.get_run(run_id)
+            where: str | Path | None
             if path is None and not client.list_artifacts(run_id, _SAMPLES):
-                raise TrackingError(_explain(client, run))
-            where = mlflow.artifacts.download_artifacts(
-                run_id=run_id, artifact_path=path or _SAMPLES, dst_path=scratch
-            )
+                where = save_traces(run_id, run.info.experiment_id, Path(scratch))
+                if where is None:
+                    raise TrackingError(_explain(client, run))
+            else:
+                where = mlflow.artifacts.download_artifacts(
+                    run_id=run_id, artifact_path=path or _SAMPLES, dst_path=scratch
+                )
         except MlflowException as error:
             raise TrackingError(
                 f"{reference} cannot be read from {mlflow.get_tracking_uri()}: {error}. Check the "
@@ -98,6 +104,6 @@ def _explain(client: Any, run: Any) -> str:
         )
     present = sorted(item.path for item in client.list_artifacts(run_id))
     return (
-        f"run {run_id} has no {_SAMPLES}/<task>.parquet, only {present}. Name the artifact "
-        f"(runs:/{run_id}/<path>) if the samples are in one of these."
+        f"run {run_id} has no {_SAMPLES}/<task>.parquet and no traces with feedback, only "
+        f"{present}. Name the artifact (runs:/{run_id}/<path>) if the samples are in one of these."
     )

@@ -92,10 +92,14 @@ def _header(file: Path) -> tuple[list[str], str]:
         start = stream.read(1 << 16)
     header = next(iter(start.decode(_encoding(file), errors="replace").splitlines()), "")
     header = header.removeprefix("\ufeff")
-    # Outside of quotes.
-    bare = "".join(header.split('"')[::2])
-    delimiter = max(_DELIMITERS, key=bare.count)
+    delimiter = delimiter_of(header)
     return next(csv.reader([header], delimiter=delimiter), []), delimiter
+
+
+def delimiter_of(header: str) -> str:
+    """The one of the usual delimiters that a header has most of, outside of quotes."""
+    bare = "".join(header.split('"')[::2])
+    return max(_DELIMITERS, key=bare.count)
 
 
 def _encoding(file: Path) -> str:

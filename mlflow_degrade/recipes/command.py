@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from pydantic import BaseModel, ValidationError
 
+from .._question_names import names_questions, split_tasks
 from ..errors import DegradeError, InputError, UnknownNameError
 from ..prompting import parameter_errors
 
@@ -89,6 +90,11 @@ def caller_path(text: str) -> str:
             # Not resolved: the name of a link is what the user calls the model.
             return os.path.abspath(folder / text)
     return text
+
+
+def caller_tasks(text: str) -> list[str]:
+    """Task names, those of files and directories as the caller meant them."""
+    return [caller_path(n) if names_questions(n) or "/" in n else n for n in split_tasks(text)]
 
 
 def named_recipe(text: str, presets: Path | None) -> Recipe:

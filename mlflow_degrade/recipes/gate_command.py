@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from .._question_names import COLUMNS_HELP, DEFAULT_TOKENS, TASKS_HELP, TOKENS_HELP
 from ..errors import InputError, UnknownNameError
 from ..evaluation.suite import DEFAULT_LIMIT
 from ..policy import GatePolicy
@@ -12,6 +13,7 @@ from ..runtime.providers import DEVICE_HELP, DEVICES
 from .command import (
     SETTINGS,
     caller_path,
+    caller_tasks,
     flag,
     joined_run_id,
     number,
@@ -26,8 +28,10 @@ from .command import (
 @click.option("--policy", default="", help="Policy file; empty is the default policy.")
 @click.option("--register-as", default="auto", help="Registered model; none registers nothing.")
 @click.option("--alias", default="", help="Alias to point to a version that passes.")
-@click.option("--tasks", default="", help="lm-eval tasks where no evaluation of both is logged.")
+@click.option("--tasks", default="", help=f"{TASKS_HELP}, where no evaluation is logged.")
 @click.option("--include-path", default="", help="Directory with task files of your own.")
+@click.option("--columns", default="", help=COLUMNS_HELP)
+@click.option("--max-gen-toks", default=str(DEFAULT_TOKENS), help=TOKENS_HELP)
 @click.option("--limit", default=str(DEFAULT_LIMIT), help="Samples per task; 0 takes all.")
 @prompting_options
 @click.option("--seed", default="0", help="Of the random samples.")
@@ -52,13 +56,15 @@ def _run(given: dict[str, str]) -> int:
     policy = GatePolicy()
     if given["policy"]:
         policy = GatePolicy.from_yaml(caller_path(given["policy"]))
-    tasks = [name.strip() for name in given["tasks"].split(",") if name.strip()]
+    tasks = caller_tasks(given["tasks"])
     asked = Prompting.read(given).stated()
     questions = {
         "tasks": tasks,
         "include_path": caller_path(given["include_path"]) or None,
         "limit": number("limit", given["limit"], int) or None,
         "seed": number("seed", given["seed"], int),
+        "columns": given["columns"],
+        "max_gen_toks": number("max_gen_toks", given["max_gen_toks"], int),
         **asked,
     }
     if asked and not tasks:

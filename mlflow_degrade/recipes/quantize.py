@@ -9,12 +9,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
+from .._question_names import DEFAULT_TOKENS
 from ..evaluation.suite import DEFAULT_LIMIT
 from ..optimize.recipe import Recipe
 from ..policy import GatePolicy
 from ..prompting import Prompting
 from ..results import Decision, Verdict
 from ..runtime.providers import Device
+from .console import say
 from .tracked import log_recipe, recipe_params, recipe_run
 
 DEFAULT_SCHEME = "int8-weight-only"
@@ -37,10 +39,14 @@ class QuantizeOptions(Prompting):
         All passes instead of `scheme`, from `mlflow_degrade.optimize.recipe.load_recipe`. Without
         its quantization it makes the baseline.
     tasks : tuple of str
-        lm-eval tasks or groups; ``auto`` is the packaged suite that fits the model, ``starter`` or
-        ``starter-encoder``.
+        lm-eval tasks or groups, or files and data sets of questions; ``auto`` is the packaged suite
+        that fits the model, ``starter`` or ``starter-encoder``.
     include_path : Path, optional
         Directory with lm-eval task files of one's own.
+    columns : str
+        Which column of a file of questions is what: ``field=name,…``.
+    max_gen_toks : int
+        Most tokens of a generated answer to a file of questions.
     limit : int, optional
         Samples per task, drawn at random with `seed`; None takes all.
     policy : GatePolicy
@@ -75,6 +81,8 @@ class QuantizeOptions(Prompting):
     recipe: Recipe | None = None
     tasks: tuple[str, ...] = Field(default=("auto",), min_length=1)
     include_path: Path | None = None
+    columns: str = ""
+    max_gen_toks: int = Field(default=DEFAULT_TOKENS, ge=1)
     limit: int | None = Field(default=DEFAULT_LIMIT, ge=1)
     # Some loss is expected here; whether it stays in the margin does not turn with a few answers.
     policy: GatePolicy = GatePolicy(rule="non_inferiority")
@@ -161,6 +169,7 @@ def quantize_and_gate(options: QuantizeOptions | None = None) -> Outcome:
 
 
 def _run(options: QuantizeOptions, run_id: str) -> Outcome:
+    from ..evaluation.question_tasks import QuestionOptions, unanswered
     from ..evaluation.suite import load_suite
     from ..runtime.providers import resolve_device
     from . import steps
@@ -179,8 +188,15 @@ def _run(options: QuantizeOptions, run_id: str) -> Outcome:
         seed=options.seed,
         num_fewshot=options.num_fewshot,
         prompting=prompting,
+        questions=QuestionOptions.of(
+            {"columns": options.columns, "max_gen_toks": options.max_gen_toks}
+        ),
     )
+    for sentence in suite.sentences:
+        say(sentence)
     _require_template(prompting, options.model, options.baseline_model)
+    for model in filter(None, (options.model, options.baseline_model)):
+        steps.require_answers(model, suite)
     models = steps.make_models(
         options.model,
         recipe,
@@ -191,6 +207,8 @@ def _run(options: QuantizeOptions, run_id: str) -> Outcome:
     samples, path = steps.evaluate_arms(
         models, suite, device=options.device, batch_size=options.batch_size, fresh=options.fresh
     )
+    for sentence in unanswered(samples["baseline"]):
+        say(f"note: baseline: {sentence}")
     conclusion = steps.conclude(
         samples,
         options.policy,

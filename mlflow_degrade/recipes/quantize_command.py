@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from .._question_names import COLUMNS_HELP, DEFAULT_TOKENS, TASKS_HELP, TOKENS_HELP
 from ..errors import InputError
 from ..evaluation.suite import DEFAULT_LIMIT
 from ..policy import GatePolicy
@@ -18,6 +19,7 @@ from .command import (
     SETTINGS,
     build,
     caller_path,
+    caller_tasks,
     flag,
     named_recipe,
     number,
@@ -33,6 +35,7 @@ Examples:
   mlflow run recipes/quantize
   mlflow run recipes/quantize -P scheme=int4-weight-only -P limit=500
   mlflow run recipes/quantize -P recipe=int4-weight-only-gptq
+  mlflow run recipes/quantize -P tasks=mine.csv -P columns=question=Frage,answer=Antwort
   mlflow run recipes/quantize -P model=org/name -P recipe=./my-recipe.yaml -P tasks=arc_easy
 
 The candidate is what the recipe makes, the baseline what it makes without its pass 'quantize'.
@@ -46,8 +49,10 @@ _RULE: str = QuantizeOptions.model_fields["policy"].default.rule
 @click.option("--model", default="starter", help=MODEL_HELP)
 @click.option("--scheme", default=DEFAULT_SCHEME, help="What to do to the candidate.")
 @click.option("--recipe", default="", help=f"Instead of a scheme: {RECIPE_HELP}")
-@click.option("--tasks", default="auto", help="lm-eval tasks or groups, comma-separated.")
+@click.option("--tasks", default="auto", help=f"{TASKS_HELP}, comma-separated.")
 @click.option("--include-path", default="", help="Directory with task files of your own.")
+@click.option("--columns", default="", help=COLUMNS_HELP)
+@click.option("--max-gen-toks", default=str(DEFAULT_TOKENS), help=TOKENS_HELP)
 @click.option("--limit", default=str(DEFAULT_LIMIT), help="Samples per task; 0 takes all.")
 @click.option("--alpha", default="0.05", help="One-sided significance level.")
 @click.option("--margin-pp", default="2.0", help="Largest acceptable drop, percentage points.")
@@ -85,7 +90,9 @@ def _options(given: dict[str, str], presets: Path | None) -> QuantizeOptions:
             "model": caller_path(given["model"]),
             "scheme": given["scheme"],
             "recipe": named_recipe(given["recipe"], presets) if given["recipe"] else None,
-            "tasks": [name.strip() for name in given["tasks"].split(",") if name.strip()],
+            "tasks": caller_tasks(given["tasks"]),
+            "columns": given["columns"],
+            "max_gen_toks": number("max_gen_toks", given["max_gen_toks"], int),
             "include_path": include_path or None,
             "limit": limit or None,
             "policy": _policy(given),

@@ -51,11 +51,35 @@ def sides(decision: Decision) -> tuple[str, str]:
     )
 
 
+def unit_of(*tasks: TaskResult) -> str:
+    """The unit of changes in tasks that are taken together: their metric, if it is one with a name.
+
+    Proportions are in percentage points and have ``pp``.
+    """
+    units = {"pp" if task.proportion else task.metric for task in tasks}
+    return next(iter(units - {"score"}), "") if len(units) == 1 else ""
+
+
+def total_unit(decision: Decision) -> str:
+    """The unit of the change over all gating tasks."""
+    return unit_of(*(task for task in decision.tasks if task.tier == "gating"))
+
+
+def shown_margin(decision: Decision) -> str:
+    """The margin with its unit."""
+    return numbers.change(
+        decision.power.margin,
+        proportion=decision.aggregate.proportion,
+        signed=False,
+        unit=total_unit(decision),
+    )
+
+
 def headline(decision: Decision) -> str:
     """The verdict in one plain sentence, without the word itself."""
     policy, total = decision.policy, decision.aggregate
-    margin = numbers.change(decision.power.margin, proportion=total.proportion, signed=False)
-    change = numbers.change(total.delta, proportion=decision.aggregate.proportion)
+    margin = shown_margin(decision)
+    change = numbers.change(total.delta, proportion=total.proportion, unit=total_unit(decision))
     if decision.verdict is Verdict.FAIL:
         if total.p_worse <= policy.alpha and (total.delta < 0 or not decision.guilty):
             return f"The candidate is worse than the baseline: {change}."
@@ -100,8 +124,8 @@ def power_sentence(decision: Decision) -> str:
     )
     if power.mde is None:
         return f"No drop would be found by these {n} samples often enough; {flips}."
-    drop = numbers.change(power.mde, proportion=unit, signed=False)
-    margin = numbers.change(power.margin, proportion=unit, signed=False)
+    drop = numbers.change(power.mde, proportion=unit, signed=False, unit=total_unit(decision))
+    margin = shown_margin(decision)
     relation = "within" if power.mde <= power.margin else "more than"
     return (
         f"These {n} samples could have seen a drop of {drop} with probability {power.power:g}, "

@@ -111,7 +111,6 @@ def report(
         remedies=remedies(decision, (provenance or {}).get("scheme")),
         registered=content.registration(provenance),
         total=total,
-        pp=" pp" if decision.aggregate.proportion else "",
         confidence=numbers.level(decision.policy.shown_confidence),
         forests=forests,
         legend=_legend(forests, total.margin),

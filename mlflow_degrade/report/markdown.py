@@ -159,11 +159,11 @@ def _plain(decision: Decision) -> str:
 
 def _fitting_table(decision: Decision, room: int) -> str:
     """The table of the note with as many tasks as there is room for."""
-    head = _spaced("task", "n", "baseline", "candidate", f"Δ {_unit(decision)} [interval]",
+    head = _spaced("task", "n", "baseline", "candidate", f"Δ{_unit(decision)} [interval]",
                    "worse / better", "p", "")  # fmt: skip
     rows = [
         _spaced(_text(_cut(row.name, _NAME_LENGTH)), row.n, row.baseline, row.candidate,
-                f"{row.delta} {_together(row.interval)}",
+                f"{_change(decision, row)} {_together(row.interval)}",
                 _together(f"{row.regressions} / {row.improvements}"), row.p,
                 f"**{row.standing}**" if row.standing == "guilty" else row.standing)
         for row in _rows(decision)
@@ -192,11 +192,12 @@ def _together(text: str) -> str:
 def _tasks_table(decision: Decision) -> str:
     # MLflow gives all columns of a table the same width: few columns, or nobody can read it.
     level = numbers.level(decision.policy.shown_confidence)
-    head = ("task", f"Δ {_unit(decision)}", f"{level} interval", "p", "worse/better", "scores")
+    head = ("task", f"Δ{_unit(decision)}", f"{level} interval", "p", "worse/better", "scores")
     rows = [
         (f"{_text(row.name)} **(guilty)**" if row.standing == "guilty" else
          f"{_text(row.name)} ({row.standing})" if row.standing else _text(row.name),
-         row.delta, row.interval, row.p, f"{row.regressions} / {row.improvements} of {row.n}",
+         _change(decision, row), row.interval, row.p,
+         f"{row.regressions} / {row.improvements} of {row.n}",
          f"{row.baseline} → {row.candidate}" if row.baseline != "–" else "")
         for row in _rows(decision)
     ]  # fmt: skip
@@ -212,8 +213,7 @@ def _numbers_table(decision: Decision) -> str:
              total.answers)]  # fmt: skip
     for task in content.ordered_tasks(decision):
         row = tables.task_row(decision, task)
-        metric = task.metric if task.filter == "none" else f"{task.metric} ({task.filter})"
-        rows.append((_text(row.name), _text(f"{metric}, {task.test}"), row.p_adjusted, row.mde,
+        rows.append((_text(row.name), _text(f"{row.metric}, {task.test}"), row.p_adjusted, row.mde,
                      f"{row.noninferiority_p} ({row.margin})", "/".join(map(str, task.unscored)),
                      row.answers))  # fmt: skip
     return _table(head, rows, "llrrrrr")
@@ -256,7 +256,13 @@ def _rows(decision: Decision) -> list[tables.TaskRow]:
 
 
 def _unit(decision: Decision) -> str:
-    return "pp" if all(task.proportion for task in decision.tasks) else "(pp, or metric's unit)"
+    """The unit of all changes, for the head of their column; else each has its own."""
+    unit = content.unit_of(*decision.tasks)
+    return f" {_text(unit)}" if unit else ""
+
+
+def _change(decision: Decision, row: tables.TaskRow) -> str:
+    return row.delta if _unit(decision) else f"{row.delta} {_text(row.unit)}".rstrip()
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], align: str) -> str:

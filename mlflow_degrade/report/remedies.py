@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from .. import _numbers as numbers
 from ..results import Decision, Verdict
 from ..stats import mcnemar
+from . import content
 
 _GENTLER = (
     (re.compile("int[234]"), "int8-weight-only"),
@@ -36,7 +37,7 @@ def remedies(decision: Decision, scheme: str | None = None) -> list[str]:
 
 def _after_fail(decision: Decision, scheme: str | None) -> Iterable[str]:
     policy, total = decision.policy, decision.aggregate
-    margin = numbers.change(decision.power.margin, proportion=total.proportion, signed=False)
+    margin = content.shown_margin(decision)
     if decision.guilty:
         yield (
             f"Look at the regressions in {', '.join(decision.guilty)}: the drop shows there even "
@@ -98,7 +99,7 @@ def _more_samples(decision: Decision) -> str:
     power, n = decision.power, numbers.count(decision.aggregate.n)
     if power.samples_needed is None:
         return f"Evaluate more samples than these {n}: how many cannot be told from so few."
-    margin = numbers.change(power.margin, proportion=decision.aggregate.proportion, signed=False)
+    margin = content.shown_margin(decision)
     return (
         f"Evaluate about {numbers.count(power.samples_needed)} samples instead of {n} to see a "
         f"drop of {margin}, or accept a larger margin before looking at the result."

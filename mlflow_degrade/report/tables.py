@@ -10,7 +10,14 @@ import yaml
 
 from .. import _numbers as numbers
 from ..results import Decision, TaskResult
-from .content import Provenance, changed_answers, total_name
+from .content import (
+    Provenance,
+    changed_answers,
+    shown_margin,
+    total_name,
+    total_unit,
+    unit_of,
+)
 
 _Value = TypeVar("_Value")
 
@@ -26,15 +33,21 @@ class TaskRow:
     n, baseline, candidate, delta, interval, regressions, improvements, flip_rate, p, p_adjusted,
     mde, margin, noninferiority_p, answers : str
         Rounded for reading; an en dash where there is no value.
+    metric : str
+        With its answer filter; of the total, empty.
+    unit : str
+        Of `delta` and `interval`: ``pp``, a metric's name, or empty.
     standing : str
         ``"guilty"``, ``"advisory"`` or ``""``.
     """
 
     name: str
+    metric: str
     n: str
     baseline: str
     candidate: str
     delta: str
+    unit: str
     interval: str
     regressions: str
     improvements: str
@@ -71,18 +84,23 @@ def task_row(decision: Decision, task: TaskResult) -> TaskRow:
     standing = "guilty" if task.guilty else "advisory" if task.tier == "advisory" else ""
     return TaskRow(
         name=task.task,
+        metric=task.metric if task.filter == "none" else f"{task.metric} ({task.filter})",
         n=numbers.count(task.n),
         baseline=numbers.score(task.baseline, proportion=unit),
         candidate=numbers.score(task.candidate, proportion=unit),
         delta=numbers.points(task.delta) if unit else numbers.change(task.delta, proportion=False),
+        unit=unit_of(task),
         interval=numbers.interval(task.interval.low, task.interval.high, proportion=unit),
         regressions=numbers.count(task.regressions),
         improvements=numbers.count(task.improvements),
         flip_rate=numbers.share(task.flip_rate),
         p=numbers.p_value(task.p_worse, task.log10_p_worse, threshold=alpha),
         p_adjusted=_or_dash(adjusted, lambda p: numbers.p_value(p, threshold=alpha)),
-        mde=_bounded(task.mde, unit),
-        margin=_or_dash(task.margin, lambda m: numbers.change(m, proportion=unit, signed=False)),
+        mde=_bounded(task.mde, unit, unit_of(task)),
+        margin=_or_dash(
+            task.margin,
+            lambda m: numbers.change(m, proportion=unit, signed=False, unit=unit_of(task)),
+        ),
         noninferiority_p=_or_dash(
             task.noninferiority_p, lambda p: numbers.p_value(p, threshold=decision.alpha_attempt)
         ),
@@ -101,18 +119,20 @@ def total_row(decision: Decision) -> TaskRow:
     alpha = decision.policy.alpha
     return TaskRow(
         name=total_name(decision),
+        metric="",
         n=numbers.count(total.n),
         baseline="–",
         candidate="–",
         delta=numbers.points(total.delta) if unit else numbers.change(total.delta, proportion=unit),
+        unit=total_unit(decision),
         interval=numbers.interval(total.interval.low, total.interval.high, proportion=unit),
         regressions=numbers.count(total.regressions),
         improvements=numbers.count(total.improvements),
         flip_rate=numbers.share(power.flip_rate),
         p=numbers.p_value(total.p_worse, total.log10_p_worse, threshold=alpha),
         p_adjusted="–",
-        mde=_bounded(power.mde, unit),
-        margin=numbers.change(power.margin, proportion=unit, signed=False),
+        mde=_bounded(power.mde, unit, total_unit(decision)),
+        margin=shown_margin(decision),
         noninferiority_p=numbers.p_value(total.noninferiority_p, threshold=decision.alpha_attempt),
         answers=_or_dash(total.answers, changed_answers),
         standing="",
@@ -158,10 +178,10 @@ def outcomes(decision: Decision) -> Outcomes | None:
     return Outcomes(*(numbers.count(n) for n in (both, lost, gained, neither)))
 
 
-def _bounded(value: float | None, proportion: bool) -> str:
+def _bounded(value: float | None, proportion: bool, unit: str) -> str:
     if value is None:
         return "unbounded"
-    return numbers.change(value, proportion=proportion, signed=False)
+    return numbers.change(value, proportion=proportion, signed=False, unit=unit)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -22,7 +22,14 @@ from .samples import FlippedSample, caption, shorten, worst_flips
 _COLOURS = {Verdict.PASS: "green", Verdict.FAIL: "red", Verdict.INCONCLUSIVE: "yellow"}
 _TEXT_LENGTH = 240
 # Columns of the table of tasks that are left out, in this order, where it is too wide.
-_DISPENSABLE = (("p_adjusted",), ("baseline", "candidate"), ("flips",), ("interval",), ("n",))
+_DISPENSABLE = (
+    ("metric",),
+    ("p_adjusted",),
+    ("baseline", "candidate"),
+    ("flips",),
+    ("interval",),
+    ("n",),
+)
 _LONGEST_NAME = 40
 # Without a terminal there is no width to keep to, and narrow columns cannot be read.
 _WIDTH_WITHOUT_TERMINAL = 110
@@ -126,23 +133,17 @@ class _TaskTable:
     """The tasks and their total; narrow terminals get fewer columns, never cut numbers."""
 
     def __init__(self, decision: Decision) -> None:
-        rows = [
-            (tables.task_row(decision, task), task.proportion, task)
-            for task in content.ordered_tasks(decision)
-        ]
-        self._names = [
-            (_one_line(r.name), f" ({r.standing})" * bool(r.standing)) for r, _, _ in rows
-        ]
-        self._cells = [_cells(row, proportion) for row, proportion, _ in rows]
+        rows = [(tables.task_row(decision, task), task) for task in content.ordered_tasks(decision)]
+        self._names = [(_one_line(r.name), f" ({r.standing})" * bool(r.standing)) for r, _ in rows]
+        self._cells = [_cells(row) for row, _ in rows]
         self._styles = [
-            "red" if task.guilty else "dim" if task.tier == "advisory" else ""
-            for _, _, task in rows
+            "red" if task.guilty else "dim" if task.tier == "advisory" else "" for _, task in rows
         ]
-        shares = decision.aggregate.proportion
         self._names.append((content.total_name(decision), f" ({decision.aggregate.aggregation})"))
-        self._cells.append(_cells(tables.total_row(decision), shares))
+        self._cells.append(_cells(tables.total_row(decision)))
         self._titles = {
-            "n": "n", "baseline": "baseline", "candidate": "candidate", "change": "change",
+            "metric": "metric", "n": "n",
+            "baseline": "baseline", "candidate": "candidate", "change": "change",
             "interval": f"{numbers.level(decision.policy.shown_confidence)} interval",
             "flips": "worse/better", "p": "p", "p_adjusted": "adjusted p",
         }  # fmt: skip
@@ -181,12 +182,13 @@ def _taken(widths: Mapping[str, int]) -> int:
     return sum(width + 3 for width in widths.values())
 
 
-def _cells(row: tables.TaskRow, proportion: bool) -> dict[str, str]:
+def _cells(row: tables.TaskRow) -> dict[str, str]:
     return {
+        "metric": row.metric,
         "n": row.n,
         "baseline": row.baseline,
         "candidate": row.candidate,
-        "change": f"{row.delta} pp" if proportion else row.delta,
+        "change": f"{row.delta} {row.unit}".rstrip(),
         "interval": row.interval,
         "flips": f"{row.regressions}/{row.improvements}",
         "p": row.p,

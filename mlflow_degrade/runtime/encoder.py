@@ -2,8 +2,9 @@
 
 An encoder has no likelihood of a continuation. What it can say about a choice is how similar it is
 to the question: the cosine of the two embeddings, the usual zero-shot use of sentence encoders. A
-classifier says how likely each of its labels is. Both answer a multiple-choice question by their
-highest number, so that accuracy means what it means for a decoder; the numbers themselves do not.
+classifier says how likely each of its labels is, and one with a single number, a cross-encoder, how
+well two texts fit. All answer a multiple-choice question by their highest number, so that accuracy
+means what it means for a decoder; the numbers themselves do not.
 """
 
 from __future__ import annotations
@@ -18,21 +19,30 @@ from numpy.typing import NDArray
 
 from ..errors import (
     InputError,
+    ModelError,
     NonFiniteLogitsError,
     UnsupportedModelError,
 )
 from .decoder import Score, positive
 from .encoder_session import EncoderSession
-from .encoder_text import EncoderText
+from .encoder_text import EncoderText, Text
 from .family import model_family
 from .halving import run_in_halves
-from .plan import UNPADDED, Batch, Limits, Plan, Row, Tokens, pack
+from .heads import Answer, head_answer, head_labels
+from .plan import UNPADDED, Batch, Limits, Plan, Row, pack
 from .pooling import Pooling, read_pooling
 from .providers import on_gpu, resolve_device
 from .session import read_json
 
 Vectors = NDArray[np.float32]
 OnRows = Callable[[list[int]], None]
+
+PROMPTS_FILE = "config_sentence_transformers.json"
+"""Where sentence-transformers keeps prompts and the way to compare embeddings."""
+
+# Of `encode_document`, in its order.
+_PASSAGE_PROMPTS = ("document", "passage", "corpus")
+_GIVES = {"embedding": "embeddings", "number": "one number"}
 
 _CPU_TOKENS, _CPU_OVERHEAD = 512, 24
 _GPU_TOKENS, _GPU_OVERHEAD = 16_384, 1_024
@@ -60,8 +70,11 @@ class OnnxEncoder:
         The tokenizer, which cuts texts to the model's length.
     pooling : Pooling
         How an encoder's token vectors become an embedding.
+    answer : {"embedding", "label", "number"}
+        What it gives: see `mlflow_degrade.runtime.heads`.
     labels : tuple of str
-        Of a classifier, in the order of its logits; empty for an encoder.
+        Of a classifier, in the order of its logits; empty for an encoder, and for a model that
+        gives one number.
     unpadded : bool
         Whether texts run one at a time and unpadded. Off by default; set it for models whose
         numbers depend on their batch (see `mlflow_degrade.runtime.encoder_probe`).
@@ -75,8 +88,8 @@ class OnnxEncoder:
     ModelError
         Files are missing or unreadable.
     UnsupportedModelError
-        Neither an encoder nor a classifier that gives each text one label, or a pooling that is
-        not known.
+        Neither an encoder nor a classifier that gives each text one label or one number, or a
+        pooling that is not known.
     ProviderUnavailableError
         The device is not there.
 
@@ -103,8 +116,9 @@ class OnnxEncoder:
                 f"the model in {folder} is neither an encoder nor a classifier (architectures "
                 f"{config.get('architectures')}): open it with OnnxDecoder."
             )
-        self.labels = _labels(config, self.folder) if self.family == "classifier" else ()
-        self.pooling = Pooling() if self.labels else read_pooling(self.folder)
+        self.labels = head_labels(config, self.folder) if self.family == "classifier" else ()
+        self.answer: Answer = head_answer(self.family, self.labels)
+        self.pooling = read_pooling(self.folder) if self.answer == "embedding" else Pooling()
         self.text = EncoderText(self.folder, config)
         self.unpadded = False
         self.last_plan: Plan | None = None
@@ -118,7 +132,10 @@ class OnnxEncoder:
     def session(self) -> EncoderSession:
         """The session, opened when it is first needed."""
         return EncoderSession(
-            self.folder, self.providers, classifier=bool(self.labels), threads=self._threads
+            self.folder,
+            self.providers,
+            classifier=self.answer != "embedding",
+            threads=self._threads,
         )
 
     def close(self) -> None:
@@ -147,7 +164,7 @@ class OnnxEncoder:
         InputError
             The model is a classifier, or a text has no token.
         """
-        if self.labels:
+        if self.answer != "embedding":
             raise InputError(f"the model in {self.folder} is a classifier: it has no embeddings.")
         return self.vectors(texts)
 
@@ -157,18 +174,81 @@ class OnnxEncoder:
         Raises
         ------
         InputError
-            The model is an encoder, or a text has no token.
+            The model has no labels, or a text has no token.
         """
         if not self.labels:
-            raise InputError(f"the model in {self.folder} is an encoder: it has no labels.")
+            raise InputError(f"the model in {self.folder} gives {_GIVES[self.answer]}, no labels.")
         return log_softmax(self.vectors(texts))
 
-    def vectors(self, texts: Sequence[str], on_rows: OnRows | None = None) -> Vectors:
+    def ratings(self, texts: Sequence[Text], on_rows: OnRows | None = None) -> NDArray[np.float64]:
+        """How well the two texts of each pair fit, or what a text alone is rated.
+
+        By a model's one number; of pairs also by their embeddings (see `similarity_vectors`).
+
+        Raises
+        ------
+        InputError
+            The model has labels, or embeddings and no pair; or a text has no token.
+        """
+        if self.answer == "number":
+            return self.vectors(texts, on_rows)[:, 0].astype(np.float64)
+        pairs = [text for text in texts if isinstance(text, tuple)]
+        if self.answer == "label" or len(pairs) < len(texts):
+            raise InputError(
+                f"the model in {self.folder} gives "
+                f"{'labels' if self.labels else 'embeddings'}: pairs of texts are rated by models "
+                "that give embeddings or one number, single texts by those that give one number."
+            )
+        left, right = (list(side) for side in zip(*pairs, strict=True))
+        vectors = self.similarity_vectors([*left, *right], on_rows)
+        products: NDArray[np.float64] = (vectors[: len(pairs)] * vectors[len(pairs) :]).sum(axis=1)
+        return products
+
+    def similarity_vectors(
+        self, texts: Sequence[str], on_rows: OnRows | None = None
+    ) -> NDArray[np.float64]:
+        """Vectors whose products say how alike two texts are, as the model's files state it.
+
+        Embeddings of length 1, whose products are cosines, unless sentence-transformers' file
+        names the dot product.
+
+        Raises
+        ------
+        InputError
+            The model is a classifier, or a text has no token.
+        UnsupportedModelError
+            It compares embeddings in another way.
+        """
+        stated = read_json(self.folder, PROMPTS_FILE, needed=False).get("similarity_fn_name")
+        if stated not in (None, "cosine", "dot"):
+            raise UnsupportedModelError(
+                f"{self.folder / PROMPTS_FILE} compares embeddings by {stated!r}; known are "
+                "'cosine' and 'dot'."
+            )
+        if self.answer != "embedding":
+            raise InputError(f"the model in {self.folder} is a classifier: it has no embeddings.")
+        found = self.vectors(texts, on_rows).astype(np.float64)
+        if stated == "dot":
+            return found
+        lengths = np.linalg.norm(found, axis=1, keepdims=True)
+        unit: NDArray[np.float64] = np.divide(
+            found, lengths, out=np.zeros_like(found), where=lengths > 0
+        )
+        return unit
+
+    @cached_property
+    def retrieval_prompts(self) -> tuple[str, str]:
+        """What sentence-transformers' file puts before queries and before passages."""
+        prompts = read_json(self.folder, PROMPTS_FILE, needed=False).get("prompts") or {}
+        passage = next((prompts[n] for n in _PASSAGE_PROMPTS if prompts.get(n)), "")
+        return str(prompts.get("query") or ""), str(passage)
+
+    def vectors(self, texts: Sequence[Text], on_rows: OnRows | None = None) -> Vectors:
         """Embeddings of an encoder, logits of a classifier.
 
         Parameters
         ----------
-        texts : sequence of str
+        texts : sequence of str or (str, str)
             Each is cut on the right to the model's length; `last_plan` counts those that were.
         on_rows : callable, optional
             Called after each batch with the indices of the texts it finished.
@@ -181,29 +261,25 @@ class OnnxEncoder:
         ------
         InputError
             A text without any token.
+        ModelError
+            A classifier gives another number of logits than its config has labels.
         NonFiniteLogitsError
             The model produced NaN or infinity.
         EngineError
             Onnxruntime failed, or memory ran out for a single text.
         """
-        sequences, truncated = self.text.encode(texts)
-        return self.run(sequences, on_rows, truncated=truncated)
-
-    def run(
-        self, sequences: Sequence[Tokens], on_rows: OnRows | None = None, *, truncated: int = 0
-    ) -> Vectors:
-        """The same for token ids."""
-        distinct = sorted({tuple(tokens) for tokens in sequences})
-        place = {tokens: row for row, tokens in enumerate(distinct)}
-        rows = tuple(Row(tokens) for tokens in distinct)
-        places = tuple((place[tuple(tokens)], 0) for tokens in sequences)
+        asked, truncated = self.text.rows(texts)
+        distinct = sorted({(row.tokens, row.second) for row in asked})
+        place = {key: index for index, key in enumerate(distinct)}
+        rows = tuple(Row(tokens, second=second) for tokens, second in distinct)
+        places = tuple((place[row.tokens, row.second], 0) for row in asked)
         batches = pack(rows, self.limits)
         self.halved = 0
         self.last_plan = Plan(rows, batches, places, truncated, self.limits)
         asking: list[list[int]] = [[] for _ in rows]
         for index, (row, _) in enumerate(places):
             asking[row].append(index)
-        found: list[Vectors | None] = [None] * len(sequences)
+        found: list[Vectors | None] = [None] * len(texts)
         for batch in batches:
             finished = []
             for row, vector in self.run_batch(rows, batch):
@@ -232,8 +308,9 @@ class OnnxEncoder:
         -------
         list of Score
             For an encoder the cosine of the embeddings of context and choice in place of a
-            log-likelihood, and False: nothing is decoded. For a classifier the label's
-            log-probability given the context, and whether it is the most likely label.
+            log-likelihood, for a model that gives one number the number of the two, and False:
+            nothing is decoded. For a classifier the label's log-probability given the context,
+            and whether it is the most likely label.
 
         Raises
         ------
@@ -242,11 +319,8 @@ class OnnxEncoder:
         """
         if not pairs:
             return []
-        indices = [self._label(choice) for _, choice in pairs] if self.labels else []
-        texts = [context for context, _ in pairs]
-        if not self.labels:
-            texts += [choice.strip() for _, choice in pairs]
-        missing = [len(texts) // len(pairs)] * len(pairs)
+        per_pair = 2 if self.answer == "embedding" else 1
+        missing = [per_pair] * len(pairs)
 
         def count(finished: list[int]) -> None:
             done = 0
@@ -256,27 +330,43 @@ class OnnxEncoder:
             if on_scores is not None:
                 on_scores(done)
 
-        vectors = self.vectors(texts, count)
-        if self.labels:
-            likely = log_softmax(vectors)
-            best = likely.argmax(axis=1)
-            return [
-                Score(float(values[i]), bool(i == top))
-                for values, i, top in zip(likely, indices, best, strict=True)
-            ]
-        halves = vectors[: len(pairs)], vectors[len(pairs) :]
-        return [Score(value, False) for value in cosines(*halves).tolist()]
+        stripped = [(context, choice.strip()) for context, choice in pairs]
+        if self.answer == "number":
+            return [Score(value, False) for value in self.ratings(stripped, count).tolist()]
+        if self.answer == "embedding":
+            texts = [text for side in zip(*stripped, strict=True) for text in side]
+            vectors = self.vectors(texts, count)
+            halves = vectors[: len(pairs)], vectors[len(pairs) :]
+            return [Score(value, False) for value in cosines(*halves).tolist()]
+        indices = [self.label_index(choice) for _, choice in pairs]
+        likely = log_softmax(self.vectors([context for context, _ in pairs], count))
+        best = likely.argmax(axis=1)
+        return [
+            Score(float(values[i]), bool(i == top))
+            for values, i, top in zip(likely, indices, best, strict=True)
+        ]
 
-    def _label(self, choice: str) -> int:
+    def label_index(self, name: str) -> int:
+        """Which of a classifier's labels is meant: by its name, or by its index.
+
+        Raises
+        ------
+        InputError
+            None of them, or several.
+        """
         known = [label.casefold() for label in self.labels]
-        wanted = choice.strip().casefold()
-        if known.count(wanted) != 1:
-            raise InputError(
-                f"the choice {choice.strip()!r} is not one of the labels of the classifier in "
-                f"{self.folder}, {', '.join(self.labels)}: use a task whose choices are its "
-                "labels (doc_to_choice), or name the labels so in id2label of its config.json."
-            )
-        return known.index(wanted)
+        wanted = name.strip().casefold()
+        if known.count(wanted) == 1:
+            return known.index(wanted)
+        by_index = wanted.isdecimal() and not any(label.isdecimal() for label in known)
+        if by_index and int(wanted) < len(known):
+            return int(wanted)
+        raise InputError(
+            f"the choice {name.strip()!r} is not one of the labels of the classifier in "
+            f"{self.folder}, {', '.join(self.labels)}: use labels of the model, or their indices "
+            f"0 to {len(known) - 1}, in the file or the task (doc_to_choice), or name the labels "
+            "so in id2label of its config.json."
+        )
 
     # -- one batch ------------------------------------------------------------------------
 
@@ -284,18 +374,24 @@ class OnnxEncoder:
         """Vectors of one batch by row; it is halved as long as memory does not suffice."""
 
         def run(part: Batch) -> list[Vectors]:
-            return self._forward([rows[i].tokens for i in part.rows], part.length)
+            return self._forward([rows[i] for i in part.rows], part.length)
 
         yield from run_in_halves(self, batch, run)
 
-    def _forward(self, rows: Sequence[Tokens], length: int) -> list[Vectors]:
+    def _forward(self, rows: Sequence[Row], length: int) -> list[Vectors]:
         values = self.session.run(rows, length, pad_id=self.text.pad_id)
-        if self.labels:
-            return [row.astype(np.float32) for row in values]
-        return [
-            self.pooling(hidden[: len(tokens)]).astype(np.float32)
-            for hidden, tokens in zip(values, rows, strict=True)
-        ]
+        if self.answer == "embedding":
+            return [
+                self.pooling(hidden[: len(row.tokens)]).astype(np.float32)
+                for hidden, row in zip(values, rows, strict=True)
+            ]
+        if values.shape[1:] != (wanted := (len(self.labels) or 1),):
+            raise ModelError(
+                f"the model in {self.folder} gives each text {values[0].size} numbers, and its "
+                f"config.json has {wanted} labels: correct id2label, or use the weights that "
+                "belong to it."
+            )
+        return [row.astype(np.float32) for row in values]
 
     def _not_finite(self, row: Row) -> NonFiniteLogitsError:
         return NonFiniteLogitsError(
@@ -322,16 +418,3 @@ def log_softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
     shifted -= shifted.max(axis=-1, keepdims=True)
     totals: NDArray[np.float64] = np.exp(shifted).sum(axis=-1, keepdims=True)
     return shifted - np.log(totals)
-
-
-def _labels(config: dict[str, Any], folder: Path) -> tuple[str, ...]:
-    """A classifier's labels in the order of its logits."""
-    stated = config.get("id2label") or {}
-    labels = tuple(str(stated[key]) for key in sorted(stated, key=int))
-    kind = config.get("problem_type")
-    if len(labels) < 2 or kind in ("regression", "multi_label_classification"):
-        raise UnsupportedModelError(
-            f"the classifier in {folder} has the labels {list(labels)} and the problem type "
-            f"{kind}: only classifiers that give each text one of at least two labels are handled."
-        )
-    return labels

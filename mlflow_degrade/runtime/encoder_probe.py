@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
 from .encoder import OnnxEncoder, log_softmax
+from .heads import Answer
 from .plan import Batch, Row, Tokens
-from .probes import TOLERANCE, BatchInvariance, mixed_lengths
+from .probes import TOLERANCE, BatchInvariance, Quantity, mixed_lengths
 
 SIMILARITY_TOLERANCE = 1e-3
 """Largest accepted change of a cosine.
@@ -18,6 +19,15 @@ SIMILARITY_TOLERANCE = 1e-3
 Measured on all-MiniLM-L6-v2: fp32 and weight-only models change by 0, fp16 by 1.4e-4, int8
 activations by .04. A change of 1e-3 decides an item only when two choices are that close.
 """
+RATING_TOLERANCE = 0.01
+"""Largest accepted change of a model's one number, in standard deviations over the texts: about
+what `SIMILARITY_TOLERANCE` is of the spread of cosines."""
+
+_QUANTITIES: Mapping[Answer, Quantity] = {
+    "embedding": "similarities",
+    "label": "log-probabilities",
+    "number": "ratings",
+}
 
 
 def probe_encoder(encoder: OnnxEncoder, sequences: Sequence[Tokens]) -> BatchInvariance:
@@ -34,7 +44,7 @@ def probe_encoder(encoder: OnnxEncoder, sequences: Sequence[Tokens]) -> BatchInv
     -------
     BatchInvariance
         Of the cosines of all pairs of texts for an encoder, where a top-1 change is another nearest
-        neighbour; of the labels' log-probabilities for a classifier.
+        neighbour; of the labels' log-probabilities for a classifier, or of its one number.
 
     Raises
     ------
@@ -56,9 +66,15 @@ def probe_encoder(encoder: OnnxEncoder, sequences: Sequence[Tokens]) -> BatchInv
         mean_abs_difference=float(difference.mean()),
         top1_changes=int((before.argmax(axis=1) != after.argmax(axis=1)).sum()),
         generation_changes=None,
-        tolerance=TOLERANCE if encoder.labels else SIMILARITY_TOLERANCE,
-        quantity="log-probabilities" if encoder.labels else "similarities",
+        tolerance=_tolerance(encoder.answer, before),
+        quantity=_QUANTITIES[encoder.answer],
     )
+
+
+def _tolerance(answer: Answer, scores: NDArray[np.float64]) -> float:
+    if answer == "number":
+        return RATING_TOLERANCE * float(scores.std())
+    return SIMILARITY_TOLERANCE if answer == "embedding" else TOLERANCE
 
 
 def _together(encoder: OnnxEncoder, group: Sequence[Tokens]) -> NDArray[np.float32]:
@@ -70,8 +86,10 @@ def _together(encoder: OnnxEncoder, group: Sequence[Tokens]) -> NDArray[np.float
 
 def _scores(encoder: OnnxEncoder, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
     """What choices are scored by: one row of numbers per text."""
-    if encoder.labels:
+    if encoder.answer == "label":
         return log_softmax(vectors)
+    if encoder.answer == "number":
+        return vectors.astype(np.float64)
     exact = vectors.astype(np.float64)
     lengths = np.linalg.norm(exact, axis=1, keepdims=True)
     unit = np.divide(exact, lengths, out=np.zeros_like(exact), where=lengths > 0)

@@ -9,14 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UnsupportedModelError
 from .layout import right_padded
-from .plan import Tokens
+from .plan import Row
 from .providers import open_session
 
-_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
+_INPUTS = {"input_ids", "attention_mask", "token_type_ids", "position_ids"}
 _HIDDEN = ("last_hidden_state", "token_embeddings")
 
 
@@ -70,20 +71,28 @@ class EncoderSession:
             )
         self._output = found
 
-    def run(self, rows: Sequence[Tokens], length: int, *, pad_id: int) -> NDArray[Any]:
+    def run(self, rows: Sequence[Row], length: int, *, pad_id: int) -> NDArray[Any]:
         """Hidden states of shape (rows, length, width), or logits of shape (rows, labels).
 
         Parameters
         ----------
-        rows : sequence of tokens
+        rows : sequence of Row
             One batch.
         length : int
             What they are padded to on the right.
         pad_id : int
             By what; some models count positions by it.
         """
-        ids, mask = right_padded(rows, length, fill=pad_id)
-        feeds = {"input_ids": ids, "attention_mask": mask, "token_type_ids": 0 * ids}
+        ids, mask = right_padded([row.tokens for row in rows], length, fill=pad_id)
+        positions = np.arange(length, dtype=np.int64)[None]
+        # One text has no second part, which then begins behind its end.
+        second = np.array([[row.second or length] for row in rows])
+        feeds = {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "token_type_ids": mask * (positions >= second),
+            "position_ids": np.repeat(positions, len(rows), axis=0),
+        }
         values: NDArray[Any]
         (values,) = self._session.run(
             [self._output], {name: feeds[name] for name in feeds if name in self._inputs}

@@ -15,6 +15,9 @@ Family = Literal["decoder", "encoder", "classifier"]
 MODULES_FILE = "modules.json"
 """Where sentence-transformers lists the steps from tokens to an embedding."""
 
+POOLING_FILE = "1_Pooling/config.json"
+"""Where it says how token vectors become one."""
+
 # Last parts of the class names that transformers writes into a config. A checkpoint of a masked
 # language model is used as an encoder: its head is left behind.
 _CLASSIFIER = ("ForSequenceClassification",)
@@ -57,8 +60,8 @@ def model_family(folder: str | Path) -> Family:
     Returns
     -------
     {"decoder", "encoder", "classifier"}
-        By ``architectures`` of the config; ``modules.json`` of sentence-transformers makes an
-        encoder of anything but a classifier. A config that says nothing is taken for a decoder's.
+        By ``architectures`` of the config; sentence-transformers' files make an encoder of
+        anything but a classifier. A config that says nothing is taken for a decoder's.
 
     Raises
     ------
@@ -77,7 +80,7 @@ def model_family(folder: str | Path) -> Family:
     name = architecture(directory)
     if name.endswith(_CLASSIFIER):
         return "classifier"
-    if (directory / MODULES_FILE).is_file():
+    if any((directory / name).is_file() for name in (MODULES_FILE, POOLING_FILE)):
         return "encoder"
     if name.endswith(_ENCODER) and not name.endswith(_DECODER):
         return "encoder"

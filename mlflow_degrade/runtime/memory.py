@@ -24,7 +24,7 @@ from .encoder_session import EncoderSession
 from .engine_graph import build_engine_graph
 from .family import model_family
 from .fixed_stepping import FixedModel, FixedStepper, open_fixed
-from .plan import Tokens
+from .plan import Row, Tokens
 from .providers import CUDA, memory_name, on_gpu, resolve_device
 from .session import DecoderInputs, decoder_inputs, open_derived, run_error
 from .stepping import Stepper
@@ -151,7 +151,8 @@ class _Encoder:
 
     def run(self, prompts: Sequence[Tokens], new_tokens: int) -> None:  # noqa: ARG002
         try:
-            self.session.run(prompts, len(prompts[0]), pad_id=0)  # nothing is padded
+            rows = [Row(tuple(tokens)) for tokens in prompts]
+            self.session.run(rows, len(prompts[0]), pad_id=0)  # nothing is padded
         except Exception as error:
             raise run_error(error, self.folder) from error
 

@@ -40,10 +40,13 @@ class Row:
         Ids fed to the model.
     wanted : dict of int to list of int
         Position in the row → ids of possible next tokens, in order of first request.
+    second : int
+        Position at which the second of two texts begins, for models that are told; 0 for one text.
     """
 
     tokens: tuple[int, ...]
     wanted: dict[int, list[int]] = field(default_factory=dict)
+    second: int = 0
 
     def part(self, start: int, stop: int | None = None) -> Row:
         """The row from `start` to `stop`, with what is wanted there."""

@@ -1,13 +1,15 @@
 """From the hidden states of a text to its embedding, as the model's own files state it.
 
 sentence-transformers saves ``modules.json``, which lists the steps, and a ``config.json`` for each
-of them in a folder of its own. A model without these files gets the usual: the mean over all
-tokens, scaled to length 1 [1]_.
+of them in a folder of its own. A model without these files gets the usual, scaled to length 1: the
+mean over all tokens [1]_, or, where a token sees only those before it, the last one [2]_.
 
 References
 ----------
 .. [1] Reimers and Gurevych, "Sentence-BERT: Sentence Embeddings using Siamese BERT-Networks",
    EMNLP 2019, arXiv:1908.10084.
+.. [2] Wang et al., "Improving Text Embeddings with Large Language Models", ACL 2024,
+   arXiv:2401.00368.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ModelError, UnsupportedModelError
-from .family import MODULES_FILE
+from .family import MODULES_FILE, POOLING_FILE
 from .session import read_json
 
 # In the order in which sentence-transformers concatenates them.
@@ -65,7 +67,7 @@ class Pooling:
 
 
 def read_pooling(folder: Path) -> Pooling:
-    """The pooling a model directory states; mean and length 1 where it states none.
+    """The pooling a model directory states; the usual for its kind where it states none.
 
     Raises
     ------
@@ -75,7 +77,10 @@ def read_pooling(folder: Path) -> Pooling:
         A file that is named and absent, or not what it should be.
     """
     if not (folder / MODULES_FILE).is_file():
-        return Pooling()
+        if (folder / POOLING_FILE).is_file():
+            return _pooling((folder / POOLING_FILE).parent)
+        causal = _is_causal(read_json(folder, "config.json", needed=False))
+        return Pooling(("lasttoken",)) if causal else Pooling()
     pooling, normalize = Pooling(), False
     for kind, path in _steps(folder):
         if kind == "Pooling":
@@ -88,6 +93,18 @@ def read_pooling(folder: Path) -> Pooling:
                 "Pooling and Normalize: merge it into the model, or use another encoder."
             )
     return Pooling(pooling.modes, normalize)
+
+
+def _is_causal(config: Mapping[str, Any]) -> bool:
+    """Whether tokens see only those before them: a decoder without its head."""
+    kind = config.get("model_type")
+    if not kind or config.get("use_bidirectional_attention"):
+        return False
+    from transformers.models.auto import modeling_auto as known
+
+    decoders = set(known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    both = {*known.MODEL_FOR_MASKED_LM_MAPPING_NAMES, "xlnet"}
+    return kind in (both if config.get("is_decoder") else decoders - both)
 
 
 def _steps(folder: Path) -> list[tuple[str, str]]:

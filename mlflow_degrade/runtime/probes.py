@@ -12,7 +12,7 @@ scores change is run without shared prefixes, and a model compared with it as we
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self, TypeVar
 
@@ -45,6 +45,14 @@ SHORTEST_PROMPT = 16
 
 PROBED_PROMPTS = 16
 """Prompts that a probe is run on."""
+
+Quantity = Literal["log-probabilities", "similarities", "ratings"]
+
+_UNITS: Mapping[Quantity, str] = {
+    "log-probabilities": "nats",
+    "similarities": "cosine",
+    "ratings": "in their own unit",
+}
 
 
 @dataclass(frozen=True)
@@ -97,17 +105,18 @@ class BatchInvariance(_Difference):
         What was compared, how far it is apart, in nats, and what is accepted.
     generation_changes : int or None
         Prompts whose greedy continuation changed; None when that was not tried.
-    quantity : {"log-probabilities", "similarities"}
-        What was compared; cosines of texts for a sentence encoder.
+    quantity : {"log-probabilities", "similarities", "ratings"}
+        What was compared; cosines of texts for a sentence encoder, the one number of a text for a
+        model that gives one.
     """
 
     generation_changes: int | None = None
-    quantity: Literal["log-probabilities", "similarities"] = "log-probabilities"
+    quantity: Quantity = "log-probabilities"
 
     @property
     def unit(self) -> str:
         """Of the differences."""
-        return "nats" if self.quantity == "log-probabilities" else "cosine"
+        return _UNITS[self.quantity]
 
     @property
     def invariant(self) -> bool:

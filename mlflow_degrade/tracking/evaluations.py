@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from ..cache import digest_json
 from ..origin import Agreement, Origin
 from ..readers.mlflow_runs import AGREEMENTS, downloaded, with_agreements
+from ..readers.mlflow_traces import READER as TRACES
 from ..scores import SampleScores
 
 KIND_TAG = "degrade.kind"
@@ -186,6 +187,8 @@ def load_samples(run_id: str) -> SampleScores:
         The run does not exist, or holds no samples.
     """
     with downloaded(f"runs:/{run_id}") as folder:
+        if folder.is_file():
+            return TRACES.read(folder)
         files = sorted(folder.glob("*.parquet"))
         samples = SampleScores.concat([SampleScores.read_parquet(file) for file in files])
     return with_agreements(samples, run_id)

@@ -71,6 +71,7 @@ def evaluate_both(
     sides = {"baseline": baseline, "candidate": candidate}
     suite = _suite(questions or _packaged(candidate), policy)
     folders = {label: _directory(side) for label, side in sides.items()}
+    _require_same_questions(suite, questions or {}, folders["baseline"])
     settings = EvaluationSettings(device=device, resume=not fresh)
     for note in prompting_notes(folders, suite):
         _log.warning(note)
@@ -97,6 +98,7 @@ def _packaged(side: Subject) -> dict[str, Any]:
 
 
 def _suite(asked: Mapping[str, Any], policy: GatePolicy) -> Suite:
+    from ..evaluation.question_tasks import QuestionOptions
     from ..evaluation.suite import load_suite
 
     if "tasks" not in asked:
@@ -104,19 +106,25 @@ def _suite(asked: Mapping[str, Any], policy: GatePolicy) -> Suite:
             "the earlier evaluation was not made by mlflow-degrade, which cannot ask its questions "
             "again: name the tasks, or evaluate the other model in the same way and log it."
         )
-    suite = load_suite(
+    return load_suite(
         asked["tasks"],
         include_path=asked.get("include_path"),
         prompting=Prompting.read(asked).completed(policy.prompting),
+        questions=QuestionOptions.of(asked),
         **{name: asked[name] for name in _ASKED if asked.get(name) is not None},
     )
-    if "suite" in asked and suite.digest != asked["suite"]:
+
+
+def _require_same_questions(suite: Suite, asked: Mapping[str, Any], folder: Path) -> None:
+    """Refuse tasks that are not those of an earlier evaluation, as a model was asked them."""
+    from ..evaluation.encoder_files import fitted_suite
+
+    if "suite" in asked and fitted_suite(suite, folder).digest != asked["suite"]:
         raise InputError(
             f"the tasks {', '.join(asked['tasks'])} are no longer what the earlier evaluation "
             "asked (another lm-eval, other data or another definition): evaluate both models "
             "again, with fresh."
         )
-    return suite
 
 
 def _directory(side: Subject) -> Path:

@@ -54,8 +54,8 @@ class OnnxLanguageModel(PythonModel):
             a system message of their own keep that one. Where a column ``choices`` (a list of
             strings) is given, its strings are scored as continuations of the prompt; a space is put
             between the two unless one of them, or a template, brings it. Without choices text is
-            generated, greedily; a classifier chooses among all its labels, and an encoder gives the
-            prompt's embedding.
+            generated, greedily; a classifier chooses among all its labels, an encoder gives the
+            prompt's embedding, and a model with one number that of the prompt alone.
         params : dict, optional
             ``max_new_tokens`` of generation, 64 by default.
 
@@ -65,7 +65,8 @@ class OnnxLanguageModel(PythonModel):
             Column ``text``, the generation or the most likely choice, and column
             ``log_likelihoods``, the natural logarithm of each choice's probability, or None. For
             an encoder these are the cosines of prompt and choices, and a column ``embedding``
-            holds the prompt's.
+            holds the prompt's; of a model with one number they are its numbers for prompt and
+            choice, or for the prompt alone.
         """
         prompts = self._prompts(model_input)
         # After a template nothing is put before a choice, as in the evaluation.
@@ -77,7 +78,7 @@ class OnnxLanguageModel(PythonModel):
             if self._model.labels:
                 labels = list(self._model.labels)
                 choices = [labels if options is None else options for options in choices]
-            else:
+            elif self._model.answer == "embedding":
                 embeddings = self._model.embed(prompts)
         scored = [i for i, options in enumerate(choices) if options is not None]
         asked = [i for i, options in enumerate(choices) if options is None]
@@ -92,6 +93,12 @@ class OnnxLanguageModel(PythonModel):
             return pd.DataFrame(
                 {"text": texts, "log_likelihoods": likelihoods, "embedding": vectors}
             )
+        if isinstance(self._model, OnnxEncoder):  # a number
+            if asked:
+                ratings = self._model.ratings([prompts[i] for i in asked]).tolist()
+                for i, rating in zip(asked, ratings, strict=True):
+                    likelihoods[i] = [rating]
+            return pd.DataFrame({"text": texts, "log_likelihoods": likelihoods})
         length = int((params or {}).get("max_new_tokens", 64))
         for i, text in zip(asked, self._generate([prompts[i] for i in asked], length), strict=True):
             texts[i] = text

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RegistryError, TrackingError, UnknownNameError
+from ..readers.mlflow_traces import has_traces
 from .evaluations import KEY_TAG, KIND_TAG, MODEL_DIGEST_TAG, MODEL_URI_TAG, load_facts
 from .model_content import ModelContent, read_content
 
@@ -52,7 +53,8 @@ def find_subject(reference: str) -> Subject:
     Parameters
     ----------
     reference : str
-        ``runs:/<id>`` of an evaluation run or of a recipe run (then its candidate is meant),
+        ``runs:/<id>`` of an evaluation run, of ``mlflow.genai.evaluate`` too, or of a recipe run
+        (then its candidate is meant),
         ``runs:/<id>/<path of a model>``, ``models:/<name>@<alias>``, ``models:/<name>/<version>``,
         or ``models:/<id of a logged model>``.
 
@@ -183,6 +185,8 @@ def _evaluation(client: Any, run: Any, needed: bool = True) -> str | None:
     """The run itself when it is an evaluation, else its child that evaluated the candidate."""
     run_id = str(run.info.run_id)
     if KEY_TAG in run.data.tags or client.list_artifacts(run_id, "samples"):
+        return run_id
+    if has_traces(run_id, run.info.experiment_id):
         return run_id
     children = client.search_runs(
         [run.info.experiment_id], f"tags.`{_PARENT}` = '{run_id}'", max_results=100

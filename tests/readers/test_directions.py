@@ -11,7 +11,7 @@ from log_files import lm_folder, lm_record, lm_results, write
 from mlflow_degrade._metric_names import higher_is_better
 from mlflow_degrade.errors import SampleSchemaError
 from mlflow_degrade.pairing import pair
-from mlflow_degrade.readers import read_samples
+from mlflow_degrade.readers import ReaderNote, read_samples
 from mlflow_degrade.scores import SampleScores
 
 
@@ -68,6 +68,27 @@ class TestTables:
         write(tmp_path / "a.jsonl", [{"id": 1, "eval": {"wer": 0.25}}])
         for path, column in (("a.csv", "wer"), ("a.jsonl", "eval.wer")):
             assert directions(read_samples(tmp_path / path, score_column=column)) == {"wer": False}
+
+    @pytest.mark.parametrize("name", ["perplexity", "Word Perplexity", "bits_per_byte", "wer"])
+    def test_a_known_metric_alone_is_the_score(self, tmp_path: Path, name: str) -> None:
+        table = write(tmp_path / "a.csv", f"id,{name},tokens\n1,12.5,3\n2,9.25,4\n")
+        lines = write(tmp_path / "a.jsonl", [{"id": 1, name: 12.5}, {"id": 2, name: 9.25}])
+        for path in (table, lines):
+            found = read_samples(path)
+            assert directions(found) == {name: False}
+            assert found.table["score"].to_pylist() == [12.5, 9.25]
+
+    def test_what_else_a_row_tells_is_no_score(self, tmp_path: Path) -> None:
+        scored = write(tmp_path / "a.csv", "id,loss,correct\n1,0.5,1\n2,0.1,0\n")
+        assert read_samples(scored).table["score"].to_pylist() == [1, 0]
+        answered = write(tmp_path / "b.csv", "id,loss,prediction,label\n1,0.5,a,a\n2,0.1,a,b\n")
+        with pytest.warns(ReaderNote, match="'prediction' is compared with 'label'"):
+            assert read_samples(answered).table["score"].to_pylist() == [1, 0]
+        for columns in ("latency", "my_loss", "wer,cer"):
+            ones = ",1" * len(columns.split(","))
+            path = write(tmp_path / "c.csv", f"id,{columns}\n1{ones}\n")
+            with pytest.raises(SampleSchemaError, match="score_column="):
+                read_samples(path)
 
     def test_what_sounds_like_a_loss_is_asked_for(self, tmp_path: Path) -> None:
         path = write(tmp_path / "a.csv", "id,metric,score\n1,my_loss,0.25\n1,acc,1\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -13,17 +14,21 @@ from pathlib import Path
 from typing import cast
 
 import mlflow
+import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 from mlflow.tracking import MlflowClient
 from recipe_cases import make_items, write_task
 
+from mlflow_degrade.errors import InputError
 from mlflow_degrade.optimize.recipe import Recipe
 from mlflow_degrade.optimize.scheme import Scheme
 from mlflow_degrade.optimize.schemes import SCHEMES
 from mlflow_degrade.recipes.quantize_command import main
 from mlflow_degrade.recipes.steps import make_models
 from mlflow_degrade.runtime.providers import CPU
+from mlflow_degrade.tracking.missing import _suite
+from mlflow_degrade.tracking.references import asked_of
 from mlflow_degrade.tracking.runs import tracked_run
 
 _RECIPE = Path(__file__).parents[2] / "recipes" / "quantize"
@@ -52,6 +57,10 @@ def _run(workshop: Path, **changes: str) -> Result:
         ({"tasks": "tiny_boat"}, "did you mean 'tiny_boats'"),
         ({"tasks": "tiny_empty"}, "tiny_empty"),
         ({"tasks": " , "}, "tasks"),
+        ({"tasks": "tiny_boats,nowhere.csv"}, "nowhere.csv does not exist"),
+        ({"tasks": "tiny_boats", "columns": "prompt"}, "'prompt' is not of the form field=column"),
+        ({"tasks": "tiny_boats", "columns": "mine.prompt=Q"}, "unknown file of columns 'mine'"),
+        ({"tasks": "tiny_boats", "max-gen-toks": "0"}, "max_gen_toks = 0"),
         ({"model": "no/such-model-anywhere"}, "no/such-model-anywhere"),
         ({"alpha": "0.7"}, "alpha = 0.7"),
         ({"alpha": "five"}, "'five' is not a number"),
@@ -81,6 +90,59 @@ def test_bad_input(
     assert "Traceback" not in result.output
     assert list(store.search_registered_models()) == []
     assert {run.info.status for run in store.search_runs(["0"])} <= {"FAILED"}
+
+
+def test_a_file_that_holds_no_questions(
+    store: MlflowClient, workshop: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("prompt,target,response,score\na,b,c,1\n")
+    result = _run(workshop, tasks=str(path))
+    assert result.exit_code == 3, result.output
+    (said,) = (line for line in result.output.splitlines() if line.startswith("error: "))
+    assert "looks like a log of scored answers" in said
+    assert list(store.search_registered_models()) == []
+    assert {run.info.status for run in store.search_runs(["0"])} <= {"FAILED"}
+
+
+@pytest.mark.slow
+def test_files_of_questions(
+    store: MlflowClient, workshop: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """From the caller's folder, beside a task of lm-eval, and judged again by the gate."""
+    monkeypatch.chdir(tmp_path)
+    items = make_items(200, seed=5)
+    table = pd.DataFrame(items)
+    table["A"], table["B"] = table["choices"].str[0], table["choices"].str[1]
+    table["Gold"] = ["AB"[place] for place in table["answer"]]
+    table = table.rename(columns={"question": "Frage"})
+    table[["Frage", "A", "B", "Gold"]].to_csv("choices.csv", sep=";", index=False)
+    answers = [
+        {"prompt": prompt, "answer": answer}
+        for prompt, answer in zip(table["Frage"][:40], table["A"], strict=False)
+    ]
+    Path("answers.json").write_text(json.dumps(answers))
+    tasks = "choices.csv,answers.json,tiny_boats"
+    columns = "choices.prompt=Frage,choices.answer=Gold"
+    changes = {"tasks": tasks, "columns": columns, "max-gen-toks": "4", "register-as": "tiny"}
+    result = _run(workshop, **changes, **{"margin-pp": "10"})
+    assert result.exit_code == 0, result.output
+    assert "choices.csv: 200 questions with choices, asked as they are" in result.output
+    assert "answers.json: 40 questions with answers, asked as they are" in result.output
+    parent = next(r for r in store.search_runs(["0"]) if "degrade.verdict" in r.data.tags)
+    assert parent.data.tags["degrade.verdict"] == "PASS"
+    assert parent.data.params["columns"] == columns
+    # A second run finds both evaluations.
+    again = _run(workshop, **changes)
+    assert again.output.count("evaluated before, in run") == 2
+    # A gate can ask another model the same, wherever it stands, as long as the file is the same.
+    run = next(r for r in store.search_runs(["0"]) if r.info.run_name == "candidate")
+    asked = asked_of(run.info.run_id)
+    monkeypatch.chdir("/")
+    assert [task.name for task in _suite(asked).tasks] == ["choices", "answers", "tiny_boats"]
+    (tmp_path / "answers.json").write_text(json.dumps(answers[1:]))
+    with pytest.raises(InputError, match="are no longer what the earlier evaluation asked"):
+        _suite(asked)
 
 
 def test_a_scheme_that_is_refused_can_be_forced(

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import io
+import re
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import report_cases as cases
+from rich.console import Console
 
 from mlflow_degrade import GatePolicy, decide, pair
 from mlflow_degrade.report import content, tables
 from mlflow_degrade.report.cost import cost_rows, interval_note, slower_phases
 from mlflow_degrade.report.forest import forest_panels
+from mlflow_degrade.report.html import report as html_report
+from mlflow_degrade.report.markdown import report as markdown_report
 from mlflow_degrade.report.remedies import remedies
 from mlflow_degrade.report.samples import shorten, worst_flips
+from mlflow_degrade.report.terminal import decision_view
 
 
 def _decide(counts: cases.Counts, **policy: Any) -> Any:
@@ -128,13 +134,26 @@ def _perplexity() -> Any:
 
 
 def test_graded_metrics_get_no_percentage_points() -> None:
-    decision = decide(_perplexity(), GatePolicy(margin=0.2))
+    paired = _perplexity()
+    decision = decide(paired, GatePolicy(margin=0.2))
     # Perplexities below 1 do not exist, but other losses do: the name decides, not the size.
     assert not any(task.proportion for task in decision.tasks)
     row = tables.task_row(decision, decision.tasks[1])
     assert "%" not in row.baseline
-    assert "pp" not in row.margin + row.mde
+    assert (row.unit, row.metric) == ("word_perplexity", "word_perplexity")
+    assert "pp" not in (row.margin + row.mde).replace("word_perplexity", "")
     assert " pp" not in content.power_sentence(decision)
+    assert "margin of 0.2 word_perplexity;" in content.power_sentence(decision)
+    # Wherever the change is shown, its unit is.
+    total = tables.total_row(decision)
+    shown = f"{total.delta} word_perplexity"
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(decision_view(decision))
+    text = console.export_text()
+    assert shown in text
+    assert re.search(r"^wiki +word_perplexity ", text, re.MULTILINE)
+    assert "Δ word\\_perplexity" in markdown_report(decision, paired)
+    assert shown in html_report(decision, paired)
     assert tables.outcomes(decision) is None
     assert [panel.unit for panel in forest_panels(decision)] == ["word_perplexity"]
 

@@ -175,9 +175,6 @@ def test_what_is_neither_encoder_nor_classifier_is_refused(
     )
     with pytest.raises(UnsupportedModelError, match="multi_label"):
         OnnxEncoder(several, device="cpu")
-    single = _changed(tiny_classifier.made("fp32"), tmp_path / "b", id2label={"0": "score"})
-    with pytest.raises(UnsupportedModelError, match="at least two labels"):
-        OnnxEncoder(single, device="cpu")
     classifier = OnnxEncoder(tiny_classifier.made("fp32"), device="cpu")
     encoder = OnnxEncoder(tiny_encoder.made("fp32"), device="cpu")
     with pytest.raises(InputError, match=r"'yes' is not one of the labels.*harbour, Letter, train"):

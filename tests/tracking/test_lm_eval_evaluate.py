@@ -53,9 +53,31 @@ class TestEvaluate:
         code, _, err = call("compare", f"runs:/{other['run_id']}", f"runs:/{done['run_id']}")
         assert code in (0, 1, 2), err
 
+    def test_a_file_of_questions(self, made: Path, call: Any, tmp_path: Path) -> None:
+        rows = [{"Q": f"What is {i}?", "Gold": ["the", f"{i}"]} for i in range(6)]
+        path = tmp_path / "mine.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        changes = {"tasks": f"{path},tiny_cloze", "columns": "question=Q,answer=Gold",
+                   "max-gen-toks": "4"}  # fmt: skip
+        runs = []
+        for model in ("model0", "model1"):
+            own = {"model-args": f"pretrained={made}/{model},dtype=float32"}
+            code, out, err = call("evaluate", *self.args(made, **changes, **own), "--json", "-")
+            assert code == 0, err
+            runs.append(json.loads(out)["run_id"])
+        assert question_key(runs[0]) == question_key(runs[1])
+        frame = load_samples(runs[1]).to_pandas()
+        mine = frame[frame["task"] == "mine"]
+        assert sorted(set(mine["metric"])) == ["exact_match", "f1"]
+        assert mine["prompt"].str.startswith("Question: What is").all()
+        code, _, err = call("compare", *(f"runs:/{run}" for run in runs))
+        assert code in (0, 1, 2), err
+
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
+            ({"tasks": "nowhere.csv"}, "nowhere.csv does not exist"),
+            ({"columns": "promt=Q"}, "unknown field of columns 'promt'"),
             ({"model": "hff"}, "unknown lm-eval model 'hff': did you mean 'hf'"),
             ({"model-args": "pretrained"}, "'pretrained' is not of the form key=value"),
             ({"model-args": "pretrained=/nowhere"}, "cannot load its model 'hf'"),
