@@ -33,11 +33,11 @@ from ..runtime.probes import (
 from ..runtime.providers import on_gpu, resolve_device, session_options
 from ..runtime.session import read_json
 from ..scores import SampleScores
-from .encoder_files import fitted_suite
 from .journal import Journal
 from .progress import progress_bar
 from .store import Entry
 from .suite import Suite, SuiteTask
+from .task_fit import fitted_suite
 
 if TYPE_CHECKING:
     from .backend import OnnxLM

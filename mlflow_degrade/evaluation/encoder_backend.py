@@ -15,6 +15,7 @@ from ..runtime.encoder import OnnxEncoder
 from ..runtime.encoder_probe import probe_encoder
 from ..runtime.plan import Tokens
 from ..runtime.probes import BatchInvariance, ScoringPath, choose_path, spread
+from ..runtime.retrieval import retrieval_prompts
 from .collection import Collection
 from .encoder_tasks import ranking_of, texts_of
 
@@ -194,7 +195,7 @@ class OnnxEncoderLM(LM):  # type: ignore[misc]
         whole = any(request.args[3] for request in requests)
         judged = {name for request in requests for name in request.args[2]}
         names = [name for name in collection.passages if whole or name in judged]
-        before_query, before_passage = self.encoder.retrieval_prompts
+        before_query, before_passage = retrieval_prompts(self.encoder.folder)
         texts = [before_query + query for query in queries]
         texts += [before_passage + collection.passages[name] for name in names]
         advance = self._by_share(len(requests), len(texts))

@@ -22,10 +22,10 @@ from ..errors import (
 from ..prompting import Prompting, parse_gen_kwargs, require_seed
 from ..readers.lm_eval import OWN_FACTS, LmEvalOutput, output_of
 from ..runtime.conversation import choose_template
-from .encoder_files import fit_tasks
 from .question_tasks import QuestionOptions
 from .quiet import quiet_libraries
 from .records import keep_metrics
+from .task_fit import fit_tasks
 from .tasks import Spec, find_tasks, load
 
 _ONNX = "onnx"

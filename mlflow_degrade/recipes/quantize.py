@@ -16,7 +16,7 @@ from ..policy import GatePolicy
 from ..prompting import Prompting
 from ..results import Decision, Verdict
 from ..runtime.providers import Device
-from .console import say
+from .console import say, step
 from .tracked import log_recipe, recipe_params, recipe_run
 
 DEFAULT_SCHEME = "int8-weight-only"
@@ -171,6 +171,8 @@ def quantize_and_gate(options: QuantizeOptions | None = None) -> Outcome:
 def _run(options: QuantizeOptions, run_id: str) -> Outcome:
     from ..evaluation.question_tasks import QuestionOptions, unanswered
     from ..evaluation.suite import load_suite
+    from ..evaluation.task_fit import fitted_suite
+    from ..optimize.source import resolve_model
     from ..runtime.providers import resolve_device
     from . import steps
 
@@ -196,7 +198,8 @@ def _run(options: QuantizeOptions, run_id: str) -> Outcome:
         say(sentence)
     _require_template(prompting, options.model, options.baseline_model)
     for model in filter(None, (options.model, options.baseline_model)):
-        steps.require_answers(model, suite)
+        with step(f"Find {model}"):  # what it does not answer is refused before any work
+            fitted_suite(suite, resolve_model(model).path)
     models = steps.make_models(
         options.model,
         recipe,

@@ -97,20 +97,6 @@ def packaged_suite(model: str) -> tuple[str, ...]:
     return tasks
 
 
-def require_answers(model: str, suite: Suite) -> None:
-    """Refuse tasks that a model does not answer, and labels that it lacks, before any work.
-
-    Raises
-    ------
-    InputError
-    """
-    from ..evaluation.encoder_files import fitted_suite
-    from ..optimize.source import resolve_model
-
-    with step(f"Find {model}"):
-        fitted_suite(suite, resolve_model(model).path)
-
-
 def make_models(
     model: str,
     recipe: Recipe,

@@ -17,12 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import (
-    InputError,
-    ModelError,
-    NonFiniteLogitsError,
-    UnsupportedModelError,
-)
+from ..errors import InputError, ModelError, NonFiniteLogitsError, UnsupportedModelError
 from .decoder import Score, positive
 from .encoder_session import EncoderSession
 from .encoder_text import EncoderText, Text
@@ -32,17 +27,11 @@ from .heads import Answer, head_answer, head_labels
 from .plan import UNPADDED, Batch, Limits, Plan, Row, pack
 from .pooling import Pooling, read_pooling
 from .providers import on_gpu, resolve_device
+from .retrieval import stated_similarity
 from .session import read_json
 
 Vectors = NDArray[np.float32]
 OnRows = Callable[[list[int]], None]
-
-PROMPTS_FILE = "config_sentence_transformers.json"
-"""Where sentence-transformers keeps prompts and the way to compare embeddings."""
-
-# Of `encode_document`, in its order.
-_PASSAGE_PROMPTS = ("document", "passage", "corpus")
-_GIVES = {"embedding": "embeddings", "number": "one number"}
 
 _CPU_TOKENS, _CPU_OVERHEAD = 512, 24
 _GPU_TOKENS, _GPU_OVERHEAD = 16_384, 1_024
@@ -177,7 +166,7 @@ class OnnxEncoder:
             The model has no labels, or a text has no token.
         """
         if not self.labels:
-            raise InputError(f"the model in {self.folder} gives {_GIVES[self.answer]}, no labels.")
+            raise InputError(f"the model in {self.folder} has no labels.")
         return log_softmax(self.vectors(texts))
 
     def ratings(self, texts: Sequence[Text], on_rows: OnRows | None = None) -> NDArray[np.float64]:
@@ -219,29 +208,17 @@ class OnnxEncoder:
         UnsupportedModelError
             It compares embeddings in another way.
         """
-        stated = read_json(self.folder, PROMPTS_FILE, needed=False).get("similarity_fn_name")
-        if stated not in (None, "cosine", "dot"):
-            raise UnsupportedModelError(
-                f"{self.folder / PROMPTS_FILE} compares embeddings by {stated!r}; known are "
-                "'cosine' and 'dot'."
-            )
+        by = stated_similarity(self.folder)
         if self.answer != "embedding":
             raise InputError(f"the model in {self.folder} is a classifier: it has no embeddings.")
         found = self.vectors(texts, on_rows).astype(np.float64)
-        if stated == "dot":
+        if by == "dot":
             return found
         lengths = np.linalg.norm(found, axis=1, keepdims=True)
         unit: NDArray[np.float64] = np.divide(
             found, lengths, out=np.zeros_like(found), where=lengths > 0
         )
         return unit
-
-    @cached_property
-    def retrieval_prompts(self) -> tuple[str, str]:
-        """What sentence-transformers' file puts before queries and before passages."""
-        prompts = read_json(self.folder, PROMPTS_FILE, needed=False).get("prompts") or {}
-        passage = next((prompts[n] for n in _PASSAGE_PROMPTS if prompts.get(n)), "")
-        return str(prompts.get("query") or ""), str(passage)
 
     def vectors(self, texts: Sequence[Text], on_rows: OnRows | None = None) -> Vectors:
         """Embeddings of an encoder, logits of a classifier.

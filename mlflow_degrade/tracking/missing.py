@@ -117,7 +117,7 @@ def _suite(asked: Mapping[str, Any], policy: GatePolicy) -> Suite:
 
 def _require_same_questions(suite: Suite, asked: Mapping[str, Any], folder: Path) -> None:
     """Refuse tasks that are not those of an earlier evaluation, as a model was asked them."""
-    from ..evaluation.encoder_files import fitted_suite
+    from ..evaluation.task_fit import fitted_suite
 
     if "suite" in asked and fitted_suite(suite, folder).digest != asked["suite"]:
         raise InputError(

@@ -15,10 +15,11 @@ from mlflow_degrade.errors import InputError, ModelError, UnsupportedModelError
 from mlflow_degrade.optimize.encoder_parity import encoder_parity
 from mlflow_degrade.optimize.export import export_onnx
 from mlflow_degrade.optimize.source import resolve_model
-from mlflow_degrade.runtime.encoder import PROMPTS_FILE, OnnxEncoder
+from mlflow_degrade.runtime.encoder import OnnxEncoder
 from mlflow_degrade.runtime.encoder_probe import probe_encoder
 from mlflow_degrade.runtime.heads import head_answer, head_labels
 from mlflow_degrade.runtime.pooling import Pooling, read_pooling
+from mlflow_degrade.runtime.retrieval import PROMPTS_FILE, retrieval_prompts
 
 __all__ = ["tiny_embedder", "tiny_ranker"]
 
@@ -138,7 +139,7 @@ def test_prompts_and_similarity_are_those_of_the_models_file(
     tiny_embedder: TinyModel, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(tiny_embedder.made("fp32"), tmp_path / "made")
-    assert OnnxEncoder(folder, device="cpu").retrieval_prompts == ("", "")
+    assert retrieval_prompts(folder) == ("", "")
 
     def stating(**stated: object) -> OnnxEncoder:
         (folder / PROMPTS_FILE).write_text(json.dumps(stated))
@@ -146,7 +147,7 @@ def test_prompts_and_similarity_are_those_of_the_models_file(
 
     prompts = {"query": "Find: ", "passage": "Text: ", "corpus": "C: "}
     encoder = stating(prompts=prompts, similarity_fn_name="dot")
-    assert encoder.retrieval_prompts == ("Find: ", "Text: ")
+    assert retrieval_prompts(folder) == ("Find: ", "Text: ")
     np.testing.assert_array_equal(
         encoder.similarity_vectors(SENTENCES), encoder.embed(SENTENCES).astype(np.float64)
     )
