@@ -224,15 +224,14 @@ def _engine(arguments: dict[str, Any], output_types: Mapping[str, str]) -> str:
     """The backend for a model of this package's engine, whose directory is put into `arguments`."""
     from ..optimize.export import export_onnx
     from ..optimize.graph import optimize_graph
-    from ..optimize.onnx_files import GRAPH_FILE
     from ..optimize.source import resolve_model
     from ..runtime.family import model_family
     from . import backend, encoder_backend
 
-    given = str(arguments.get("pretrained", ""))
-    if not (Path(given).expanduser() / GRAPH_FILE).is_file():
-        arguments["pretrained"] = str(optimize_graph(export_onnx(resolve_model(given))))
-    if model_family(Path(arguments["pretrained"]).expanduser()) == "decoder":
+    source = resolve_model(str(arguments.get("pretrained", "")))
+    ready = source.path if source.layout == "onnx" else optimize_graph(export_onnx(source))
+    arguments["pretrained"] = str(ready)
+    if model_family(ready) == "decoder":
         return backend.NAME
     encoder_backend.require_multiple_choice(output_types)
     return encoder_backend.NAME

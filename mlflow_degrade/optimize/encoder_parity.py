@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -126,14 +125,9 @@ def _vectors(folder: Path, texts: Sequence[str], providers: tuple[str, ...]) -> 
 def _torch_vectors(folder: Path, texts: Sequence[str]) -> Vectors:
     """The same in PyTorch, one text at a time."""
     import torch
-    import transformers
 
     classifier = model_family(folder) == "classifier"
-    kind: Any = (
-        transformers.AutoModelForSequenceClassification if classifier else transformers.AutoModel
-    )
-    # Of a base model the hidden states are read, never what its pooler makes of the first.
-    model = load_whole(kind, folder, unused=() if classifier else ("pooler.",))
+    model = load_whole(folder)
     text = EncoderText(folder, read_json(folder, "config.json", needed=True))
     pooling = None if classifier else read_pooling(folder)
     found = []

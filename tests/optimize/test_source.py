@@ -62,9 +62,9 @@ def test_missing_parts_are_named(
         resolve_model(str(copy))
 
 
-def test_a_file_is_not_a_model(tiny_llama_dir: Path) -> None:
+def test_a_file_without_weights_is_not_a_model(tiny_llama_dir: Path) -> None:
     with pytest.raises(ModelError, match="is a file"):
-        resolve_model(str(tiny_llama_dir / "model.safetensors"))
+        resolve_model(str(tiny_llama_dir / "tokenizer.json"))
 
 
 def test_a_wrong_path_suggests_its_neighbour(tiny_llama_dir: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mlflow_degrade.errors import UnsupportedModelError
-from mlflow_degrade.evaluation.starter_conversion import convert_gguf
+from mlflow_degrade.optimize.gguf_files import convert_gguf
 
 gguf = pytest.importorskip("gguf")
 
