@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from ..errors import (
     UnknownNameError,
 )
 from ..readers.lm_eval import OWN_FACTS, LmEvalOutput, output_of
+from .literal_templates import note_literal_templates
 from .quiet import quiet_libraries
 from .records import keep_metrics
 from .tasks import find_tasks, load
@@ -154,10 +157,14 @@ def run_lm_eval(settings: HarnessSettings) -> HarnessRun | None:
     # Tasks that cannot be loaded are found before a model is.
     with quiet_libraries():
         loaded = load(manager, specs, ", ".join(settings.tasks))
+    for task_name, task in loaded["tasks"].items():
+        note_literal_templates(task_name, task, list(islice(task.eval_docs, 200)))
     # Nor are the data loaded a second time.
     manager.load = lambda _specs: loaded
     if settings.model == _ONNX:
         name = _engine(arguments, {n: str(t.OUTPUT_TYPE) for n, t in loaded["tasks"].items()})
+    else:
+        _look_at(settings.model, arguments)
     digest = _local_digest(arguments)
     model = _load_model(name, arguments, settings)
     found, tracker = _evaluate(model, name, arguments, manager, specs, settings)
@@ -235,6 +242,29 @@ def _engine(arguments: dict[str, Any], output_types: Mapping[str, str]) -> str:
         return backend.NAME
     encoder_backend.require_multiple_choice(output_types)
     return encoder_backend.NAME
+
+
+def _look_at(model: str, arguments: Mapping[str, Any]) -> None:
+    """Refuse a local directory whose weights are damaged, or filled up at random.
+
+    Formats are the other library's business; where weights lie elsewhere too, so are they.
+    """
+    folder = Path(str(arguments.get("pretrained", ""))).expanduser()
+    if "pretrained" not in arguments or not folder.is_dir():
+        return
+    from ..optimize.directory_look import ADAPTER, require_readable
+    from ..optimize.packed_weights import is_quantized
+    from ..optimize.whole_weights import check_whole
+    from ..runtime.family import architecture
+
+    require_readable(folder, str(folder))
+    elsewhere = {"peft", "delta", "gguf_file"} & set(arguments) or (folder / ADAPTER).exists()
+    if model != "hf" or elsewhere or is_quantized(folder):
+        return
+    if architecture(folder).endswith(("ForCausalLM", "LMHeadModel")):
+        # What transformers cannot load at all says so when lm-eval loads it.
+        with suppress(AttributeError, ImportError, KeyError, OSError, RuntimeError, TypeError):
+            check_whole(folder)
 
 
 def _load_model(name: str, arguments: dict[str, Any], settings: HarnessSettings) -> Any:

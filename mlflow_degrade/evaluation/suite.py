@@ -13,6 +13,7 @@ from typing import Any
 from ..cache import digest_json
 from ..errors import InputError
 from ..runtime.family import model_family
+from .literal_templates import note_literal_templates
 from .metric_fit import refuse_unfit_metrics
 from .quiet import quiet_libraries
 from .tasks import load_tasks
@@ -204,7 +205,9 @@ def load_suite(
             refuse_unfit_metrics(name, task)
             _configure(task, seed, num_fewshot)
             available = _count(name, task)
-            tasks.append(SuiteTask(name, task, available, draw(name, available, limit, seed)))
+            drawn = SuiteTask(name, task, available, draw(name, available, limit, seed))
+            note_literal_templates(name, task, drawn.documents())
+            tasks.append(drawn)
     where = None if include_path is None else str(Path(include_path).absolute())
     return Suite(tuple(names), tuple(tasks), limit, seed, num_fewshot, where)
 

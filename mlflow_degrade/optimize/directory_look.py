@@ -8,8 +8,8 @@ Headers are read, no weights; only where two files may hold two models are they 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from typing import Any, Literal
 from ..cache import cached_directory
 from ..errors import ModelError, UnsupportedModelError
 from ..runtime.encoder_text import EncoderText
-from ..runtime.family import is_decoder, require_text_model
+from ..runtime.family import MODULES_FILE, is_decoder, require_text_model
 from ..runtime.tokenization import TextEncoder
 from .gguf_files import GGUF, converted
 from .model_directory import MANIFEST_FILE, TOKENIZER_FILES, missing_files, module_files
@@ -31,6 +31,7 @@ from .onnx_choice import (
     staged_graph,
 )
 from .onnx_files import GRAPH_FILE
+from .packed_weights import CONFIG, named_base, refuse_quantized
 from .weight_files import (
     Weights,
     damage,
@@ -46,51 +47,7 @@ Layout = Literal["transformers", "onnx"]
 ADAPTER = "adapter_config.json"
 """Where peft describes an adapter."""
 
-_CONFIG = "config.json"
 _COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "README.md")
-
-# Whose weights a quantizing library has packed: names that no float model has.
-_PACKED = {
-    "qweight": "GPTQ or AWQ",
-    "weight_packed": "compressed-tensors",
-    "absmax": "bitsandbytes, 4 bits",
-    "SCB": "bitsandbytes, 8 bits",
-    "weight_scale_inv": "fp8 with block scales",
-    "weight_scale": "fp8 or int8 with scales",
-    "W_q": "HQQ",
-    "codebooks": "AQLM",
-    "Qidxs": "QuIP#",
-    "q_weight": "EXL2",
-    "_blocks": "MXFP4",
-    "trellis": "EXL3",
-    "indices": "VPTQ",
-}
-# Configs of such libraries beside a config that does not mention them.
-_SIDE_CONFIGS = {
-    "quantize_config.json": "GPTQ",
-    "quant_config.json": "AWQ",
-    "hf_quant_config.json": "ModelOpt",
-    "quanto_qmap.json": "Quanto",
-}
-_CALLED = {
-    "gptq": "GPTQ", "awq": "AWQ", "bitsandbytes": "bitsandbytes", "fp8": "fp8",
-    "fbgemm_fp8": "FBGEMM fp8", "compressed-tensors": "compressed-tensors", "hqq": "HQQ",
-    "aqlm": "AQLM", "mxfp4": "MXFP4", "quanto": "Quanto", "torchao": "torchao", "eetq": "EETQ",
-    "exl2": "EXL2", "modelopt": "ModelOpt", "auto-round": "AutoRound", "vptq": "VPTQ",
-    "bitnet": "BitNet", "higgs": "HIGGS", "spqr": "SpQR", "quark": "Quark",
-}  # fmt: skip
-# How a library gives back floats, where it can.
-_FLOATS_AGAIN = {
-    "bitsandbytes": "Or undo it where it runs: model.dequantize() and save_pretrained.",
-    "compressed-tensors": (
-        "Or undo it: from_pretrained(…, quantization_config=CompressedTensorsConfig("
-        "run_compressed=False)) and save_pretrained."
-    ),
-    "mxfp4": (
-        "Or undo it: from_pretrained(…, quantization_config=Mxfp4Config(dequantize=True)) and "
-        "save_pretrained."
-    ),
-}
 
 # What other frameworks and tools leave, and what helps: patterns, most telling first.
 _OTHERS: tuple[tuple[tuple[str, ...], str, str], ...] = (
@@ -147,6 +104,16 @@ _OTHERS: tuple[tuple[tuple[str, ...], str, str], ...] = (
         "named as transformers names it, name the file itself as the model.",
     ),
 )  # fmt: skip
+# Pickles that a training leaves beside its model.
+_NO_MODELS = {
+    "optimizer.bin", "optimizer.pt", "rng_state.pth", "scaler.pt", "scheduler.bin", "scheduler.pt",
+    "training_args.bin",
+}  # fmt: skip
+# Adapters that put learned tokens in front of a prompt, and change no weight.
+_PROMPT_ADAPTERS = {
+    "ADAPTION_PROMPT", "CPT", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING",
+    "PROMPT_TUNING",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -189,10 +156,26 @@ def look(folder: Path, name: str, chosen: Path | None = None) -> Found:
     if chosen is None and not missing_files(folder):
         # Made by this package: a digest covers every file, and is compared by whoever reads it.
         return Found("onnx", folder)
+    with _called(name):
+        return _look(folder, name, chosen)
+
+
+@contextmanager
+def _called(name: str) -> Iterator[None]:
+    """Say which model an error is about, where it does not."""
+    try:
+        yield
+    except ModelError as error:
+        if name in str(error):
+            raise
+        raise type(error)(f"{name}: {error}") from error
+
+
+def _look(folder: Path, name: str, chosen: Path | None) -> Found:
     _refuse_empty(folder, name)
-    _refuse_damaged_texts(folder, name)
+    _refuse_damaged_texts(folder)
     if chosen is not None and chosen.suffix == GGUF:
-        return _from_gguf(chosen, name)
+        return _from_gguf(chosen)
     if chosen is None or chosen.name.startswith("adapter_model"):
         _refuse_adapter(folder, name)
     found = _choice(folder, name, chosen)
@@ -209,12 +192,13 @@ def require_readable(folder: Path, name: str) -> None:
     ------
     ModelError
     """
-    _refuse_empty(folder, name)
-    _refuse_damaged_texts(folder, name)
-    for weights in find_weights(folder)[:1]:
-        _refuse(name, weights.damage)
-    if not find_weights(folder):
-        _refuse(name, lone_shards(folder))
+    with _called(name):
+        _refuse_empty(folder, name)
+        _refuse_damaged_texts(folder)
+        for weights in find_weights(folder)[:1]:
+            _refuse(weights.damage)
+        if not find_weights(folder):
+            _refuse(lone_shards(folder))
 
 
 def _choice(folder: Path, name: str, chosen: Path | None) -> Found:
@@ -222,30 +206,30 @@ def _choice(folder: Path, name: str, chosen: Path | None) -> Found:
     graphs, weights = find_graphs(folder), find_weights(folder)
     root = next((p for p in graphs if p == folder / GRAPH_FILE), None)
     if chosen is not None:
-        return _named(folder, chosen, weights, name)
+        return _named(folder, chosen, weights)
     if root is not None and weights:
         return _of_both(folder, root, weights, name)
     if root is None and not weights:
         return _of_neither(folder, graphs, name)
     if root is not None:
-        _refuse(name, damaged_graph(root))
+        _refuse(damaged_graph(root))
         return Found("onnx", folder, _unread(folder, [p for p in graphs if p != root], root.name))
     kept, notes = _agreed(weights, name)
     beside = [*graphs, *folder.glob(f"*{GGUF}")]
     return Found("transformers", folder, (*notes, *_unread(folder, beside, kept.head.name)))
 
 
-def _named(folder: Path, chosen: Path, weights: tuple[Weights, ...], name: str) -> Found:
+def _named(folder: Path, chosen: Path, weights: tuple[Weights, ...]) -> Found:
     """The file that the user named, alone."""
     if chosen.suffix == ".onnx":
-        _refuse(name, damaged_graph(chosen))
+        _refuse(damaged_graph(chosen))
         if chosen == folder / GRAPH_FILE:
             return Found("onnx", folder)
         return Found("onnx", staged_graph(chosen, folder))
     taken = next((w for w in weights if chosen in (w.head, *w.files)), None)
     # A shard stands for its index; the index is found even beside a single file.
     own = taken or Weights(chosen)
-    _refuse(name, own.damage)
+    _refuse(own.damage)
     alone = [w.head for w in weights] == [own.head]
     if alone and not (folder / GRAPH_FILE).exists() and not (folder / ADAPTER).exists():
         return Found("transformers", folder)
@@ -280,7 +264,7 @@ def _of_both(folder: Path, root: Path, weights: tuple[Weights, ...], name: str) 
         if weights[0].damage is None:
             kept, notes = _agreed(weights, name)
             return Found("transformers", folder, (*notes, f"{kept.head.name} is taken: {problem}"))
-        _refuse(name, problem)
+        _refuse(problem)
     head = weights[0].head
     if problem := weights[0].damage:
         raise ModelError(
@@ -304,12 +288,12 @@ def _of_both(folder: Path, root: Path, weights: tuple[Weights, ...], name: str) 
 
 def _of_neither(folder: Path, graphs: tuple[Path, ...], name: str) -> Found:
     """A folder with neither ``model.onnx`` nor weights that transformers would read."""
-    _refuse(name, lone_shards(folder))
+    _refuse(lone_shards(folder))
     inner = next((p for p in graphs if p == folder / SUBFOLDER / GRAPH_FILE), None)
     if inner is not None:
-        _refuse(name, damaged_graph(inner))
-        own = (inner.parent / _CONFIG).is_file()
-        if not own and not (folder / _CONFIG).is_file():
+        _refuse(damaged_graph(inner))
+        own = (inner.parent / CONFIG).is_file()
+        if not own and not (folder / CONFIG).is_file():
             _refuse_incomplete(folder, name)
         where = inner.parent if own else folder
         others = [p for p in graphs if p != inner]
@@ -317,7 +301,7 @@ def _of_neither(folder: Path, graphs: tuple[Path, ...], name: str) -> Found:
         return Found("onnx", staged_graph(inner, where), notes)
     files = sorted(p for p in folder.glob(f"*{GGUF}") if "mmproj" not in p.name)
     if len(files) == 1:
-        return _from_gguf(files[0], name)
+        return _from_gguf(files[0])
     if files:
         raise ModelError(
             f"{name} holds {len(files)} GGUF files ({listed(p.name for p in files)}). Say which is "
@@ -327,18 +311,18 @@ def _of_neither(folder: Path, graphs: tuple[Path, ...], name: str) -> Found:
     if graphs:
         refuse_other_graphs(name, graphs, folder)
     for patterns, what, remedy in _OTHERS:
-        names = [p.name for pattern in patterns for p in folder.glob(pattern)]
+        names = {p.name for pattern in patterns for p in folder.glob(pattern)} - _NO_MODELS
         if names:
             raise UnsupportedModelError(
-                f"{name} holds {what} ({listed(set(names))}), and none that is read: "
+                f"{name} holds {what} ({listed(names)}), and none that is read: "
                 f"model.safetensors, pytorch_model.bin, their shards, or {GRAPH_FILE}. {remedy}"
             )
     _refuse_incomplete(folder, name)
     raise AssertionError("a folder without weights is incomplete")
 
 
-def _from_gguf(file: Path, name: str) -> Found:
-    _refuse(name, damage(file))
+def _from_gguf(file: Path) -> Found:
+    _refuse(damage(file))
     path = converted(file)
     note = (
         f"{file.name} is a GGUF file: its weights, rounded as they are, are brought to float32, so "
@@ -350,7 +334,7 @@ def _from_gguf(file: Path, name: str) -> Found:
 def _agreed(weights: tuple[Weights, ...], name: str) -> tuple[Weights, list[str]]:
     """The weights that transformers takes, if all that lie there hold the same numbers."""
     taken, *others = weights
-    _refuse(name, taken.damage)
+    _refuse(taken.damage)
     notes = []
     for other in others:
         why = other.damage
@@ -379,9 +363,9 @@ def _unread(folder: Path, others: list[Path], taken: str) -> tuple[str, ...]:
     return (f"{taken} is taken; not read: {names}",)
 
 
-def _refuse(name: str, problem: str | None) -> None:
+def _refuse(problem: str | None) -> None:
     if problem is not None:
-        raise ModelError(f"{name}: {problem}")
+        raise ModelError(problem)
 
 
 def _refuse_empty(folder: Path, name: str) -> None:
@@ -392,14 +376,14 @@ def _refuse_empty(folder: Path, name: str) -> None:
         )
 
 
-def _refuse_damaged_texts(folder: Path, name: str) -> None:
+def _refuse_damaged_texts(folder: Path) -> None:
     """Config and tokenizer files that are pointers, empty or no JSON."""
-    for file in (_CONFIG, ADAPTER, "generation_config.json", "tokenizer_config.json"):
+    for file in (CONFIG, ADAPTER, "generation_config.json", "tokenizer_config.json"):
         if (folder / file).is_file() or (folder / file).is_symlink():
-            _refuse(name, damaged_json(folder / file))
+            _refuse(damaged_json(folder / file))
     for file in TOKENIZER_FILES:
         if (folder / file).is_file() or (folder / file).is_symlink():
-            _refuse(name, damage(folder / file))
+            _refuse(damage(folder / file))
 
 
 def _refuse_adapter(folder: Path, name: str) -> None:
@@ -413,7 +397,8 @@ def _refuse_adapter(folder: Path, name: str) -> None:
             )
         return
     stated = read_object(folder / ADAPTER)
-    base = stated.get("base_model_name_or_path") or named_base(folder)
+    keys = ("base_model_name_or_path", "model_name")  # peft, adapters
+    base = next((stated[key] for key in keys if stated.get(key)), None) or named_base(folder)
     kind = str(stated.get("peft_type") or "LORA").replace("LORA", "LoRA")
     merge = (
         "merge it: PeftModel.from_pretrained(base, "
@@ -427,47 +412,26 @@ def _refuse_adapter(folder: Path, name: str) -> None:
             f"whether the adapter belongs on top. If it does, {merge}; to take the model without "
             f"it, give {find_weights(folder)[0].head}."
         )
-    raise ModelError(
-        f"{name} is a {kind} adapter, not a model: its base is "
-        f"{repr(str(base)) if base else 'not named in ' + ADAPTER}. Load the base, {merge}."
-    )
-
-
-def named_base(folder: Path) -> str | None:
-    """The model that a directory was made from, where its config or its model card names one."""
-    for file in (_CONFIG, "quantize_config.json", "quant_config.json"):
-        if not (folder / file).is_file():
-            continue
-        try:
-            stated = read_object(folder / file)
-        except ModelError:
-            continue
-        keys = ("base_model_name_or_path", "model_name_or_path", "_name_or_path")
-        for values in (stated.get("quantization_config"), stated):
-            for key in keys:
-                value = values.get(key) if isinstance(values, Mapping) else None
-                if isinstance(value, str) and value and Path(value).name != folder.name:
-                    return value
-    card = folder / "README.md"
-    if not card.is_file():
-        return None
-    text = card.read_text(encoding="utf-8", errors="replace")
-    front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
-    named = front and re.search(r"^base_model:\s*\n?\s*-?\s*([^\s#]+)", front[1], re.MULTILINE)
-    return named[1].strip("\"'") if named else None
+    whose = f"its base is {str(base)!r}" if base else f"{ADAPTER} does not name its base"
+    if kind in _PROMPT_ADAPTERS:
+        raise UnsupportedModelError(
+            f"{name} is a {kind} adapter, not a model: {whose}. It puts learned vectors before the "
+            "prompt, which cannot be merged into weights; nothing here reads it."
+        )
+    raise ModelError(f"{name} is a {kind} adapter, not a model: {whose}. Load the base, {merge}.")
 
 
 def _refuse_unfit(found: Found, name: str) -> None:
     """Everything that a directory with a model of either layout has to have."""
     folder = found.path
-    if not (folder / _CONFIG).is_file():
+    if not (folder / CONFIG).is_file():
         _refuse_incomplete(folder, name)
-    config = read_object(folder / _CONFIG)
+    config = read_object(folder / CONFIG)
     require_text_model(folder, name)
     if found.layout == "transformers":
         weights = find_weights(folder)[0]
-        _refuse(name, weights.damage)
-        _refuse_quantized(folder, config, weights, name)
+        _refuse(weights.damage)
+        refuse_quantized(folder, config, weights, name)
         if not config.get("model_type"):
             raise ModelError(
                 f"{name}: config.json names no model_type, so that nothing tells how its weights "
@@ -480,21 +444,27 @@ def _refuse_unfit(found: Found, name: str) -> None:
 
 def _refuse_incomplete(folder: Path, name: str) -> None:
     """Name what is missing, and where it may be."""
-    missing = [] if (folder / _CONFIG).is_file() else [_CONFIG]
+    missing = [] if (folder / CONFIG).is_file() else [CONFIG]
     if not find_weights(folder) and not find_graphs(folder):
         missing.append("weights (*.safetensors or pytorch_model*.bin)")
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         missing.append("a tokenizer (tokenizer.json)")
+    if (folder / MODULES_FILE).is_file() and CONFIG in missing:
+        raise ModelError(
+            f"{name} is in an old layout of sentence-transformers, whose weights have a folder of "
+            "their own: SentenceTransformer(DIR).save(OUT) with a current version puts them beside "
+            "modules.json."
+        )
     inner = sorted(
-        p.parent for depth in ("*", "*/*", "*/*/*") for p in folder.glob(f"{depth}/{_CONFIG}")
+        p.parent for depth in ("*", "*/*", "*/*/*") for p in folder.glob(f"{depth}/{CONFIG}")
     )
     inner = [path for path in inner if find_weights(path) or find_graphs(path)]
     if (folder / "model_index.json").is_file():
         raise UnsupportedModelError(
             f"{name} is a pipeline of diffusers (model_index.json): nothing here scores images."
         )
-    if inner and _CONFIG in missing:
-        newest = max(inner, key=lambda path: (path / _CONFIG).stat().st_mtime)
+    if inner and CONFIG in missing:
+        newest = max(inner, key=lambda path: (path / CONFIG).stat().st_mtime)
         what = (
             f"There is one in {newest}"
             if len(inner) == 1
@@ -508,70 +478,6 @@ def _refuse_incomplete(folder: Path, name: str) -> None:
         f"{name} is not a complete model: {folder} lacks {', '.join(missing)}. Save model and "
         "tokenizer with save_pretrained into the same directory."
     )
-
-
-def _refuse_quantized(folder: Path, config: Mapping[str, Any], weights: Weights, name: str) -> None:
-    """Weights that are integers or scaled 8-bit floats: no scheme and no baseline starts there."""
-    stated = config.get("quantization_config") or config.get("compression_config")
-    if stated is None and isinstance(config.get("text_config"), Mapping):
-        stated = config["text_config"].get("quantization_config")
-    if stated is None and isinstance(config.get("quantization"), Mapping):
-        stated = {"quant_method": "MLX", **config["quantization"]}
-    method, evidence = None, None
-    if isinstance(stated, Mapping):
-        method = str(stated.get("quant_method") or _unnamed(stated))
-        evidence = "by quantization_config in its config.json"
-    else:
-        side = next((file for file in _SIDE_CONFIGS if (folder / file).is_file()), None)
-        if (packed := _packed(weights)) is not None:
-            what, tensor = packed
-            method = _SIDE_CONFIGS[side] if side else what
-            evidence = f"by its {side}" if side else f"by its tensors, e.g. {tensor}"
-    if method is None:
-        return
-    called = _CALLED.get(method.lower(), method)
-    bits = _bits(stated) if isinstance(stated, Mapping) else ""
-    base = named_base(folder)
-    float_model = f"{base!r}, from which it was made" if base else "the model it was made from"
-    raise UnsupportedModelError(
-        f"{name} is quantized already ({called}{bits}, {evidence}): a scheme and its baseline "
-        f"start from float weights. Give the float model, {float_model}. "
-        f"{_FLOATS_AGAIN.get(method.lower(), '')}".rstrip()
-    )
-
-
-def _unnamed(stated: Mapping[str, Any]) -> str:
-    """What wrote a quantization_config that does not say so."""
-    if any(key.startswith("load_in_") for key in stated):
-        return "bitsandbytes"
-    if "config_groups" in stated or "sparsity_config" in stated:
-        return "compressed-tensors"
-    if {"bits", "group_size"} <= stated.keys() and stated.keys() <= {"bits", "group_size", "mode"}:
-        return "MLX"
-    return "gptq" if "desc_act" in stated else "a method it does not name"
-
-
-def _bits(stated: Mapping[str, Any]) -> str:
-    for key in ("bits", "w_bit", "nbits"):
-        if stated.get(key):
-            return f", {stated[key]} bits"
-    if stated.get("load_in_4bit") or stated.get("_load_in_4bit"):
-        return ", 4 bits"
-    return ", 8 bits" if stated.get("load_in_8bit") or stated.get("_load_in_8bit") else ""
-
-
-def _packed(weights: Weights) -> tuple[str, str] | None:
-    """How weights are packed, and a tensor that shows it."""
-    for name, tensor in sorted(weights.tensors.items()):
-        last = name.rsplit(".", 1)[-1]
-        for ending, what in _PACKED.items():
-            if last == ending or (ending == "_blocks" and last.endswith(ending)):
-                return what, name
-        eight = tensor.dtype.startswith(("F8", "float8"))
-        integers = tensor.dtype in ("I8", "U8", "I32", "U32", "int8", "uint8", "int32", "uint32")
-        if len(tensor.shape) > 1 and last == "weight" and (eight or integers):
-            return ("fp8" if eight else "integers"), name
-    return None
 
 
 def _check_tokenizer(folder: Path, config: Mapping[str, Any], name: str) -> None:

@@ -133,11 +133,11 @@ def export_onnx(
     if source.layout == "onnx":
         if not missing_files(source.path):
             return source.path
-        return cached_directory(
-            "export", ["adopt", _VERSION, source.digest], lambda to: _adopt(source, to, progress)
-        )
+        adopted = ["adopt", _VERSION, source.digest, *source.notes]
+        return cached_directory("export", adopted, lambda to: _adopt(source, to, progress))
     versions = {name: v for name, v in library_versions().items() if name != "mlflow-degrade"}
-    key: list[Any] = ["export", _VERSION, source.digest, versions]
+    # The manifest says what was chosen where there was a choice.
+    key: list[Any] = ["export", _VERSION, source.digest, versions, *source.notes]
     if task is not None and task != (usual := _usual_task(source)):
         _require_task(source, task, usual)
         key.append(task)

@@ -8,21 +8,20 @@ model, a Hugging Face id, and a model in MLflow (``models:/name@alias``, ``model
 from __future__ import annotations
 
 import difflib
-import functools
 import re
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from .._notes import say_note
 from ..cache import cached_directory, digest_file, digest_json
 from ..errors import MissingExtraError, ModelError, UnknownNameError
 from .directory_look import ADAPTER, Layout, look
 from .gguf_files import GGUF
 from .model_directory import TOKENIZER_FILES, ModelDirectory, missing_files, module_files
 from .onnx_choice import SUBFOLDER, find_graphs
-from .weight_files import find_weights
+from .weight_files import find_weights, listed
 
 STARTERS = ("starter", "starter-encoder")
 """Models that need nothing but a package index: a language model and a sentence encoder."""
@@ -110,14 +109,8 @@ def resolve_model(model: str, *, progress: bool = True) -> SourceModel:
     found = _resolve(model.strip(), progress)
     if progress:
         for note in found.notes:
-            _say_once(f"note: {found.name}: {note}")
+            say_note(f"{found.name}: {note}")
     return found
-
-
-@functools.cache
-def _say_once(text: str) -> None:
-    """A job resolves its model at several steps."""
-    print(text, file=sys.stderr)
 
 
 def _resolve(name: str, progress: bool) -> SourceModel:
@@ -208,7 +201,29 @@ def _from_hub(name: str) -> SourceModel:
         ) from error
     except (errors.HFValidationError, ValueError) as error:
         raise ModelError(f"{name!r} is not a model id: {error}") from error
-    return _source(name, "hub", path, revision=path.name)
+    try:
+        return _source(name, "hub", path, revision=path.name)
+    except ModelError as error:
+        if _holds_model(path):
+            raise
+        raise ModelError(f"{error}{_others_on_hub(repo, path.name)}") from error
+
+
+def _others_on_hub(repo: str, revision: str) -> str:
+    """A sentence about models in formats that are not downloaded unasked."""
+    from huggingface_hub import HfApi, errors
+
+    try:
+        files = HfApi().list_repo_files(repo, revision=revision)
+    except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, OSError):
+        return ""
+    found = [file for file in files if file.endswith((GGUF, ".onnx"))]
+    if not found:
+        return ""
+    return (
+        f" The repository holds {listed(found)}: download what is meant (hf download {repo} "
+        f"--local-dir DIR) and name the file as the model, e.g. DIR/{found[0]}."
+    )
 
 
 def _from_mlflow(uri: str) -> SourceModel:

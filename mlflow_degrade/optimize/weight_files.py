@@ -224,7 +224,7 @@ def read_object(path: Path) -> dict[str, Any]:
     ModelError
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path.name} is no JSON ({error}): copy it again.") from error
     if not isinstance(value, dict):

@@ -110,11 +110,9 @@ def apply_passes(
     force : bool
         Apply even what is refused there.
     """
-    from ..optimize.source import resolve_model
-
     recipe.check(providers, force=force)
     with step(f"Find {model}"):
-        source = resolve_model(model).path
+        source = steps.log_choice(model)
     results: list[PassResult] = []
     for each in recipe.passes:
         with step(each.title):

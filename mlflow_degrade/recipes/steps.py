@@ -129,6 +129,7 @@ def make_models(
 
     quantization, before = require_quantization(recipe), recipe.before_quantization
     with step(f"Resolve, export and optimize {model}"):
+        log_choice(model)
         exported = run_recipe(model, before, providers=providers)
         describe_model(exported)
     with step(quantization.title):
@@ -141,6 +142,24 @@ def make_models(
         with step(f"Resolve and export the baseline {baseline}"):
             exported = run_recipe(baseline, before, providers=providers)
     return Models(model, quantization.name, exported, candidate)
+
+
+def log_choice(model: str) -> Path:
+    """Resolve a model, and log which of the files in its directory was taken, and why.
+
+    Returns
+    -------
+    Path
+        The directory with its files.
+    """
+    import mlflow
+
+    from ..optimize.source import resolve_model
+
+    found = resolve_model(model)
+    if found.notes:
+        mlflow.set_tag("degrade.source_notes", "; ".join(found.notes)[:2_000])
+    return found.path
 
 
 def require_quantization(recipe: Recipe) -> QuantizePass:
