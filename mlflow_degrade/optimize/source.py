@@ -8,6 +8,7 @@ model, a Hugging Face id, and a model in MLflow (``models:/name@alias``, ``model
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 import shutil
 from dataclasses import dataclass
@@ -312,9 +313,20 @@ def _source(
         ready.verify()
         return SourceModel(name, kind, layout, path, ready.digest, revision, found.notes)
     files = sorted(p for p in path.iterdir() if p.is_file() and _matters(p, layout))
-    parts = [[p.name, digest_file(p)] for p in files]
-    digest = digest_json(parts + [[name, digest_file(path / name)] for name in module_files(path)])
+    parts = [[p.name, _digest(p)] for p in files]
+    digest = digest_json(parts + [[name, _digest(path / name)] for name in module_files(path)])
     return SourceModel(name, kind, layout, path, digest, revision, found.notes)
+
+
+def _digest(file: Path) -> str:
+    """A file's digest; a job resolves its model at several steps, and reads it once."""
+    found = file.stat()
+    return _digest_of(file, found.st_size, found.st_mtime_ns, found.st_ino)
+
+
+@functools.lru_cache(maxsize=4096)
+def _digest_of(file: Path, *_stamp: int) -> str:
+    return digest_file(file)
 
 
 def _has_tokenizer(directory: Path) -> bool:

@@ -111,8 +111,7 @@ def apply_passes(
         Apply even what is refused there.
     """
     recipe.check(providers, force=force)
-    with step(f"Find {model}"):
-        source = steps.log_choice(model)
+    source = steps.find_model(model)
     results: list[PassResult] = []
     for each in recipe.passes:
         with step(each.title):

@@ -91,7 +91,7 @@ def packaged_suite(model: str) -> tuple[str, ...]:
     from ..evaluation.suite import default_tasks
     from ..optimize.source import resolve_model
 
-    with step(f"Find {model}"):
+    with step(f"Choose tasks for {model}"):
         tasks = default_tasks(resolve_model(model).path)
         say(f"tasks: {', '.join(tasks)}")
     return tasks
@@ -129,7 +129,6 @@ def make_models(
 
     quantization, before = require_quantization(recipe), recipe.before_quantization
     with step(f"Resolve, export and optimize {model}"):
-        log_choice(model)
         exported = run_recipe(model, before, providers=providers)
         describe_model(exported)
     with step(quantization.title):
@@ -144,21 +143,34 @@ def make_models(
     return Models(model, quantization.name, exported, candidate)
 
 
-def log_choice(model: str) -> Path:
-    """Resolve a model, and log which of the files in its directory was taken, and why.
+def find_model(model: str, *, tag: str = "degrade.source_notes") -> Path:
+    """Look at a model before any work, and log which of the files in its directory was taken.
+
+    Parameters
+    ----------
+    model : str
+        As `mlflow_degrade.optimize.source.resolve_model` takes it.
+    tag : str
+        Where that is logged, if there was a choice.
 
     Returns
     -------
     Path
         The directory with its files.
+
+    Raises
+    ------
+    ModelError
+        It is not there, damaged, ambiguous or in a format that is not read.
     """
     import mlflow
 
     from ..optimize.source import resolve_model
 
-    found = resolve_model(model)
-    if found.notes:
-        mlflow.set_tag("degrade.source_notes", "; ".join(found.notes)[:2_000])
+    with step(f"Find {model}"):
+        found = resolve_model(model)
+        if found.notes:
+            mlflow.set_tag(tag, "; ".join(found.notes)[:2_000])
     return found.path
 
 
