@@ -158,7 +158,8 @@ def run_lm_eval(settings: HarnessSettings) -> HarnessRun | None:
     with quiet_libraries():
         loaded = load(manager, specs, ", ".join(settings.tasks))
     for task_name, task in loaded["tasks"].items():
-        note_literal_templates(task_name, task, list(islice(task.eval_docs, 200)))
+        with suppress(TypeError, ValueError):  # no split to evaluate: lm-eval says so
+            note_literal_templates(task_name, task, list(islice(task.eval_docs, 200)))
     # Nor are the data loaded a second time.
     manager.load = lambda _specs: loaded
     if settings.model == _ONNX:

@@ -115,6 +115,7 @@ def hub(tiny_llama_dir: Path) -> Iterator[str]:
     """Address of a server with one model, ``org/tiny``, a gated and a private one."""
     files = {p.name: p.read_bytes() for p in tiny_llama_dir.iterdir()}
     files["weights.gguf"] = b"must not be fetched"
+    files["README.md"] = b"# A model"
 
     class Hub(BaseHTTPRequestHandler):
         def log_message(self, *_: object) -> None:
@@ -135,9 +136,14 @@ def hub(tiny_llama_dir: Path) -> Iterator[str]:
                     self.answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
                 elif repo == "org/gated":
                     self.answer(403, b"", {"X-Error-Code": "GatedRepo"})
+                elif repo == "org/gguf":
+                    names = ("README.md", "tiny-Q4_0.gguf", "onnx/model.onnx")
+                    siblings = [{"rfilename": name} for name in names]
+                    body = {"id": repo, "sha": COMMIT, "siblings": siblings, "tags": []}
+                    self.answer(200, json.dumps(body).encode())
                 else:
                     self.answer(401, b"", {"X-Error-Code": "RepoNotFound"})
-            elif parts[:3] == ["org", "tiny", "resolve"] and parts[-1] in files:
+            elif parts[0] == "org" and parts[2] == "resolve" and parts[-1] in files:
                 body = files[parts[-1]]
                 tag = hashlib.sha256(body).hexdigest()
                 self.answer(200, body, {"ETag": f'"{tag}"', "X-Repo-Commit": COMMIT})
@@ -206,6 +212,7 @@ def test_hub_models_are_fetched_at_their_commit(hub: str, tmp_path: Path) -> Non
         ("org/gated", "'org/gated' is gated"),
         ("org/none", "no model 'org/none'"),
         ("org/tiny@v9", "no revision 'v9'"),
+        ("org/gguf", "The repository holds onnx/model.onnx, tiny-Q4_0.gguf: download"),
     ],
 )
 def test_hub_refusals_are_one_clear_sentence(
@@ -280,6 +287,23 @@ def test_artifacts_without_a_model_are_refused(tmp_path: Path) -> None:
         mlflow.log_artifact(str(tmp_path / "notes.txt"), "notes")
     with pytest.raises(ModelError, match="holds 0 directories"):
         resolve_model(f"runs:/{run.info.run_id}/notes")
+
+
+@pytest.mark.usefixtures("registry")
+def test_logged_directories_are_looked_at(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    pointer = tmp_path / "pointer"
+    shutil.copytree(tiny_llama_dir, pointer)
+    (pointer / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    with mlflow.start_run() as run:
+        mlflow.log_artifacts(str(pointer), "pointer")
+        mlflow.log_artifacts(str(adapter), "adapter")
+    with pytest.raises(ModelError, match="Git LFS pointer"):
+        resolve_model(f"runs:/{run.info.run_id}/pointer")
+    with pytest.raises(ModelError, match="is a LoRA adapter, not a model: its base is 'org/base'"):
+        resolve_model(f"runs:/{run.info.run_id}/adapter")
 
 
 @pytest.mark.usefixtures("registry")
