@@ -253,7 +253,8 @@ def _look_at(model: str, arguments: Mapping[str, Any]) -> None:
     folder = Path(str(arguments.get("pretrained", ""))).expanduser()
     if "pretrained" not in arguments or not folder.is_dir():
         return
-    from ..optimize.directory_look import ADAPTER, require_readable
+    from ..optimize.directory_look import require_readable
+    from ..optimize.foreign_formats import ADAPTER
     from ..optimize.packed_weights import is_quantized
     from ..optimize.whole_weights import check_whole
     from ..runtime.family import architecture

@@ -19,6 +19,7 @@ from ..errors import ModelError, UnsupportedModelError
 from ..runtime.encoder_text import EncoderText
 from ..runtime.family import MODULES_FILE, is_decoder, require_text_model
 from ..runtime.tokenization import TextEncoder
+from .foreign_formats import ADAPTER, refuse_adapter, refuse_other_formats
 from .gguf_files import GGUF, converted
 from .model_directory import MANIFEST_FILE, TOKENIZER_FILES, missing_files, module_files
 from .onnx_choice import (
@@ -31,12 +32,13 @@ from .onnx_choice import (
     staged_graph,
 )
 from .onnx_files import GRAPH_FILE
-from .packed_weights import CONFIG, named_base, refuse_quantized
+from .packed_weights import CONFIG, refuse_quantized
 from .weight_files import (
     Weights,
     damage,
     damaged_json,
     find_weights,
+    is_named,
     listed,
     lone_shards,
     read_object,
@@ -44,76 +46,7 @@ from .weight_files import (
 
 Layout = Literal["transformers", "onnx"]
 
-ADAPTER = "adapter_config.json"
-"""Where peft describes an adapter."""
-
 _COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "README.md")
-
-# What other frameworks and tools leave, and what helps: patterns, most telling first.
-_OTHERS: tuple[tuple[tuple[str, ...], str, str], ...] = (
-    (
-        ("tf_model.h5", "tf_model*.h5", "*.ckpt.index", "model.ckpt*", "saved_model.pb", "*.keras"),
-        "TensorFlow weights",
-        "Convert them where TensorFlow and transformers 4 are installed: "
-        "from_pretrained(DIR, from_tf=True), then save_pretrained.",
-    ),
-    (
-        ("flax_model*.msgpack",),
-        "Flax weights",
-        "Convert them where Flax and transformers 4 are installed: "
-        "from_pretrained(DIR, from_flax=True), then save_pretrained.",
-    ),
-    (
-        ("consolidated*.pth", "consolidated*.safetensors", "params.json"),
-        "weights in the original layout of their authors",
-        "Convert them with the script of transformers for this model (convert_…_weights_to_hf.py), "
-        "or take the repository in transformers' layout.",
-    ),
-    (
-        ("global_step*", "zero_to_fp32.py", "*_optim_states.pt", "mp_rank_*", "pytorch_model_fsdp*",
-         "*.distcp", "__0_0.distcp"),
-        "a sharded training checkpoint (DeepSpeed, FSDP or Megatron)",
-        "Put it together first (zero_to_fp32.py for DeepSpeed, 'accelerate merge-weights' for "
-        "FSDP), then save_pretrained.",
-    ),
-    (
-        ("openvino_model*.xml", "*.mlpackage", "*.mlmodel", "*.tflite", "*.engine", "*.plan",
-         "rust_model.ot", "*.nemo", "*.llamafile"),
-        "a model compiled or converted for another runtime",
-        "It cannot be turned back: give the PyTorch model that it was made from.",
-    ),
-    (
-        ("qmodel.pt",),
-        "weights quantized by HQQ",
-        "A scheme and its baseline start from float weights: give the model they were made from.",
-    ),
-    (
-        ("weights*.npz", "*.npz"),
-        "arrays of NumPy or MLX",
-        "Convert them to a transformers directory first, or give the model they were made from.",
-    ),
-    (
-        ("*.safetensors",),
-        "weights under a name that transformers does not look for",
-        "If its tensors are named as transformers names them, name the file itself as the model.",
-    ),
-    (
-        ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle"),
-        "a pickle, not a directory that save_pretrained wrote",
-        "Load it where its code is and save the model with save_pretrained; if it is a state dict "
-        "named as transformers names it, name the file itself as the model.",
-    ),
-)  # fmt: skip
-# Pickles that a training leaves beside its model.
-_NO_MODELS = {
-    "optimizer.bin", "optimizer.pt", "rng_state.pth", "scaler.pt", "scheduler.bin", "scheduler.pt",
-    "training_args.bin",
-}  # fmt: skip
-# Adapters that put learned tokens in front of a prompt, and change no weight.
-_PROMPT_ADAPTERS = {
-    "ADAPTION_PROMPT", "CPT", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING",
-    "PROMPT_TUNING",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -177,7 +110,7 @@ def _look(folder: Path, name: str, chosen: Path | None) -> Found:
     if chosen is not None and chosen.suffix == GGUF:
         return _from_gguf(chosen)
     if chosen is None or chosen.name.startswith("adapter_model"):
-        _refuse_adapter(folder, name)
+        refuse_adapter(folder, name)
     found = _choice(folder, name, chosen)
     _refuse_unfit(found, name)
     return found
@@ -310,13 +243,7 @@ def _of_neither(folder: Path, graphs: tuple[Path, ...], name: str) -> Found:
         )
     if graphs:
         refuse_other_graphs(name, graphs, folder)
-    for patterns, what, remedy in _OTHERS:
-        names = {p.name for pattern in patterns for p in folder.glob(pattern)} - _NO_MODELS
-        if names:
-            raise UnsupportedModelError(
-                f"{name} holds {what} ({listed(names)}), and none that is read: "
-                f"model.safetensors, pytorch_model.bin, their shards, or {GRAPH_FILE}. {remedy}"
-            )
+    refuse_other_formats(folder, name)
     _refuse_incomplete(folder, name)
     raise AssertionError("a folder without weights is incomplete")
 
@@ -357,10 +284,8 @@ def _agreed(weights: tuple[Weights, ...], name: str) -> tuple[Weights, list[str]
 
 
 def _unread(folder: Path, others: list[Path], taken: str) -> tuple[str, ...]:
-    if not others:
-        return ()
     names = listed(path.relative_to(folder).as_posix() for path in others)
-    return (f"{taken} is taken; not read: {names}",)
+    return (f"{taken} is taken; not read: {names}",) if others else ()
 
 
 def _refuse(problem: str | None) -> None:
@@ -369,7 +294,7 @@ def _refuse(problem: str | None) -> None:
 
 
 def _refuse_empty(folder: Path, name: str) -> None:
-    if all(path.name.startswith(".") for path in folder.iterdir()):
+    if not folder.is_dir() or all(path.name.startswith(".") for path in folder.iterdir()):
         raise ModelError(
             f"{name} is an empty directory: {folder} holds no file. Save model and tokenizer into "
             "it with save_pretrained, or give another."
@@ -379,46 +304,10 @@ def _refuse_empty(folder: Path, name: str) -> None:
 def _refuse_damaged_texts(folder: Path) -> None:
     """Config and tokenizer files that are pointers, empty or no JSON."""
     for file in (CONFIG, ADAPTER, "generation_config.json", "tokenizer_config.json"):
-        if (folder / file).is_file() or (folder / file).is_symlink():
+        if is_named(folder / file):
             _refuse(damaged_json(folder / file))
-    for file in TOKENIZER_FILES:
-        if (folder / file).is_file() or (folder / file).is_symlink():
-            _refuse(damage(folder / file))
-
-
-def _refuse_adapter(folder: Path, name: str) -> None:
-    """An adapter is no model: alone it lacks its base, beside one it is not said what is meant."""
-    weights = sorted(p.name for p in folder.glob("adapter_model*"))
-    if not (folder / ADAPTER).is_file():
-        if weights and not find_weights(folder):
-            raise ModelError(
-                f"{name} holds an adapter ({listed(weights)}) without its {ADAPTER}: copy that as "
-                "well, merge the adapter into its base, and give the result."
-            )
-        return
-    stated = read_object(folder / ADAPTER)
-    keys = ("base_model_name_or_path", "model_name")  # peft, adapters
-    base = next((stated[key] for key in keys if stated.get(key)), None) or named_base(folder)
-    kind = str(stated.get("peft_type") or "LORA").replace("LORA", "LoRA")
-    merge = (
-        "merge it: PeftModel.from_pretrained(base, "
-        f"{str(folder)!r}).merge_and_unload().save_pretrained(OUT), the tokenizer beside it, and "
-        "give OUT"
-    )
-    if find_weights(folder):
-        raise ModelError(
-            f"{name} holds a model ({find_weights(folder)[0].head.name}) and a {kind} adapter "
-            f"({ADAPTER}, of {base or 'an unnamed base'}) in one directory, and does not say "
-            f"whether the adapter belongs on top. If it does, {merge}; to take the model without "
-            f"it, give {find_weights(folder)[0].head}."
-        )
-    whose = f"its base is {str(base)!r}" if base else f"{ADAPTER} does not name its base"
-    if kind in _PROMPT_ADAPTERS:
-        raise UnsupportedModelError(
-            f"{name} is a {kind} adapter, not a model: {whose}. It puts learned vectors before the "
-            "prompt, which cannot be merged into weights; nothing here reads it."
-        )
-    raise ModelError(f"{name} is a {kind} adapter, not a model: {whose}. Load the base, {merge}.")
+    for file in filter(is_named, (folder / name for name in TOKENIZER_FILES)):
+        _refuse(damage(file))
 
 
 def _refuse_unfit(found: Found, name: str) -> None:
@@ -465,14 +354,10 @@ def _refuse_incomplete(folder: Path, name: str) -> None:
         )
     if inner and CONFIG in missing:
         newest = max(inner, key=lambda path: (path / CONFIG).stat().st_mtime)
-        what = (
-            f"There is one in {newest}"
-            if len(inner) == 1
-            else (f"There are {len(inner)} below it, the newest in {newest}")
-        )
+        count = "is one" if len(inner) == 1 else f"are {len(inner)} below it, the newest"
         raise ModelError(
-            f"{name} is not a model's own directory: {folder} lacks {', '.join(missing)}. {what}: "
-            "give that one."
+            f"{name} is not a model's own directory: {folder} lacks {', '.join(missing)}. There "
+            f"{count} in {newest}: give that one."
         )
     raise ModelError(
         f"{name} is not a complete model: {folder} lacks {', '.join(missing)}. Save model and "

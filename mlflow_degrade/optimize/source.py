@@ -18,7 +18,8 @@ from typing import Any, Literal
 from .._notes import say_note
 from ..cache import cached_directory, digest_file, digest_json
 from ..errors import MissingExtraError, ModelError, UnknownNameError
-from .directory_look import ADAPTER, Layout, look
+from .directory_look import Layout, look
+from .foreign_formats import ADAPTER
 from .gguf_files import GGUF
 from .model_directory import TOKENIZER_FILES, ModelDirectory, missing_files, module_files
 from .onnx_choice import SUBFOLDER, find_graphs
@@ -215,7 +216,7 @@ def _others_on_hub(repo: str, revision: str) -> str:
     from huggingface_hub import HfApi, errors
 
     try:
-        files = HfApi().list_repo_files(repo, revision=revision)
+        files = [f.rfilename for f in HfApi().repo_info(repo, revision=revision).siblings or ()]
     except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, OSError):
         return ""
     found = [file for file in files if file.endswith((GGUF, ".onnx"))]

@@ -110,7 +110,7 @@ class Weights:
     @property
     def damage(self) -> str | None:
         """Why they cannot be read, and what helps; None where they look whole."""
-        missing = [file.name for file in self.files if not _there(file)]
+        missing = [file.name for file in self.files if not is_named(file)]
         if missing:
             return (
                 f"{self.head.name} names {len(self.files)} files, of which {len(missing)} "
@@ -147,7 +147,7 @@ class Weights:
 
 def find_weights(folder: Path) -> tuple[Weights, ...]:
     """All weights in a folder that transformers would read, those first that it takes."""
-    return tuple(Weights(folder / name) for name in _NAMES if _there(folder / name))
+    return tuple(Weights(folder / name) for name in _NAMES if is_named(folder / name))
 
 
 def lone_shards(folder: Path) -> str | None:
@@ -232,7 +232,7 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def _there(path: Path) -> bool:
+def is_named(path: Path) -> bool:
     """Whether there is such a file, or a link that should lead to one."""
     return path.is_file() or path.is_symlink()
 

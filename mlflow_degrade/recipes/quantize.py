@@ -14,7 +14,7 @@ from ..optimize.recipe import Recipe
 from ..policy import GatePolicy
 from ..results import Decision, Verdict
 from ..runtime.providers import Device
-from .tracked import log_recipe, recipe_params, recipe_run
+from .tracked import find_model, log_recipe, recipe_params, recipe_run
 
 DEFAULT_SCHEME = "int8-weight-only"
 
@@ -168,9 +168,9 @@ def _run(options: QuantizeOptions, run_id: str) -> Outcome:
     steps.require_quantization(recipe)
     recipe.check(providers, force=options.force)
     log_recipe(recipe)
-    steps.find_model(options.model)
+    find_model(options.model)
     if options.baseline_model is not None:
-        steps.find_model(options.baseline_model, tag="degrade.baseline_source_notes")
+        find_model(options.baseline_model, tag="degrade.baseline_source_notes")
     suite = load_suite(
         steps.packaged_suite(options.model) if options.tasks == ("auto",) else options.tasks,
         include_path=options.include_path,

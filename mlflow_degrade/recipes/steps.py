@@ -143,37 +143,6 @@ def make_models(
     return Models(model, quantization.name, exported, candidate)
 
 
-def find_model(model: str, *, tag: str = "degrade.source_notes") -> Path:
-    """Look at a model before any work, and log which of the files in its directory was taken.
-
-    Parameters
-    ----------
-    model : str
-        As `mlflow_degrade.optimize.source.resolve_model` takes it.
-    tag : str
-        Where that is logged, if there was a choice.
-
-    Returns
-    -------
-    Path
-        The directory with its files.
-
-    Raises
-    ------
-    ModelError
-        It is not there, damaged, ambiguous or in a format that is not read.
-    """
-    import mlflow
-
-    from ..optimize.source import resolve_model
-
-    with step(f"Find {model}"):
-        found = resolve_model(model)
-        if found.notes:
-            mlflow.set_tag(tag, "; ".join(found.notes)[:2_000])
-    return found.path
-
-
 def require_quantization(recipe: Recipe) -> QuantizePass:
     """The pass that makes the candidate.
 

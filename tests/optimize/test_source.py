@@ -115,7 +115,6 @@ def hub(tiny_llama_dir: Path) -> Iterator[str]:
     """Address of a server with one model, ``org/tiny``, a gated and a private one."""
     files = {p.name: p.read_bytes() for p in tiny_llama_dir.iterdir()}
     files["weights.gguf"] = b"must not be fetched"
-    files["README.md"] = b"# A model"
 
     class Hub(BaseHTTPRequestHandler):
         def log_message(self, *_: object) -> None:
@@ -137,13 +136,13 @@ def hub(tiny_llama_dir: Path) -> Iterator[str]:
                 elif repo == "org/gated":
                     self.answer(403, b"", {"X-Error-Code": "GatedRepo"})
                 elif repo == "org/gguf":
-                    names = ("README.md", "tiny-Q4_0.gguf", "onnx/model.onnx")
+                    names = ("config.json", "tiny-Q4_0.gguf", "onnx/model.onnx")
                     siblings = [{"rfilename": name} for name in names]
                     body = {"id": repo, "sha": COMMIT, "siblings": siblings, "tags": []}
                     self.answer(200, json.dumps(body).encode())
                 else:
                     self.answer(401, b"", {"X-Error-Code": "RepoNotFound"})
-            elif parts[0] == "org" and parts[2] == "resolve" and parts[-1] in files:
+            elif parts[0] == "org" and "resolve" in parts and parts[-1] in files:
                 body = files[parts[-1]]
                 tag = hashlib.sha256(body).hexdigest()
                 self.answer(200, body, {"ETag": f'"{tag}"', "X-Repo-Commit": COMMIT})
