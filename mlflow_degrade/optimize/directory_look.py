@@ -3,19 +3,19 @@
 Models come as adapters, as pointers that git left, with shards missing, quantized by somebody else,
 or as files of other frameworks. Libraries answer each of these somewhere in the middle of their
 work, in words of their own. Here every kind is a sentence that says what was found and what helps.
-Headers are read, no weights; only where two files may hold two models are they compared.
+Headers are read, no weights, except where two files may be two models.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from ..cache import cached_directory
-from ..errors import ModelError, UnsupportedModelError
+from ..errors import ModelError
 from ..runtime.encoder_text import EncoderText
 from ..runtime.family import MODULES_FILE, is_decoder, require_text_model
 from ..runtime.tokenization import TextEncoder
@@ -64,7 +64,7 @@ class Found:
 
     layout: Layout
     path: Path
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
 
 def look(folder: Path, name: str, chosen: Path | None = None) -> Found:
@@ -264,21 +264,19 @@ def _agreed(weights: tuple[Weights, ...], name: str) -> tuple[Weights, list[str]
     _refuse(taken.damage)
     notes = []
     for other in others:
-        why = other.damage
+        why, differing = other.damage, None
         if why is None:
             try:
-                differing = taken.difference(other)
+                why, differing = "it holds the same numbers", taken.difference(other)
             except ModelError as error:
                 why = str(error)
-            else:
-                if differing is not None:
-                    raise ModelError(
-                        f"{name} holds two models: {taken.head.name} (written "
-                        f"{changed(taken.files[0])}) and {other.head.name} (written "
-                        f"{changed(other.files[0])}) differ, e.g. in {differing}. Say which is "
-                        f"meant by naming the file as the model: {taken.head} or {other.head}."
-                    )
-                why = "it holds the same numbers"
+        if differing is not None:
+            raise ModelError(
+                f"{name} holds two models: {taken.head.name} (written {changed(taken.files[0])}) "
+                f"and {other.head.name} (written {changed(other.files[0])}) differ, e.g. in "
+                f"{differing}. Say which is meant by naming the file as the model: {taken.head} or "
+                f"{other.head}."
+            )
         notes.append(f"{taken.head.name} is taken, not {other.head.name} beside it: {why}")
     return taken, notes
 
@@ -306,8 +304,8 @@ def _refuse_damaged_texts(folder: Path) -> None:
     for file in (CONFIG, ADAPTER, "generation_config.json", "tokenizer_config.json"):
         if is_named(folder / file):
             _refuse(damaged_json(folder / file))
-    for file in filter(is_named, (folder / name for name in TOKENIZER_FILES)):
-        _refuse(damage(file))
+    for path in filter(is_named, (folder / name for name in TOKENIZER_FILES)):
+        _refuse(damage(path))
 
 
 def _refuse_unfit(found: Found, name: str) -> None:
@@ -348,10 +346,6 @@ def _refuse_incomplete(folder: Path, name: str) -> None:
         p.parent for depth in ("*", "*/*", "*/*/*") for p in folder.glob(f"{depth}/{CONFIG}")
     )
     inner = [path for path in inner if find_weights(path) or find_graphs(path)]
-    if (folder / "model_index.json").is_file():
-        raise UnsupportedModelError(
-            f"{name} is a pipeline of diffusers (model_index.json): nothing here scores images."
-        )
     if inner and CONFIG in missing:
         newest = max(inner, key=lambda path: (path / CONFIG).stat().st_mtime)
         count = "is one" if len(inner) == 1 else f"are {len(inner)} below it, the newest"

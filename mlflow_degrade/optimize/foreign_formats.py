@@ -20,6 +20,7 @@ _OTHERS: tuple[tuple[tuple[str, ...], str, str], ...] = (
         "Convert them where TensorFlow and transformers 4 are installed: "
         "from_pretrained(DIR, from_tf=True), then save_pretrained.",
     ),
+    (("model_index.json",), "a pipeline of diffusers", "Nothing here scores images."),
     (
         ("flax_model*.msgpack",),
         "Flax weights",
