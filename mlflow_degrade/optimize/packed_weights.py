@@ -27,7 +27,6 @@ _PACKED = {
     "q_weight": "EXL2",
     "_blocks": "MXFP4",
     "trellis": "EXL3",
-    "indices": "VPTQ",
 }
 # Configs of such libraries beside a config that does not mention them.
 _SIDE_CONFIGS = {

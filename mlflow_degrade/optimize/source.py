@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .._notes import say_note
-from ..cache import cached_directory, digest_file, digest_json
+from ..cache import cache_root, cached_directory, digest_file, digest_json
 from ..errors import MissingExtraError, ModelError, UnknownNameError
-from .directory_look import Layout, look
+from .directory_look import Found, Layout, look
 from .foreign_formats import ADAPTER
 from .gguf_files import GGUF
 from .model_directory import TOKENIZER_FILES, ModelDirectory, missing_files, module_files
@@ -307,7 +307,7 @@ def _source(
     name: str, kind: Kind, folder: Path, revision: str | None = None, chosen: Path | None = None
 ) -> SourceModel:
     """Look at a directory, and digest what is the model."""
-    found = look(folder, name, chosen)
+    found = _looked_at(folder, name, chosen, cache_root(), _stamps(folder))
     path, layout = found.path, found.layout
     if layout == "onnx" and not missing_files(path):
         ready = ModelDirectory.load(path)
@@ -317,6 +317,21 @@ def _source(
     parts = [[p.name, _digest(p)] for p in files]
     digest = digest_json(parts + [[name, _digest(path / name)] for name in module_files(path)])
     return SourceModel(name, kind, layout, path, digest, revision, found.notes)
+
+
+@functools.lru_cache(maxsize=256)
+def _looked_at(
+    folder: Path, name: str, chosen: Path | None, _cache: Path, _stamps: tuple[object, ...]
+) -> Found:
+    """A look at a directory, once per job: weights in two formats are compared number by number."""
+    return look(folder, name, chosen)
+
+
+def _stamps(folder: Path) -> tuple[tuple[str, int, int, int], ...]:
+    """What changes when a file of a directory does."""
+    files = [p for p in (*folder.glob("*"), *folder.glob("*/*")) if p.is_file()]
+    found = ((str(p), p.stat()) for p in sorted(files))
+    return tuple((name, s.st_size, s.st_mtime_ns, s.st_ino) for name, s in found)
 
 
 def _digest(file: Path) -> str:
