@@ -75,6 +75,7 @@ def test_modules_stay_readable(path: Path) -> None:
 _LAYERS = (
     (
         "_redaction",
+        "_notes",
         "errors",
         "_numbers",
         "_metric_names",

@@ -21,7 +21,8 @@ _LENGTHS = (128, 512)
 _HELP = """Measure speed, memory, size and energy of CANDIDATEs against BASELINE.
 
 Each is a model directory (an ONNX model with its tokenizer), models:/<name>@<alias>, or what the
-recipes take: starter, a Hugging Face id, a PyTorch directory; those are exported first. Decoders
+recipes take: starter, a Hugging Face id, a PyTorch directory, or the file in a directory that is
+the model (model.onnx, model.safetensors, a GGUF file); those are exported first. Decoders
 compare with decoders, encoders and classifiers with each other; simulated formats are refused, as
 they run in float32. All models run in one process, in
 rounds that take them in random order, and ratios are taken within rounds: what else the machine

@@ -10,7 +10,8 @@ from .output import OUTPUT, write_json
 _HELP = """Show which nodes of MODEL run on which execution provider.
 
 MODEL is a model directory, models:/<name>@<alias>, or what the recipes take: starter, a Hugging
-Face id, a PyTorch directory; those are exported first. The model is loaded and reads one short
+Face id, a PyTorch directory, or the file in a directory that is the model; those are exported
+first. The model is loaded and reads one short
 text. Nodes without a kernel on the device run on the CPU, without an error; what they read and
 write is copied there and back.
 

@@ -11,10 +11,11 @@ from .output import OUTPUT, require_plot_name, write_json, write_plot
 _HELP = """Show which layers of MODEL a scheme hurts.
 
 MODEL is a float model directory, or what the recipes take: starter, a Hugging Face id, a PyTorch
-directory; those are exported first. Every kind of layer is quantized alone, and everything but it;
-then every layer alone. Each time the model is compared with its float self on a few texts, none of
-them from an evaluation: mean KL divergence, or 1 minus the cosine of embeddings. Answers are kept
-in the cache, and an interrupted run goes on where it stopped.
+directory, or the file in a directory that is the model; those are exported first. Every kind of
+layer is quantized alone, and everything but it; then every layer alone. Each time the model is
+compared with its float self on a few texts, none of them from an evaluation: mean KL divergence, or
+1 minus the cosine of embeddings. Answers are kept in the cache, and an interrupted run goes on
+where it stopped.
 
 \b
 Examples:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from ..errors import (
 from ..prompting import Prompting, parse_gen_kwargs, require_seed
 from ..readers.lm_eval import OWN_FACTS, LmEvalOutput, output_of
 from ..runtime.conversation import choose_template
+from .literal_templates import note_literal_templates
 from .question_tasks import QuestionOptions
 from .quiet import quiet_libraries
 from .records import keep_metrics
@@ -185,10 +188,14 @@ def run_lm_eval(settings: HarnessSettings) -> HarnessRun | None:
     # Tasks that cannot be loaded are found before a model is.
     with quiet_libraries():
         loaded = load(manager, specs, ", ".join(settings.tasks))
+    for task_name, task in loaded["tasks"].items():
+        with suppress(TypeError, ValueError):  # no split to evaluate: lm-eval says so
+            note_literal_templates(task_name, task, list(islice(task.eval_docs, 200)))
     if settings.model == _ONNX:
         name = _engine(arguments, loaded["tasks"])
     else:
         fit_tasks(loaded["tasks"], None)
+        _look_at(settings.model, arguments)
     # Nor are the data loaded a second time.
     manager.load = lambda _specs: loaded
     digest = _local_digest(arguments)
@@ -260,17 +267,38 @@ def _engine(arguments: dict[str, Any], tasks: dict[str, Any]) -> str:
     """
     from ..optimize.export import export_onnx
     from ..optimize.graph import optimize_graph
-    from ..optimize.onnx_files import GRAPH_FILE
     from ..optimize.source import resolve_model
     from . import backend, encoder_backend
 
-    given = str(arguments.get("pretrained", ""))
-    folder = Path(given).expanduser()
-    source = None if (folder / GRAPH_FILE).is_file() else resolve_model(given)
-    encodes = fit_tasks(tasks, folder if source is None else source.path)
-    if source is not None:
-        arguments["pretrained"] = str(optimize_graph(export_onnx(source)))
+    source = resolve_model(str(arguments.get("pretrained", "")))
+    encodes = fit_tasks(tasks, source.path)
+    ready = source.path if source.layout == "onnx" else optimize_graph(export_onnx(source))
+    arguments["pretrained"] = str(ready)
     return encoder_backend.NAME if encodes else backend.NAME
+
+
+def _look_at(model: str, arguments: Mapping[str, Any]) -> None:
+    """Refuse a local directory whose weights are damaged, or filled up at random.
+
+    Formats are the other library's business; where weights lie elsewhere too, so are they.
+    """
+    folder = Path(str(arguments.get("pretrained", ""))).expanduser()
+    if "pretrained" not in arguments or not folder.is_dir():
+        return
+    from ..optimize.directory_look import require_readable
+    from ..optimize.foreign_formats import ADAPTER
+    from ..optimize.packed_weights import is_quantized
+    from ..optimize.whole_weights import check_whole
+    from ..runtime.family import architecture
+
+    require_readable(folder, str(folder))
+    elsewhere = {"peft", "delta", "gguf_file"} & set(arguments) or (folder / ADAPTER).exists()
+    if model != "hf" or elsewhere or is_quantized(folder):
+        return
+    if architecture(folder).endswith(("ForCausalLM", "LMHeadModel")):
+        # What transformers cannot load at all says so when lm-eval loads it.
+        with suppress(AttributeError, ImportError, KeyError, OSError, RuntimeError, TypeError):
+            check_whole(folder)
 
 
 def _load_model(name: str, arguments: dict[str, Any], settings: HarnessSettings) -> Any:

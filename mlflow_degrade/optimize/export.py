@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..cache import cached_directory, require_space
 from ..errors import (
+    DegradeError,
     InputError,
     MissingExtraError,
     ModelError,
@@ -39,6 +41,7 @@ from .onnx_files import MAX_IR, load_graph, save_graph
 from .prompts import window_compared
 from .quiet_work import quiet_work
 from .source import SourceModel
+from .whole_weights import check_whole
 
 TASKS: Mapping[Family, str] = {
     "decoder": "text-generation-with-past",
@@ -130,11 +133,11 @@ def export_onnx(
     if source.layout == "onnx":
         if not missing_files(source.path):
             return source.path
-        return cached_directory(
-            "export", ["adopt", _VERSION, source.digest], lambda to: _adopt(source, to, progress)
-        )
+        adopted = ["adopt", _VERSION, source.digest, *source.notes]
+        return cached_directory("export", adopted, lambda to: _adopt(source, to, progress))
     versions = {name: v for name, v in library_versions().items() if name != "mlflow-degrade"}
-    key: list[Any] = ["export", _VERSION, source.digest, versions]
+    # The manifest says what was chosen where there was a choice.
+    key: list[Any] = ["export", _VERSION, source.digest, versions, *source.notes]
     if task is not None and task != (usual := _usual_task(source)):
         _require_task(source, task, usual)
         key.append(task)
@@ -214,6 +217,8 @@ def _export(source: SourceModel, target: Path, task: str, progress: bool) -> Non
     if task in (TASKS["encoder"], TASKS["classifier"]):
         # What the engine cannot run is found before minutes of work.
         OnnxEncoder(source.path, device="cpu")
+    with _loading(source), quiet_work(f"Checking the weights of {source.name}", progress):
+        check_whole(source.path)
     import torch
 
     weights = [p for p in source.path.iterdir() if p.suffix in (".safetensors", ".bin")]
@@ -268,7 +273,7 @@ def _length_facts(folder: Path) -> dict[str, Any]:
 def _main_export(source: SourceModel, output: str, task: str) -> None:
     from optimum.exporters.onnx import main_export
 
-    try:
+    with _loading(source):
         main_export(
             str(source.path),
             output,
@@ -280,6 +285,15 @@ def _main_export(source: SourceModel, output: str, task: str) -> None:
             do_validation=False,
             no_post_process=True,
         )
+
+
+@contextmanager
+def _loading(source: SourceModel) -> Iterator[None]:
+    """Name what Optimum and transformers raise while they read a model."""
+    try:
+        yield
+    except (MemoryError, DegradeError):
+        raise
     except OSError as error:
         if error.errno is not None:
             raise  # a full disk, not a broken model
@@ -295,8 +309,6 @@ def _main_export(source: SourceModel, output: str, task: str) -> None:
         raise UnsupportedModelError(
             f"Optimum could not export {source.name}: {type(error).__name__}: {error}"
         ) from error
-    except MemoryError:
-        raise
     except Exception as error:  # damaged weights raise types of the file format's own
         raise ModelError(
             f"{source.name} cannot be loaded or exported: {type(error).__name__}: {error}"

@@ -116,9 +116,7 @@ class TorchForward:
     """
 
     def __init__(self, directory: str | Path) -> None:
-        from transformers import AutoModelForCausalLM
-
-        self._model: Any = load_whole(AutoModelForCausalLM, directory)
+        self._model: Any = load_whole(directory)
 
     def logits(self, tokens: Tokens) -> Logits:
         import torch

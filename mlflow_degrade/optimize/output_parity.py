@@ -138,7 +138,7 @@ def _torch_outputs(folder: Path, texts: Sequence[Sequence[int]]) -> Iterator[Out
     kind: Any = getattr(transformers, name)
     # A model that chooses between texts gives each of them a number by itself.
     alone = 2 if unscored_task(folder) == "multiple-choice" else 1
-    model = load_whole(kind, folder)
+    model = load_whole(folder, kind)
     for ids in texts:
         with torch.inference_mode():
             output = model(torch.tensor(ids).reshape(*[1] * alone, -1))

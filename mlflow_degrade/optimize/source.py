@@ -1,23 +1,29 @@
 """From what a user calls a model to a directory with its files.
 
-Accepted names: ``starter`` and ``starter-encoder``, a local directory, a Hugging Face id, and a
-model in MLflow (``models:/name@alias``, ``models:/name/version``, ``runs:/…``).
+Accepted names: ``starter`` and ``starter-encoder``, a local directory or the file in it that is the
+model, a Hugging Face id, and a model in MLflow (``models:/name@alias``, ``models:/name/version``,
+``runs:/…``).
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..cache import cached_directory, digest_file, digest_json
+from .._notes import say_note
+from ..cache import cache_root, cached_directory, digest_file, digest_json
 from ..errors import MissingExtraError, ModelError, UnknownNameError
-from ..runtime.family import require_text_model
+from .directory_look import Found, Layout, look
+from .foreign_formats import ADAPTER
+from .gguf_files import GGUF
 from .model_directory import TOKENIZER_FILES, ModelDirectory, missing_files, module_files
-from .onnx_files import GRAPH_FILE
+from .onnx_choice import SUBFOLDER, find_graphs
+from .weight_files import find_weights, listed
 
 STARTERS = ("starter", "starter-encoder")
 """Models that need nothing but a package index: a language model and a sentence encoder."""
@@ -50,14 +56,17 @@ class SourceModel:
         ``"sha256:…"`` of config, weights and tokenizer.
     revision : str or None
         Commit of the hub, version in the registry.
+    notes : tuple of str
+        What else lay in its directory, and why it was not taken.
     """
 
     name: str
     kind: Kind
-    layout: Literal["transformers", "onnx"]
+    layout: Layout
     path: Path
     digest: str
     revision: str | None = None
+    notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """What is recorded in ``degrade.json``; the path differs between machines and is not."""
@@ -66,6 +75,7 @@ class SourceModel:
             "kind": self.kind,
             "digest": self.digest,
             "revision": self.revision,
+            **({"notes": list(self.notes)} if self.notes else {}),
         }
 
 
@@ -76,9 +86,12 @@ def resolve_model(model: str, *, progress: bool = True) -> SourceModel:
     ----------
     model : str
         One of `STARTERS`, a directory, a Hugging Face id (``org/name`` or ``org/name@revision``),
-        or an MLflow URI.
+        or an MLflow URI. A file in a directory (``model.onnx``, ``onnx/model_fp16.onnx``,
+        ``model.safetensors``, a GGUF file) stands for the directory and says which of its files is
+        the model.
     progress : bool
-        Show progress on standard error.
+        Show progress on standard error, and once what was chosen where a directory holds more than
+        one model.
 
     Returns
     -------
@@ -90,11 +103,19 @@ def resolve_model(model: str, *, progress: bool = True) -> SourceModel:
     UnknownNameError
         When the name is close to one that exists.
     ModelError
-        When the model is missing, gated, incomplete or unreachable.
+        When the model is missing, gated, incomplete, damaged, ambiguous or unreachable.
     UnsupportedModelError
-        When it is an encoder-decoder, or reads something else than texts.
+        When it is an encoder-decoder, reads something else than texts, or is in a format that is
+        not read.
     """
-    name = model.strip()
+    found = _resolve(model.strip(), progress)
+    if progress:
+        for note in found.notes:
+            say_note(f"{found.name}: {note}")
+    return found
+
+
+def _resolve(name: str, progress: bool) -> SourceModel:
     if name in STARTERS:
         return _source(name, "starter", _fetch_starter(name, progress))
     if name.startswith(_MLFLOW_SCHEMES):
@@ -103,15 +124,25 @@ def resolve_model(model: str, *, progress: bool = True) -> SourceModel:
     if name and directory.is_dir():
         return _source(name, "local", directory.resolve())
     if name and directory.is_file():
-        raise ModelError(
-            f"{name} is a file: give the directory that holds config.json, weights and tokenizer."
-        )
+        return _from_file(name, directory.absolute())
     looks_like_path = name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
     if looks_like_path or not _HUB_ID.fullmatch(name):
         raise ModelError(f"no model at {name!r}: {_neighbours(directory)}")
     if "/" not in name and difflib.get_close_matches(name, STARTERS, cutoff=0.7):
         raise UnknownNameError("model", name, STARTERS, "Or give a directory or a hub id.")
     return _from_hub(name)
+
+
+def _from_file(name: str, file: Path) -> SourceModel:
+    """The directory that a file stands for, with the file chosen in it."""
+    if not file.name.endswith((".onnx", ".safetensors", ".bin", ".index.json", GGUF)):
+        raise ModelError(
+            f"{name} is a file: give the directory that holds config.json, weights and tokenizer, "
+            "or the file with the weights in it (.safetensors, .bin, .onnx, .gguf)."
+        )
+    folder = file.parent
+    inside = folder.name == SUBFOLDER and not (folder / "config.json").is_file()
+    return _source(name, "local", folder.parent if inside else folder, chosen=file)
 
 
 def _fetch_starter(name: str, progress: bool) -> Path:
@@ -172,7 +203,29 @@ def _from_hub(name: str) -> SourceModel:
         ) from error
     except (errors.HFValidationError, ValueError) as error:
         raise ModelError(f"{name!r} is not a model id: {error}") from error
-    return _source(name, "hub", path, revision=path.name)
+    try:
+        return _source(name, "hub", path, revision=path.name)
+    except ModelError as error:
+        if _holds_model(path):
+            raise
+        raise ModelError(f"{error}{_others_on_hub(repo, path.name)}") from error
+
+
+def _others_on_hub(repo: str, revision: str) -> str:
+    """A sentence about models in formats that are not downloaded unasked."""
+    from huggingface_hub import HfApi, errors
+
+    try:
+        files = [f.rfilename for f in HfApi().repo_info(repo, revision=revision).siblings or ()]
+    except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, OSError):
+        return ""
+    found = [file for file in files if file.endswith((GGUF, ".onnx"))]
+    if not found:
+        return ""
+    return (
+        f" The repository holds {listed(found)}: download what is meant (hf download {repo} "
+        f"--local-dir DIR) and name the file as the model, e.g. DIR/{found[0]}."
+    )
 
 
 def _from_mlflow(uri: str) -> SourceModel:
@@ -189,7 +242,9 @@ def _from_mlflow(uri: str) -> SourceModel:
         root = cached_directory("mlflow-model", identity, download)
     except (MlflowException, OSError) as error:
         raise ModelError(f"MLflow has no model at {uri}: {error}") from error
-    inner = sorted(p.parent for p in root.rglob("config.json") if _layout(p.parent) is not None)
+    inner = sorted(p.parent for p in root.rglob("config.json") if _holds_model(p.parent))
+    for adapter in () if inner else sorted(root.rglob(ADAPTER)):
+        look(adapter.parent, uri)  # which says what to do with one
     if len(inner) != 1:
         raise ModelError(
             f"{uri} holds {len(inner)} directories with a model's config and weights, expected "
@@ -243,39 +298,51 @@ def _mlflow_identity(uri: str) -> tuple[list[str], str | None]:
     return [*stores, name, str(found.version), made], str(found.version)
 
 
-def _layout(directory: Path) -> Literal["transformers", "onnx"] | None:
-    """What a directory with a config holds, None when that is no weights."""
-    if (directory / GRAPH_FILE).is_file():
-        return "onnx"
-    if any(any(directory.glob(pattern)) for pattern in _WEIGHTS):
-        return "transformers"
-    return None
+def _holds_model(directory: Path) -> bool:
+    """Whether a directory with a config holds something to look at."""
+    return bool(find_weights(directory) or find_graphs(directory))
 
 
-def _source(name: str, kind: Kind, path: Path, revision: str | None = None) -> SourceModel:
-    """Check that a directory is a model, and digest it."""
-    layout = _layout(path)
-    missing = [] if (path / "config.json").is_file() else ["config.json"]
-    if not missing:
-        # First: a model of images has no tokenizer, and is not incomplete.
-        require_text_model(path, name)
-    if layout is None:
-        missing.append("weights (*.safetensors or pytorch_model*.bin)")
-    if not _has_tokenizer(path):
-        missing.append("a tokenizer (tokenizer.json)")
-    if layout is None or missing:
-        raise ModelError(
-            f"{name} is not a complete model: {path} lacks {', '.join(missing)}. Save model and "
-            "tokenizer with save_pretrained into the same directory."
-        )
+def _source(
+    name: str, kind: Kind, folder: Path, revision: str | None = None, chosen: Path | None = None
+) -> SourceModel:
+    """Look at a directory, and digest what is the model."""
+    found = _looked_at(folder, name, chosen, cache_root(), _stamps(folder))
+    path, layout = found.path, found.layout
     if layout == "onnx" and not missing_files(path):
         ready = ModelDirectory.load(path)
         ready.verify()
-        return SourceModel(name, kind, layout, path, ready.digest, revision)
+        return SourceModel(name, kind, layout, path, ready.digest, revision, found.notes)
     files = sorted(p for p in path.iterdir() if p.is_file() and _matters(p, layout))
-    parts = [[p.name, digest_file(p)] for p in files]
-    digest = digest_json(parts + [[name, digest_file(path / name)] for name in module_files(path)])
-    return SourceModel(name, kind, layout, path, digest, revision)
+    parts = [[p.name, _digest(p)] for p in files]
+    digest = digest_json(parts + [[name, _digest(path / name)] for name in module_files(path)])
+    return SourceModel(name, kind, layout, path, digest, revision, found.notes)
+
+
+@functools.lru_cache(maxsize=256)
+def _looked_at(
+    folder: Path, name: str, chosen: Path | None, _cache: Path, _stamps: tuple[object, ...]
+) -> Found:
+    """A look at a directory, once per job: weights in two formats are compared number by number."""
+    return look(folder, name, chosen)
+
+
+def _stamps(folder: Path) -> tuple[tuple[str, int, int, int], ...]:
+    """What changes when a file of a directory does."""
+    files = [p for p in (*folder.glob("*"), *folder.glob("*/*")) if p.is_file()]
+    found = ((str(p), p.stat()) for p in sorted(files))
+    return tuple((name, s.st_size, s.st_mtime_ns, s.st_ino) for name, s in found)
+
+
+def _digest(file: Path) -> str:
+    """A file's digest; a job resolves its model at several steps, and reads it once."""
+    found = file.stat()
+    return _digest_of(file, found.st_size, found.st_mtime_ns, found.st_ino)
+
+
+@functools.lru_cache(maxsize=4096)
+def _digest_of(file: Path, *_stamp: int) -> str:
+    return digest_file(file)
 
 
 def _has_tokenizer(directory: Path) -> bool:

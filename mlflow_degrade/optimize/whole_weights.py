@@ -7,28 +7,23 @@ random.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError
-
-# Weights inside of a numbered layer: of layers that the config does not have, or of an adapter.
-_IN_A_LAYER = re.compile(r"\.\d+\..*weight$")
-_SHOWN = 3
+from ..runtime.family import architecture, model_family, unscored_task
+from .weight_files import IN_A_LAYER, listed
 
 
-def load_whole(kind: Any, folder: str | Path, *, unused: Collection[str] = ()) -> Any:
+def load_whole(folder: str | Path, kind: Any = None) -> Any:
     """A model in float32, whose every weight comes from the directory.
 
     Parameters
     ----------
-    kind : type
-        A class of transformers with ``from_pretrained``.
     folder : path
-    unused : collection of str
-        Beginnings of the names of weights that nothing reads, which may be absent.
+    kind : type, optional
+        A class of transformers with ``from_pretrained``; by default that of the model's family.
 
     Raises
     ------
@@ -37,13 +32,30 @@ def load_whole(kind: Any, folder: str | Path, *, unused: Collection[str] = ()) -
     """
     import torch
 
-    model, found = kind.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+    model = _loaded(folder, kind, dtype=torch.float32)
+    return model.eval()
+
+
+def check_whole(folder: str | Path) -> None:
+    """Raise what `load_whole` would, from names and shapes alone: no number is read.
+
+    Raises
+    ------
+    ModelError
+    """
+    # A shape that differs is an error of transformers' own otherwise, which names no tensor.
+    _loaded(folder, None, device_map="meta", ignore_mismatched_sizes=True)
+
+
+def _loaded(folder: str | Path, kind: Any, **options: Any) -> Any:
+    usual, unused = _class_of(Path(folder))
+    model, found = (kind or usual).from_pretrained(
+        folder, local_files_only=True, output_loading_info=True, **options
     )
-    missing = [k for k in found["missing_keys"] if not k.startswith(tuple(unused))]
+    missing = [k for k in found["missing_keys"] if not k.startswith(unused)]
     other = sorted(str(entry[0]) for entry in found["mismatched_keys"])
     unknown = sorted(found["unexpected_keys"])
-    surplus = [k for k in unknown if _IN_A_LAYER.search(k)]
+    surplus = [k for k in unknown if IN_A_LAYER.search(k)]
     if missing or other or surplus:
         parts = [
             _listed("lack", missing),
@@ -55,13 +67,26 @@ def load_whole(kind: Any, folder: str | Path, *, unused: Collection[str] = ()) -
             f"{'; they '.join(filter(None, parts))}. transformers would fill gaps with random "
             f"numbers.{_hint(missing, unknown)}"
         )
-    return model.eval()
+    return model
 
 
-def _listed(what: str, names: Iterable[str]) -> str:
-    found = sorted(names)
-    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    return f"{what} {', '.join(found[:_SHOWN])}{more}" if found else ""
+def _class_of(folder: Path) -> tuple[Any, tuple[str, ...]]:
+    """The class that loads a model, and beginnings of names of weights that nothing reads."""
+    import transformers
+
+    if unscored_task(folder):
+        return getattr(transformers, architecture(folder)), ()
+    family = model_family(folder)
+    if family == "decoder":
+        return transformers.AutoModelForCausalLM, ()
+    if family == "classifier":
+        return transformers.AutoModelForSequenceClassification, ()
+    # Of a base model the hidden states are read, never what its pooler makes of the first.
+    return transformers.AutoModel, ("pooler.",)
+
+
+def _listed(what: str, names: list[str]) -> str:
+    return f"{what} {listed(names)}" if names else ""
 
 
 def _hint(missing: Iterable[str], unknown: Iterable[str]) -> str:

@@ -27,7 +27,7 @@ Options = TypeVar("Options", bound=BaseModel)
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 SETTINGS = {"show_default": True, "help_option_names": ["-h", "--help"]}
-MODEL_HELP = "starter, starter-encoder, a hub id, a directory, or models:/n@a."
+MODEL_HELP = "starter, starter-encoder, a hub id, a directory or file, or models:/n@a."
 RECIPE_HELP = "A preset's name (presets/*.yaml next to the project), or a .yaml file."
 
 _PROMPTING = (

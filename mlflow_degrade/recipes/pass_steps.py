@@ -12,7 +12,7 @@ from ..optimize.recipe import Recipe
 from ..report.cost import CostFigures
 from . import steps
 from .console import say, step
-from .tracked import log_recipe, recipe_params, recipe_run
+from .tracked import find_model, log_recipe, recipe_params, recipe_run
 
 if TYPE_CHECKING:
     from ..optimize.model_directory import ModelDirectory
@@ -110,11 +110,8 @@ def apply_passes(
     force : bool
         Apply even what is refused there.
     """
-    from ..optimize.source import resolve_model
-
     recipe.check(providers, force=force)
-    with step(f"Find {model}"):
-        source = resolve_model(model).path
+    source = find_model(model)
     results: list[PassResult] = []
     for each in recipe.passes:
         with step(each.title):

@@ -17,7 +17,7 @@ from ..prompting import Prompting
 from ..results import Decision, Verdict
 from ..runtime.providers import Device
 from .console import say, step
-from .tracked import log_recipe, recipe_params, recipe_run
+from .tracked import find_model, log_recipe, recipe_params, recipe_run
 
 DEFAULT_SCHEME = "int8-weight-only"
 
@@ -183,6 +183,9 @@ def _run(options: QuantizeOptions, run_id: str) -> Outcome:
     recipe.check(providers, force=options.force)
     log_recipe(recipe)
     prompting = options.prompting.completed(options.policy.prompting)
+    find_model(options.model)
+    if options.baseline_model is not None:
+        find_model(options.baseline_model, tag="degrade.baseline_source_notes")
     suite = load_suite(
         steps.packaged_suite(options.model) if options.tasks == ("auto",) else options.tasks,
         include_path=options.include_path,

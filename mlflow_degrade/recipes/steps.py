@@ -91,7 +91,7 @@ def packaged_suite(model: str) -> tuple[str, ...]:
     from ..evaluation.suite import default_tasks
     from ..optimize.source import resolve_model
 
-    with step(f"Find {model}"):
+    with step(f"Choose tasks for {model}"):
         tasks = default_tasks(resolve_model(model).path)
         say(f"tasks: {', '.join(tasks)}")
     return tasks

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from ..errors import DegradeError
 from ..optimize.recipe import Recipe
 from .command import joined_run_id
+from .console import step
 
 
 @contextmanager
@@ -74,3 +76,34 @@ def log_recipe(recipe: Recipe) -> None:
         mlflow.set_tag("degrade.scheme", quantization.name)
         if quantization.calibration is not None:
             mlflow.log_artifact(str(quantization.calibration), "recipe")
+
+
+def find_model(model: str, *, tag: str = "degrade.source_notes") -> Path:
+    """Look at a model before any work, and log which of the files in its directory was taken.
+
+    Parameters
+    ----------
+    model : str
+        As `mlflow_degrade.optimize.source.resolve_model` takes it.
+    tag : str
+        Where that is logged, if there was a choice.
+
+    Returns
+    -------
+    Path
+        The directory with its files.
+
+    Raises
+    ------
+    ModelError
+        It is not there, damaged, ambiguous or in a format that is not read.
+    """
+    import mlflow
+
+    from ..optimize.source import resolve_model
+
+    with step(f"Find {model}"):
+        found = resolve_model(model)
+        if found.notes:
+            mlflow.set_tag(tag, "; ".join(found.notes)[:2_000])
+    return found.path

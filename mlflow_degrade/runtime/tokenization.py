@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, ModelError
+from .session import read_json
 
 
 class TextEncoder:
@@ -42,7 +43,7 @@ class TextEncoder:
         if self.tokenizer.eos_token_id is None:
             raise ModelError(
                 f"the tokenizer in {folder} has no end-of-text token: set eos_token in its "
-                "tokenizer_config.json."
+                f"tokenizer_config.json{_stated_end(folder, self.tokenizer)}."
             )
         bos = self.tokenizer.bos_token_id
         self.end_id: int = int(self.tokenizer.eos_token_id)
@@ -132,6 +133,16 @@ class TextEncoder:
         """Text of token ids, without special tokens."""
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
         return text
+
+
+def _stated_end(folder: Path, tokenizer: Any) -> str:
+    """The token that the model's own config takes for the end, as a clause."""
+    for name in ("generation_config.json", "config.json"):
+        stated = read_json(folder, name, needed=False).get("eos_token_id")
+        first = stated[0] if isinstance(stated, list) and stated else stated
+        if isinstance(first, int) and (token := tokenizer.convert_ids_to_tokens(first)):
+            return f", to {token!r} as {name} has it (id {first})"
+    return ""
 
 
 def _move_spaces(context: str, continuation: str) -> tuple[str, str]:

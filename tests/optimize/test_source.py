@@ -62,9 +62,9 @@ def test_missing_parts_are_named(
         resolve_model(str(copy))
 
 
-def test_a_file_is_not_a_model(tiny_llama_dir: Path) -> None:
+def test_a_file_without_weights_is_not_a_model(tiny_llama_dir: Path) -> None:
     with pytest.raises(ModelError, match="is a file"):
-        resolve_model(str(tiny_llama_dir / "model.safetensors"))
+        resolve_model(str(tiny_llama_dir / "tokenizer.json"))
 
 
 def test_a_wrong_path_suggests_its_neighbour(tiny_llama_dir: Path) -> None:
@@ -135,9 +135,14 @@ def hub(tiny_llama_dir: Path) -> Iterator[str]:
                     self.answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
                 elif repo == "org/gated":
                     self.answer(403, b"", {"X-Error-Code": "GatedRepo"})
+                elif repo == "org/gguf":
+                    names = ("config.json", "tiny-Q4_0.gguf", "onnx/model.onnx")
+                    siblings = [{"rfilename": name} for name in names]
+                    body = {"id": repo, "sha": COMMIT, "siblings": siblings, "tags": []}
+                    self.answer(200, json.dumps(body).encode())
                 else:
                     self.answer(401, b"", {"X-Error-Code": "RepoNotFound"})
-            elif parts[:3] == ["org", "tiny", "resolve"] and parts[-1] in files:
+            elif parts[0] == "org" and "resolve" in parts and parts[-1] in files:
                 body = files[parts[-1]]
                 tag = hashlib.sha256(body).hexdigest()
                 self.answer(200, body, {"ETag": f'"{tag}"', "X-Repo-Commit": COMMIT})
@@ -206,6 +211,7 @@ def test_hub_models_are_fetched_at_their_commit(hub: str, tmp_path: Path) -> Non
         ("org/gated", "'org/gated' is gated"),
         ("org/none", "no model 'org/none'"),
         ("org/tiny@v9", "no revision 'v9'"),
+        ("org/gguf", "The repository holds onnx/model.onnx, tiny-Q4_0.gguf: download"),
     ],
 )
 def test_hub_refusals_are_one_clear_sentence(
@@ -280,6 +286,23 @@ def test_artifacts_without_a_model_are_refused(tmp_path: Path) -> None:
         mlflow.log_artifact(str(tmp_path / "notes.txt"), "notes")
     with pytest.raises(ModelError, match="holds 0 directories"):
         resolve_model(f"runs:/{run.info.run_id}/notes")
+
+
+@pytest.mark.usefixtures("registry")
+def test_logged_directories_are_looked_at(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    pointer = tmp_path / "pointer"
+    shutil.copytree(tiny_llama_dir, pointer)
+    (pointer / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    with mlflow.start_run() as run:
+        mlflow.log_artifacts(str(pointer), "pointer")
+        mlflow.log_artifacts(str(adapter), "adapter")
+    with pytest.raises(ModelError, match="Git LFS pointer"):
+        resolve_model(f"runs:/{run.info.run_id}/pointer")
+    with pytest.raises(ModelError, match="is a LoRA adapter, not a model: its base is 'org/base'"):
+        resolve_model(f"runs:/{run.info.run_id}/adapter")
 
 
 @pytest.mark.usefixtures("registry")
