@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..cache import digest_file
+from ..cache import digest_file, digest_json
 from ..errors import InputError, RegistryError
 from ..results import Decision, Verdict
 from .artifact_access import delete_artifact, fetch
@@ -72,7 +72,6 @@ class AttestationReview:
 def review_attestation(
     folder: Path,
     signers: Collection[AllowedSigner],
-    evidence_digest: str | None,
     content: ModelContent | None = None,
 ) -> AttestationReview:
     """Check the signature on a folder of evidence, and that it is about exactly these files.
@@ -83,14 +82,16 @@ def review_attestation(
         A copy that nobody else can write to.
     signers : collection of AllowedSigner
         One of them must have signed; where empty, evidence may be unsigned.
-    evidence_digest : str or None
-        As computed from the folder's manifest.
     content : ModelContent, optional
         The model's files, where they are at hand.
 
     Returns
     -------
     AttestationReview
+
+    Notes
+    -----
+    Nothing but JSON is parsed here: samples that nobody signed need not be opened at all.
     """
     review = AttestationReview()
     linked = sorted(p.name for p in folder.iterdir() if p.is_symlink())
@@ -117,8 +118,7 @@ def review_attestation(
         review.problems.append(f"{ATTESTATION}: what was signed is not JSON: {error}")
         return review
     review.trusted = bool(signers)
-    expected = _subjects(content, evidence_digest)
-    review.problems += _differences(statement, expected, _digests(folder))
+    review.problems += _differences(statement, _subjects(folder, content), _digests(folder))
     return review
 
 
@@ -153,9 +153,8 @@ def sign_evidence(run_id: str, decision: Decision, content: ModelContent, key: S
                 f"the evidence in run {run_id} is not signed, it is not what was decided here: "
                 f"{'; '.join(problems)}"
             )
-        digest = review.digests["evidence"]
         own = () if key.signer is None else (key.signer,)
-        if own and not review_attestation(folder, own, digest, content).problems:
+        if own and not review_attestation(folder, own, content).problems:
             return  # by this very key already
         for name in (MODEL_SIGNATURE, ATTESTATION, PUBLIC_KEY):
             (folder / name).unlink(missing_ok=True)
@@ -163,7 +162,7 @@ def sign_evidence(run_id: str, decision: Decision, content: ModelContent, key: S
             delete_artifact(
                 str(run.info.artifact_uri), f"{EVIDENCE}/{MODEL_SIGNATURE}"
             )  # by an earlier key
-        signed = _statement(_subjects(content, digest), _digests(folder), decision)
+        signed = _statement(_subjects(folder, content), _digests(folder), decision)
         (folder / ATTESTATION).write_text(key.sign(signed), encoding="utf-8")
         (folder / PUBLIC_KEY).write_bytes(key.public_key)
         for name in (MODEL_SIGNATURE, PUBLIC_KEY, ATTESTATION):
@@ -200,8 +199,7 @@ def require_signature(
         return
     with tempfile.TemporaryDirectory(prefix="mlflow-degrade-") as scratch:
         folder = fetch_evidence(MlflowClient().get_run(run_id), Path(scratch))
-        digest = review_evidence(folder).digests.get("evidence")
-        problems = review_attestation(folder, signers, digest, content).problems
+        problems = review_attestation(folder, signers, content).problems
     if problems:
         raise RegistryError(
             f"{'; '.join(problems)}. Nothing was registered: give a key of a signer that the gate "
@@ -261,8 +259,13 @@ def _not_as_decided(folder: Path, decision: Decision, content: ModelContent) -> 
     return found
 
 
-def _subjects(content: ModelContent | None, evidence_digest: str | None) -> dict[str, str]:
-    found = {"evidence": str(evidence_digest).removeprefix("sha256:")}
+def _subjects(folder: Path, content: ModelContent | None) -> dict[str, str]:
+    """Digests of what a statement is about, as far as they can be had."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        found = {"evidence": digest_json(manifest).removeprefix("sha256:")}
+    except (OSError, ValueError, RecursionError):
+        found = {"evidence": ""}
     return found if content is None else {"model": model_root(content.files), **found}
 
 

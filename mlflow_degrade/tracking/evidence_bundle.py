@@ -139,9 +139,12 @@ def verify_bundle(
         problems = _unpack(path, folder)
         if problems:
             return BundleReview(None, tuple(problems), (), None, {}, None, trusted=False)
+        attested = review_attestation(folder, signers, content)
+        if attested.problems:
+            by = attested.signer
+            return BundleReview(None, tuple(attested.problems), (), None, {}, by, trusted=False)
         review = review_evidence(folder, policy)
-        attested = review_attestation(folder, signers, review.digests.get("evidence"), content)
-        problems = [*attested.problems, *review.problems]
+        problems = list(review.problems)
         if content is not None:
             problems += content.problems
             problems += wrong_model(content, review.digests, {}, bound_digest(folder))

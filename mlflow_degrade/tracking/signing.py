@@ -113,7 +113,7 @@ def open_envelope(
     signers : collection of AllowedSigner
         One of them must have signed; where there are none, the carried key must fit.
     carried : bytes or None
-        A public key that came with the envelope: believed where a signer has its fingerprint.
+        The public key that came with the envelope: believed where a signer has its fingerprint.
 
     Raises
     ------
@@ -138,15 +138,16 @@ def _open_keyed(
 ) -> tuple[str, bytes, str]:
     dsse, signer = library("securesystemslib.dsse"), library("securesystemslib.signer")
     unsound = library("securesystemslib.exceptions").Error
+    if not isinstance(envelope.get("payloadType"), str):
+        raise SignatureError("the signature cannot be read: it has no payloadType")
     try:
         found = dsse.Envelope.from_dict(envelope)
     except (KeyError, TypeError, ValueError, AttributeError, unsound) as error:
         raise SignatureError(f"the signature cannot be read: {error!r}") from error
     public = [public_key_of(s.public_key.encode()) for s in signers if s.public_key is not None]
-    if carried is not None:
-        extra = public_key_of(carried)
-        if not signers or fingerprint(extra) in {s.fingerprint for s in signers}:
-            public.append(extra)
+    extra = public_key_of(carried or b"")
+    if not signers or fingerprint(extra) in {s.fingerprint for s in signers}:
+        public.append(extra)
     # Each key comes with its one algorithm; what the envelope says of itself plays no part.
     keys = {fingerprint(key): key for key in public}
     named = [name for name in keys if name in found.signatures]
@@ -163,7 +164,10 @@ def _open_keyed(
         raise SignatureError(
             f"the signature by {_listed(named)} does not fit what it is said to sign"
         ) from error
-    return str(found.payload_type), found.payload, str(next(iter(accepted)))
+    by = str(next(iter(accepted)))
+    if by != fingerprint(extra):
+        raise SignatureError(f"it is signed by {by}, and the key that came with it is another")
+    return str(found.payload_type), found.payload, by
 
 
 def _open_keyless(

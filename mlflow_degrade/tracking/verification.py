@@ -149,15 +149,15 @@ def verify_version(
     with tempfile.TemporaryDirectory(prefix="mlflow-degrade-") as scratch:
         content = _content(location, model_dir, Path(scratch), tracking_uri, problems)
         run, folder = _find_evidence(found, tags, Path(scratch), tracking_uri, problems)
-        review = EvidenceReview() if folder is None else review_evidence(folder, policy)
-        bound = None if folder is None else bound_digest(folder)
-        attested = AttestationReview()
+        attested, review, bound = AttestationReview(), EvidenceReview(), None
         if folder is not None:
-            digest = review.digests.get("evidence")
-            attested = review_attestation(folder, signers, digest, content)
-    problems += review.problems + attested.problems
+            attested = review_attestation(folder, signers, content)
+        judged = folder is not None and not attested.problems
+        if folder is not None and judged:
+            review, bound = review_evidence(folder, policy), bound_digest(folder)
+    problems += attested.problems + review.problems
     notes = list(review.notes)
-    if folder is not None and attested.note is not None:
+    if judged and attested.note is not None:
         notes.append(attested.note)
     notes += [
         f"promoted by an override, says tag {key}: {value}"
@@ -182,7 +182,7 @@ def verify_version(
         problems += _wrong_place(run, wanted, tracking_uri)
         if run.info.lifecycle_stage != "active":
             notes.append(f"run {run.info.run_id}, which holds the evidence, was deleted")
-    if folder is not None:
+    if judged:
         problems += _wrong_tags(tags, review)
         if content is not None:
             problems += wrong_model(content, review.digests, tags, bound)
@@ -320,7 +320,10 @@ def wrong_model(
             "to these files"
         )
     elif content.artifact_digest == candidate:
-        return found
+        if tags.get(ARTIFACT_TAG, candidate) != candidate:
+            found.append(
+                f"tag {ARTIFACT_TAG} says {tags[ARTIFACT_TAG]}, the files give {candidate}"
+            )
     elif content.digest == candidate:
         found += _wrong_wrapper(content, tags, bound)
     elif candidate in (content.declared, tags.get(MODEL_DIGEST_TAG)):
