@@ -144,6 +144,15 @@ class GateConfig(BaseModel):
 def allowed_signers(keys: Collection[str] = ()) -> tuple[AllowedSigner, ...]:
     """Signers whose signature counts: those with these keys, else those of the gate file.
 
+    Parameters
+    ----------
+    keys : collection of str
+        Paths of public keys in PEM, PEM texts, or fingerprints.
+
+    Returns
+    -------
+    tuple of AllowedSigner
+
     Raises
     ------
     PolicyError
