@@ -409,6 +409,12 @@ def _signatures(scene: Scene, files: Files) -> Iterator[Forgery]:
         forged[f"statement: without {item['name']}"] = signed(
             by_release(_with(statement, ("predicate", "configuration"), less))
         )
+        name = item["name"]
+        kept = {n: content for n, content in files.items() if n != name}
+        attestation = forged[f"statement: without {name}"]["attestation.json"]
+        forged[f"statement: without {name}, which is missing"] = {
+            **kept, "attestation.json": attestation
+        }  # fmt: skip
         path = ("predicate", "configuration", index, "digest", "sha256")
         forged[f"statement: another {item['name']}"] = signed(
             by_release(_with(statement, path, 64 * "0"))
@@ -489,6 +495,14 @@ def _accepted(scene: Scene, files: Files) -> bool:
 def test_no_forged_bundle_is_accepted(scene: Scene, forgeries: list[Forgery]) -> None:
     assert _accepted(scene, scene.files(scene.honest))
     assert [f.name for f in forgeries if _accepted(scene, f.files)] == []
+
+
+def test_without_the_model_the_statement_must_name_one_all_the_same(
+    scene: Scene, forgeries: list[Forgery]
+) -> None:
+    forged = next(f for f in forgeries if f.name == "signature: statement: no model")
+    found = verify_bundle(_bundle(scene.folder / "forged.zip", forged.files), scene.signers)
+    assert found.problems == ("the signature is about other files of the model",)
 
 
 def _refuse_all(scene: Scene, found: list[Forgery]) -> None:
