@@ -157,8 +157,6 @@ def verify_version(
             review, bound = review_evidence(folder, policy), bound_digest(folder)
     problems += attested.problems + review.problems
     notes = list(review.notes)
-    if judged and attested.note is not None:
-        notes.append(attested.note)
     notes += [
         f"promoted by an override, says tag {key}: {value}"
         for key, value in tags.items()
@@ -183,6 +181,7 @@ def verify_version(
         if run.info.lifecycle_stage != "active":
             notes.append(f"run {run.info.run_id}, which holds the evidence, was deleted")
     if judged:
+        notes += [] if attested.note is None else [attested.note]
         problems += _wrong_tags(tags, review)
         if content is not None:
             problems += wrong_model(content, review.digests, tags, bound)
