@@ -28,6 +28,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 SETTINGS = {"show_default": True, "help_option_names": ["-h", "--help"]}
 MODEL_HELP = "starter, starter-encoder, a hub id, a directory or file, or models:/n@a."
+SIGNING_KEY_HELP = "Private key in PEM to sign the evidence with, or sigstore."
 RECIPE_HELP = "A preset's name (presets/*.yaml next to the project), or a .yaml file."
 
 _PROMPTING = (

@@ -12,6 +12,7 @@ from ..prompting import Prompting
 from ..runtime.providers import DEVICE_HELP, DEVICES
 from .command import (
     SETTINGS,
+    SIGNING_KEY_HELP,
     caller_path,
     caller_tasks,
     flag,
@@ -36,6 +37,7 @@ from .command import (
 @prompting_options
 @click.option("--seed", default="0", help="Of the random samples.")
 @click.option("--device", default="auto", help=f"{DEVICE_HELP}.")
+@click.option("--signing-key", default="", help=SIGNING_KEY_HELP)
 @click.option("--fresh", default="false", help="true evaluates both again.")
 def main(**given: str) -> None:
     """Compare two models in MLflow, and promote the candidate only when it passes."""
@@ -86,6 +88,7 @@ def _run(given: dict[str, str]) -> int:
             questions=questions if tasks else None,
             device=given["device"],
             fresh=fresh,
+            signing_key=caller_path(given["signing_key"]) or None,
         )
         out = console()
         out.print(decision_view(done.decision, done.paired))

@@ -17,6 +17,7 @@ from .command import (
     MODEL_HELP,
     RECIPE_HELP,
     SETTINGS,
+    SIGNING_KEY_HELP,
     build,
     caller_path,
     caller_tasks,
@@ -68,6 +69,7 @@ _RULE: str = QuantizeOptions.model_fields["policy"].default.rule
 @prompting_options
 @click.option("--seed", default="0", help="Of the random samples.")
 @click.option("--fresh", default="false", help="true evaluates again.")
+@click.option("--signing-key", default="", help=SIGNING_KEY_HELP)
 @click.option("--strict", default="false", help="true exits 1 on FAIL, 2 on INCONCLUSIVE.")
 @click.pass_obj
 def main(presets: Path | None, /, **given: str) -> None:
@@ -105,6 +107,7 @@ def _options(given: dict[str, str], presets: Path | None) -> QuantizeOptions:
             **{name: given[name] for name in Prompting.model_fields},
             "seed": number("seed", given["seed"], int),
             "fresh": flag("fresh", given["fresh"]),
+            "signing_key": caller_path(given["signing_key"]) or None,
         },
     )
 
