@@ -60,6 +60,7 @@ def _record(found: Verification) -> dict[str, Any]:
         "notes": list(found.notes),
         "digests": dict(found.digests),
         "run_id": found.run_id,
+        "evaluations": {side: source.as_dict() for side, source in found.sources.items()},
         "warning": found.warning,
         "decision": None if found.decision is None else found.decision.model_dump(mode="json"),
     }
@@ -89,6 +90,7 @@ def _view(found: Verification) -> str:
             lines.append(f"  {meaning:25} {found.digests[key]}")
     if found.run_id is not None:
         lines.append(f"  {'evidence in run':25} {found.run_id}")
+    lines += [f"  {f'{side} scores':25} {source}" for side, source in found.sources.items()]
     lines += [f"note: {note}" for note in found.notes]
     lines += [f"problem: {problem}" for problem in found.problems]
     return "\n".join(lines)

@@ -69,7 +69,7 @@ class SourceModel:
         }
 
 
-def resolve_model(model: str, *, progress: bool = True) -> SourceModel:
+def resolve_model(model: str, *, progress: bool = True, files: Path | None = None) -> SourceModel:
     """Find a model and bring its files to this machine.
 
     Parameters
@@ -79,6 +79,8 @@ def resolve_model(model: str, *, progress: bool = True) -> SourceModel:
         or an MLflow URI.
     progress : bool
         Show progress on standard error.
+    files : Path, optional
+        Of a model in MLflow, where they have been downloaded.
 
     Returns
     -------
@@ -98,7 +100,7 @@ def resolve_model(model: str, *, progress: bool = True) -> SourceModel:
     if name in STARTERS:
         return _source(name, "starter", _fetch_starter(name, progress))
     if name.startswith(_MLFLOW_SCHEMES):
-        return _from_mlflow(name)
+        return _from_mlflow(name, files)
     directory = Path(name).expanduser()
     if name and directory.is_dir():
         return _source(name, "local", directory.resolve())
@@ -175,7 +177,7 @@ def _from_hub(name: str) -> SourceModel:
     return _source(name, "hub", path, revision=path.name)
 
 
-def _from_mlflow(uri: str) -> SourceModel:
+def _from_mlflow(uri: str, files: Path | None) -> SourceModel:
     """Download a logged or registered model and find the directory inside it."""
     import mlflow
     from mlflow.exceptions import MlflowException
@@ -186,7 +188,7 @@ def _from_mlflow(uri: str) -> SourceModel:
         def download(scratch: Path) -> None:
             mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(scratch))
 
-        root = cached_directory("mlflow-model", identity, download)
+        root = files or cached_directory("mlflow-model", identity, download)
     except (MlflowException, OSError) as error:
         raise ModelError(f"MLflow has no model at {uri}: {error}") from error
     inner = sorted(p.parent for p in root.rglob("config.json") if _layout(p.parent) is not None)

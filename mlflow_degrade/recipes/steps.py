@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 from ..pairing import PairedScores
 from ..policy import GatePolicy
-from ..results import Decision
+from ..results import Decision, SideName
 from ..scores import SampleScores
 from .console import say, step
 
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from ..evaluation.suite import Suite
     from ..optimize.passes import QuantizePass
     from ..optimize.recipe import Recipe
+    from ..tracking.sources import EvaluationSource
 
-SIDES = ("baseline", "candidate")
+SIDES: tuple[SideName, SideName] = ("baseline", "candidate")
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ def describe_placement(folder: Path, providers: tuple[str, ...]) -> None:
 
 def evaluate_arms(
     models: Models, suite: Suite, *, device: str, batch_size: int | str, fresh: bool
-) -> tuple[dict[str, SampleScores], str]:
+) -> tuple[dict[str, SampleScores], dict[SideName, EvaluationSource], str]:
     """Evaluate both models alike, each in a child run, or take evaluations MLflow already has.
 
     Parameters
@@ -207,24 +208,26 @@ def evaluate_arms(
 
     Returns
     -------
-    dict of str to SampleScores, str
-        Per side, and the scoring path both took.
+    dict of str to SampleScores, dict of str to EvaluationSource, str
+        Per side its scores and where they are from, and the scoring path both took.
     """
     from ..evaluation.run import EvaluationSettings, evaluation_key, scoring_path
 
     settings = EvaluationSettings(device=device, batch_size=batch_size, resume=not fresh)
     tasks = ", ".join(task.name for task in suite.tasks)
     with step(f"Evaluate both models on {suite.documents} samples: {tasks}"):
-        directories = {side: models.directory(side) for side in SIDES}
+        directories: dict[str, Path] = {side: models.directory(side) for side in SIDES}
         choice = scoring_path(directories, suite, settings)
         path = choice.path
         for sentence in choice.sentences():
             say(sentence)
-        samples = {}
+        samples: dict[str, SampleScores] = {}
+        sources: dict[SideName, EvaluationSource] = {}
         for side in SIDES:
             key = evaluation_key(models.directory(side), suite, path, settings)
-            samples[side] = _evaluate_arm(side, models, suite, key, settings, path, fresh)
-    return samples, path
+            arm = _evaluate_arm(side, models, suite, key, settings, path, fresh)
+            samples[side], sources[side] = arm
+    return samples, sources, path
 
 
 def _evaluate_arm(
@@ -235,16 +238,18 @@ def _evaluate_arm(
     settings: Any,
     path: Any,
     fresh: bool,
-) -> SampleScores:
+) -> tuple[SampleScores, EvaluationSource]:
     from ..evaluation.run import evaluate_model
     from ..tracking.evaluations import find_evaluation, load_facts, load_samples, log_evaluation
     from ..tracking.runs import tracked_run
+    from ..tracking.sources import EvaluationSource
 
     scheme = "fp32" if side == "baseline" else models.scheme
-    with tracked_run(side, nested=True, tags={"degrade.side": side, "degrade.scheme": scheme}):
+    tags = {"degrade.side": side, "degrade.scheme": scheme}
+    with tracked_run(side, nested=True, tags=tags) as run:
         earlier = None if fresh else find_evaluation(key)
         if earlier is not None:
-            say(f"{side}: evaluated before, in run {earlier}")
+            say(f"{side}: evaluated before, in run {earlier.info.run_id}")
             samples, facts = load_samples(earlier), load_facts(earlier)
             speed: Mapping[str, float] = {}
         else:
@@ -257,8 +262,9 @@ def _evaluate_arm(
             speed = {f"throughput/{k}": v for k, v in found.timing.items() if "per_second" in k}
             if side == "candidate" and models.simulated_cost is not None:
                 speed = {}  # the speed of float32 is none of the format's
-        log_evaluation(samples, key, metrics=speed, facts=facts, reused_from=earlier)
-    return samples
+        before = None if earlier is None else str(earlier.info.run_id)
+        log_evaluation(samples, key, metrics=speed, facts=facts, reused_from=before)
+    return samples, EvaluationSource.of(earlier or run, now=earlier is None)
 
 
 def measure_cost(
@@ -288,7 +294,7 @@ def measure_cost(
         say("speed and memory are not measured: the candidate's format is simulated")
         return simulated
     with step("Measure size, speed and memory of both, side by side"):
-        folders = {side: models.directory(side) for side in SIDES}
+        folders: dict[str, Path] = {side: models.directory(side) for side in SIDES}
         measured = cost.measure_cost(folders, device=device, seconds=seconds)
         for speed in measured.ratios():
             say(speed_sentence(speed))
@@ -306,6 +312,7 @@ def conclude(
     *,
     one_by_one: bool,
     cost: Mapping[str, Mapping[str, tuple[float, str]]],
+    sources: Mapping[SideName, EvaluationSource] | None = None,
 ) -> Conclusion:
     """Pair, test, decide, and log the evidence to the active run."""
     import mlflow
@@ -316,7 +323,7 @@ def conclude(
     with step("Pair the samples, test and decide"):
         baseline, candidate = (samples[side] for side in SIDES)
         paired = policy.pair(baseline, candidate)
-        decision, digest = log_verdict(paired, policy)
+        decision, digest = log_verdict(paired, policy, sources)
         log_finite_metrics({name: value for name, (value, _) in cost["candidate"].items()})
         mlflow.set_tag("degrade.candidate_model_digest", candidate.model_digest or "unknown")
     return Conclusion(decision, paired, digest, one_by_one, cost)

@@ -16,6 +16,7 @@ from typing import Any
 
 from ..cache import digest_file, digest_json
 from ..errors import RegistryError
+from .artifact_access import list_names, read_json, upload
 
 ARTIFACT_TAG = "degrade.artifact_digest"
 BINDING_FILE = "artifact.json"
@@ -23,6 +24,7 @@ BINDING_FILE = "artifact.json"
 
 # MLflow writes this one into its own copy whenever it resolves a registered model.
 _NOT_CONTENT = ("registered_model_meta",)
+_EVIDENCE = "evidence"
 _MANIFEST = "degrade.json"
 _BYTECODE = "__pycache__"
 _OURS = "model_dir"
@@ -110,9 +112,9 @@ def bind_artifact(model_uri: str) -> str:
     """
     import mlflow
 
-    with tempfile.TemporaryDirectory(prefix="mlflow-degrade-") as scratch:
-        where = mlflow.artifacts.download_artifacts(artifact_uri=model_uri, dst_path=scratch)
-        content = read_content(Path(where))
+    from .references import logged_content
+
+    content = logged_content(model_uri)
     run: Any = mlflow.active_run()
     bind_content(content, run.info.run_id)
     return content.artifact_digest
@@ -135,26 +137,25 @@ def bind_content(content: ModelContent, run_id: str) -> None:
     """
     from mlflow import MlflowClient
 
-    if bound_artifact(run_id) is None:
-        digest = {"artifact_digest": content.artifact_digest}
-        MlflowClient().log_dict(run_id, digest, f"evidence/{BINDING_FILE}")
+    location = MlflowClient().get_run(run_id).info.artifact_uri
+    if bound_artifact(location) is None:
+        with tempfile.TemporaryDirectory(prefix="mlflow-degrade-") as scratch:
+            (Path(scratch) / _EVIDENCE).mkdir()
+            write_binding(content, Path(scratch))
+            upload(Path(scratch), location)
 
 
-def may_bind(content: ModelContent, run_id: str) -> bool:
-    """Whether a run's evidence is bound to these very files, or to none yet."""
-    return bound_artifact(run_id) in (None, content.artifact_digest)
+def write_binding(content: ModelContent, folder: Path) -> None:
+    """Write what binds evidence to a logged model among artifacts that are about to be logged."""
+    text = json.dumps({"artifact_digest": content.artifact_digest})
+    (folder / _EVIDENCE / BINDING_FILE).write_text(text, encoding="utf-8")
 
 
-def bound_artifact(run_id: str) -> str | None:
-    """The digest a run's evidence is bound to, if it is."""
-    import mlflow
-    from mlflow import MlflowClient
-
-    names = {item.path for item in MlflowClient().list_artifacts(run_id, "evidence")}
-    if f"evidence/{BINDING_FILE}" not in names:
+def bound_artifact(location: str) -> str | None:
+    """The digest that evidence is bound to, if it is, from where its run keeps artifacts."""
+    if BINDING_FILE not in list_names(location, _EVIDENCE):
         return None
-    found = mlflow.artifacts.load_dict(f"runs:/{run_id}/evidence/{BINDING_FILE}")
-    return str(found.get("artifact_digest"))
+    return str(read_json(location, f"{_EVIDENCE}/{BINDING_FILE}").get("artifact_digest"))
 
 
 def _python_flavor(directory: Path) -> Mapping[str, Any]:

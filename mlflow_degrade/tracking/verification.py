@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import RegistryError, VerificationError
 from ..policy import GatePolicy
-from ..results import Decision
+from ..results import Decision, SideName
 from .artifact_access import fetch, inside_server, tracking_backend
 from .elsewhere import look_elsewhere
 from .evaluations import MODEL_DIGEST_TAG
@@ -23,6 +23,7 @@ from .evidence import EVIDENCE, EVIDENCE_TAG, POLICY_TAG, VERDICT_TAG
 from .evidence_review import EvidenceReview, review_evidence
 from .gate_config import OVERRIDDEN_PREFIX
 from .model_content import ARTIFACT_TAG, BINDING_FILE, ModelContent, read_content
+from .sources import EvaluationSource
 
 RUN_TAG = "degrade.run_id"
 
@@ -48,6 +49,8 @@ class Verification:
         ``baseline_model`` and ``candidate_model`` of its evidence, as far as they were found.
     run_id : str or None
         The run that holds the evidence.
+    sources : mapping
+        Side to the evaluation that its scores are from, where the evidence says so.
     warning : str or None
         The note, among `notes`, that this machine may give other answers than those that were
         judged.
@@ -66,6 +69,7 @@ class Verification:
     decision: Decision | None = None
     digests: Mapping[str, str] = field(default_factory=dict)
     run_id: str | None = None
+    sources: Mapping[SideName, EvaluationSource] = field(default_factory=dict)
     warning: str | None = None
 
     @property
@@ -163,6 +167,7 @@ def verify_version(
     if run is not None:
         wanted = experiments or (() if policy is None else policy.evidence_experiments)
         problems += _wrong_place(run, wanted, tracking_uri)
+        problems += _wrong_sources(review.sources, wanted, tracking_uri)
         if run.info.lifecycle_stage != "active":
             notes.append(f"run {run.info.run_id}, which holds the evidence, was deleted")
     if folder is not None:
@@ -183,6 +188,7 @@ def verify_version(
         decision=review.decision,
         digests=review.digests,
         run_id=None if run is None else run.info.run_id,
+        sources=review.sources,
         warning=elsewhere.sentence if elsewhere is not None and elsewhere.open else None,
     )
 
@@ -253,6 +259,28 @@ def _wrong_place(run: Any, experiments: Collection[str], tracking_uri: str | Non
         f"the evidence lies in experiment {experiment.name!r}; evidence counts only from "
         f"{sorted(experiments)}"
     ]
+
+
+def _wrong_sources(
+    sources: Mapping[SideName, EvaluationSource],
+    experiments: Collection[str],
+    tracking_uri: str | None,
+) -> list[str]:
+    """Evaluations that a gate with this list of experiments would not have used."""
+    from mlflow.exceptions import MlflowException
+
+    backend, found = tracking_backend(tracking_uri), []
+    for side, source in sources.items() if experiments else ():
+        try:
+            name = backend.get_experiment(source.experiment_id).name
+        except MlflowException as error:
+            name = f"{source.experiment_id} ({error})"
+        if name not in experiments:
+            found.append(
+                f"the {side}'s scores are from run {source.run_id} of experiment {name!r}; "
+                f"evaluations count only from {sorted(experiments)}"
+            )
+    return found
 
 
 def _wrong_tags(tags: Mapping[str, str], review: EvidenceReview) -> list[str]:
