@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 from urllib.parse import urlparse
 
 from ..errors import TrackingUnreachableError
 
 # MLflow itself retries for about four minutes before it gives up.
 _TIMEOUT_SECONDS = 5.0
+# Bytes a second that a server reads at least, from a distant store, on a busy machine.
+_SLOWEST = 10e6
 
 
 def require_tracking_server(
@@ -63,6 +70,29 @@ def require_tracking_server(
             f"the tracking store at {uri} cannot be used: {error}. {remedy}"
         ) from error
     return uri
+
+
+@contextmanager
+def patience(size: int) -> Iterator[None]:
+    """Wait for a server's answer at least as long as it may take to read so many bytes.
+
+    A gated registry reads all files of a version before it answers, and MLflow's client hangs up
+    after two minutes, asks again, and has them read again.
+    """
+    name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+    from mlflow import environment_variables
+
+    timeout: Any = environment_variables.MLFLOW_HTTP_REQUEST_TIMEOUT
+    before, needed = os.environ.get(name), math.ceil(size / _SLOWEST)
+    if needed > timeout.get():
+        os.environ[name] = str(needed)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = before
 
 
 def _require_answer(uri: str, timeout: float, remedy: str) -> bool:

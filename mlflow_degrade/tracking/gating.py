@@ -12,6 +12,7 @@ from ..pairing import PairedScores
 from ..policy import GatePolicy
 from ..results import Decision, SideName
 from ..scores import SampleScores
+from .connection import patience
 from .model_content import ModelContent, bind_content, write_binding
 from .references import ModelFiles, logged_content
 from .registry_listing import plain_registry
@@ -202,7 +203,8 @@ def place(
             bind_content(content, run_id)
         tags = verdict_tags(decision, evidence, run_id, content)
         found, created = _version(decision, tags, name, model_uri, version, fresh)
-        moved = alias is not None and _point(name, alias, found, created, is_model)
+        with patience(content.size):
+            moved = alias is not None and _point(name, alias, found, created, is_model)
     return Placement(f"models:/{name}/{found}", created, alias, moved)
 
 

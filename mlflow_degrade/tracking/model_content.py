@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 
 from ..cache import digest_file, digest_json
 from ..errors import RegistryError
+from ..evaluation.progress import progress_bar
 from .artifact_access import list_names, read_json, upload
 
 ARTIFACT_TAG = "degrade.artifact_digest"
@@ -31,6 +34,14 @@ _OURS = "model_dir"
 _LOADER = "mlflow.pyfunc.loaders.code_model"
 _CODE = "pyfunc_model.py"
 _PACKAGE = Path(__file__).resolve().parents[1]
+
+_MEGABYTE = 1 << 20
+_LARGE = 64 * _MEGABYTE
+# From here on reading takes so long that a bar shows it.
+_LONG = 1_024 * _MEGABYTE
+_LOCK = threading.Lock()
+_HASHING: dict[tuple[int, ...], threading.Lock] = {}
+_DIGESTS: dict[tuple[int, ...], str] = {}
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,8 @@ class ModelContent:
         What makes the digests say nothing, such as links to places outside.
     bytecode : tuple of str
         Compiled Python files, which could run instead of their source.
+    size : int
+        Bytes of all its files: whoever checks them needs the time to read them.
     """
 
     artifact_digest: str
@@ -59,6 +72,7 @@ class ModelContent:
     wrapper_differences: tuple[str, ...]
     problems: tuple[str, ...]
     bytecode: tuple[str, ...]
+    size: int = 0
 
     @property
     def digest(self) -> str:
@@ -94,6 +108,7 @@ def read_content(directory: Path) -> ModelContent:
         wrapper_differences=() if onnx is None else tuple(_differences(directory, flavor)),
         problems=tuple(problems),
         bytecode=tuple(str(p.relative_to(directory)) for p in sorted(_bytecode(directory))),
+        size=sum(path.stat().st_size for path in digests),
     )
 
 
@@ -189,7 +204,36 @@ def _file_digests(directory: Path) -> dict[Path, str]:
     """Digest of each file, but for what merely loading the model may leave there."""
     leftover = {*_bytecode(directory), *(directory / name for name in _NOT_CONTENT)}
     files = sorted(p for p in directory.rglob("*") if p.is_file() and p not in leftover)
-    return {path: digest_file(path) for path in files}
+    total = sum(path.stat().st_size for path in files)
+    digests = {}
+    shown = total > _LONG and sys.stderr.isatty()
+    with progress_bar("Hash the model's files, MB", shown) as advance:
+        advance(total // _MEGABYTE, 0)
+        for path in files:
+            digests[path] = _known_digest(path)
+            advance(0, path.stat().st_size // _MEGABYTE)
+    return digests
+
+
+def _known_digest(path: Path) -> str:
+    """Digest of a file, of a large one only once for as long as it is not touched.
+
+    A client that lost patience asks a server again, and gets its answer from the first time. Each
+    write sets the time of the change to now, which nobody can set back but who owns the machine.
+    """
+    stat = path.stat()
+    if stat.st_size < _LARGE:
+        return digest_file(path)
+    key = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    with _LOCK:
+        lock = _HASHING.setdefault(key, threading.Lock())
+    with lock:  # two that ask at once do not both read it
+        if key not in _DIGESTS:
+            _DIGESTS[key] = digest_file(path)
+            changed = path.stat()
+            if (changed.st_mtime_ns, changed.st_ctime_ns) != key[3:]:
+                return _DIGESTS.pop(key)  # written meanwhile
+        return _DIGESTS[key]
 
 
 def _listing_digest(digests: Mapping[Path, str], base: Path) -> str:

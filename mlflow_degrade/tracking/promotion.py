@@ -155,7 +155,7 @@ def promote(
         content = None
         if name is not None and uri is not None:
             content = tested_content(uri, paired.candidate, files)
-    done = _decide(paired, policy, used, sides, content, trusted.ids)
+    done, bound = _decide(paired, policy, used, sides, content, trusted.ids)
     if done.decision.verdict is not Verdict.PASS or None in (name, uri, content):
         return done
     own = sides[1].registered
@@ -168,7 +168,7 @@ def promote(
         cast(ModelContent, content),
         version=own[1] if own is not None and own[0] == name else None,
         alias=alias,
-        bound=not done.reused,
+        bound=bound,
         fresh=not done.reused,
         is_model=name in {side.registered[0] for side in sides if side.registered is not None},
     )
@@ -258,8 +258,11 @@ def _decide(
     sides: tuple[Subject, Subject],
     content: ModelContent | None,
     experiments: Collection[str],
-) -> Promotion:
-    """The decision and its run: the earlier one on these very scores, or a new one."""
+) -> tuple[Promotion, bool]:
+    """The decision and its run, the earlier one on these very scores or a new one.
+
+    And whether its evidence is bound to the candidate's files.
+    """
     from .attempts import DECISION_KEY_TAG, find_decision, ledger_tags
     from .evaluations import KIND_TAG
     from .runs import terminate_gracefully, tracked_run
@@ -267,12 +270,13 @@ def _decide(
     entry = ledger_tags(paired, policy)
     # One that lies elsewhere may not count where this gate's evidence is asked for.
     earlier = find_decision(entry[DECISION_KEY_TAG], experiments)
-    logged = None if earlier is None else _repeated(earlier, paired, policy, content)
+    bound = None if earlier is None else bound_artifact(earlier.info.artifact_uri)
+    logged = None if earlier is None else _repeated(earlier, paired, policy, content, bound)
     if earlier is not None and logged is not None:
         evidence, run_id = earlier.data.tags[EVIDENCE_TAG], str(earlier.info.run_id)
         manifest = read_json(earlier.info.artifact_uri, f"{EVIDENCE}/manifest.json")
         stated = EvaluationSource.read(manifest)
-        return Promotion(logged, paired, run_id, evidence, True, stated)
+        return Promotion(logged, paired, run_id, evidence, True, stated), bound is not None
     sources: dict[SideName, EvaluationSource] = {
         "baseline": EvaluationSource.of(used[0].run, now=used[0].now),
         "candidate": EvaluationSource.of(used[1].run, now=used[1].now),
@@ -298,11 +302,16 @@ def _decide(
             figures=used[1].run.data.metrics,
             entry=entry,
         )
-        return Promotion(decision, paired, str(run.info.run_id), evidence, False, sources)
+        run_id = str(run.info.run_id)
+        return Promotion(decision, paired, run_id, evidence, False, sources), True
 
 
 def _repeated(
-    earlier: Any, paired: PairedScores, policy: GatePolicy, content: ModelContent | None
+    earlier: Any,
+    paired: PairedScores,
+    policy: GatePolicy,
+    content: ModelContent | None,
+    bound: str | None,
 ) -> Decision | None:
     """A logged decision, if it may stand for a new one.
 
@@ -314,7 +323,7 @@ def _repeated(
     again = decide(paired, policy, attempt=logged.attempt)
     if not _same(logged, again):
         return None
-    if content is not None and bound_artifact(location) not in (None, content.artifact_digest):
+    if content is not None and bound not in (None, content.artifact_digest):
         return None
     return logged
 
