@@ -218,16 +218,14 @@ def evaluate_arms(
     with step(f"Evaluate both models on {suite.documents} samples: {tasks}"):
         directories: dict[str, Path] = {side: models.directory(side) for side in SIDES}
         choice = scoring_path(directories, suite, settings)
-        path = choice.path
         for sentence in choice.sentences():
             say(sentence)
-        samples: dict[str, SampleScores] = {}
-        sources: dict[SideName, EvaluationSource] = {}
+        arms = {}
         for side in SIDES:
-            key = evaluation_key(models.directory(side), suite, path, settings)
-            arm = _evaluate_arm(side, models, suite, key, settings, path, fresh)
-            samples[side], sources[side] = arm
-    return samples, sources, path
+            key = evaluation_key(models.directory(side), suite, choice.path, settings)
+            arms[side] = _evaluate_arm(side, models, suite, key, settings, choice.path, fresh)
+    samples: dict[str, SampleScores] = {side: arm[0] for side, arm in arms.items()}
+    return samples, {side: arm[1] for side, arm in arms.items()}, choice.path
 
 
 def _evaluate_arm(
@@ -245,8 +243,9 @@ def _evaluate_arm(
     from ..tracking.sources import EvaluationSource
 
     scheme = "fp32" if side == "baseline" else models.scheme
-    tags = {"degrade.side": side, "degrade.scheme": scheme}
-    with tracked_run(side, nested=True, tags=tags) as run:
+    with tracked_run(
+        side, nested=True, tags={"degrade.side": side, "degrade.scheme": scheme}
+    ) as run:
         earlier = None if fresh else find_evaluation(key)
         if earlier is not None:
             say(f"{side}: evaluated before, in run {earlier.info.run_id}")
@@ -256,14 +255,12 @@ def _evaluate_arm(
             found = evaluate_model(
                 models.directory(side), suite, settings=settings, path=path, label=side
             )
-            name = f"{models.name} {scheme}"
-            samples = found.samples.with_model(name)
+            samples = found.samples.with_model(f"{models.name} {scheme}")
             facts = {**found.facts(), "asked": suite.asked}
             speed = {f"throughput/{k}": v for k, v in found.timing.items() if "per_second" in k}
             if side == "candidate" and models.simulated_cost is not None:
                 speed = {}  # the speed of float32 is none of the format's
-        before = None if earlier is None else str(earlier.info.run_id)
-        log_evaluation(samples, key, metrics=speed, facts=facts, reused_from=before)
+        log_evaluation(samples, key, metrics=speed, facts=facts, reused_from=earlier)
     return samples, EvaluationSource.of(earlier or run, now=earlier is None)
 
 

@@ -50,7 +50,7 @@ def log_evaluation(
     *,
     metrics: Mapping[str, float] | None = None,
     facts: Mapping[str, Any] | None = None,
-    reused_from: str | None = None,
+    reused_from: Any = None,
 ) -> None:
     """Log one model's evaluation to the active run.
 
@@ -66,8 +66,8 @@ def log_evaluation(
         infinity as 1.8e308.
     facts : mapping, optional
         Probes, timing and plan, logged as ``evaluation.json``.
-    reused_from : str, optional
-        Run the scores were taken from instead of being computed.
+    reused_from : mlflow.entities.Run, optional
+        The one the scores were taken from instead of being computed.
     """
     import mlflow
 
@@ -106,7 +106,7 @@ def log_evaluation(
     if samples.model_digest is not None:
         tags[MODEL_DIGEST_TAG] = samples.model_digest
     if reused_from is not None:
-        tags[REUSED_TAG] = reused_from
+        tags[REUSED_TAG] = str(reused_from.info.run_id)
     # The key comes last: a run that carries it has all its artifacts.
     log_together(
         active.info.run_id,
