@@ -46,6 +46,8 @@ _FOR_MODELS = ["torch", "transformers", "lm_eval.evaluator", "mlflow_degrade.eva
 def call(arguments: Sequence[str], environment: dict[str, str], output: str) -> None:
     """One command in this process."""
     os.environ.update(environment)
+    # A shell's job in the background ignores it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
@@ -207,7 +209,9 @@ class Bench:
                     outcome += ", runs RUNNING"
                     self.wrong.append(f"{title}, {signal.Signals(signum).name} at {at}: {now}")
                 if code not in (0, 1, 2):
-                    self.wrong.append(f"{title}, {signum} at {at}: {said[-300:]}")
+                    named = signal.Signals(signum).name
+                    self.wrong.append(f"{title}, {named} at {at}, again: {said[-300:]}")
+                    click.echo(self.wrong[-1], err=True)
                 if "version" in whole and "1 version, alias set" not in now:
                     self.wrong.append(f"{title}, {signal.Signals(signum).name} at {at}: {now}")
                     outcome += f", {now}"
@@ -507,18 +511,27 @@ def table(rows: Sequence[Row]) -> str:
 @click.option("--only", multiple=True, help="gate, evaluate, log-lm-eval, quantize, caches, disks, "
               "artifacts, slow or s3; all by default.")  # fmt: skip
 @click.option("--every", default=4, show_default=True, help="Kill at every n-th request.")
+@click.option(
+    "--signal", "signals", multiple=True, default=[s.name for s in _SIGNALS],
+    type=click.Choice([s.name for s in _SIGNALS]), help="All three by default.",
+)  # fmt: skip
 @click.option("--moto", metavar="PYTHON", help="A Python that has moto[server].")
 @click.option("--rows", type=click.Path(path_type=Path), help="Append the rows to this file.")
 @click.option("--write", is_flag=True, help="Put the rows into docs/security.md.")
 def main(
-    only: tuple[str, ...], every: int, moto: str | None, rows: Path | None, write: bool
+    only: tuple[str, ...],
+    every: int,
+    signals: tuple[str, ...],
+    moto: str | None,
+    rows: Path | None,
+    write: bool,
 ) -> None:
     """Break the commands at every step, and print what is left as a table."""
     wanted = partial(_wanted, only)
     made: list[Row] = []
     wrong: list[str] = []
     if not only or set(only) - {"artifacts", "s3"}:
-        made, wrong = _at_one_server(only, every)
+        made, wrong = _at_one_server(only, every, [getattr(signal, s) for s in signals])
     if wanted("artifacts"):
         made += _full_artifacts()
     if wanted("s3"):
@@ -538,7 +551,9 @@ def main(
     sys.exit(bool(wrong))
 
 
-def _at_one_server(only: tuple[str, ...], every: int) -> tuple[list[Row], list[str]]:
+def _at_one_server(
+    only: tuple[str, ...], every: int, signals: Sequence[int]
+) -> tuple[list[Row], list[str]]:
     wanted = partial(_wanted, only)
     with tempfile.TemporaryDirectory(prefix="faults-") as scratch:
         folder = Path(scratch)
@@ -552,11 +567,11 @@ def _at_one_server(only: tuple[str, ...], every: int) -> tuple[list[Row], list[s
                 found.finish((*commands["evaluate"](name), *out), name)
             for name in ("gate", "log-lm-eval", "evaluate"):
                 if wanted(name):
-                    found.kill_points(name, commands[name], every=every)
+                    found.kill_points(name, commands[name], every=every, signals=signals)
             if wanted("quantize"):
                 found.kill_points(
                     "recipes/quantize", commands["quantize"], every=every * 20, lines=_LINES,
-                    own_cache=True,
+                    own_cache=True, signals=signals,
                 )  # fmt: skip
             if wanted("slow"):
                 _slow(found, commands["gate"], 0.5)
