@@ -129,6 +129,7 @@ def outcome_lines(done: Promotion) -> Sequence[str]:
         f"These very scores were decided on before, in {where}."
         if done.reused
         else f"Evidence and report: {where}.",
+        *(f"Scores of the {side}: {source}." for side, source in done.sources.items()),
     ]
     placed = done.placement
     if placed is None:
@@ -191,6 +192,7 @@ def _outcome(done: Promotion) -> dict[str, Any]:
         "reasons": list(done.decision.reasons),
         "run_id": done.run_id,
         "reused": done.reused,
+        "evaluations": {side: source.as_dict() for side, source in done.sources.items()},
         "version": None if placed is None else placed.version,
         "created": placed is not None and placed.created,
         "alias": None if placed is None else placed.alias,

@@ -85,6 +85,7 @@ def findings_record(found: Verification | BundleReview) -> dict[str, Any]:
         "notes": list(found.notes),
         "digests": dict(found.digests),
         "signer": found.signer,
+        "evaluations": {side: source.as_dict() for side, source in found.sources.items()},
         "decision": None if found.decision is None else found.decision.model_dump(mode="json"),
     }
 
@@ -116,6 +117,7 @@ def findings(what: str, found: Verification | BundleReview, run_id: str | None =
         lines.append(f"  {'signed by':25} {found.signer}")
     if run_id is not None:
         lines.append(f"  {'evidence in run':25} {run_id}")
+    lines += [f"  {f'{side} scores':25} {source}" for side, source in found.sources.items()]
     lines += [f"note: {note}" for note in found.notes]
     lines += [f"problem: {problem}" for problem in found.problems]
     return "\n".join(lines)

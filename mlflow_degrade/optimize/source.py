@@ -79,7 +79,7 @@ class SourceModel:
         }
 
 
-def resolve_model(model: str, *, progress: bool = True) -> SourceModel:
+def resolve_model(model: str, *, progress: bool = True, files: Path | None = None) -> SourceModel:
     """Find a model and bring its files to this machine.
 
     Parameters
@@ -92,6 +92,8 @@ def resolve_model(model: str, *, progress: bool = True) -> SourceModel:
     progress : bool
         Show progress on standard error, and once what was chosen where a directory holds more than
         one model.
+    files : Path, optional
+        Of a model in MLflow, where they have been downloaded.
 
     Returns
     -------
@@ -108,18 +110,18 @@ def resolve_model(model: str, *, progress: bool = True) -> SourceModel:
         When it is an encoder-decoder, reads something else than texts, or is in a format that is
         not read.
     """
-    found = _resolve(model.strip(), progress)
+    found = _resolve(model.strip(), progress, files)
     if progress:
         for note in found.notes:
             say_note(f"{found.name}: {note}")
     return found
 
 
-def _resolve(name: str, progress: bool) -> SourceModel:
+def _resolve(name: str, progress: bool, files: Path | None) -> SourceModel:
     if name in STARTERS:
         return _source(name, "starter", _fetch_starter(name, progress))
     if name.startswith(_MLFLOW_SCHEMES):
-        return _from_mlflow(name)
+        return _from_mlflow(name, files)
     directory = Path(name).expanduser()
     if name and directory.is_dir():
         return _source(name, "local", directory.resolve())
@@ -228,7 +230,7 @@ def _others_on_hub(repo: str, revision: str) -> str:
     )
 
 
-def _from_mlflow(uri: str) -> SourceModel:
+def _from_mlflow(uri: str, files: Path | None) -> SourceModel:
     """Download a logged or registered model and find the directory inside it."""
     import mlflow
     from mlflow.exceptions import MlflowException
@@ -239,7 +241,7 @@ def _from_mlflow(uri: str) -> SourceModel:
         def download(scratch: Path) -> None:
             mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(scratch))
 
-        root = cached_directory("mlflow-model", identity, download)
+        root = files or cached_directory("mlflow-model", identity, download)
     except (MlflowException, OSError) as error:
         raise ModelError(f"MLflow has no model at {uri}: {error}") from error
     inner = sorted(p.parent for p in root.rglob("config.json") if _holds_model(p.parent))

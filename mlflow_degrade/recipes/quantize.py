@@ -216,7 +216,7 @@ def _run(options: QuantizeOptions, run_id: str) -> Outcome:
         providers=providers,
         force=options.force,
     )
-    samples, path = steps.evaluate_arms(
+    samples, sources, path = steps.evaluate_arms(
         models, suite, device=options.device, batch_size=options.batch_size, fresh=options.fresh
     )
     for sentence in unanswered(samples["baseline"]):
@@ -226,6 +226,7 @@ def _run(options: QuantizeOptions, run_id: str) -> Outcome:
         options.policy,
         one_by_one=path == "one-by-one",
         cost=steps.measure_cost(models, device=options.device, seconds=options.cost_seconds),
+        sources=sources,
     )
     registered = None
     if conclusion.decision.verdict is Verdict.PASS:

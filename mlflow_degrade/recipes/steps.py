@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 from ..pairing import PairedScores
 from ..policy import GatePolicy
-from ..results import Decision
+from ..results import Decision, SideName
 from ..scores import SampleScores
 from .console import say, step
 
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from ..optimize.passes import QuantizePass
     from ..optimize.recipe import Recipe
     from ..tracking.signing import SigningKey
+    from ..tracking.sources import EvaluationSource
 
-SIDES = ("baseline", "candidate")
+SIDES: tuple[SideName, SideName] = ("baseline", "candidate")
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ def describe_placement(folder: Path, providers: tuple[str, ...]) -> None:
 
 def evaluate_arms(
     models: Models, suite: Suite, *, device: str, batch_size: int | str, fresh: bool
-) -> tuple[dict[str, SampleScores], str]:
+) -> tuple[dict[str, SampleScores], dict[SideName, EvaluationSource], str]:
     """Evaluate both models alike, each in a child run, or take evaluations MLflow already has.
 
     Parameters
@@ -208,8 +209,8 @@ def evaluate_arms(
 
     Returns
     -------
-    dict of str to SampleScores, str
-        Per side, and the scoring path both took.
+    dict of str to SampleScores, dict of str to EvaluationSource, str
+        Per side its scores and where they are from, and the scoring path both took.
     """
     from ..evaluation.run import EvaluationSettings, evaluation_key, scoring_path
     from ..evaluation.suite import prompting_notes
@@ -217,17 +218,17 @@ def evaluate_arms(
     settings = EvaluationSettings(device=device, batch_size=batch_size, resume=not fresh)
     tasks = ", ".join(task.name for task in suite.tasks)
     with step(f"Evaluate both models on {suite.documents} samples: {tasks}"):
-        directories = {side: models.directory(side) for side in SIDES}
+        directories: dict[str, Path] = {side: models.directory(side) for side in SIDES}
         choice = scoring_path(directories, suite, settings)
-        path = choice.path
         notes = prompting_notes(directories, suite)
         for sentence in [*choice.sentences(), *notes]:
             say(sentence)
-        samples = {}
+        arms = {}
         for side in SIDES:
-            key = evaluation_key(models.directory(side), suite, path, settings)
-            samples[side] = _evaluate_arm(side, models, suite, key, settings, path, fresh)
-    return samples, path
+            key = evaluation_key(models.directory(side), suite, choice.path, settings)
+            arms[side] = _evaluate_arm(side, models, suite, key, settings, choice.path, fresh)
+    samples: dict[str, SampleScores] = {side: arm[0] for side, arm in arms.items()}
+    return samples, {side: arm[1] for side, arm in arms.items()}, choice.path
 
 
 def _evaluate_arm(
@@ -238,30 +239,32 @@ def _evaluate_arm(
     settings: Any,
     path: Any,
     fresh: bool,
-) -> SampleScores:
+) -> tuple[SampleScores, EvaluationSource]:
     from ..evaluation.run import evaluate_model
     from ..tracking.evaluations import find_evaluation, load_facts, load_samples, log_evaluation
     from ..tracking.runs import tracked_run
+    from ..tracking.sources import EvaluationSource
 
     scheme = "fp32" if side == "baseline" else models.scheme
-    with tracked_run(side, nested=True, tags={"degrade.side": side, "degrade.scheme": scheme}):
+    with tracked_run(
+        side, nested=True, tags={"degrade.side": side, "degrade.scheme": scheme}
+    ) as run:
         earlier = None if fresh else find_evaluation(key)
         if earlier is not None:
-            say(f"{side}: evaluated before, in run {earlier}")
+            say(f"{side}: evaluated before, in run {earlier.info.run_id}")
             samples, facts = load_samples(earlier), load_facts(earlier)
             speed: Mapping[str, float] = {}
         else:
             found = evaluate_model(
                 models.directory(side), suite, settings=settings, path=path, label=side
             )
-            name = f"{models.name} {scheme}"
-            samples = found.samples.with_model(name)
+            samples = found.samples.with_model(f"{models.name} {scheme}")
             facts = {**found.facts(), "asked": suite.asked}
             speed = {f"throughput/{k}": v for k, v in found.timing.items() if "per_second" in k}
             if side == "candidate" and models.simulated_cost is not None:
                 speed = {}  # the speed of float32 is none of the format's
         log_evaluation(samples, key, metrics=speed, facts=facts, reused_from=earlier)
-    return samples
+    return samples, EvaluationSource.of(earlier or run, now=earlier is None)
 
 
 def measure_cost(
@@ -291,7 +294,7 @@ def measure_cost(
         say("speed and memory are not measured: the candidate's format is simulated")
         return simulated
     with step("Measure size, speed and memory of both, side by side"):
-        folders = {side: models.directory(side) for side in SIDES}
+        folders: dict[str, Path] = {side: models.directory(side) for side in SIDES}
         measured = cost.measure_cost(folders, device=device, seconds=seconds)
         for speed in measured.ratios():
             say(speed_sentence(speed))
@@ -309,6 +312,7 @@ def conclude(
     *,
     one_by_one: bool,
     cost: Mapping[str, Mapping[str, tuple[float, str]]],
+    sources: Mapping[SideName, EvaluationSource] | None = None,
 ) -> Conclusion:
     """Pair, test, decide, and log the evidence to the active run."""
     import mlflow
@@ -319,7 +323,7 @@ def conclude(
     with step("Pair the samples, test and decide"):
         baseline, candidate = (samples[side] for side in SIDES)
         paired = policy.pair(baseline, candidate)
-        decision, digest = log_verdict(paired, policy)
+        decision, digest = log_verdict(paired, policy, sources)
         log_finite_metrics({name: value for name, (value, _) in cost["candidate"].items()})
         mlflow.set_tag("degrade.candidate_model_digest", candidate.model_digest or "unknown")
     return Conclusion(decision, paired, digest, one_by_one, cost)

@@ -6,8 +6,11 @@ for itself for ever. Inside it, ``mlflow-artifacts:`` locations are looked up wh
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import tempfile
+from collections.abc import Callable, Collection
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -41,8 +44,9 @@ def fetch(
     *,
     tracking_uri: str | None = None,
     copy: bool = False,
+    names: Collection[str] | None = None,
 ) -> Path | None:
-    """A folder of artifacts as a local folder.
+    """A folder of artifacts as a local folder, by one request for each file and each listing.
 
     Parameters
     ----------
@@ -56,6 +60,8 @@ def fetch(
         For locations that are relative to a tracking server.
     copy : bool
         Copy even what lies on this machine already.
+    names : collection of str, optional
+        The files of the folder, where that is known: then it is not listed.
 
     Returns
     -------
@@ -73,8 +79,11 @@ def fetch(
     try:
         repository, prefix = _repository(location, tracking_uri)
         path = "/".join(part for part in (prefix, path) if part)
-        if not repository.list_artifacts(path or None):
-            return None
+        if names is None:
+            if not repository.list_artifacts(path or None):
+                return None
+        elif isinstance(repository.list_artifacts, _Listings):
+            repository.list_artifacts.tell(path, names)
         if isinstance(repository, LocalArtifactRepository):
             found = Path(repository.artifact_dir) / path
             if not copy:
@@ -94,11 +103,73 @@ def delete_artifact(location: str, path: str) -> None:
         repository.delete_artifacts(path)
 
 
+def upload(folder: Path, location: str) -> None:
+    """Log all files of a folder to where a run keeps its artifacts."""
+    _repository(location, None)[0].log_artifacts(str(folder))
+
+
+def read_json(location: str, path: str) -> Any:
+    """One artifact that holds JSON.
+
+    Raises
+    ------
+    RegistryError
+        There is no such file, or it cannot be read.
+    """
+    folder, _, name = path.rpartition("/")
+    with tempfile.TemporaryDirectory(prefix="mlflow-degrade-") as scratch:
+        found = fetch(location, folder, Path(scratch), names=[name])
+        try:
+            return json.loads((found or Path(scratch)).joinpath(name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RegistryError(f"{location}/{path} cannot be read: {error}") from error
+
+
+def list_names(location: str, path: str) -> list[str]:
+    """Names of what lies in a folder of artifacts."""
+    repository, _ = _repository(location, None)
+    return [item.path.rpartition("/")[2] for item in repository.list_artifacts(path)]
+
+
+class _Listings:
+    """A repository's ``list_artifacts`` that asks once.
+
+    MLflow lists a folder to find out that it is one, again to see what is in it, and each file that
+    it is asked for to find out that it is none.
+    """
+
+    def __init__(self, ask: Callable[[str | None], list[Any]]) -> None:
+        self._ask = ask
+        self._known: dict[str, list[Any]] = {}
+
+    def __call__(self, path: str | None = None) -> list[Any]:
+        key = path or ""
+        if key not in self._known:
+            self._known[key] = self._ask(path)
+        return self._known[key]
+
+    def tell(self, folder: str, names: Collection[str]) -> None:
+        """What files there are in a folder."""
+        from mlflow.entities import FileInfo
+
+        files = [f"{folder}/{name}" if folder else name for name in names]
+        make: Any = FileInfo
+        self._known[folder] = [make(file, False, None) for file in files]
+        self._known.update((file, []) for file in files)
+
+
 def _repository(location: str, tracking_uri: str | None) -> tuple[Any, str]:
+    import mlflow
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+    from mlflow.utils import uri as uris
 
     if not inside_server():
-        return get_artifact_repository(location, tracking_uri=tracking_uri), ""
+        tracking_uri = tracking_uri or mlflow.get_tracking_uri()
+        with_profile: Any = uris.add_databricks_profile_info_to_artifact_uri
+        location = with_profile(location, tracking_uri)
+        found: Any = get_artifact_repository(location, tracking_uri=tracking_uri)
+        found.list_artifacts = _Listings(found.list_artifacts)
+        return found, ""
     parts = urlparse(location)
     if parts.scheme in ("http", "https") or (parts.scheme == "mlflow-artifacts" and parts.netloc):
         # Whoever loads the model asks that host, not us: it may give them other bytes.

@@ -7,7 +7,7 @@ carries a sketch of its samples' documents and the digest of what was decided.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from ..cache import digest_json
@@ -33,8 +33,14 @@ def decision_key(paired: PairedScores, policy: GatePolicy) -> str:
     return digest_json([*sides, policy.digest()])
 
 
-def count_attempt(paired: PairedScores, policy: GatePolicy) -> int:
-    """Enter the active run into the ledger of its evaluation set.
+def ledger_tags(paired: PairedScores, policy: GatePolicy) -> dict[str, str]:
+    """What enters a run into the ledger of its evaluation set."""
+    sketch = DocumentSketch.of(paired)
+    return {DOCUMENTS_TAG: sketch.text(), DECISION_KEY_TAG: decision_key(paired, policy)}
+
+
+def count_attempt(entry: Mapping[str, str]) -> int:
+    """Number of the attempt of a run that was entered into the ledger, from its `ledger_tags`.
 
     Returns
     -------
@@ -45,29 +51,22 @@ def count_attempt(paired: PairedScores, policy: GatePolicy) -> int:
 
     Notes
     -----
-    The run is entered before the others are counted. Of attempts made at the same moment each sees
+    A run is entered before the others are counted. Of attempts made at the same moment each sees
     at least those entered before it, so that no number is given out too low; two of them may both
     get the higher one.
     """
-    import mlflow
-
-    sketch, key = DocumentSketch.of(paired), decision_key(paired, policy)
-    mlflow.set_tags({DOCUMENTS_TAG: sketch.text(), DECISION_KEY_TAG: key})
+    sketch, key = DocumentSketch.from_text(entry[DOCUMENTS_TAG]), entry[DECISION_KEY_TAG]
     others: set[str] = set()
     for run in search_runs(f"tags.`{DOCUMENTS_TAG}` != ''", deleted=True):
         tags = run.data.tags
         documents = DocumentSketch.from_text(tags[DOCUMENTS_TAG])
-        if documents is None or sketch.share(documents) <= SAME_SET:
+        if sketch is None or documents is None or sketch.share(documents) <= SAME_SET:
             continue
         if tags.get(DECISION_KEY_TAG) != key:
             others.add(tags.get(DECISION_KEY_TAG, ""))
         elif ATTEMPT_TAG in tags:
-            attempt = int(tags[ATTEMPT_TAG])
-            break
-    else:
-        attempt = len(others) + 1
-    mlflow.set_tag(ATTEMPT_TAG, str(attempt))
-    return attempt
+            return int(tags[ATTEMPT_TAG])
+    return len(others) + 1
 
 
 def find_decision(key: str, experiments: Collection[str]) -> Any | None:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import math
+import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 from urllib.parse import urlparse
 
 from ..errors import TrackingUnreachableError
 
 # MLflow itself retries for about four minutes before it gives up.
 _TIMEOUT_SECONDS = 5.0
+# Bytes a second that a server reads at least, from a distant store, on a busy machine.
+_SLOWEST = 10e6
 
 
-def require_tracking_server(uri: str | None = None, timeout: float = _TIMEOUT_SECONDS) -> str:
+def require_tracking_server(
+    uri: str | None = None, timeout: float = _TIMEOUT_SECONDS, *, try_it: bool = True
+) -> str:
     """Check that the tracking store can be used.
 
     Parameters
@@ -20,6 +29,9 @@ def require_tracking_server(uri: str | None = None, timeout: float = _TIMEOUT_SE
         Tracking URI; MLflow's current one by default.
     timeout : float
         Seconds to wait for a server.
+    try_it : bool
+        Whether a server that is there is asked something, too; without need where the caller does
+        at once.
 
     Returns
     -------
@@ -49,7 +61,8 @@ def require_tracking_server(uri: str | None = None, timeout: float = _TIMEOUT_SE
             raise TrackingUnreachableError(
                 f"no MLflow server answers at {uri} within {timeout:g} s ({error}). {remedy}"
             ) from error
-        _require_answer(uri, timeout, remedy)
+        if _require_answer(uri, timeout, remedy) and not try_it:
+            return uri
     try:
         MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
     except (MlflowException, SQLAlchemyError) as error:
@@ -59,12 +72,45 @@ def require_tracking_server(uri: str | None = None, timeout: float = _TIMEOUT_SE
     return uri
 
 
-def _require_answer(uri: str, timeout: float, remedy: str) -> None:
-    import requests
+@contextmanager
+def patience(size: int) -> Iterator[None]:
+    """Wait for a server's answer at least as long as it may take to read so many bytes.
 
+    A gated registry reads all files of a version before it answers, and MLflow's client hangs up
+    after two minutes, asks again, and has them read again.
+    """
+    name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+    from mlflow import environment_variables
+
+    timeout: Any = environment_variables.MLFLOW_HTTP_REQUEST_TIMEOUT
+    before, needed = os.environ.get(name), math.ceil(size / _SLOWEST)
+    if needed > timeout.get():
+        os.environ[name] = str(needed)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = before
+
+
+def _require_answer(uri: str, timeout: float, remedy: str) -> bool:
+    """Return if the server answers, and whether it did so as MLflow does."""
+    import requests
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.server_info import ServerInfoRequestError, fetch_server_info
+
+    try:
+        # MLflow's client asks this anyway before it reads artifacts, and remembers the answer.
+        found = fetch_server_info(get_default_host_creds(uri))  # type: ignore[no-untyped-call]
+        return found.status_code == 200
+    except ServerInfoRequestError:
+        pass  # too slow, or no MLflow
     try:
         # Any HTTP answer will do; permissions are the next call's business.
         requests.get(uri.rstrip("/") + "/health", timeout=timeout)
+        return False
     except requests.RequestException as error:
         raise TrackingUnreachableError(
             f"the MLflow server at {uri} accepts connections but does not answer within "

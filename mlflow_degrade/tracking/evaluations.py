@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import tempfile
+import time
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,15 +18,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..cache import digest_json
+from ..errors import RegistryError, TrackingError
 from ..origin import Agreement, Origin
 from ..readers.mlflow_runs import AGREEMENTS, downloaded, with_agreements
 from ..readers.mlflow_traces import READER as TRACES
 from ..scores import SampleScores
+from .artifact_access import fetch, read_json, upload
 
 KIND_TAG = "degrade.kind"
 KEY_TAG = "degrade.evaluation_key"
 MODEL_DIGEST_TAG = "degrade.model_digest"
 SAMPLES_DIGEST_TAG = "degrade.samples_digest"
+ASKED_TAG = "degrade.asked"
+"""What was asked and how, and where it was computed, as digests: equal where runs can be paired."""
+FILES_TAG = "degrade.files"
+"""What there is below ``samples``, where nothing lies beside it; else a reader has to list."""
 REUSED_TAG = "degrade.reused_from"
 MODEL_URI_TAG = "degrade.model_uri"
 
@@ -33,6 +41,8 @@ _NOT_IN_NAMES = re.compile(r"[^\w\-. :/]")
 _SAMPLES = "samples"
 _FACTS = "evaluation.json"
 _THREADS = 2
+# Beyond it MLflow would cut the tag.
+_FILES_LENGTH = 6_000
 
 
 def log_evaluation(
@@ -41,7 +51,7 @@ def log_evaluation(
     *,
     metrics: Mapping[str, float] | None = None,
     facts: Mapping[str, Any] | None = None,
-    reused_from: str | None = None,
+    reused_from: Any = None,
 ) -> None:
     """Log one model's evaluation to the active run.
 
@@ -57,45 +67,63 @@ def log_evaluation(
         infinity as 1.8e308.
     facts : mapping, optional
         Probes, timing and plan, logged as ``evaluation.json``.
-    reused_from : str, optional
-        Run the scores were taken from instead of being computed.
+    reused_from : mlflow.entities.Run, optional
+        The one the scores were taken from instead of being computed.
     """
     import mlflow
 
+    active: Any = mlflow.active_run() or mlflow.start_run()
+    parts = {_file_name(task): part for task, part in _by_task(samples)}
     with (
         tempfile.TemporaryDirectory(prefix="mlflow-degrade-") as scratch,
         ThreadPoolExecutor(_THREADS) as pool,
     ):
+        (Path(scratch) / _SAMPLES).mkdir()
         # Parquet is encoded and hashed outside of Python's lock.
         digest = pool.submit(samples.digest)
         written = [
-            pool.submit(_write, part, Path(scratch) / _file_name(task))
-            for task, part in _by_task(samples)
+            pool.submit(_write, part, Path(scratch) / _SAMPLES / name)
+            for name, part in parts.items()
         ]
         means = samples.means()
         for file in written:
             file.result()
-        mlflow.log_artifacts(scratch, _SAMPLES)
-    mlflow.log_dict({"key": dict(key), **(facts or {})}, _FACTS)
+        about = {"key": dict(key), **(facts or {})}
+        (Path(scratch) / _FACTS).write_text(json.dumps(about, indent=2, default=str), "utf-8")
+        upload(Path(scratch), active.info.artifact_uri)
     named = {
         # Most tasks have one answer filter, and then its name says nothing.
         f"{task}/{metric}" if flt == "none" else f"{task}/{metric}.{flt}": value
         for (task, metric, flt), value in means.items()
     }
-    log_finite_metrics({**named, **(metrics or {})})
-    if samples.origin is not None:
-        mlflow.log_params(_processor_params(samples.origin))
     tags = {
         KIND_TAG: "evaluation",
         KEY_TAG: digest_json(dict(key)),
+        ASKED_TAG: json.dumps(asked_digests(key)),
         SAMPLES_DIGEST_TAG: digest.result(),
     }
+    if len(files := json.dumps(sorted(parts))) <= _FILES_LENGTH:
+        tags[FILES_TAG] = files
     if samples.model_digest is not None:
         tags[MODEL_DIGEST_TAG] = samples.model_digest
     if reused_from is not None:
-        tags[REUSED_TAG] = reused_from
+        tags[REUSED_TAG] = str(reused_from.info.run_id)
     # The key comes last: a run that carries it has all its artifacts.
-    mlflow.set_tags(tags)
+    log_together(
+        active.info.run_id,
+        metrics={**named, **(metrics or {})},
+        params={} if samples.origin is None else _processor_params(samples.origin),
+        tags=tags,
+    )
+
+
+def asked_digests(key: Mapping[str, Any]) -> dict[str, str | None]:
+    """Digests of an evaluation key's parts: the questions, and the processor where it is known."""
+    asked = {name: value for name, value in key.items() if name not in ("model", "processor")}
+    place = key.get("processor")
+    return {
+        "questions": digest_json(asked), "processor": None if place is None else digest_json(place)
+    }  # fmt: skip
 
 
 def _processor_params(origin: Origin) -> dict[str, str]:
@@ -151,7 +179,7 @@ def find_evaluation(
     *,
     samples_digest: str | None = None,
     experiments: Collection[str] | None = None,
-) -> str | None:
+) -> Any | None:
     """Newest finished run with this evaluation key, or None.
 
     Parameters
@@ -175,48 +203,94 @@ def find_evaluation(
         max_results=1,
         output_format="list",
     )
-    return str(runs[0].info.run_id) if runs else None
+    return runs[0] if runs else None
 
 
-def load_samples(run_id: str) -> SampleScores:
+def load_samples(run: Any) -> SampleScores:
     """Per-sample scores of an evaluation run, with what was logged of agreements elsewhere.
+
+    Parameters
+    ----------
+    run : mlflow.entities.Run or str
+        Or its id.
 
     Raises
     ------
     TrackingError
         The run does not exist, or holds no samples.
     """
-    with downloaded(f"runs:/{run_id}") as folder:
-        if folder.is_file():
-            return TRACES.read(folder)
-        files = sorted(folder.glob("*.parquet"))
-        samples = SampleScores.concat([SampleScores.read_parquet(file) for file in files])
-    return with_agreements(samples, run_id)
+    if isinstance(run, str) or FILES_TAG not in run.data.tags:
+        run_id = run if isinstance(run, str) else run.info.run_id
+        with downloaded(f"runs:/{run_id}") as folder:
+            if folder.is_file():
+                return TRACES.read(folder)
+            samples = _read(sorted(folder.glob("*.parquet")))
+        return with_agreements(samples, run_id)
+    names = sorted(json.loads(run.data.tags[FILES_TAG]))
+    with tempfile.TemporaryDirectory(prefix="mlflow-degrade-") as scratch:
+        try:
+            location = run.info.artifact_uri
+            found = fetch(location, _SAMPLES, Path(scratch), names=names) or Path(scratch)
+            return _read([found / name for name in names])
+        except (RegistryError, OSError) as error:
+            raise TrackingError(f"runs:/{run.info.run_id} cannot be read: {error}") from error
+
+
+def _read(files: list[Path]) -> SampleScores:
+    return SampleScores.concat([SampleScores.read_parquet(file) for file in files])
 
 
 def log_agreement(run_id: str, agreement: Agreement) -> None:
     """Put beside an evaluation how it agrees with one of the same model elsewhere."""
     from mlflow import MlflowClient
 
-    name = agreement.samples_digest.removeprefix("sha256:")[:24]
-    MlflowClient().log_dict(run_id, agreement.model_dump(mode="json"), f"{AGREEMENTS}/{name}.json")
+    name, client = agreement.samples_digest.removeprefix("sha256:")[:24], MlflowClient()
+    if FILES_TAG in client.get_run(run_id).data.tags:
+        client.delete_tag(run_id, FILES_TAG)  # from now on there is something beside the samples
+    client.log_dict(run_id, agreement.model_dump(mode="json"), f"{AGREEMENTS}/{name}.json")
 
 
-def load_facts(run_id: str) -> dict[str, Any]:
+def load_facts(run: Any) -> dict[str, Any]:
     """What `log_evaluation` wrote besides the samples: key, probes, timing."""
-    import mlflow
+    from mlflow import MlflowClient
 
-    return dict(mlflow.artifacts.load_dict(f"runs:/{run_id}/{_FACTS}"))
+    found = MlflowClient().get_run(run) if isinstance(run, str) else run
+    return dict(read_json(found.info.artifact_uri, _FACTS))
 
 
 def log_finite_metrics(metrics: Mapping[str, float | None]) -> None:
     """Log the metrics that are finite numbers; MLflow cannot hold the others."""
     import mlflow
 
-    finite = {
+    if finite := _finite(metrics):
+        mlflow.log_metrics(finite)
+
+
+def log_together(
+    run_id: str,
+    *,
+    metrics: Mapping[str, float | None] | None = None,
+    params: Mapping[str, str] | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> None:
+    """Log what a run has to say in one request, its tags last, which is the order of the stores."""
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Param, RunTag
+
+    kinds: tuple[Any, Any, Any] = (Metric, Param, RunTag)
+    metric, param, tag = kinds
+    now = int(time.time() * 1_000)
+    MlflowClient().log_batch(
+        run_id,
+        [metric(name, value, now, 0) for name, value in _finite(metrics or {}).items()],
+        [param(name, value) for name, value in (params or {}).items()],
+        [tag(name, value) for name, value in (tags or {}).items()],
+    )
+
+
+def _finite(metrics: Mapping[str, float | None]) -> dict[str, float]:
+    return {
         _NOT_IN_NAMES.sub("_", name): float(value)
         for name, value in metrics.items()
         if value is not None and math.isfinite(value)
     }
-    if finite:
-        mlflow.log_metrics(finite)

@@ -13,10 +13,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from ..errors import InputError
 from ..pairing import PairedScores
 from ..policy import GatePolicy, explain
+from ..results import SideName
 from ..scores import SampleScores
 from .evidence import decision_metrics
 from .frames import column, frame_to_samples
 from .references import content_digest
+from .sources import EvaluationSource
 
 MODEL_TYPE = "degrade"
 
@@ -135,12 +137,34 @@ class DegradeEvaluator(ModelEvaluator):
                     "Evaluate a logged model, or name it with model_uri."
                 )
             content = tested_content(uri, paired.candidate)
-        decision = log_conclusion(paired, policy, provenance={"evaluator": self.name})
+        decision, evidence = log_conclusion(
+            paired,
+            policy,
+            provenance={"evaluator": self.name},
+            sources=_sources(config),
+            content=content,
+        )
         metrics = {k: v for k, v in decision_metrics(decision).items() if v is not None}
         if content is not None and decision.verdict is Verdict.PASS:
             name, alias = str(config.register_as), config.alias
-            place(decision, run_id, name, str(uri), content, alias=alias, key=key)
+            place(
+                decision, evidence, run_id, name, str(uri), content,
+                alias=alias, key=key, bound=True,
+            )  # fmt: skip
         return EvaluationResult(metrics=metrics, artifacts={}, run_id=run_id)  # type: ignore[no-untyped-call]
+
+
+def _sources(config: EvaluatorConfig) -> dict[SideName, EvaluationSource]:
+    """The evaluations that are compared, where it is not a frame."""
+    from mlflow import MlflowClient
+
+    if config.baseline_run_id is None or config.candidate_run_id is None:
+        return {}
+    get = MlflowClient().get_run
+    return {
+        "baseline": EvaluationSource.of(get(config.baseline_run_id), now=False),
+        "candidate": EvaluationSource.of(get(config.candidate_run_id), now=False),
+    }
 
 
 def _config(given: dict[str, Any] | None) -> EvaluatorConfig:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..cache import digest_file, digest_json
 from ..pairing import PairedScores
-from ..results import AggregateResult, Decision, TaskResult
+from ..results import AggregateResult, Decision, SideName, TaskResult
 from ..scores import SampleScores
-from .evaluations import log_finite_metrics
+from .artifact_access import upload
+from .evaluations import KIND_TAG, log_together
 from .runs import check_tag
+from .sources import EvaluationSource
 
 VERDICT_TAG = "degrade.verdict"
 EVIDENCE_TAG = "degrade.evidence_digest"
@@ -19,21 +25,73 @@ POLICY_TAG = "degrade.policy_digest"
 REASONS_TAG = "degrade.reasons"
 
 EVIDENCE = "evidence"
+GATE = "gate"
+"""Kind of the runs that a gate makes for its decision alone."""
 # What the tests never look at; it stays with the evaluation runs.
 _TEXT = ("prompt", "target", "response")
+_FLIPS = "flips.json"
 _FLIPS_SHOWN = 300
+_TABLES_TAG = "mlflow.loggedArtifacts"
 _REASONS_LENGTH = 2_000
 
 
+@dataclass
+class Collected:
+    """What the active run is to be given, all at once: few requests, and tags that come last.
+
+    Attributes
+    ----------
+    folder : Path
+        Its files are logged at the root of the run's artifacts.
+    metrics, tags : dict
+    """
+
+    folder: Path
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+
+    def text(self, name: str, text: str) -> None:
+        """Add an artifact."""
+        (self.folder / name).write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def collected() -> Iterator[Collected]:
+    """Log to the active run what is collected inside, unless that ends in an error."""
+    import mlflow
+
+    run: Any = mlflow.active_run() or mlflow.start_run()
+    with tempfile.TemporaryDirectory(prefix="mlflow-degrade-") as scratch:
+        found = Collected(Path(scratch))
+        yield found
+        if any(found.folder.iterdir()):
+            upload(found.folder, run.info.artifact_uri)
+        log_together(run.info.run_id, metrics=found.metrics, tags=found.tags)
+
+
 def log_decision(decision: Decision, paired: PairedScores) -> str:
-    """Log evidence, metrics, tags and the flipped samples to the active run.
+    """Log evidence, metrics, tags and the flipped samples to the active run; see `add_decision`."""
+    with collected() as found:
+        return add_decision(found, decision, paired)
+
+
+def add_decision(
+    found: Collected,
+    decision: Decision,
+    paired: PairedScores,
+    sources: Mapping[SideName, EvaluationSource] | None = None,
+) -> str:
+    """Collect evidence, metrics, tags and the flipped samples.
 
     Parameters
     ----------
+    found : Collected
     decision : Decision
         From `mlflow_degrade.decide`.
     paired : PairedScores
         What it was made from.
+    sources : mapping, optional
+        Side to the evaluation its scores are from, where they are from one.
 
     Returns
     -------
@@ -47,18 +105,17 @@ def log_decision(decision: Decision, paired: PairedScores) -> str:
     ``manifest.json``; `mlflow_degrade.decide` on the tables and the policy gives the decision
     again. ``flips.json`` is a small table of changed samples.
     """
-    import mlflow
-
     from ..report.flips import flips_table
 
-    with tempfile.TemporaryDirectory(prefix="mlflow-degrade-") as scratch:
-        folder = Path(scratch)
-        digest = write_evidence(folder, decision, paired)
-        mlflow.log_artifacts(scratch, EVIDENCE)
+    folder = found.folder / EVIDENCE
+    folder.mkdir()
+    digest = write_evidence(folder, decision, paired, sources)
     flips = flips_table(paired, _FLIPS_SHOWN)
     if len(flips):
-        mlflow.log_table(flips, "flips.json")
-    log_finite_metrics(decision_metrics(decision))
+        # As mlflow.log_table writes it, and says to the page that compares tables.
+        flips.to_json(found.folder / _FLIPS, orient="split", index=False, date_format="iso")
+        found.tags[_TABLES_TAG] = json.dumps([*_tables(), {"path": _FLIPS, "type": "table"}])
+    found.metrics |= decision_metrics(decision)
     reasons = " | ".join(decision.reasons)
     if len(reasons) > _REASONS_LENGTH:
         reasons = reasons[: _REASONS_LENGTH - 1] + "…"
@@ -68,11 +125,29 @@ def log_decision(decision: Decision, paired: PairedScores) -> str:
         POLICY_TAG: decision.policy.digest(),
         EVIDENCE_TAG: digest,
     }
-    mlflow.set_tags({key: check_tag(key, value) for key, value in tags.items()})
+    found.tags |= {key: check_tag(key, value) for key, value in tags.items()}
     return digest
 
 
-def write_evidence(folder: Path, decision: Decision, paired: PairedScores) -> str:
+def _tables() -> list[Any]:
+    """Tables that others have logged to the active run."""
+    import mlflow
+    from mlflow import MlflowClient
+
+    run: Any = mlflow.active_run()
+    # The run is as it was when it began; only what is joined may have tables that came since.
+    if KIND_TAG in run.data.tags and run.data.tags[KIND_TAG] == GATE:
+        return []
+    listed = json.loads(MlflowClient().get_run(run.info.run_id).data.tags.get(_TABLES_TAG, "[]"))
+    return [table for table in listed if table.get("path") != _FLIPS]
+
+
+def write_evidence(
+    folder: Path,
+    decision: Decision,
+    paired: PairedScores,
+    sources: Mapping[SideName, EvaluationSource] | None = None,
+) -> str:
     """Write the evidence files into a folder; returns the evidence digest."""
     for side, scores in (("baseline", paired.baseline), ("candidate", paired.candidate)):
         kept = [name for name in scores.table.column_names if name not in _TEXT]
@@ -80,13 +155,15 @@ def write_evidence(folder: Path, decision: Decision, paired: PairedScores) -> st
     policy = decision.policy.model_dump(mode="json")
     (folder / "policy.json").write_text(json.dumps(policy, indent=2) + "\n", encoding="utf-8")
     (folder / "decision.json").write_text(decision.to_json(), encoding="utf-8")
-    manifest = {
+    manifest: dict[str, Any] = {
         "baseline": decision.baseline,
         "candidate": decision.candidate,
         "policy_digest": decision.policy.digest(),
         "decision_digest": digest_file(folder / "decision.json"),
         "allowed": list(paired.allowed),
     }
+    if sources:
+        manifest["evaluations"] = {side: source.as_dict() for side, source in sources.items()}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     return digest_json(manifest)
 

@@ -8,17 +8,18 @@ import stat
 import tempfile
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, RegistryError, StorageError
 from ..policy import GatePolicy
-from ..results import Decision
+from ..results import Decision, SideName
 from .attestation import KNOWN, fetch_evidence, review_attestation
 from .evidence_review import FILES, review_evidence
 from .model_content import read_content
 from .signing_keys import AllowedSigner
+from .sources import EvaluationSource
 from .verification import RUN_TAG, bound_digest, wrong_model
 
 _RUN = re.compile(r"(?:runs:/+)?(?P<run>[^/:@\s]+)/*")
@@ -46,6 +47,8 @@ class BundleReview:
         Whose signature fits.
     trusted : bool
         Whether that is a signer whom the caller named.
+    sources : mapping
+        Where the scores of each side are from.
     """
 
     verdict: str | None
@@ -55,6 +58,7 @@ class BundleReview:
     digests: Mapping[str, str]
     signer: str | None
     trusted: bool
+    sources: Mapping[SideName, EvaluationSource] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -158,6 +162,7 @@ def verify_bundle(
         digests=review.digests,
         signer=attested.signer,
         trusted=attested.trusted,
+        sources=review.sources,
     )
 
 

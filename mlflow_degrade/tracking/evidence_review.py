@@ -13,8 +13,9 @@ from ..decision import decide
 from ..errors import DegradeError, PolicyError
 from ..origin import Origin
 from ..policy import GatePolicy
-from ..results import Decision
+from ..results import Decision, SideName
 from ..scores import SampleScores
+from .sources import EvaluationSource
 
 SIDES = ("baseline", "candidate")
 FILES = ("manifest.json", "baseline.parquet", "candidate.parquet", "policy.json", "decision.json")
@@ -44,6 +45,8 @@ class EvidenceReview:
         ``evidence``, ``policy`` and ``<side>_model``, as they are found now.
     origin : Origin or None
         Where the candidate's scores were computed.
+    sources : dict
+        Side to the evaluation that its scores are from, as far as the evidence says so.
     """
 
     problems: list[str] = field(default_factory=list)
@@ -52,6 +55,7 @@ class EvidenceReview:
     own_verdict: str | None = None
     digests: dict[str, str] = field(default_factory=dict)
     origin: Origin | None = None
+    sources: dict[SideName, EvaluationSource] = field(default_factory=dict)
 
 
 def review_evidence(folder: Path, required: GatePolicy | None = None) -> EvidenceReview:
@@ -86,6 +90,7 @@ def review_evidence(folder: Path, required: GatePolicy | None = None) -> Evidenc
         review.problems.append(f"the evidence cannot be read: {error}")
         return review
     review.origin = sides[1].origin
+    review.sources = EvaluationSource.read(manifest)
     review.digests = {"evidence": digest_json(manifest), "policy": digest_json(policy_json)}
     review.problems += _altered(folder, manifest, recorded, policy_json, sides, review.digests)
     _decide_again(review, manifest, recorded, policy, sides)

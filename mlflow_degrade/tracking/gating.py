@@ -10,12 +10,16 @@ from ..decision import decide
 from ..errors import RegistryError
 from ..pairing import PairedScores
 from ..policy import GatePolicy
-from ..results import Decision
+from ..results import Decision, SideName
 from ..scores import SampleScores
-from .model_content import ModelContent, bind_content
-from .references import logged_content
+from .connection import patience
+from .model_content import ModelContent, bind_content, write_binding
+from .references import ModelFiles, logged_content
+from .registry_listing import plain_registry
+from .sources import EvaluationSource
 
 if TYPE_CHECKING:
+    from .evidence import Collected
     from .signing import SigningKey
 
 
@@ -47,7 +51,11 @@ def log_conclusion(
     *,
     cost: Mapping[str, Mapping[str, tuple[float, str]]] | None = None,
     provenance: Mapping[str, Any] | None = None,
-) -> Decision:
+    sources: Mapping[SideName, EvaluationSource] | None = None,
+    content: ModelContent | None = None,
+    figures: Mapping[str, float] | None = None,
+    entry: Mapping[str, str] | None = None,
+) -> tuple[Decision, str]:
     """Decide, and log ledger entry, evidence, metrics and report to the active run.
 
     Parameters
@@ -56,15 +64,38 @@ def log_conclusion(
     policy : GatePolicy
     cost, provenance : mapping, optional
         See `mlflow_degrade.tracking.reporting.log_report`.
+    sources : mapping, optional
+        Side to the evaluation its scores are from.
+    content : ModelContent, optional
+        The candidate's files, to which the evidence is bound.
+    figures : mapping, optional
+        Further metrics.
+    entry : mapping, optional
+        The run's ledger entry, where it is made already.
+
+    Returns
+    -------
+    Decision, str
+        And the evidence digest.
     """
-    from .reporting import log_report
+    from .evidence import collected
+    from .reporting import add_report
 
-    decision, _ = log_verdict(paired, policy)
-    log_report(decision, paired, cost=cost, provenance=provenance)
-    return decision
+    with collected() as found:
+        decision, digest = _decide(found, paired, policy, sources, entry)
+        if content is not None:
+            write_binding(content, found.folder)
+        stated = {f"{side} scores": str(source) for side, source in (sources or {}).items()}
+        add_report(found, decision, paired, cost=cost, provenance={**(provenance or {}), **stated})
+        found.metrics |= figures or {}
+    return decision, digest
 
 
-def log_verdict(paired: PairedScores, policy: GatePolicy) -> tuple[Decision, str]:
+def log_verdict(
+    paired: PairedScores,
+    policy: GatePolicy,
+    sources: Mapping[SideName, EvaluationSource] | None = None,
+) -> tuple[Decision, str]:
     """Decide, and log ledger entry, evidence and metrics to the active run.
 
     Returns
@@ -72,21 +103,44 @@ def log_verdict(paired: PairedScores, policy: GatePolicy) -> tuple[Decision, str
     Decision, str
         And the evidence digest.
     """
-    from .attempts import count_attempt
-    from .evidence import log_decision
+    from .evidence import collected
 
-    decision = decide(paired, policy, attempt=count_attempt(paired, policy))
-    return decision, log_decision(decision, paired)
+    with collected() as found:
+        return _decide(found, paired, policy, sources, None)
 
 
-def tested_content(uri: str, samples: SampleScores) -> ModelContent:
+def _decide(
+    found: Collected,
+    paired: PairedScores,
+    policy: GatePolicy,
+    sources: Mapping[SideName, EvaluationSource] | None,
+    entry: Mapping[str, str] | None,
+) -> tuple[Decision, str]:
+    import mlflow
+
+    from .attempts import ATTEMPT_TAG, count_attempt, ledger_tags
+    from .evidence import add_decision
+
+    if entry is None:
+        entry = ledger_tags(paired, policy)
+        mlflow.set_tags(dict(entry))
+    decision = decide(paired, policy, attempt=count_attempt(entry))
+    found.tags[ATTEMPT_TAG] = str(decision.attempt)
+    return decision, add_decision(found, decision, paired, sources)
+
+
+def tested_content(
+    uri: str,
+    samples: SampleScores,
+    files: ModelFiles | None = None,  # noqa: PT028 - no test
+) -> ModelContent:
     """The files of a logged model, refused when they are not those that were evaluated.
 
     Raises
     ------
     RegistryError
     """
-    found = logged_content(uri)
+    found = logged_content(uri) if files is None else files.content(uri)
     if samples.model_digest is not None and found.digest != samples.model_digest:
         raise RegistryError(
             f"{uri} is not the model that was evaluated: its bytes have digest {found.digest}, the "
@@ -97,6 +151,7 @@ def tested_content(uri: str, samples: SampleScores) -> ModelContent:
 
 def place(
     decision: Decision,
+    evidence: str,
     run_id: str,
     name: str,
     model_uri: str,
@@ -105,6 +160,9 @@ def place(
     version: str | None = None,
     alias: str | None = None,
     key: SigningKey | None = None,
+    bound: bool = False,
+    fresh: bool = False,
+    is_model: bool = False,
 ) -> Placement:
     """Register a passing model, or find it registered, and point an alias to it.
 
@@ -112,8 +170,8 @@ def place(
     ----------
     decision : Decision
         Its verdict is PASS.
-    run_id : str
-        Run with the evidence.
+    evidence, run_id : str
+        Its digest, and the run that has it.
     name : str
         Registered model.
     model_uri : str
@@ -125,6 +183,12 @@ def place(
     alias : str, optional
     key : SigningKey, optional
         To sign the evidence with.
+    bound : bool
+        Whether the run's evidence is bound to these files already.
+    fresh : bool
+        Whether the evidence was made just now: no version can have it.
+    is_model : bool
+        Whether `name` is known to be a model's, and no prompt's.
 
     Returns
     -------
@@ -135,12 +199,15 @@ def place(
     RegistryError
         The registry refused; a version that was made here is taken back.
     """
+    from .registration import verdict_tags
     from .runs import uninterrupted
 
     with uninterrupted():  # a version with a PASS and without its alias would be half of a gate
-        seal(decision, run_id, content, key)
-        found, created = _version(decision, run_id, name, model_uri, content, version)
-        moved = alias is not None and _point(name, alias, found, created)
+        seal(decision, run_id, content, key, bound=bound)
+        tags = verdict_tags(decision, evidence, run_id, content)
+        found, created = _version(decision, tags, name, model_uri, version, fresh)
+        with patience(content.size):
+            moved = alias is not None and _point(name, alias, found, created, is_model)
     return Placement(f"models:/{name}/{found}", created, alias, moved)
 
 
@@ -150,6 +217,7 @@ def seal(
     content: ModelContent,
     key: SigningKey | None = None,
     *,
+    bound: bool = False,
     register: bool = True,
 ) -> None:
     """Bind passing evidence to the files of its model, and sign it where there is a key.
@@ -162,6 +230,8 @@ def seal(
         Run with the evidence.
     content : ModelContent
     key : SigningKey, optional
+    bound : bool
+        Whether it is bound to them already.
     register : bool
         Whether the model is registered next, which a gate file with signers asks a signature for.
 
@@ -173,7 +243,8 @@ def seal(
     from .attestation import require_signature, sign_evidence
     from .gate_config import GateConfig
 
-    bind_content(content, run_id)
+    if not bound:
+        bind_content(content, run_id)
     if key is not None:
         sign_evidence(run_id, decision, content, key)
     if register:
@@ -182,35 +253,34 @@ def seal(
 
 def _version(
     decision: Decision,
-    run_id: str,
+    tags: Mapping[str, str],
     name: str,
     model_uri: str,
-    content: ModelContent,
     version: str | None,
+    fresh: bool,
 ) -> tuple[str, bool]:
     """The version that carries the verdict: the candidate's own, an earlier one, or a new one."""
     from mlflow import MlflowClient
 
     from .evidence import EVIDENCE_TAG
-    from .registration import register, verdict_tags
+    from .registration import register
     from .registry_listing import versions_of
+    from .verification import RUN_TAG
 
     client = MlflowClient()
-    evidence = client.get_run(run_id).data.tags[EVIDENCE_TAG]
-    tags = verdict_tags(decision, evidence, run_id, content)
     if version is not None:
         have = client.get_model_version(name, version).tags
         for key, value in tags.items():
             if have.get(key) != value:
                 client.set_model_version_tag(name, version, key, value)
         return version, False
-    for found in versions_of(client, name):
-        if found.tags.get(EVIDENCE_TAG) == evidence:
+    for found in [] if fresh else versions_of(client, name):
+        if found.tags.get(EVIDENCE_TAG) == tags[EVIDENCE_TAG]:
             return str(found.version), False
     new = register(
         model_uri,
         name,
-        run_id=run_id,
+        run_id=tags[RUN_TAG],
         tags=tags,
         description=decision.reasons[0],
         model_id=model_uri.removeprefix("models:/") if model_uri.startswith("models:/m-") else None,
@@ -218,19 +288,20 @@ def _version(
     return str(new.version), True
 
 
-def _point(name: str, alias: str, version: str, created: bool) -> bool:
+def _point(name: str, alias: str, version: str, created: bool, is_model: bool) -> bool:
     """Set an alias unless it is there already; a version made for it does not outlive a refusal."""
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     client = MlflowClient()
     try:
-        if str(client.get_model_version_by_alias(name, alias).version) == version:
+        if not created and str(client.get_model_version_by_alias(name, alias).version) == version:
             return False
     except MlflowException:
         pass  # no such alias yet
+    registry: Any = plain_registry() if is_model else client
     try:
-        client.set_registered_model_alias(name, alias, version)
+        registry.set_registered_model_alias(name, alias, version)
     except BaseException as error:
         if created:
             client.delete_model_version(name, version)

@@ -217,7 +217,7 @@ def log_lm_eval(
         digest, model = output.samples.digest(), output.samples.model_digest
         earlier = None if fresh else find_evaluation(key, samples_digest=digest)
         if earlier is not None:
-            info = MlflowClient().get_run(earlier).info
+            info = earlier.info
             return LoggedEvaluation(info.run_id, info.experiment_id, model, False, finite, rest)
         name = run_name or output.samples.model or "lm-eval"
         with tracked_run(name, tags=checked, nested=True) as run:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import InputError, ModelError
 from ..policy import GatePolicy
 from ..prompting import Prompting
-from .references import Subject
+from .references import ModelFiles, Subject
 
 if TYPE_CHECKING:
     from ..evaluation.suite import Suite
@@ -19,16 +19,24 @@ _log = logging.getLogger(__name__)
 _ASKED = ("limit", "seed", "num_fewshot")
 
 
+class Evaluated(NamedTuple):
+    """The run of an evaluation, and whether it was made just now."""
+
+    run: Any
+    now: bool
+
+
 def evaluate_both(
     baseline: Subject,
     candidate: Subject,
     questions: Mapping[str, Any] | None,
     *,
     policy: GatePolicy,
+    files: ModelFiles,
     device: str,
     fresh: bool,
     experiments: Collection[str],
-) -> tuple[str, str]:
+) -> tuple[Evaluated, Evaluated]:
     """Evaluate both models on one suite by one path, or find the evaluations in MLflow.
 
     Parameters
@@ -40,6 +48,7 @@ def evaluate_both(
         candidate by default.
     policy : GatePolicy
         What it says of how to prompt is added.
+    files : ModelFiles
     device : str
     fresh : bool
         Evaluate even what is logged.
@@ -48,8 +57,7 @@ def evaluate_both(
 
     Returns
     -------
-    tuple of str
-        Run ids of both evaluations.
+    tuple of Evaluated
 
     Raises
     ------
@@ -58,6 +66,8 @@ def evaluate_both(
     ModelError
         A side is no model this package can run.
     """
+    from mlflow import MlflowClient
+
     from ..evaluation.run import (
         EvaluationSettings,
         evaluate_model,
@@ -69,8 +79,8 @@ def evaluate_both(
     from .runs import terminate_gracefully, tracked_run
 
     sides = {"baseline": baseline, "candidate": candidate}
-    suite = _suite(questions or _packaged(candidate), policy)
-    folders = {label: _directory(side) for label, side in sides.items()}
+    suite = _suite(questions or _packaged(candidate, files), policy)
+    folders = {label: _directory(side, files) for label, side in sides.items()}
     _require_same_questions(suite, questions or {}, folders["baseline"])
     settings = EvaluationSettings(device=device, resume=not fresh)
     for note in prompting_notes(folders, suite):
@@ -81,20 +91,21 @@ def evaluate_both(
         reference = sides[side].reference
         key = evaluation_key(folder, suite, path, settings)
         earlier = None if fresh else find_evaluation(key, experiments=experiments)
-        if earlier is None:
+        if earlier is not None:
+            runs.append(Evaluated(earlier, False))
+        else:
             with terminate_gracefully(), tracked_run(f"evaluate {reference}", nested=True) as run:
                 found = evaluate_model(folder, suite, settings=settings, path=path, label=side)
                 samples = found.samples.with_model(reference)
                 log_evaluation(samples, key, facts={**found.facts(), "asked": suite.asked})
-                earlier = str(run.info.run_id)
-        runs.append(earlier)
+            runs.append(Evaluated(MlflowClient().get_run(run.info.run_id), True))
     return runs[0], runs[1]
 
 
-def _packaged(side: Subject) -> dict[str, Any]:
+def _packaged(side: Subject, files: ModelFiles) -> dict[str, Any]:
     from ..evaluation.suite import DEFAULT_LIMIT, default_tasks
 
-    return {"tasks": list(default_tasks(_directory(side))), "limit": DEFAULT_LIMIT}
+    return {"tasks": list(default_tasks(_directory(side, files))), "limit": DEFAULT_LIMIT}
 
 
 def _suite(asked: Mapping[str, Any], policy: GatePolicy) -> Suite:
@@ -127,7 +138,7 @@ def _require_same_questions(suite: Suite, asked: Mapping[str, Any], folder: Path
         )
 
 
-def _directory(side: Subject) -> Path:
+def _directory(side: Subject, files: ModelFiles) -> Path:
     from ..optimize.export import export_onnx
     from ..optimize.source import resolve_model
 
@@ -136,4 +147,4 @@ def _directory(side: Subject) -> Path:
             f"{side.reference} has no logged model, so it cannot be evaluated: name a model "
             "instead of a run, or an evaluation of the same questions."
         )
-    return export_onnx(resolve_model(side.model_uri))
+    return export_onnx(resolve_model(side.model_uri, files=files.folder(side.model_uri)))

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +18,8 @@ from typing import Any
 
 from ..cache import digest_file, digest_json
 from ..errors import RegistryError
+from ..evaluation.progress import progress_bar
+from .artifact_access import list_names, read_json, upload
 
 ARTIFACT_TAG = "degrade.artifact_digest"
 BINDING_FILE = "artifact.json"
@@ -23,12 +27,21 @@ BINDING_FILE = "artifact.json"
 
 # MLflow writes this one into its own copy whenever it resolves a registered model.
 _NOT_CONTENT = ("registered_model_meta",)
+_EVIDENCE = "evidence"
 _MANIFEST = "degrade.json"
 _BYTECODE = "__pycache__"
 _OURS = "model_dir"
 _LOADER = "mlflow.pyfunc.loaders.code_model"
 _CODE = "pyfunc_model.py"
 _PACKAGE = Path(__file__).resolve().parents[1]
+
+_MEGABYTE = 1 << 20
+_LARGE = 64 * _MEGABYTE
+# From here on reading takes so long that a bar shows it.
+_LONG = 1_024 * _MEGABYTE
+_LOCK = threading.Lock()
+_HASHING: dict[tuple[int, ...], threading.Lock] = {}
+_DIGESTS: dict[tuple[int, ...], str] = {}
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,8 @@ class ModelContent:
         Compiled Python files, which could run instead of their source.
     files : mapping
         Digest of each file that `artifact_digest` is about, by its name in the model.
+    size : int
+        Bytes of all its files: whoever checks them needs the time to read them.
     """
 
     artifact_digest: str
@@ -60,6 +75,7 @@ class ModelContent:
     problems: tuple[str, ...]
     bytecode: tuple[str, ...]
     files: Mapping[str, str] = field(repr=False, default_factory=dict)
+    size: int = 0
 
     @property
     def digest(self) -> str:
@@ -96,6 +112,7 @@ def read_content(directory: Path) -> ModelContent:
         problems=tuple(problems),
         bytecode=tuple(str(p.relative_to(directory)) for p in sorted(_bytecode(directory))),
         files={p.relative_to(directory).as_posix(): d for p, d in digests.items()},
+        size=sum(path.stat().st_size for path in digests),
     )
 
 
@@ -114,9 +131,9 @@ def bind_artifact(model_uri: str) -> str:
     """
     import mlflow
 
-    with tempfile.TemporaryDirectory(prefix="mlflow-degrade-") as scratch:
-        where = mlflow.artifacts.download_artifacts(artifact_uri=model_uri, dst_path=scratch)
-        content = read_content(Path(where))
+    from .references import logged_content
+
+    content = logged_content(model_uri)
     run: Any = mlflow.active_run()
     bind_content(content, run.info.run_id)
     return content.artifact_digest
@@ -139,26 +156,25 @@ def bind_content(content: ModelContent, run_id: str) -> None:
     """
     from mlflow import MlflowClient
 
-    if bound_artifact(run_id) is None:
-        digest = {"artifact_digest": content.artifact_digest}
-        MlflowClient().log_dict(run_id, digest, f"evidence/{BINDING_FILE}")
+    location = MlflowClient().get_run(run_id).info.artifact_uri
+    if bound_artifact(location) is None:
+        with tempfile.TemporaryDirectory(prefix="mlflow-degrade-") as scratch:
+            (Path(scratch) / _EVIDENCE).mkdir()
+            write_binding(content, Path(scratch))
+            upload(Path(scratch), location)
 
 
-def may_bind(content: ModelContent, run_id: str) -> bool:
-    """Whether a run's evidence is bound to these very files, or to none yet."""
-    return bound_artifact(run_id) in (None, content.artifact_digest)
+def write_binding(content: ModelContent, folder: Path) -> None:
+    """Write what binds evidence to a logged model among artifacts that are about to be logged."""
+    text = json.dumps({"artifact_digest": content.artifact_digest})
+    (folder / _EVIDENCE / BINDING_FILE).write_text(text, encoding="utf-8")
 
 
-def bound_artifact(run_id: str) -> str | None:
-    """The digest a run's evidence is bound to, if it is."""
-    import mlflow
-    from mlflow import MlflowClient
-
-    names = {item.path for item in MlflowClient().list_artifacts(run_id, "evidence")}
-    if f"evidence/{BINDING_FILE}" not in names:
+def bound_artifact(location: str) -> str | None:
+    """The digest that evidence is bound to, if it is, from where its run keeps artifacts."""
+    if BINDING_FILE not in list_names(location, _EVIDENCE):
         return None
-    found = mlflow.artifacts.load_dict(f"runs:/{run_id}/evidence/{BINDING_FILE}")
-    return str(found.get("artifact_digest"))
+    return str(read_json(location, f"{_EVIDENCE}/{BINDING_FILE}").get("artifact_digest"))
 
 
 def _python_flavor(directory: Path) -> Mapping[str, Any]:
@@ -192,7 +208,36 @@ def _file_digests(directory: Path) -> dict[Path, str]:
     """Digest of each file, but for what merely loading the model may leave there."""
     leftover = {*_bytecode(directory), *(directory / name for name in _NOT_CONTENT)}
     files = sorted(p for p in directory.rglob("*") if p.is_file() and p not in leftover)
-    return {path: digest_file(path) for path in files}
+    total = sum(path.stat().st_size for path in files)
+    digests = {}
+    shown = total > _LONG and sys.stderr.isatty()
+    with progress_bar("Hash the model's files, MB", shown) as advance:
+        advance(total // _MEGABYTE, 0)
+        for path in files:
+            digests[path] = _known_digest(path)
+            advance(0, path.stat().st_size // _MEGABYTE)
+    return digests
+
+
+def _known_digest(path: Path) -> str:
+    """Digest of a file, of a large one only once for as long as it is not touched.
+
+    A client that lost patience asks a server again, and gets its answer from the first time. Each
+    write sets the time of the change to now, which nobody can set back but who owns the machine.
+    """
+    stat = path.stat()
+    if stat.st_size < _LARGE:
+        return digest_file(path)
+    key = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    with _LOCK:
+        lock = _HASHING.setdefault(key, threading.Lock())
+    with lock:  # two that ask at once do not both read it
+        if key not in _DIGESTS:
+            _DIGESTS[key] = digest_file(path)
+            changed = path.stat()
+            if (changed.st_mtime_ns, changed.st_ctime_ns) != key[3:]:
+                return _DIGESTS.pop(key)  # written meanwhile
+        return _DIGESTS[key]
 
 
 def _listing_digest(digests: Mapping[Path, str], base: Path) -> str:

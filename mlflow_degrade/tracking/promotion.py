@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..decision import decide
 from ..errors import RegistryError, SameModelError, TrackingError
 from ..pairing import PairedScores
 from ..policy import GatePolicy
-from ..results import Decision, Verdict
+from ..results import Decision, SideName, Verdict
+from .artifact_access import read_json
 from .evaluations import load_samples
+from .evidence import EVIDENCE, EVIDENCE_TAG, GATE
 from .gating import Placement, log_conclusion, place, tested_content
-from .model_content import ModelContent, may_bind
+from .model_content import ModelContent, bound_artifact
 from .references import (
+    ModelFiles,
     Subject,
     asked_of,
-    content_digest,
     evaluations_of,
     find_subject,
     match_evaluations,
 )
+from .sources import EvaluationSource
 from .trusted_experiments import TrustedExperiments
+
+if TYPE_CHECKING:
+    from .missing import Evaluated
 
 
 @dataclass(frozen=True)
@@ -38,8 +45,12 @@ class Promotion:
         What it was made from.
     run_id : str
         Run with the evidence.
+    evidence : str
+        Digest of the evidence.
     reused : bool
         Whether the decision had been made before; then no run was added.
+    sources : mapping
+        Side to the evaluation its scores are from.
     placement : Placement or None
         Version and alias in the registry; None unless the verdict is PASS and a registered model
         is known.
@@ -48,7 +59,9 @@ class Promotion:
     decision: Decision
     paired: PairedScores = field(repr=False)
     run_id: str
+    evidence: str
     reused: bool
+    sources: Mapping[SideName, EvaluationSource]
     placement: Placement | None = None
 
 
@@ -122,7 +135,7 @@ def promote(
     policy = policy or GatePolicy()
     signers = GateConfig.load().signers
     key = load_allowed_key(signing_key, signers)
-    require_tracking_server()
+    require_tracking_server(try_it=False)  # the first look-up does
     sides = find_subject(baseline), find_subject(candidate)
     name = _registry_name(register_as, *sides)
     if alias is not None and name is None:
@@ -139,50 +152,55 @@ def promote(
             f"{candidate} has no logged model to register as {name!r}: name it with model_uri, or "
             "only decide (register_as none)."
         )
-    runs = _evaluation_runs(
-        *sides, policy, questions=questions, device=device, fresh=fresh, experiments=trusted.ids
-    )
-    paired = policy.pair(*map(load_samples, runs))
-    content = None
-    if name is not None and uri is not None:
-        content = tested_content(uri, paired.candidate)
+    with ModelFiles() as files:
+        used = _evaluations(
+            *sides,
+            policy,
+            files=files,
+            questions=questions,
+            device=device,
+            fresh=fresh,
+            experiments=trusted.ids,
+        )
+        paired = policy.pair(*(load_samples(each.run) for each in used))
+        content = None
+        if name is not None and uri is not None:
+            content = tested_content(uri, paired.candidate, files)
     unsigned = content is not None and bool(signers) and key is None
-    decision, run_id, reused = _decide(
-        paired, policy, runs, sides, content, trusted.ids, anew=not unsigned
-    )
-    if decision.verdict is not Verdict.PASS or name is None or uri is None or content is None:
-        return Promotion(decision, paired, run_id, reused)
+    done, bound = _decide(paired, policy, used, sides, content, trusted.ids, anew=not unsigned)
+    if done.decision.verdict is not Verdict.PASS or None in (name, uri, content):
+        return done
     own = sides[1].registered
     placed = place(
-        decision,
-        run_id,
-        name,
-        uri,
-        content,
+        done.decision,
+        done.evidence,
+        done.run_id,
+        str(name),
+        str(uri),
+        cast(ModelContent, content),
         version=own[1] if own is not None and own[0] == name else None,
         alias=alias,
         key=key,
+        bound=bound,
+        fresh=not done.reused,
+        is_model=name in {side.registered[0] for side in sides if side.registered is not None},
     )
-    return Promotion(decision, paired, run_id, reused, placed)
+    return replace(done, placement=placed)
 
 
 def _only_trusted(side: Subject, trusted: TrustedExperiments) -> Subject:
     """A side without the evaluation it names, where that lies outside the trusted experiments."""
     from mlflow import MlflowClient
 
-    if side.run_id is None:
-        return side
-    client = MlflowClient()
-    run = client.get_run(side.run_id)
-    if trusted.admits(run):
+    if side.run is None or trusted.admits(side.run):
         return side
     if side.model_uri is None:
-        name = client.get_experiment(run.info.experiment_id).name
+        name = MlflowClient().get_experiment(side.run.info.experiment_id).name
         raise TrackingError(
             f"{side.reference} lies in experiment {name!r}, and evaluations count only from "
             f"{list(trusted.names)}: log it there, or name its model, which is then evaluated."
         )
-    return replace(side, run_id=None)
+    return replace(side, run=None)
 
 
 def _refuse_itself(baseline: Subject, candidate: Subject, policy: GatePolicy) -> None:
@@ -204,99 +222,133 @@ def _registry_name(register_as: str | None, baseline: Subject, candidate: Subjec
     return None if named is None else named[0]
 
 
-def _evaluation_runs(
+def _evaluations(
     baseline: Subject,
     candidate: Subject,
     policy: GatePolicy,
     *,
+    files: ModelFiles,
     questions: Mapping[str, Any] | None,
     device: str,
     fresh: bool,
     experiments: Collection[str],
-) -> tuple[str, str]:
-    """Evaluation runs of both sides that asked the same, made now where they are missing."""
-    from .missing import evaluate_both
+) -> tuple[Evaluated, Evaluated]:
+    """Evaluations of both sides that asked the same, made now where they are missing."""
+    from .missing import Evaluated, evaluate_both
 
     evaluate = partial(
         evaluate_both,
         baseline,
         candidate,
         policy=policy,
+        files=files,
         device=device,
         fresh=fresh,
         experiments=experiments,
     )
     if fresh:
         return evaluate(questions)
-    if baseline.run_id is not None and candidate.run_id is not None:
-        return baseline.run_id, candidate.run_id
-    known = [_known_runs(side, experiments) for side in (baseline, candidate)]
+    if baseline.run is not None and candidate.run is not None:
+        return Evaluated(baseline.run, False), Evaluated(candidate.run, False)
+    known = [_known_runs(side, files, experiments) for side in (baseline, candidate)]
     found = match_evaluations(*known)
     if found is not None and questions is None:
-        return found
+        return Evaluated(found[0], False), Evaluated(found[1], False)
     if questions is None and any(known):
         asked = next(runs[0] for runs in reversed(known) if runs)
-        return evaluate(asked_of(asked.info.run_id))
+        return evaluate(asked_of(asked))
     return evaluate(questions)
 
 
-def _known_runs(side: Subject, experiments: Collection[str]) -> list[Any]:
-    from mlflow import MlflowClient
-
-    if side.run_id is not None:
-        return [MlflowClient().get_run(side.run_id)]
-    return evaluations_of(content_digest(side.model_uri or side.reference), experiments)
+def _known_runs(side: Subject, files: ModelFiles, experiments: Collection[str]) -> list[Any]:
+    if side.run is not None:
+        return [side.run]
+    return evaluations_of(files.content(side.model_uri or side.reference).digest, experiments)
 
 
 def _decide(
     paired: PairedScores,
     policy: GatePolicy,
-    runs: tuple[str, str],
+    used: tuple[Evaluated, Evaluated],
     sides: tuple[Subject, Subject],
     content: ModelContent | None,
     experiments: Collection[str],
     *,
     anew: bool,
-) -> tuple[Decision, str, bool]:
-    """The decision and its run: the earlier one on these very scores, or a new one."""
-    import mlflow
-    from mlflow import MlflowClient
+) -> tuple[Promotion, bool]:
+    """The decision and its run, the earlier one on these very scores or a new one.
 
-    from .attempts import decision_key, find_decision
-    from .evaluations import KIND_TAG, log_finite_metrics
+    And whether its evidence is bound to the candidate's files.
+    """
+    from .attempts import DECISION_KEY_TAG, find_decision, ledger_tags
+    from .evaluations import KIND_TAG
     from .runs import terminate_gracefully, tracked_run
     from .signing import KEY_VARIABLE
 
+    entry = ledger_tags(paired, policy)
     # One that lies elsewhere may not count where this gate's evidence is asked for.
-    earlier = find_decision(decision_key(paired, policy), experiments)
-    if earlier is not None:
-        run_id = str(earlier.info.run_id)
-        text = mlflow.artifacts.load_text(f"runs:/{run_id}/evidence/decision.json")
-        logged = Decision.from_json(text)
-        # What is logged is believed when it can be computed again, and used again when it is not
-        # the evidence of another copy of the model, with other code around the same bytes.
-        again = decide(paired, policy, attempt=logged.attempt)
-        if _same(logged, again) and (content is None or may_bind(content, run_id)):
-            return logged, run_id, True
+    earlier = find_decision(entry[DECISION_KEY_TAG], experiments)
+    bound = None if earlier is None else bound_artifact(earlier.info.artifact_uri)
+    logged = None if earlier is None else _repeated(earlier, paired, policy, content, bound)
+    if earlier is not None and logged is not None:
+        evidence, run_id = earlier.data.tags[EVIDENCE_TAG], str(earlier.info.run_id)
+        manifest = read_json(earlier.info.artifact_uri, f"{EVIDENCE}/manifest.json")
+        stated = EvaluationSource.read(manifest)
+        return Promotion(logged, paired, run_id, evidence, True, stated), bound is not None
     if not anew:
         raise RegistryError(
             "the gate file lists signers, and there is no key to sign a new decision with: give "
             f"one with --signing-key or {KEY_VARIABLE}, or only decide (register_as none)."
         )
+    sources: dict[SideName, EvaluationSource] = {
+        "baseline": EvaluationSource.of(used[0].run, now=used[0].now),
+        "candidate": EvaluationSource.of(used[1].run, now=used[1].now),
+    }
     tags = {
-        KIND_TAG: "gate",
+        **entry,
+        KIND_TAG: GATE,
         "degrade.baseline": sides[0].reference,
         "degrade.candidate": sides[1].reference,
-        "degrade.baseline_run_id": runs[0],
-        "degrade.candidate_run_id": runs[1],
+        "degrade.baseline_run_id": used[0].run.info.run_id,
+        "degrade.candidate_run_id": used[1].run.info.run_id,
     }
     name = f"gate {sides[1].reference}"
     with terminate_gracefully(), tracked_run(name, tags=tags, nested=True) as run:
         gate = f"{sides[1].reference} against {sides[0].reference}"
-        decision = log_conclusion(paired, policy, provenance={"gate": gate})
-        # The candidate's own figures, so that the gates of several candidates compare in charts.
-        log_finite_metrics(MlflowClient().get_run(runs[1]).data.metrics)
-        return decision, str(run.info.run_id), False
+        decision, evidence = log_conclusion(
+            paired,
+            policy,
+            provenance={"gate": gate},
+            sources=sources,
+            content=content,
+            # The candidate's own, so that the gates of several candidates compare in charts.
+            figures=used[1].run.data.metrics,
+            entry=entry,
+        )
+        run_id = str(run.info.run_id)
+        return Promotion(decision, paired, run_id, evidence, False, sources), True
+
+
+def _repeated(
+    earlier: Any,
+    paired: PairedScores,
+    policy: GatePolicy,
+    content: ModelContent | None,
+    bound: str | None,
+) -> Decision | None:
+    """A logged decision, if it may stand for a new one.
+
+    What is logged is believed when it can be computed again, and used again when it is not the
+    evidence of another copy of the model, with other code around the same bytes.
+    """
+    location = earlier.info.artifact_uri
+    logged = Decision.from_json(json.dumps(read_json(location, f"{EVIDENCE}/decision.json")))
+    again = decide(paired, policy, attempt=logged.attempt)
+    if not _same(logged, again):
+        return None
+    if content is not None and bound not in (None, content.artifact_digest):
+        return None
+    return logged
 
 
 def _same(a: Decision, b: Decision) -> bool:

@@ -7,6 +7,7 @@ when it was made of the same bytes.
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
 from collections.abc import Collection, Mapping
@@ -16,8 +17,18 @@ from typing import Any
 
 from ..errors import RegistryError, TrackingError, UnknownNameError
 from ..readers.mlflow_traces import has_traces
-from .evaluations import KEY_TAG, KIND_TAG, MODEL_DIGEST_TAG, MODEL_URI_TAG, load_facts
+from .artifact_access import fetch
+from .evaluations import (
+    ASKED_TAG,
+    KEY_TAG,
+    KIND_TAG,
+    MODEL_DIGEST_TAG,
+    MODEL_URI_TAG,
+    asked_digests,
+    load_facts,
+)
 from .model_content import ModelContent, read_content
+from .registry_listing import plain_registry
 
 _RUN = re.compile(r"runs:/+(?P<run>[^/]+)(?:/(?P<path>.+?))?/*")
 _MODEL = re.compile(r"models:/+(?P<name>[^/@]+)(?:@(?P<alias>[^/]+)|/(?P<version>\d+))?")
@@ -33,8 +44,8 @@ class Subject:
     ----------
     reference : str
         As the user gave it.
-    run_id : str or None
-        Evaluation run, where the reference names one.
+    run : mlflow.entities.Run or None
+        Of its evaluation, where the reference names one.
     model_uri : str or None
         Logged model or version, where there is one.
     registered : tuple of str or None
@@ -42,9 +53,14 @@ class Subject:
     """
 
     reference: str
-    run_id: str | None
+    run: Any
     model_uri: str | None
     registered: tuple[str, str] | None = None
+
+    @property
+    def run_id(self) -> str | None:
+        """Id of the evaluation's run."""
+        return None if self.run is None else str(self.run.info.run_id)
 
 
 def find_subject(reference: str) -> Subject:
@@ -85,26 +101,80 @@ def find_subject(reference: str) -> Subject:
     )
 
 
+class ModelFiles:
+    """Files of logged models on this machine, brought here once each for as long as it is open."""
+
+    def __init__(self) -> None:
+        self._scratch = tempfile.TemporaryDirectory(prefix="mlflow-degrade-")
+        self._folders: dict[str, Path] = {}
+        self._contents: dict[str, ModelContent] = {}
+
+    def __enter__(self) -> ModelFiles:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._scratch.cleanup()
+
+    def folder(self, model_uri: str) -> Path:
+        """Where a model's files are; never write there, as it may be where they are kept.
+
+        Raises
+        ------
+        RegistryError
+            They cannot be read.
+        """
+        from mlflow.exceptions import MlflowException
+
+        if model_uri not in self._folders:
+            target = Path(self._scratch.name) / str(len(self._folders))
+            try:
+                found = fetch(_location(model_uri), "", target)
+            except (MlflowException, RegistryError, OSError) as error:
+                raise RegistryError(f"{model_uri} cannot be read: {error}") from error
+            if found is None:
+                raise RegistryError(
+                    f"{model_uri}: there are no files. Was the upload of the model interrupted?"
+                )
+            self._folders[model_uri] = found
+        return self._folders[model_uri]
+
+    def content(self, model_uri: str) -> ModelContent:
+        """Digests of a model's files.
+
+        Raises
+        ------
+        RegistryError
+            The artifacts cannot be read, or are no logged model.
+        """
+        if model_uri not in self._contents:
+            folder = self.folder(model_uri)
+            try:
+                self._contents[model_uri] = read_content(folder)
+            except RegistryError as error:
+                raise RegistryError(f"{model_uri}: {error}") from error
+        return self._contents[model_uri]
+
+
+def _location(model_uri: str) -> str:
+    """Where a model's files are kept, asked for once."""
+    from mlflow import MlflowClient
+
+    match = _MODEL.fullmatch(model_uri)
+    if match is None:
+        return model_uri
+    client = MlflowClient()
+    if match["alias"] is None and match["version"] is None:
+        return str(client.get_logged_model(match["name"]).artifact_location)
+    version = match["version"]
+    if version is None:
+        version = client.get_model_version_by_alias(match["name"], match["alias"]).version
+    return str(plain_registry().get_model_version_download_uri(match["name"], str(version)))
+
+
 def logged_content(model_uri: str) -> ModelContent:
-    """Digests of a logged model's files.
-
-    Raises
-    ------
-    RegistryError
-        The artifacts cannot be read, or are no logged model.
-    """
-    import mlflow
-    from mlflow.exceptions import MlflowException
-
-    with tempfile.TemporaryDirectory(prefix="mlflow-degrade-") as scratch:
-        try:
-            where = mlflow.artifacts.download_artifacts(artifact_uri=model_uri, dst_path=scratch)
-        except (MlflowException, OSError) as error:
-            raise RegistryError(f"{model_uri} cannot be read: {error}") from error
-        try:
-            return read_content(Path(where))
-        except RegistryError as error:
-            raise RegistryError(f"{model_uri}: {error}") from error
+    """Digests of a logged model's files; see `ModelFiles.content`."""
+    with ModelFiles() as files:
+        return files.content(model_uri)
 
 
 def content_digest(model_uri: str) -> str:
@@ -123,24 +193,15 @@ def evaluations_of(digest: str, experiments: Collection[str]) -> list[Any]:
     )
 
 
-def question_key(run_id: str) -> dict[str, Any]:
-    """What an evaluation asked and how, without who answered: equal for runs that can be paired."""
-    return _questions(load_facts(run_id).get("key", {}))
-
-
-def _questions(key: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in key.items() if name not in ("model", "processor")}
-
-
-def asked_of(run_id: str) -> dict[str, Any]:
+def asked_of(run: Any) -> dict[str, Any]:
     """How to put the questions of an evaluation to another model, see `missing.evaluate_both`."""
-    facts = load_facts(run_id)
+    facts = load_facts(run)
     key = facts.get("key", {})
     known = {name: key[name] for name in ("suite", "apply_chat_template") if key.get(name)}
     return {**facts.get("asked", {}), **known}
 
 
-def match_evaluations(baseline: list[Any], candidate: list[Any]) -> tuple[str, str] | None:
+def match_evaluations(baseline: list[Any], candidate: list[Any]) -> tuple[Any, Any] | None:
     """The newest evaluations of two models that asked the same in the same way, in one place.
 
     Parameters
@@ -150,24 +211,29 @@ def match_evaluations(baseline: list[Any], candidate: list[Any]) -> tuple[str, s
 
     Returns
     -------
-    tuple of str, or None
-        Run ids of both.
+    tuple of mlflow.entities.Run, or None
+        Runs of both.
     """
-    known: dict[str, Mapping[str, Any]] = {}
+    known: dict[str, Mapping[str, str | None]] = {}
 
-    def key(run: Any) -> Mapping[str, Any]:
+    def asked(run: Any) -> Mapping[str, str | None]:
         run_id = run.info.run_id
         if run_id not in known:
-            known[run_id] = load_facts(run_id).get("key", {})
+            stated = run.data.tags.get(ASKED_TAG)
+            # Runs of earlier versions say it in a file only.
+            known[run_id] = (
+                asked_digests(load_facts(run).get("key", {})) if stated is None
+                else json.loads(stated)
+            )  # fmt: skip
         return known[run_id]
 
     for right in candidate:
         for left in baseline:
-            where = [key(run).get("processor") for run in (left, right)]
+            where = [asked(run)["processor"] for run in (left, right)]
             # Of other tools' logs it is not known where they were computed.
             one_place = where[0] == where[1] or None in where
-            if one_place and _questions(key(left)) == _questions(key(right)):
-                return left.info.run_id, right.info.run_id
+            if one_place and asked(left)["questions"] == asked(right)["questions"]:
+                return left, right
     return None
 
 
@@ -181,19 +247,19 @@ def _of_run(reference: str, run_id: str, path: str | None) -> Subject:
     return Subject(reference, _evaluation(client, run), _model_of(client, run))
 
 
-def _evaluation(client: Any, run: Any, needed: bool = True) -> str | None:
+def _evaluation(client: Any, run: Any, needed: bool = True) -> Any:
     """The run itself when it is an evaluation, else its child that evaluated the candidate."""
     run_id = str(run.info.run_id)
     if KEY_TAG in run.data.tags or client.list_artifacts(run_id, "samples"):
-        return run_id
+        return run
     if has_traces(run_id, run.info.experiment_id):
-        return run_id
+        return run
     children = client.search_runs(
         [run.info.experiment_id], f"tags.`{_PARENT}` = '{run_id}'", max_results=100
     )
     for child in children:
         if child.data.tags.get(_SIDE) == "candidate":
-            return str(child.info.run_id)
+            return child
     if not needed:
         return None
     raise TrackingError(
@@ -223,6 +289,22 @@ def _of_version(reference: str, name: str, alias: str | None, version: str | Non
 
     client = MlflowClient()
     try:
+        if alias is not None:
+            # A default store folds no case; a gated one does. Ask it rather than the list.
+            found = client.get_model_version_by_alias(name, alias)
+        else:
+            found = client.get_model_version(name, str(version))
+    except MlflowException as error:
+        _require_name(client, name, alias, error)
+        raise
+    return Subject(reference, None, f"models:/{name}/{found.version}", (name, str(found.version)))
+
+
+def _require_name(client: Any, name: str, alias: str | None, cause: Exception) -> None:
+    """Say which registered models, or which aliases of it, there are instead."""
+    from mlflow.exceptions import MlflowException
+
+    try:
         model = client.get_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
@@ -230,13 +312,6 @@ def _of_version(reference: str, name: str, alias: str | None, version: str | Non
         known = [found.name for found in client.search_registered_models(max_results=1_000)]
         raise UnknownNameError("registered model", name, known) from error
     if alias is not None:
-        # A default store folds no case; a gated one does. Ask it rather than the list.
-        try:
-            found = client.get_model_version_by_alias(name, alias)
-        except MlflowException as error:
-            raise UnknownNameError(
-                f"alias of {name}", alias, model.aliases, "Set it once, by hand, for a first model."
-            ) from error
-    else:
-        found = client.get_model_version(name, str(version))
-    return Subject(reference, None, f"models:/{name}/{found.version}", (name, str(found.version)))
+        raise UnknownNameError(
+            f"alias of {name}", alias, model.aliases, "Set it once, by hand, for a first model."
+        ) from cause

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -131,16 +132,23 @@ def register(
 
     client = MlflowClient()
     created = False
+    make = partial(
+        client.create_model_version,
+        name,
+        source=model_uri,
+        run_id=run_id,
+        tags=dict(tags),
+        description=description,
+        model_id=model_id,
+    )
     try:
+        try:
+            return make()
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
         created = _create_registered_model(client, name)
-        return client.create_model_version(
-            name,
-            source=model_uri,
-            run_id=run_id,
-            tags=dict(tags),
-            description=description,
-            model_id=model_id,
-        )
+        return make()
     except BaseException as error:
         # Ctrl-C too: an empty registered model would look like a model that once passed.
         if created:

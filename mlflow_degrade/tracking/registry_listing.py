@@ -1,4 +1,4 @@
-"""The versions of a registered model, whatever characters its name is made of."""
+"""The registry, asked no more than needed, and the versions of a name of whatever characters."""
 
 from __future__ import annotations
 
@@ -8,6 +8,16 @@ from typing import Any
 from mlflow.prompt.constants import IS_PROMPT_TAG_KEY
 
 _PAGE = 1_000
+
+
+def plain_registry() -> Any:
+    """The registry of MLflow's client for names that are known to be models'.
+
+    The client itself asks before each call whether the name is a prompt's.
+    """
+    from mlflow import MlflowClient
+
+    return MlflowClient()._get_registry_client()  # type: ignore[no-untyped-call]
 
 
 def versions_of(registry: Any, name: str, *, hidden: bool = False) -> list[Any]:

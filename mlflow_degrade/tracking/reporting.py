@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..pairing import PairedScores
 from ..results import Decision
-from .evaluations import log_finite_metrics
+from .evidence import Collected, collected
 
 if TYPE_CHECKING:
     from ..report.findings import SubgroupFindings
@@ -45,22 +44,31 @@ def log_report(
     ``subgroups.json`` has the findings, which do not enter the verdict. Metrics
     ``relative/<what>`` are the candidate's cost divided by the baseline's.
     """
-    import mlflow
+    with collected() as collector:
+        return add_report(collector, decision, paired, cost=cost, provenance=provenance)
 
+
+def add_report(
+    collector: Collected,
+    decision: Decision,
+    paired: PairedScores,
+    *,
+    cost: Mapping[str, Mapping[str, tuple[float, str]]] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> SubgroupFindings | None:
+    """Collect what `log_report` logs."""
     from ..report import html, markdown, plots
     from ..report.cost import relative_cost
     from ..report.findings import look_for_subgroups
 
     found = look_for_subgroups(decision, paired)
     if found is not None:
-        mlflow.log_text(found.to_json(), "subgroups.json")
-    log_finite_metrics(relative_cost(cost))
+        collector.text("subgroups.json", found.to_json())
+    collector.metrics |= relative_cost(cost)
     note = markdown.summary_note(decision, cost=cost, provenance=provenance, subgroups=found)
-    mlflow.set_tag("mlflow.note.content", note)
+    collector.tags["mlflow.note.content"] = note
     for kind, module in (("md", markdown), ("html", html)):
         text = module.report(decision, paired, cost=cost, provenance=provenance, subgroups=found)
-        mlflow.log_text(text, f"report.{kind}")
-    with tempfile.TemporaryDirectory(prefix="mlflow-degrade-") as scratch:
-        plots.save_plots(decision, scratch)
-        mlflow.log_artifacts(scratch, "plots")
+        collector.text(f"report.{kind}", text)
+    plots.save_plots(decision, collector.folder / "plots")
     return found

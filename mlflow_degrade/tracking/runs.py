@@ -119,7 +119,10 @@ def _alive(process: str) -> bool:
     number, _, started = process.partition("@")
     try:
         # The kernel's boot time, from which this is counted, moves when the clock is set.
-        return abs(psutil.Process(int(number)).create_time() - float(started)) < _CLOCK_SECONDS
+        found = psutil.Process(int(number))
+        if found.status() == psutil.STATUS_ZOMBIE:  # ended; in a container nobody may collect it
+            return False
+        return abs(found.create_time() - float(started)) < _CLOCK_SECONDS
     except psutil.AccessDenied:
         return True
     except (psutil.Error, ValueError):

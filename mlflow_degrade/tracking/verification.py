@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import RegistryError, VerificationError
 from ..policy import GatePolicy
-from ..results import Decision
+from ..results import Decision, SideName
 from .artifact_access import fetch, inside_server, tracking_backend
 from .attestation import AttestationReview, review_attestation
 from .elsewhere import look_elsewhere
@@ -25,6 +25,7 @@ from .evidence_review import EvidenceReview, review_evidence
 from .gate_config import OVERRIDDEN_PREFIX, GateConfig
 from .model_content import ARTIFACT_TAG, BINDING_FILE, ModelContent, read_content
 from .signing_keys import AllowedSigner
+from .sources import EvaluationSource
 
 RUN_TAG = "degrade.run_id"
 
@@ -50,6 +51,8 @@ class Verification:
         ``baseline_model`` and ``candidate_model`` of its evidence, as far as they were found.
     run_id : str or None
         The run that holds the evidence.
+    sources : mapping
+        Side to the evaluation that its scores are from, where the evidence says so.
     warning : str or None
         The note, among `notes`, that this machine may give other answers than those that were
         judged.
@@ -70,6 +73,7 @@ class Verification:
     decision: Decision | None = None
     digests: Mapping[str, str] = field(default_factory=dict)
     run_id: str | None = None
+    sources: Mapping[SideName, EvaluationSource] = field(default_factory=dict)
     warning: str | None = None
     signer: str | None = None
 
@@ -178,6 +182,7 @@ def verify_version(
     if run is not None:
         wanted = experiments or (() if policy is None else policy.evidence_experiments)
         problems += _wrong_place(run, wanted, tracking_uri)
+        problems += _wrong_sources(review.sources, wanted, tracking_uri)
         if run.info.lifecycle_stage != "active":
             notes.append(f"run {run.info.run_id}, which holds the evidence, was deleted")
     if judged:
@@ -199,6 +204,7 @@ def verify_version(
         decision=review.decision,
         digests=review.digests,
         run_id=None if run is None else run.info.run_id,
+        sources=review.sources,
         warning=elsewhere.sentence if elsewhere is not None and elsewhere.open else None,
         signer=attested.signer,
     )
@@ -272,6 +278,28 @@ def _wrong_place(run: Any, experiments: Collection[str], tracking_uri: str | Non
         f"the evidence lies in experiment {experiment.name!r}; evidence counts only from "
         f"{sorted(experiments)}"
     ]
+
+
+def _wrong_sources(
+    sources: Mapping[SideName, EvaluationSource],
+    experiments: Collection[str],
+    tracking_uri: str | None,
+) -> list[str]:
+    """Evaluations that a gate with this list of experiments would not have used."""
+    from mlflow.exceptions import MlflowException
+
+    backend, found = tracking_backend(tracking_uri), []
+    for side, source in sources.items() if experiments else ():
+        try:
+            name = backend.get_experiment(source.experiment_id).name
+        except MlflowException as error:
+            name = f"{source.experiment_id} ({error})"
+        if name not in experiments:
+            found.append(
+                f"the {side}'s scores are from run {source.run_id} of experiment {name!r}; "
+                f"evaluations count only from {sorted(experiments)}"
+            )
+    return found
 
 
 def _wrong_tags(tags: Mapping[str, str], review: EvidenceReview) -> list[str]:

@@ -220,36 +220,58 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
+class Server:
+    """A real ``mlflow server`` over HTTP, which can be killed and started again where it was."""
+
+    def __init__(
+        self, folder: Path, registry: str, backend: str, *args: str, env: Mapping[str, str] | None
+    ) -> None:
+        self._folder, self._env, port = folder, env or {}, free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        self._command = [
+            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
+            "--workers", "1", "--backend-store-uri", backend, "--registry-store-uri", registry,
+            "--artifacts-destination", str(folder / "artifacts"), *args,
+        ]  # fmt: skip
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "_MLFLOW_"))}
+        clean |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **self._env}
+        log = self._folder / "server.log"
+        with log.open("ab") as out:
+            self._process = subprocess.Popen(
+                self._command,
+                cwd=self._folder,
+                env=clean,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
+        _wait_until_up(self._process, self.url, log)
+
+    def stop(self, signum: signal.Signals = signal.SIGTERM) -> None:
+        """End it and its workers."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signum)
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+
 @contextmanager
 def running_server(
     folder: Path, registry: str, backend: str, *args: str, env: Mapping[str, str] | None = None
 ) -> Iterator[str]:
     """A real ``mlflow server`` over HTTP; yields its address."""
-    port = free_port()
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
-        "--workers", "1", "--backend-store-uri", backend, "--registry-store-uri", registry,
-        "--artifacts-destination", str(folder / "artifacts"), *args,
-    ]  # fmt: skip
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "_MLFLOW_"))}
-    clean |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **(env or {})}
-    log = folder / "server.log"
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            command, cwd=folder, env=clean, stdout=out, stderr=out, start_new_session=True
-        )
-        try:
-            address = f"http://127.0.0.1:{port}"
-            _wait_until_up(process, address, log)
-            yield address
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-            try:
-                process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+    server = Server(folder, registry, backend, *args, env=env)
+    try:
+        server.start()
+        yield server.url
+    finally:
+        server.stop()
 
 
 PASSWORD = "correct-horse-battery"
@@ -296,7 +318,7 @@ def logged_in(user: str, password: str) -> Iterator[None]:
 
 
 def _wait_until_up(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
-    end = time.monotonic() + 90
+    end = time.monotonic() + 300  # a busy machine takes minutes
     while time.monotonic() < end:
         assert process.poll() is None, log.read_text()
         try:

@@ -12,6 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_degrade.cli import run
+from mlflow_degrade.tracking.evaluations import ASKED_TAG, asked_digests, load_facts
 
 TASKS = ("tiny_choice", "tiny_cloze", "tiny_answer", "pair")
 
@@ -93,3 +94,11 @@ def logged(call: Callable[..., Any], *args: object) -> dict[str, Any]:
     code, out, err = call("log-lm-eval", *args, "--json", "-")
     assert code == 0, err
     return dict(json.loads(out))
+
+
+def question_key(run_id: str) -> str:
+    """What an evaluation asked and how, as a digest: the tag says the same as the file."""
+    tags = MlflowClient().get_run(run_id).data.tags
+    found = asked_digests(load_facts(run_id)["key"])
+    assert json.loads(tags[ASKED_TAG]) == found
+    return str(found["questions"])

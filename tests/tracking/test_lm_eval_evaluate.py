@@ -11,14 +11,13 @@ from typing import Any
 import mlflow
 import pytest
 from gate_cases import log_constant
-from lm_eval_cases import all_runs, logged
+from lm_eval_cases import all_runs, logged, question_key
 from mlflow.exceptions import MlflowException
 
 from mlflow_degrade.origin import Origin
 from mlflow_degrade.runtime.machine import current_processor
 from mlflow_degrade.tracking import lm_eval_runs
 from mlflow_degrade.tracking.evaluations import load_samples
-from mlflow_degrade.tracking.references import question_key
 
 pytest.importorskip("lm_eval")
 

@@ -14,14 +14,14 @@ import mlflow
 import numpy as np
 import pytest
 from gate_cases import log_constant
-from lm_eval_cases import all_runs, change_results, logged, results_of, samples_file
+from lm_eval_cases import all_runs, change_results, logged, question_key, results_of, samples_file
 from mlflow import MlflowClient
 
 from mlflow_degrade import GatePolicy, SampleScores, Verdict, promote
 from mlflow_degrade.tracking import evaluations, lm_eval_runs
 from mlflow_degrade.tracking.evaluations import KEY_TAG, MODEL_DIGEST_TAG, load_samples
 from mlflow_degrade.tracking.lm_eval_runs import read_directory
-from mlflow_degrade.tracking.references import content_digest, match_evaluations, question_key
+from mlflow_degrade.tracking.references import content_digest, match_evaluations
 
 pytest.importorskip("lm_eval")
 
@@ -93,7 +93,9 @@ class TestLogging:
         ]
         assert question_key(runs[0]) == question_key(runs[1])
         found = [[MlflowClient().get_run(run_id)] for run_id in runs]
-        assert match_evaluations(*found) == tuple(runs)
+        matched = match_evaluations(*found)
+        assert matched is not None
+        assert [run.info.run_id for run in matched] == runs
         code, out, err = call("compare", *(f"runs:/{run_id}" for run_id in runs))
         assert code in (0, 1, 2), err
         assert "tiny_choice" in out

@@ -229,10 +229,7 @@ def test_a_baseline_of_another_processor_is_not_taken() -> None:
 
     here, there, candidate = runs("x", HERE), runs("x", THERE), runs("y", HERE)
     assert match_evaluations(there, candidate) is None
-    assert match_evaluations(there + here, candidate) == (
-        here[0].info.run_id,
-        candidate[0].info.run_id,
-    )
+    assert match_evaluations(there + here, candidate) == (here[0], candidate[0])
     with mlflow.start_run() as unknown:
         log_evaluation(cases.scores("sha256:z", 1), {"model": "sha256:z"})
     run = MlflowClient().get_run(unknown.info.run_id)

@@ -1,0 +1,85 @@
+"""A model of five gigabytes: reading it takes the server long, and the client waits."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import enforcement_cases as cases
+import mlflow
+import pytest
+from gate_cases import log_constant, log_evaluated, make_samples
+from mlflow import MlflowClient
+
+from mlflow_degrade import Verdict, promote
+from mlflow_degrade.tracking import model_content
+from mlflow_degrade.tracking.connection import patience
+from mlflow_degrade.tracking.evaluations import log_evaluation
+from mlflow_degrade.tracking.references import logged_content
+
+_TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+
+
+@pytest.mark.exhaustive
+@pytest.mark.slow
+def test_five_gigabytes_are_promoted_by_a_gated_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = f"sqlite:///{tmp_path}/mlflow.db"
+    # The client reads where the server does: five gigabytes of nothing are not copied.
+    direct = ("--no-serve-artifacts", "--default-artifact-root", str(tmp_path / "files"))
+    with (
+        cases.running_server(tmp_path, f"gated+{database}", database, *direct) as url,
+        cases.pointed_at(tmp_path, url, url),
+    ):
+        champion, _ = log_evaluated(tmp_path, "champion", 10)
+        with mlflow.start_run() as run:
+            uri = log_constant(tmp_path, "large")
+            where = MlflowClient().get_logged_model(uri.removeprefix("models:/")).artifact_location
+            with (Path(where.removeprefix("file://")) / "weights.bin").open("wb") as stream:
+                stream.truncate(5 * 1_000**3)
+            content = logged_content(uri)
+            assert content.size > 5 * 1_000**3
+            samples = make_samples(12, model="large", digest=content.digest)
+            log_evaluation(samples, {"model": content.digest, "suite": "suite"})
+        # Far less than it takes to read them; what else is asked is answered at once.
+        monkeypatch.setenv(_TIMEOUT, "2")
+        done = promote(
+            f"runs:/{run.info.run_id}", f"runs:/{champion}", register_as="big", alias="champion"
+        )
+        assert done.decision.verdict is Verdict.PASS
+        assert os.environ[_TIMEOUT] == "2"
+        assert str(MlflowClient().get_model_version_by_alias("big", "champion").version) == "1"
+
+
+def test_the_client_waits_as_long_as_reading_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(_TIMEOUT, raising=False)
+    with patience(1_000):
+        assert _TIMEOUT not in os.environ
+    with patience(5 * 1_000**3):
+        assert os.environ[_TIMEOUT] == "500"
+    assert _TIMEOUT not in os.environ
+    monkeypatch.setenv(_TIMEOUT, "900")
+    with patience(5 * 1_000**3):
+        assert os.environ[_TIMEOUT] == "900"
+
+
+def test_a_large_file_is_read_again_only_when_it_was_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_content, "_LARGE", 10)
+    read: list[Path] = []
+    plain = model_content.digest_file
+    monkeypatch.setattr(model_content, "digest_file", lambda p: (read.append(p), plain(p))[1])
+    file = tmp_path / "weights.bin"
+    file.write_bytes(bytes(100))
+    before = model_content._known_digest(file)
+    assert model_content._known_digest(file) == before
+    assert len(read) == 1
+    stat = file.stat()
+    with file.open("r+b") as stream:
+        stream.write(b"\1")
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # the size and the time are as before
+    assert file.stat().st_mtime_ns == stat.st_mtime_ns
+    assert model_content._known_digest(file) != before
+    assert len(read) == 2
