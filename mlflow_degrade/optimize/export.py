@@ -34,6 +34,7 @@ from ..runtime.lengths import attention_window, exact_length
 from ..runtime.session import read_json
 from .agreement import agreement, check_agreement, export_tolerance
 from .embeddings import tie_head
+from .float_share import float_share
 from .model_directory import copy_companions, library_versions, missing_files, write_manifest
 from .onnx_files import MAX_IR, load_graph, save_graph
 from .prompts import window_compared
@@ -308,12 +309,17 @@ def _adopt(source: SourceModel, target: Path, progress: bool) -> None:
                 f"to {MAX_IR}: set ir_version to {MAX_IR} and save it again."
             )
         operators = {node.op_type for node in model.graph.node}
+        stored = float_share(model).as_dict()
         save_graph(model, target)
         copy_companions(source.path, target)
         found = agreement(source.path, target)
     if found.max_abs_difference > export_tolerance(target):
         raise ParityError(f"the copy of {source.name} does not reproduce it: {found}.")
-    step = {"pass": "adopt", "note": "an ONNX model made elsewhere, its weights unchanged"}
+    step = {
+        "pass": "adopt",
+        "note": "an ONNX model made elsewhere, its weights unchanged",
+        "stored": stored,
+    }
     write_manifest(
         target,
         scheme="quantized elsewhere" if operators & _QUANTIZED else "given",

@@ -123,6 +123,14 @@ class ModelDirectory:
         return None if found is None else int(found)
 
     @property
+    def weights(self) -> Mapping[str, Any] | None:
+        """What its weights are stored in, as whoever wrote them counted; None for an export.
+
+        See `mlflow_degrade.optimize.float_share.FloatShare`.
+        """
+        return next((s["stored"] for s in reversed(self.recipe) if "stored" in s), None)
+
+    @property
     def length_notes(self) -> tuple[str, ...]:
         """What holds for its long texts: which the export refuses, which were never compared."""
         exported = self.recipe[0] if self.recipe else {}

@@ -60,6 +60,7 @@ _RULE: str = QuantizeOptions.model_fields["policy"].default.rule
 @click.option("--num-fewshot", default="", help="Few-shot examples per prompt.")
 @click.option("--seed", default="0", help="Of the random samples.")
 @click.option("--fresh", default="false", help="true evaluates again.")
+@click.option("--min-quantized-share", default="", help="Refuse a scheme that quantizes less.")
 @click.option("--strict", default="false", help="true exits 1 on FAIL, 2 on INCONCLUSIVE.")
 @click.pass_obj
 def main(presets: Path | None, /, **given: str) -> None:
@@ -75,6 +76,7 @@ def _options(given: dict[str, str], presets: Path | None) -> QuantizeOptions:
     if limit < 0:
         raise InputError(f"parameter limit = {limit}: give samples per task, or 0 for all of them.")
     batch, shots = given["batch_size"], given["num_fewshot"]
+    least = given["min_quantized_share"]
     include_path = caller_path(given["include_path"])
     return build(
         QuantizeOptions,
@@ -94,6 +96,7 @@ def _options(given: dict[str, str], presets: Path | None) -> QuantizeOptions:
             "num_fewshot": number("num_fewshot", shots, int) if shots else None,
             "seed": number("seed", given["seed"], int),
             "fresh": flag("fresh", given["fresh"]),
+            "min_quantized_share": number("min_quantized_share", least, float) if least else None,
         },
     )
 

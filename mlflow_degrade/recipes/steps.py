@@ -160,8 +160,10 @@ def require_quantization(recipe: Recipe) -> QuantizePass:
 
 
 def describe_model(folder: Path) -> None:
-    """Say what is worth knowing of a model directory, and log the table it chose layers by."""
+    """Say what is worth knowing of a model directory, and log what its scheme found."""
+    from ..optimize.float_share import weights_sentence
     from ..optimize.model_directory import ModelDirectory
+    from ..tracking.passes import log_stored
     from ..tracking.sensitivity import log_sensitivity
 
     made = ModelDirectory.load(folder)
@@ -170,6 +172,9 @@ def describe_model(folder: Path) -> None:
         say(f"note: attention is not fused: {why}")
     for note in made.length_notes:
         say(f"note: {note}")
+    if made.weights is not None:
+        say(weights_sentence(made.weights))
+        log_stored(made.weights)
     if made.simulated_bytes is not None:
         say(
             f"note: the format is simulated. {made.simulated_bytes / 1e6:.0f} MB is what it "
@@ -373,11 +378,15 @@ def log_and_register(
 
 def report(conclusion: Conclusion, models: Models, registered: str | None) -> None:
     """Log what people read to the active run, and print the verdict."""
+    from ..optimize.float_share import weights_sentence
+    from ..optimize.model_directory import ModelDirectory
     from ..report.terminal import console, decision_view, subgroup_view
     from ..tracking.reporting import log_report
 
     decision, paired = conclusion.decision, conclusion.paired
     provenance = {"model": models.name, "scheme": models.scheme, "registered": registered}
+    if (weights := ModelDirectory.load(models.candidate).weights) is not None:
+        provenance["weights"] = weights_sentence(weights)
     if models.simulated_cost is not None:
         provenance["simulated"] = (
             "numbers are rounded to the format and computed in float32; its size is calculated, "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ..optimize.pass_result import PassResult
 from ..report.cost import CostFigures, relative_cost
@@ -39,3 +40,22 @@ def log_passes(results: Sequence[PassResult], cost: CostFigures | None = None) -
         log_finite_metrics({**metrics, **relative_cost(cost)})
     mlflow.log_dict({"passes": [result.as_dict() for result in results]}, "passes.json")
     mlflow.set_tag("mlflow.note.content", passes_note(results, cost))
+
+
+def log_stored(weights: Mapping[str, Any]) -> None:
+    """Log what a model's weights are stored in to the active run.
+
+    Parameters
+    ----------
+    weights : mapping
+        `mlflow_degrade.optimize.float_share.FloatShare.as_dict`.
+
+    Notes
+    -----
+    Metrics ``weights/in_float`` and ``weights/quantized_share``, and ``weights.json``, which names
+    the largest matrices in float.
+    """
+    import mlflow
+
+    mlflow.log_metrics({f"weights/{key}": weights[key] for key in ("in_float", "quantized_share")})
+    mlflow.log_dict(dict(weights), "weights.json")
