@@ -41,7 +41,7 @@ DECODERS: Mapping[str, Mapping[str, Any]] = {
     "gemma": _HEADS,
     "gemma2": {**_HEADS, "query_pre_attn_scalar": 16, "sliding_window": 32},
     "gemma3_text": {**_HEADS, "query_pre_attn_scalar": 16, "sliding_window": 32},
-    "glm": {**_HEADS, "pad_token_id": 0},
+    "glm": _HEADS,
     "gpt2": _GPT,
     "gpt_bigcode": _GPT,
     "gpt_neo": {
@@ -77,7 +77,7 @@ DECODERS: Mapping[str, Mapping[str, Any]] = {
         "max_position_embeddings": 256,
         "word_embed_proj_dim": 64,
     },
-    "phi": LLAMA_SIZES,
+    "phi": _NO_GROUPS,
     "phi3": LLAMA_SIZES,
     "qwen2": LLAMA_SIZES,
     "qwen3": _HEADS,

@@ -26,6 +26,7 @@ from ..runtime.providers import CPU, session_options
 from ..runtime.session import read_json
 from .agreement import Agreement, agreement, export_tolerance
 from .encoder_fusion import fuse_encoder
+from .experts import split_experts
 from .fusion import fuse_decoder
 from .model_directory import ModelDirectory, copy_companions, library_versions, write_manifest
 from .onnx_files import load_graph, save_derived, save_graph, without_weights
@@ -35,7 +36,7 @@ from .quiet_work import quiet_work
 
 LEVELS: Mapping[str, str] = {
     "none": "the export as it is",
-    "basic": "constant folding, common subexpressions, dead nodes",
+    "basic": "constant folding, common and dead nodes removed, experts as products of their own",
     "fused": "the same, and attention, rotary embeddings and norms as one node each (decoders)",
     "O1": "what Optimum calls so: the same as basic",
     "O2": "basic, and attention, norms and activations as one node each (encoders, classifiers)",
@@ -46,7 +47,7 @@ LEVELS: Mapping[str, str] = {
 # The approximation of GELU is off by up to 5e-4, in every layer: so many tolerances.
 _APPROXIMATION = 10
 
-_VERSION = 2
+_VERSION = 3
 
 
 def optimize_graph(model: str | Path, level: str = "fused", *, progress: bool = True) -> Path:
@@ -107,6 +108,8 @@ def _optimize(base: ModelDirectory, target: Path, level: str, progress: bool) ->
         plain, reason = _optimized(before, target)
         if reason:
             step["skipped"] = reason
+        if (experts := split_experts(plain)) > 0:
+            step["experts_apart"] = experts
         copy_companions(base.path, target)
         found = None
         if level == "fused":
