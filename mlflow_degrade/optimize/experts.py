@@ -83,7 +83,7 @@ def _bytes(tensor: Any) -> int:
     from onnx import helper
 
     width = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    return math.prod(tensor.dims) * int(width)
+    return int(math.prod(tensor.dims) * width)
 
 
 def _products(graph: Any, node: Any, weight: str, parts: list[str]) -> list[Any]:

@@ -231,7 +231,7 @@ def _kind(tensor: Any) -> str:
 
 
 def _is_matrix(tensor: Any) -> bool:
-    return sum(size > 1 for size in tensor.dims) > 1
+    return bool(sum(size > 1 for size in tensor.dims) > 1)
 
 
 def _packed(model: Any, weights: Mapping[str, Any]) -> dict[str, tuple[str, int]]:

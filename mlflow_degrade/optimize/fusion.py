@@ -18,6 +18,7 @@ from graphlib import CycleError
 from typing import Any
 
 from .attention_heads import join_heads
+from .attention_scores import read_scores, scalar
 from .opset import OLDEST, opset, raise_opset
 from .wiring import Wiring, attribute
 
@@ -80,6 +81,15 @@ def fuse_decoder(model: Any) -> Fused:
     if not found.reason:
         raise_opset(model, _OPSET)
     return found
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Keys or values of a layer: from the past, of this step, and both."""
+
+    past: str
+    new: str
+    present: str
 
 
 class _Fusing:
@@ -235,43 +245,37 @@ class _Fusing:
                 return False
             weights = guarded.input[2]
         softmax = wiring.maker(weights, "Softmax")
-        masked = softmax and wiring.maker(softmax.input[0], "Add")
-        scored = masked and wiring.either(masked, "MatMul")
-        if not scored or attribute(softmax, "axis") not in (-1, 3):
+        scores = softmax and read_scores(wiring, softmax.input[0], self._mask)
+        if not scores or not scores.mask or attribute(softmax, "axis") not in (-1, 3):
             return False
-        query, scale = self._unscaled(scored[0].input[0])
-        turned, other_scale = self._unscaled(scored[0].input[1])
+        query, scale = self._unscaled(scores.product.input[0])
+        turned, other_scale = self._unscaled(scores.product.input[1])
         transposed = wiring.maker(turned, "Transpose")
         if transposed is None or attribute(transposed, "perm") != [0, 1, 3, 2]:
             return False
         key, value = self._appended(transposed.input[0]), self._appended(node.input[1])
         if key is None or value is None:
             return False
+        for kept in (key, value):
+            self._tell_shape(kept)
         wiring.put(
             "Attention",
-            [
-                query,
-                key.input[1],
-                value.input[1],
-                self._mask(scored[1]),
-                key.input[0],
-                value.input[0],
-            ],
-            [node.output[0], key.output[0], value.output[0]],
-            scale=scale * other_scale,
+            [query, key.new, value.new, scores.mask, key.past, value.past],
+            [node.output[0], key.present, value.present],
+            scale=scale * other_scale * scores.scale,
         )
         join_heads(wiring, wiring.maker(node.output[0], "Attention"))
         return True
 
     def _unscaled(self, name: str) -> tuple[str, float]:
-        """A tensor before it was multiplied by a constant, and the constant."""
+        """A tensor before it was multiplied by a number, and the number."""
         node = self._wiring.maker(name, "Mul")
-        if node is None or (factor := self._wiring.number(node.input[1])) is None:
+        if node is None or (factor := scalar(self._wiring, node.input[1])) is None:
             return name, 1.0
         return node.input[0], factor
 
-    def _appended(self, name: str) -> Any | None:
-        """The node that appends keys or values to a past, before they are repeated for heads."""
+    def _appended(self, name: str) -> _Kept | None:
+        """Keys or values as they are appended to a past, before they are repeated for heads."""
         wiring = self._wiring
         if (merged := wiring.maker(name, "Reshape")) is not None:
             expanded = wiring.maker(merged.input[0], "Expand")
@@ -279,16 +283,33 @@ class _Fusing:
             if not spread or wiring.integers(spread.input[1]) != [2]:
                 return None
             name = spread.input[0]
-        joined = wiring.maker(name, "Concat")
+        same = wiring.maker(name, "Cast")  # to the type that it has
+        joined = wiring.maker(same.input[0] if same else name, "Concat")
         if (
             joined is None
             or len(joined.input) != 2
             or attribute(joined, "axis") not in (-2, 2)
             or joined.input[0] not in wiring.inputs
-            or joined.output[0] not in wiring.outputs
+            or name not in wiring.outputs
         ):
             return None
-        return joined
+        return _Kept(joined.input[0], joined.input[1], name)
+
+    def _tell_shape(self, kept: _Kept) -> None:
+        """Let nobody wait for keys to learn how many there are: as many as the mask has columns."""
+        wiring = self._wiring
+        if "attention_mask" not in wiring.inputs:
+            return
+        for node in wiring.nodes():
+            if node.op_type != "Shape" or node.input[0] != kept.present:
+                continue
+            if attribute(node, "start") or attribute(node, "end") is not None:
+                continue
+            parts = [f"{kept.present}.{word}" for word in ("rows", "length", "width")]
+            wiring.put("Shape", [kept.past], [parts[0]], start=0, end=2)
+            wiring.put("Shape", ["attention_mask"], [parts[1]], start=1)
+            wiring.put("Shape", [kept.past], [parts[2]], start=3)
+            wiring.put("Concat", parts, [node.output[0]], axis=0)
 
     def _mask(self, name: str) -> str:
         """What is added to scores, computed once for all layers.
@@ -297,10 +318,9 @@ class _Fusing:
         """
         wiring = self._wiring
         chosen = wiring.maker(name, "Where")
-        cut = chosen and wiring.maker(chosen.input[0], "Slice")
+        cut = wiring.maker(chosen.input[0] if chosen else name, "Slice")
         if (
-            not chosen
-            or not cut
+            not cut
             or "attention_mask" not in wiring.inputs
             or len(cut.input) < 4
             or wiring.integers(cut.input[1]) != [0]
@@ -312,6 +332,7 @@ class _Fusing:
             length, short, bias = (f"{whole}.{word}" for word in ("length", "cut", "bias"))
             wiring.put("Shape", ["attention_mask"], [length], start=1)
             wiring.put("Slice", [whole, cut.input[1], length, cut.input[3]], [short])
-            wiring.put("Where", [short, *chosen.input[1:]], [bias])
-            self._masks[whole] = bias
+            if chosen:
+                wiring.put("Where", [short, *chosen.input[1:]], [bias])
+            self._masks[whole] = bias if chosen else short
         return self._masks[whole]
