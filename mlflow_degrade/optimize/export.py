@@ -40,6 +40,7 @@ from .onnx_files import MAX_IR, load_graph, save_graph
 from .prompts import window_compared
 from .quiet_work import quiet_work
 from .source import SourceModel
+from .unlisted import DESCRIBED_AS, REGISTERED, register_unlisted
 
 TASKS: Mapping[Family, str] = {
     "decoder": "text-generation-with-past",
@@ -74,7 +75,7 @@ _QUANTIZED = {
 }
 
 # Raise when what is written changes, so that older cache entries are not reused.
-_VERSION = 1
+_VERSION = 2
 
 
 def export_onnx(
@@ -175,8 +176,11 @@ def _require_task(source: SourceModel, task: str, usual: str) -> None:
         )
 
 
-def _require_supported(source: SourceModel, task: str) -> None:
-    """Raise unless Optimum knows how to export this architecture for its task."""
+def _require_supported(source: SourceModel, task: str) -> bool:
+    """Raise unless Optimum knows how to export this architecture for its task.
+
+    Of decoders it is told more than it knows; whether that was so.
+    """
     try:
         with quiet_work("Looking up the architecture", progress=False):
             import optimum.exporters.onnx.model_configs  # noqa: F401 - registers architectures
@@ -185,11 +189,17 @@ def _require_supported(source: SourceModel, task: str) -> None:
         raise MissingExtraError("optimum.exporters.onnx", "cpu") from error
     model_type = _model_type(source.path)
     known = TasksManager.get_supported_model_type_for_task(task, "onnx")
-    if model_type.replace("_", "-") not in {name.replace("_", "-") for name in known}:
+    if model_type in REGISTERED:
+        return True
+    if model_type.replace("_", "-") in {name.replace("_", "-") for name in known}:
+        return False
+    if task != TASKS["decoder"]:
         raise UnsupportedModelError(
             f"{source.name} is a {model_type!r} model, which Optimum does not export as "
             f"{_CALLED.get(task, task)}. It exports: {', '.join(sorted(known))}."
         )
+    register_unlisted(model_type, read_json(source.path, "config.json", needed=True))
+    return True
 
 
 def _model_type(directory: Path) -> str:
@@ -211,7 +221,7 @@ def _is_float32(directory: Path) -> bool:
 
 def _export(source: SourceModel, target: Path, task: str, progress: bool) -> None:
     """Fill `target` with the export of `source`."""
-    _require_supported(source, task)
+    unlisted = _require_supported(source, task)
     if task in (TASKS["encoder"], TASKS["classifier"]):
         # What the engine cannot run is found before minutes of work.
         OnnxEncoder(source.path, device="cpu")
@@ -240,6 +250,7 @@ def _export(source: SourceModel, target: Path, task: str, progress: bool) -> Non
     step = {
         "pass": "export",
         "exporter": "optimum.exporters.onnx.main_export",
+        **({"described_as": DESCRIBED_AS} if unlisted else {}),
         "task": task,
         "dtype": "float32",
         "tied_embeddings": tied,
@@ -286,15 +297,26 @@ def _main_export(source: SourceModel, output: str, task: str) -> None:
             raise  # a full disk, not a broken model
         raise ModelError(f"{source.name} cannot be loaded: {error}") from error
     except (ValueError, KeyError, NotImplementedError, RuntimeError, TypeError) as error:
-        raise UnsupportedModelError(
-            f"Optimum could not export {source.name}: {type(error).__name__}: {error}"
-        ) from error
+        raise _not_exported(source, error) from error
     except MemoryError:
         raise
     except Exception as error:  # damaged weights raise types of the file format's own
+        if _model_type(source.path) in REGISTERED:
+            raise _not_exported(source, error) from error
         raise ModelError(
             f"{source.name} cannot be loaded or exported: {type(error).__name__}: {error}"
         ) from error
+
+
+def _not_exported(source: SourceModel, error: Exception) -> UnsupportedModelError:
+    """What to say of a model that loads and cannot be traced."""
+    why, kind = f"{type(error).__name__}: {error}".rstrip("."), _model_type(source.path)
+    if kind in REGISTERED:
+        why += (
+            f". Optimum does not list {kind!r} models. The export of Llama was tried, whose cache "
+            "is keys and values of each layer; that of state-space models and hybrids is another"
+        )
+    return UnsupportedModelError(f"Optimum could not export {source.name}: {why}.")
 
 
 def _adopt(source: SourceModel, target: Path, progress: bool) -> None:
