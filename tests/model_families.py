@@ -94,29 +94,19 @@ DECODERS: Mapping[str, Mapping[str, Any]] = {
 """Decoders that Optimum exports."""
 
 UNLISTED: Mapping[str, Mapping[str, Any]] = {
-    "apertus": LLAMA_SIZES,
+    "biogpt": _NO_GROUPS,
+    "cohere2": {**LLAMA_SIZES, "sliding_window": 32, "sliding_window_pattern": 2},
+    "diffllama": LLAMA_SIZES,
     "ernie4_5": LLAMA_SIZES,
     "exaone4": {**LLAMA_SIZES, "sliding_window": 32, "sliding_window_pattern": 2},
     "glm4": _HEADS,
-    "hunyuan_v1_dense": _HEADS,
-    "olmo3": {**LLAMA_SIZES, "sliding_window": 32},
-    "persimmon": _NO_GROUPS,
-    "seed_oss": _HEADS,
-    "biogpt": _NO_GROUPS,
-    "xglm": {"d_model": 64, "ffn_dim": 128, "num_layers": 2, "attention_heads": 4},
-    "granitemoeshared": {**_EXPERTS, "shared_intermediate_size": 64},
-    "phimoe": {**_EXPERTS, "sliding_window": None},
-    "mamba": {"hidden_size": 64, "num_hidden_layers": 2},
-    "falcon_h1": LLAMA_SIZES,
-    "bamba": {**LLAMA_SIZES, "attn_layer_indices": [1], "mamba_n_heads": 4, "mamba_d_head": 32},
-    "jamba": {**LLAMA_SIZES, "num_experts": 1, "attn_layer_period": 2, "attn_layer_offset": 1},
-    "zamba2": LLAMA_SIZES,
-    "recurrent_gemma": LLAMA_SIZES,
-    "diffllama": LLAMA_SIZES,
-    "cohere2": {**LLAMA_SIZES, "sliding_window": 32, "sliding_window_pattern": 2},
     "granitemoe": _EXPERTS,
+    "granitemoeshared": {**_EXPERTS, "shared_intermediate_size": 64},
+    "hunyuan_v1_dense": _HEADS,
     "mixtral": {**_EXPERTS, "sliding_window": None},
+    "olmo3": {**LLAMA_SIZES, "sliding_window": 32},
     "olmoe": {**LLAMA_SIZES, "num_experts": 4, "num_experts_per_tok": 2},
+    "persimmon": _NO_GROUPS,
     "qwen2_moe": {
         **LLAMA_SIZES,
         "num_experts": 4,
@@ -124,9 +114,51 @@ UNLISTED: Mapping[str, Mapping[str, Any]] = {
         "moe_intermediate_size": 64,
         "shared_expert_intermediate_size": 64,
     },
+    "seed_oss": _HEADS,
     "starcoder2": {**LLAMA_SIZES, "sliding_window": None},
+    "xglm": {"d_model": 64, "ffn_dim": 128, "num_layers": 2, "attention_heads": 4},
 }
-"""Decoders for which Optimum has no export."""
+"""Decoders that are exported although Optimum does not list them."""
+
+NOT_EXPORTED: Mapping[str, Mapping[str, Any]] = {
+    "apertus": LLAMA_SIZES,
+    "bamba": {**LLAMA_SIZES, "attn_layer_indices": [1], "mamba_n_heads": 4, "mamba_d_head": 32},
+    "falcon_h1": LLAMA_SIZES,
+    "jamba": {**LLAMA_SIZES, "num_experts": 1, "attn_layer_period": 2, "attn_layer_offset": 1},
+    "mamba": {"hidden_size": 64, "num_hidden_layers": 2},
+    "phimoe": {**_EXPERTS, "sliding_window": None},
+    "recurrent_gemma": LLAMA_SIZES,
+}
+"""Decoders that are refused, each for a reason that the refusal says."""
+
+_BERT = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+}
+
+ENCODERS: Mapping[str, Mapping[str, Any]] = {
+    "albert": {**_BERT, "embedding_size": 32},
+    "bert": _BERT,
+    "deberta": {**_BERT, "relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
+    "deberta-v2": {
+        **_BERT,
+        "relative_attention": True,
+        "position_buckets": 32,
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+        "pos_att_type": ["p2c", "c2p"],
+    },
+    "distilbert": {"dim": 64, "hidden_dim": 128, "n_layers": 2, "n_heads": 4},
+    "electra": {**_BERT, "embedding_size": 32},
+    "modernbert": {**_BERT, "local_attention": 16, "cls_token_id": 2, "sep_token_id": 3},
+    "mpnet": _BERT,
+    "roberta": _BERT,
+    "xlm-roberta": _BERT,
+}
+"""Encoders."""
 
 
 def model_type(family: str) -> str:
