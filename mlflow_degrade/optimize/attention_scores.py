@@ -16,6 +16,7 @@ from typing import Any
 from .wiring import Wiring, attribute
 
 _LOWEST = -1e30  # what is below it stands for minus infinity
+_SAME_WIDTH = ("Add", "Mul", "RotaryEmbedding", "Split", "Squeeze")
 _SAME_SCALAR = ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze")
 
 
@@ -50,7 +51,7 @@ def read_scores(wiring: Wiring, name: str, mask_of: Callable[[str], str]) -> Sco
     mask_of : callable
         Gives the mask to take instead of one that is found.
     """
-    node = wiring.maker(name, "MatMul", "Add", "Mul", "Div", "Where")
+    node = wiring.maker(name, "MatMul", "Add", "Mul", "Div", "Where", "Reshape")
     if node is None or node.op_type == "MatMul":
         return None if node is None else Scores(node, 1.0, None)
     if node.op_type == "Add":
@@ -60,6 +61,8 @@ def read_scores(wiring: Wiring, name: str, mask_of: Callable[[str], str]) -> Sco
         return None
     if node.op_type == "Where":
         return _chosen(wiring, node, mask_of)
+    if node.op_type == "Reshape":
+        return _unfolded(wiring, read_scores(wiring, node.input[0], mask_of))
     factor = wiring.number(node.input[1])
     found = read_scores(wiring, node.input[0], mask_of) if factor else None
     if not factor or found is None:
@@ -76,6 +79,18 @@ def _added(wiring: Wiring, scores: Scores, mask: str, name: str) -> Scores:
     if scores.mask is not None:
         wiring.put("Add", [scores.mask, mask], [f"{name}.mask"])
         mask = f"{name}.mask"
+    return Scores(scores.product, scores.scale, mask)
+
+
+def _unfolded(wiring: Wiring, scores: Scores | None) -> Scores | None:
+    """Scores whose rows and heads were one dimension (BLOOM), and so was what is added to them."""
+    if scores is None or scores.mask is None:
+        return scores
+    folded = wiring.maker(scores.mask, "Reshape")  # of [rows, heads, keys]
+    if folded is None:
+        return None
+    mask = f"{scores.mask}.unfolded"
+    wiring.put("Unsqueeze", [folded.input[0], wiring.constant(2)], [mask])
     return Scores(scores.product, scores.scale, mask)
 
 
@@ -131,8 +146,10 @@ def _last_of_shape(wiring: Wiring, node: Any) -> float | None:
 
 def _width(wiring: Wiring, name: str) -> float | None:
     """Last dimension of a tensor that was split into heads."""
-    node = wiring.maker(name, "Transpose", "Concat", "Reshape", "RotaryEmbedding", "Mul", "Add")
+    node = wiring.maker(name, "Transpose", "Concat", "Reshape", *_SAME_WIDTH)
     if node is None:
+        return None
+    if node.op_type == "Split" and attribute(node, "axis") in (-1, None, 4):
         return None
     if node.op_type == "Transpose":
         order = attribute(node, "perm")

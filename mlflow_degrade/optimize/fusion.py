@@ -71,6 +71,11 @@ def fuse_decoder(model: Any) -> Fused:
     if (found_opset := opset(model)) < OLDEST:
         reason = f"the graph uses ONNX opset {found_opset}, fusing needs {OLDEST} or newer"
         return Fused(reason=reason)
+    return fuse_attention(model)
+
+
+def fuse_attention(model: Any) -> Fused:
+    """The same for any graph of a known operator set, in place."""
     if any(a.HasField("g") for node in model.graph.node for a in node.attribute):
         return Fused(reason="the graph has branches")
     fusing = _Fusing(Wiring(model.graph))
@@ -85,7 +90,7 @@ def fuse_decoder(model: Any) -> Fused:
 
 @dataclass(frozen=True)
 class _Kept:
-    """Keys or values of a layer: from the past, of this step, and both."""
+    """Keys or values of a layer: from the past, of this step, and both; only new ones, if none."""
 
     past: str
     new: str
@@ -99,6 +104,7 @@ class _Fusing:
         self._wiring = wiring
         self._halves: dict[str, str] = {}
         self._masks: dict[str, str] = {}
+        self._caches = any(name.startswith("past") for name in wiring.inputs)
 
     def run(self) -> Fused:
         """Replace what matches and write the graph."""
@@ -107,9 +113,15 @@ class _Fusing:
         rotary = sum(map(self._rotary, nodes))
         attention = sum(map(self._attention, nodes))
         if not attention:
-            return Fused(reason="no attention of a form that is recognized")
+            return Fused(reason=self._why_not(nodes))
         self._wiring.write()
         return Fused(attention, rotary, norms)
+
+    def _why_not(self, nodes: list[Any]) -> str:
+        for node in nodes:
+            if node.op_type == "Slice" and self._wiring.maker(node.input[0], "Softmax") is not None:
+                return "attention has sinks, which take part in the softmax and have no values"
+        return "no attention of a form that is recognized"
 
     def _norm(self, node: Any) -> bool:
         """``weight * (x / sqrt(mean(x * x) + epsilon))``."""
@@ -233,11 +245,17 @@ class _Fusing:
         return half
 
     def _attention(self, node: Any) -> bool:
-        """``softmax(scale * query @ key + mask) @ value`` on top of a past."""
+        """``softmax(scale * query @ key + mask) @ value``, of a decoder on top of a past."""
         wiring = self._wiring
         if node.op_type != "MatMul":
             return False
-        weights = node.input[0]
+        weights, result = node.input[0], str(node.output[0])
+        folded = wiring.maker(weights, "Reshape")  # rows and heads as one dimension
+        if folded is not None:
+            readers = [n for n in wiring.nodes() if result in n.input and n.op_type != "Shape"]
+            if len(readers) != 1 or readers[0].op_type != "Reshape":
+                return False
+            weights, result = folded.input[0], str(readers[0].output[0])
         if (guarded := wiring.maker(weights, "Where")) is not None:
             # Rows that may look nowhere are 0, as `Attention` has them.
             empty = wiring.maker(guarded.input[0], "IsNaN")
@@ -250,22 +268,51 @@ class _Fusing:
             return False
         query, scale = self._unscaled(scores.product.input[0])
         turned, other_scale = self._unscaled(scores.product.input[1])
-        transposed = wiring.maker(turned, "Transpose")
-        if transposed is None or attribute(transposed, "perm") != [0, 1, 3, 2]:
+        keys, values = self._unturned(turned), str(node.input[1])
+        if folded is not None:
+            self._same_shape(node.output[0], query)
+            query, values = self._unfolded(query) or "", self._unfolded(values) or ""
+        if not keys or not query or not values:
             return False
-        key, value = self._appended(transposed.input[0]), self._appended(node.input[1])
+        key, value = self._appended(keys), self._appended(values)
         if key is None or value is None:
             return False
         for kept in (key, value):
             self._tell_shape(kept)
+        cached = [key.past, value.past] if key.past else []
         wiring.put(
             "Attention",
-            [query, key.new, value.new, scores.mask, key.past, value.past],
-            [node.output[0], key.present, value.present],
+            [query, key.new, value.new, scores.mask, *cached],
+            [result, key.present, value.present] if cached else [result],
             scale=scale * other_scale * scores.scale,
         )
-        join_heads(wiring, wiring.maker(node.output[0], "Attention"))
+        join_heads(wiring, wiring.maker(result, "Attention"))
         return True
+
+    def _unturned(self, name: str) -> str | None:
+        """Keys ``[rows, heads, length, width]`` of which a product reads the transpose."""
+        node = self._wiring.maker(name, "Transpose")
+        order = node and attribute(node, "perm")
+        if node is None:
+            return None
+        if order == [0, 2, 1]:
+            return self._unfolded(node.input[0])
+        if order == [0, 2, 3, 1]:  # what is split into heads, turned in one step
+            keys = f"{name}.keys"
+            self._wiring.put("Transpose", [node.input[0]], [keys], perm=[0, 2, 1, 3])
+            return keys
+        return str(node.input[0]) if order == [0, 1, 3, 2] else None
+
+    def _same_shape(self, name: str, other: str) -> None:
+        """Let those who read the shape of a tensor that will be gone read that of another one."""
+        for node in self._wiring.nodes():
+            if node.op_type == "Shape" and node.input[0] == name:
+                self._wiring.put("Shape", [other], [node.output[0]])
+
+    def _unfolded(self, name: str) -> str | None:
+        """A tensor before rows and heads became one dimension."""
+        node = self._wiring.maker(name, "Reshape")
+        return None if node is None else str(node.input[0])
 
     def _unscaled(self, name: str) -> tuple[str, float]:
         """A tensor before it was multiplied by a number, and the number."""
@@ -277,6 +324,8 @@ class _Fusing:
     def _appended(self, name: str) -> _Kept | None:
         """Keys or values as they are appended to a past, before they are repeated for heads."""
         wiring = self._wiring
+        if not self._caches:
+            return _Kept("", name, "")
         if (merged := wiring.maker(name, "Reshape")) is not None:
             expanded = wiring.maker(merged.input[0], "Expand")
             spread = expanded and wiring.maker(expanded.input[0], "Unsqueeze")
@@ -298,7 +347,7 @@ class _Fusing:
     def _tell_shape(self, kept: _Kept) -> None:
         """Let nobody wait for keys to learn how many there are: as many as the mask has columns."""
         wiring = self._wiring
-        if "attention_mask" not in wiring.inputs:
+        if not kept.past or "attention_mask" not in wiring.inputs:
             return
         for node in wiring.nodes():
             if node.op_type != "Shape" or node.input[0] != kept.present:

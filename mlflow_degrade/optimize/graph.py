@@ -47,7 +47,7 @@ LEVELS: Mapping[str, str] = {
 # The approximation of GELU is off by up to 5e-4, in every layer: so many tolerances.
 _APPROXIMATION = 10
 
-_VERSION = 4
+_VERSION = 6
 
 
 def optimize_graph(model: str | Path, level: str = "fused", *, progress: bool = True) -> Path:
