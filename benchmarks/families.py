@@ -10,7 +10,7 @@ those of lm-eval's own Hugging Face backend; and of each scheme the size of its 
 export's, and the share of the weights that stay in float. What a scheme refuses is named.
 
 The models are random and their vocabulary is most of them: sizes say whether anything was missed,
-not how small a real model becomes.
+not how small a real model becomes. With MLFLOW_DEGRADE_CACHE set, finished exports are kept there.
 """
 
 from __future__ import annotations
@@ -190,12 +190,14 @@ def main(families: tuple[str, ...], schemes: str, write: Path | None) -> None:
             f"{', '.join(sorted(unknown))}; known: {', '.join([*_ALL_DECODERS, *ENCODERS])}"
         )
     chosen = tuple(filter(None, schemes.split(",")))
+    kept = os.environ.get("MLFLOW_DEGRADE_CACHE")
     found: dict[str, list[Row]] = {"decoders": [], "encoders": []}
     for family in families or (*_ALL_DECODERS, *ENCODERS):
         kind = "encoders" if family in ENCODERS else "decoders"
         sweep = sweep_encoder if family in ENCODERS else sweep_decoder
         with tempfile.TemporaryDirectory() as scratch:
-            os.environ["MLFLOW_DEGRADE_CACHE"] = f"{scratch}/cache"
+            if not kept:
+                os.environ["MLFLOW_DEGRADE_CACHE"] = f"{scratch}/cache"
             row = sweep(family, Path(scratch), chosen)
         found[kind].append(row)
         print(" | ".join(row.cells()), flush=True)

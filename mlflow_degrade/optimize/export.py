@@ -312,10 +312,7 @@ def _not_exported(source: SourceModel, error: Exception) -> UnsupportedModelErro
     """What to say of a model that loads and cannot be traced."""
     why, kind = f"{type(error).__name__}: {error}".rstrip("."), _model_type(source.path)
     if kind in REGISTERED:
-        why += (
-            f". Optimum does not list {kind!r} models. The export of Llama was tried, whose cache "
-            "is keys and values of each layer; that of state-space models and hybrids is another"
-        )
+        why += f". Optimum does not list {kind!r} models; the export of Llama was tried"
     return UnsupportedModelError(f"Optimum could not export {source.name}: {why}.")
 
 

@@ -18,6 +18,9 @@ from ..errors import UnsupportedModelError
 DESCRIBED_AS = "llama"
 """Whose inputs and outputs unlisted decoders are given."""
 
+# Keys of configs that state-space and recurrent models have, hybrids with attention among them.
+_STATES = ("state_size", "mamba_d_state", "ssm_state_size", "conv_L_cache", "lru_width")
+
 REGISTERED: set[str] = set()
 """Model types that Optimum was told about in this process."""
 
@@ -34,17 +37,27 @@ def register_unlisted(model_type: str, config: Mapping[str, Any]) -> None:
     Raises
     ------
     UnsupportedModelError
-        When it is a mixture of experts that a trace would not get right.
+        When it keeps states instead of keys and values, or is a mixture of experts that a trace
+        would not get right.
     """
     from optimum.exporters.onnx.model_configs import COMMON_TEXT_GENERATION_TASKS
     from optimum.exporters.tasks import TasksManager
 
-    if model_type not in MIXTURES and (key := _experts(config)):
+    why = None
+    if key := next((key for key in _STATES if config.get(key)), None):
+        why = (
+            f"its cache holds states ({key} = {config[key]}), and the engine takes keys and values "
+            "alone"
+        )
+    elif model_type not in MIXTURES and (key := _experts(config)):
+        why = (
+            f"it is a mixture of experts ({key} = {config[key]}), of which a trace would keep "
+            "those that its example visits. Mixtures that are exported without being in Optimum's "
+            f"list: {', '.join(MIXTURES)}"
+        )
+    if why is not None:
         raise UnsupportedModelError(
-            f"a {model_type!r} model is not exported: Optimum does not list it, and it is a "
-            f"mixture of experts ({key} = {config[key]}), of which a trace would keep those that "
-            f"its example visits. Mixtures that are exported without Optimum's list: "
-            f"{', '.join(MIXTURES)}."
+            f"a {model_type!r} model is not exported: Optimum does not list it, and {why}."
         )
     register = TasksManager.create_register("onnx")
     grouped = config.get("num_key_value_heads") is not None
