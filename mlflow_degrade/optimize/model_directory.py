@@ -18,6 +18,7 @@ from typing import Any
 from ..cache import digest_directory
 from ..errors import ModelError
 from ..runtime.family import MODULES_FILE
+from .float_share import weights_sentence
 from .onnx_files import GRAPH_FILE, WEIGHTS_FILE
 from .sensitivity_report import SENSITIVITY_FILE, SensitivityReport
 
@@ -129,6 +130,11 @@ class ModelDirectory:
         See `mlflow_degrade.optimize.float_share.FloatShare`.
         """
         return next((s["stored"] for s in reversed(self.recipe) if "stored" in s), None)
+
+    @property
+    def weights_note(self) -> str | None:
+        """`weights` in words."""
+        return None if self.weights is None else weights_sentence(self.weights)
 
     @property
     def length_notes(self) -> tuple[str, ...]:

@@ -161,7 +161,6 @@ def require_quantization(recipe: Recipe) -> QuantizePass:
 
 def describe_model(folder: Path) -> None:
     """Say what is worth knowing of a model directory, and log what its scheme found."""
-    from ..optimize.float_share import weights_sentence
     from ..optimize.model_directory import ModelDirectory
     from ..tracking.passes import log_stored
     from ..tracking.sensitivity import log_sensitivity
@@ -173,7 +172,7 @@ def describe_model(folder: Path) -> None:
     for note in made.length_notes:
         say(f"note: {note}")
     if made.weights is not None:
-        say(weights_sentence(made.weights))
+        say(str(made.weights_note))
         log_stored(made.weights)
     if made.simulated_bytes is not None:
         say(
@@ -378,15 +377,13 @@ def log_and_register(
 
 def report(conclusion: Conclusion, models: Models, registered: str | None) -> None:
     """Log what people read to the active run, and print the verdict."""
-    from ..optimize.float_share import weights_sentence
     from ..optimize.model_directory import ModelDirectory
     from ..report.terminal import console, decision_view, subgroup_view
     from ..tracking.reporting import log_report
 
     decision, paired = conclusion.decision, conclusion.paired
     provenance = {"model": models.name, "scheme": models.scheme, "registered": registered}
-    if (weights := ModelDirectory.load(models.candidate).weights) is not None:
-        provenance["weights"] = weights_sentence(weights)
+    provenance["weights"] = ModelDirectory.load(models.candidate).weights_note
     if models.simulated_cost is not None:
         provenance["simulated"] = (
             "numbers are rounded to the format and computed in float32; its size is calculated, "
