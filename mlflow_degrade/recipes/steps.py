@@ -162,8 +162,7 @@ def require_quantization(recipe: Recipe) -> QuantizePass:
 def describe_model(folder: Path) -> None:
     """Say what is worth knowing of a model directory, and log what its scheme found."""
     from ..optimize.model_directory import ModelDirectory
-    from ..tracking.passes import log_stored
-    from ..tracking.sensitivity import log_sensitivity
+    from ..tracking.passes import log_findings
 
     made = ModelDirectory.load(folder)
     say(f"{made.size_bytes / 1e6:.0f} MB in {folder}")
@@ -171,9 +170,9 @@ def describe_model(folder: Path) -> None:
         say(f"note: attention is not fused: {why}")
     for note in made.length_notes:
         say(f"note: {note}")
-    if made.weights is not None:
-        say(str(made.weights_note))
-        log_stored(made.weights)
+    log_findings(made)
+    if made.weights_note:
+        say(made.weights_note)
     if made.simulated_bytes is not None:
         say(
             f"note: the format is simulated. {made.simulated_bytes / 1e6:.0f} MB is what it "
@@ -182,7 +181,6 @@ def describe_model(folder: Path) -> None:
     if made.sensitivity is not None:
         kept = made.recipe[-1]["kept_in_float"]
         say(f"{len(kept)} of {len(made.sensitivity.layers)} layers stay in float")
-        log_sensitivity(made.sensitivity)
 
 
 def describe_placement(folder: Path, providers: tuple[str, ...]) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from ..optimize.model_directory import ModelDirectory
 from ..optimize.pass_result import PassResult
 from ..report.cost import CostFigures, relative_cost
 from .evaluations import log_finite_metrics
+from .sensitivity import log_sensitivity
 
 
 def log_passes(results: Sequence[PassResult], cost: CostFigures | None = None) -> None:
@@ -42,20 +43,24 @@ def log_passes(results: Sequence[PassResult], cost: CostFigures | None = None) -
     mlflow.set_tag("mlflow.note.content", passes_note(results, cost))
 
 
-def log_stored(weights: Mapping[str, Any]) -> None:
-    """Log what a model's weights are stored in to the active run.
+def log_findings(made: ModelDirectory) -> None:
+    """Log what a scheme found out about a model, if it did, to the active run.
 
     Parameters
     ----------
-    weights : mapping
-        `mlflow_degrade.optimize.float_share.FloatShare.as_dict`.
+    made : ModelDirectory
+        The result.
 
     Notes
     -----
     Metrics ``weights/in_float`` and ``weights/quantized_share``, and ``weights.json``, which names
-    the largest matrices in float.
+    the largest matrices in float; the table that layers were chosen by.
     """
     import mlflow
 
-    mlflow.log_metrics({f"weights/{key}": weights[key] for key in ("in_float", "quantized_share")})
-    mlflow.log_dict(dict(weights), "weights.json")
+    if (found := made.weights) is not None:
+        shares = {f"weights/{key}": found[key] for key in ("in_float", "quantized_share")}
+        mlflow.log_metrics(shares)
+        mlflow.log_dict(dict(found), "weights.json")
+    if made.sensitivity is not None:
+        log_sensitivity(made.sensitivity)
