@@ -285,3 +285,34 @@ def make_tiny_bert_for(kind: type, path: str | Path, **changes: object) -> Path:
         torch.manual_seed(3)
         kind(config).eval().save_pretrained(folder)
     return folder
+
+
+def make_tiny_encoder(family: str, path: str | Path, **sizes: object) -> Path:
+    """Save a random encoder of one of transformers' families, with the tokenizer of a tiny BERT.
+
+    Parameters
+    ----------
+    family : str
+        Its ``model_type``, such as ``"roberta"``.
+    path : path
+        Directory to fill; made if absent.
+    **sizes
+        Keys of its config.
+
+    Returns
+    -------
+    Path
+        `path`.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    folder = make_tiny_bert(path)
+    vocabulary = len(AutoTokenizer.from_pretrained(folder))
+    config = AutoConfig.for_model(
+        family, vocab_size=vocabulary, pad_token_id=0, initializer_range=0.25, **sizes
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoModel.from_config(config).eval().save_pretrained(folder)
+    return folder

@@ -11,6 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from .fusion import fuse_attention
+from .opset import OLDEST, opset
+
 _KIND = "bert"  # of onnxruntime's optimizers, the one that is for encoders
 
 
@@ -33,7 +36,9 @@ class EncoderFusion:
     reason: str = ""
 
 
-def fuse_encoder(model: Any, model_type: str, *, approximate: bool) -> EncoderFusion:
+def fuse_encoder(
+    model: Any, model_type: str, *, approximate: bool, attention: bool = True
+) -> EncoderFusion:
     """Fuse the graph of an encoder or a classifier.
 
     Parameters
@@ -44,6 +49,9 @@ def fuse_encoder(model: Any, model_type: str, *, approximate: bool) -> EncoderFu
         Of its config, e.g. ``"bert"``.
     approximate : bool
         Replace GELU by its approximation with a hyperbolic tangent (FastGelu).
+    attention : bool
+        Where onnxruntime finds no attention, put ONNX's own operator in its place; it wants a mask
+        for every query.
 
     Returns
     -------
@@ -67,6 +75,11 @@ def fuse_encoder(model: Any, model_type: str, *, approximate: bool) -> EncoderFu
     counts = optimized.get_fused_operator_statistics()
     plain = {"LayerNormalization", "Gelu"}  # operators of ONNX itself
     found = {op: int(count) for op, count in counts.items() if count and op not in plain}
+    if attention and "Attention" not in found and opset(optimized.model) >= OLDEST:
+        # Of ONNX's own operator: onnxruntime's optimizer knows no rotary embeddings.
+        fused = fuse_attention(optimized.model)
+        if not fused.reason:
+            found["Attention"] = fused.attention
     if not found:
         return EncoderFusion(model, {}, "onnxruntime recognizes nothing in the graph to fuse")
     return EncoderFusion(optimized.model, found)

@@ -36,11 +36,13 @@ from ..runtime.lengths import attention_window, exact_length
 from ..runtime.session import read_json
 from .agreement import agreement, check_agreement, export_tolerance
 from .embeddings import tie_head
+from .float_share import float_share
 from .model_directory import copy_companions, library_versions, missing_files, write_manifest
 from .onnx_files import MAX_IR, load_graph, save_graph
 from .prompts import window_compared
 from .quiet_work import quiet_work
 from .source import SourceModel
+from .unlisted import DESCRIBED_AS, REGISTERED, register_unlisted
 from .whole_weights import check_whole
 
 TASKS: Mapping[Family, str] = {
@@ -76,7 +78,7 @@ _QUANTIZED = {
 }
 
 # Raise when what is written changes, so that older cache entries are not reused.
-_VERSION = 1
+_VERSION = 2
 
 
 def export_onnx(
@@ -177,8 +179,11 @@ def _require_task(source: SourceModel, task: str, usual: str) -> None:
         )
 
 
-def _require_supported(source: SourceModel, task: str) -> None:
-    """Raise unless Optimum knows how to export this architecture for its task."""
+def _require_supported(source: SourceModel, task: str) -> bool:
+    """Raise unless Optimum knows how to export this architecture for its task.
+
+    Of decoders it is told more than it knows; whether that was so.
+    """
     try:
         with quiet_work("Looking up the architecture", progress=False):
             import optimum.exporters.onnx.model_configs  # noqa: F401 - registers architectures
@@ -187,11 +192,17 @@ def _require_supported(source: SourceModel, task: str) -> None:
         raise MissingExtraError("optimum.exporters.onnx", "cpu") from error
     model_type = _model_type(source.path)
     known = TasksManager.get_supported_model_type_for_task(task, "onnx")
-    if model_type.replace("_", "-") not in {name.replace("_", "-") for name in known}:
+    if model_type in REGISTERED:
+        return True
+    if model_type.replace("_", "-") in {name.replace("_", "-") for name in known}:
+        return False
+    if task != TASKS["decoder"]:
         raise UnsupportedModelError(
             f"{source.name} is a {model_type!r} model, which Optimum does not export as "
             f"{_CALLED.get(task, task)}. It exports: {', '.join(sorted(known))}."
         )
+    register_unlisted(model_type, read_json(source.path, "config.json", needed=True))
+    return True
 
 
 def _model_type(directory: Path) -> str:
@@ -213,7 +224,7 @@ def _is_float32(directory: Path) -> bool:
 
 def _export(source: SourceModel, target: Path, task: str, progress: bool) -> None:
     """Fill `target` with the export of `source`."""
-    _require_supported(source, task)
+    unlisted = _require_supported(source, task)
     if task in (TASKS["encoder"], TASKS["classifier"]):
         # What the engine cannot run is found before minutes of work.
         OnnxEncoder(source.path, device="cpu")
@@ -244,6 +255,7 @@ def _export(source: SourceModel, target: Path, task: str, progress: bool) -> Non
     step = {
         "pass": "export",
         "exporter": "optimum.exporters.onnx.main_export",
+        **({"described_as": DESCRIBED_AS} if unlisted else {}),
         "task": task,
         "dtype": "float32",
         "tied_embeddings": tied,
@@ -306,13 +318,21 @@ def _loading(source: SourceModel) -> Iterator[None]:
                 f"({shapes}): use the config that was saved with them; the labels of a classifier "
                 "are counted by its id2label."
             ) from error
-        raise UnsupportedModelError(
-            f"Optimum could not export {source.name}: {type(error).__name__}: {error}"
-        ) from error
+        raise _not_exported(source, error) from error
     except Exception as error:  # damaged weights raise types of the file format's own
+        if _model_type(source.path) in REGISTERED:
+            raise _not_exported(source, error) from error
         raise ModelError(
             f"{source.name} cannot be loaded or exported: {type(error).__name__}: {error}"
         ) from error
+
+
+def _not_exported(source: SourceModel, error: Exception) -> UnsupportedModelError:
+    """What to say of a model that loads and cannot be traced."""
+    why, kind = f"{type(error).__name__}: {error}".rstrip("."), _model_type(source.path)
+    if kind in REGISTERED:
+        why += f". Optimum does not list {kind!r} models; the export of Llama was tried"
+    return UnsupportedModelError(f"Optimum could not export {source.name}: {why}.")
 
 
 def _adopt(source: SourceModel, target: Path, progress: bool) -> None:
@@ -327,12 +347,17 @@ def _adopt(source: SourceModel, target: Path, progress: bool) -> None:
                 f"to {MAX_IR}: set ir_version to {MAX_IR} and save it again."
             )
         operators = {node.op_type for node in model.graph.node}
+        stored = float_share(model).as_dict()
         save_graph(model, target)
         copy_companions(source.path, target)
         found = agreement(source.path, target)
     if found.max_abs_difference > export_tolerance(target):
         raise ParityError(f"the copy of {source.name} does not reproduce it: {found}.")
-    step = {"pass": "adopt", "note": "an ONNX model made elsewhere, its weights unchanged"}
+    step = {
+        "pass": "adopt",
+        "note": "an ONNX model made elsewhere, its weights unchanged",
+        "stored": stored,
+    }
     write_manifest(
         target,
         scheme="quantized elsewhere" if operators & _QUANTIZED else "given",

@@ -18,6 +18,7 @@ from graphlib import CycleError
 from typing import Any
 
 from .attention_heads import join_heads
+from .attention_scores import read_scores, scalar
 from .opset import OLDEST, opset, raise_opset
 from .wiring import Wiring, attribute
 
@@ -70,6 +71,11 @@ def fuse_decoder(model: Any) -> Fused:
     if (found_opset := opset(model)) < OLDEST:
         reason = f"the graph uses ONNX opset {found_opset}, fusing needs {OLDEST} or newer"
         return Fused(reason=reason)
+    return fuse_attention(model)
+
+
+def fuse_attention(model: Any) -> Fused:
+    """The same for any graph of a known operator set, in place."""
     if any(a.HasField("g") for node in model.graph.node for a in node.attribute):
         return Fused(reason="the graph has branches")
     fusing = _Fusing(Wiring(model.graph))
@@ -82,6 +88,15 @@ def fuse_decoder(model: Any) -> Fused:
     return found
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """Keys or values of a layer: from the past, of this step, and both; only new ones, if none."""
+
+    past: str
+    new: str
+    present: str
+
+
 class _Fusing:
     """Patterns, each from the tensor that a new node is to make back to what it reads."""
 
@@ -89,6 +104,7 @@ class _Fusing:
         self._wiring = wiring
         self._halves: dict[str, str] = {}
         self._masks: dict[str, str] = {}
+        self._caches = any(name.startswith("past") for name in wiring.inputs)
 
     def run(self) -> Fused:
         """Replace what matches and write the graph."""
@@ -97,9 +113,15 @@ class _Fusing:
         rotary = sum(map(self._rotary, nodes))
         attention = sum(map(self._attention, nodes))
         if not attention:
-            return Fused(reason="no attention of a form that is recognized")
+            return Fused(reason=self._why_not(nodes))
         self._wiring.write()
         return Fused(attention, rotary, norms)
+
+    def _why_not(self, nodes: list[Any]) -> str:
+        for node in nodes:
+            if node.op_type == "Slice" and self._wiring.maker(node.input[0], "Softmax") is not None:
+                return "attention has sinks, which take part in the softmax and have no values"
+        return "no attention of a form that is recognized"
 
     def _norm(self, node: Any) -> bool:
         """``weight * (x / sqrt(mean(x * x) + epsilon))``."""
@@ -223,11 +245,17 @@ class _Fusing:
         return half
 
     def _attention(self, node: Any) -> bool:
-        """``softmax(scale * query @ key + mask) @ value`` on top of a past."""
+        """``softmax(scale * query @ key + mask) @ value``, of a decoder on top of a past."""
         wiring = self._wiring
         if node.op_type != "MatMul":
             return False
-        weights = node.input[0]
+        weights, result = node.input[0], str(node.output[0])
+        folded = wiring.maker(weights, "Reshape")  # rows and heads as one dimension
+        if folded is not None:
+            readers = [n for n in wiring.nodes() if result in n.input and n.op_type != "Shape"]
+            if len(readers) != 1 or readers[0].op_type != "Reshape":
+                return False
+            weights, result = folded.input[0], str(readers[0].output[0])
         if (guarded := wiring.maker(weights, "Where")) is not None:
             # Rows that may look nowhere are 0, as `Attention` has them.
             empty = wiring.maker(guarded.input[0], "IsNaN")
@@ -235,60 +263,102 @@ class _Fusing:
                 return False
             weights = guarded.input[2]
         softmax = wiring.maker(weights, "Softmax")
-        masked = softmax and wiring.maker(softmax.input[0], "Add")
-        scored = masked and wiring.either(masked, "MatMul")
-        if not scored or attribute(softmax, "axis") not in (-1, 3):
+        scores = softmax and read_scores(wiring, softmax.input[0], self._mask)
+        if not scores or not scores.mask or attribute(softmax, "axis") not in (-1, 3):
             return False
-        query, scale = self._unscaled(scored[0].input[0])
-        turned, other_scale = self._unscaled(scored[0].input[1])
-        transposed = wiring.maker(turned, "Transpose")
-        if transposed is None or attribute(transposed, "perm") != [0, 1, 3, 2]:
+        query, scale = self._unscaled(scores.product.input[0])
+        turned, other_scale = self._unscaled(scores.product.input[1])
+        keys, values = self._unturned(turned), str(node.input[1])
+        if folded is not None:
+            self._same_shape(node.output[0], query)
+            query, values = self._unfolded(query) or "", self._unfolded(values) or ""
+        if not keys or not query or not values:
             return False
-        key, value = self._appended(transposed.input[0]), self._appended(node.input[1])
+        key, value = self._appended(keys), self._appended(values)
         if key is None or value is None:
             return False
+        for kept in (key, value):
+            self._tell_shape(kept)
+        cached = [key.past, value.past] if key.past else []
         wiring.put(
             "Attention",
-            [
-                query,
-                key.input[1],
-                value.input[1],
-                self._mask(scored[1]),
-                key.input[0],
-                value.input[0],
-            ],
-            [node.output[0], key.output[0], value.output[0]],
-            scale=scale * other_scale,
+            [query, key.new, value.new, scores.mask, *cached],
+            [result, key.present, value.present] if cached else [result],
+            scale=scale * other_scale * scores.scale,
         )
-        join_heads(wiring, wiring.maker(node.output[0], "Attention"))
+        join_heads(wiring, wiring.maker(result, "Attention"))
         return True
 
+    def _unturned(self, name: str) -> str | None:
+        """Keys ``[rows, heads, length, width]`` of which a product reads the transpose."""
+        node = self._wiring.maker(name, "Transpose")
+        order = node and attribute(node, "perm")
+        if node is None:
+            return None
+        if order == [0, 2, 1]:
+            return self._unfolded(node.input[0])
+        if order == [0, 2, 3, 1]:  # what is split into heads, turned in one step
+            keys = f"{name}.keys"
+            self._wiring.put("Transpose", [node.input[0]], [keys], perm=[0, 2, 1, 3])
+            return keys
+        return str(node.input[0]) if order == [0, 1, 3, 2] else None
+
+    def _same_shape(self, name: str, other: str) -> None:
+        """Let those who read the shape of a tensor that will be gone read that of another one."""
+        for node in self._wiring.nodes():
+            if node.op_type == "Shape" and node.input[0] == name:
+                self._wiring.put("Shape", [other], [node.output[0]])
+
+    def _unfolded(self, name: str) -> str | None:
+        """A tensor before rows and heads became one dimension."""
+        node = self._wiring.maker(name, "Reshape")
+        return None if node is None else str(node.input[0])
+
     def _unscaled(self, name: str) -> tuple[str, float]:
-        """A tensor before it was multiplied by a constant, and the constant."""
+        """A tensor before it was multiplied by a number, and the number."""
         node = self._wiring.maker(name, "Mul")
-        if node is None or (factor := self._wiring.number(node.input[1])) is None:
+        if node is None or (factor := scalar(self._wiring, node.input[1])) is None:
             return name, 1.0
         return node.input[0], factor
 
-    def _appended(self, name: str) -> Any | None:
-        """The node that appends keys or values to a past, before they are repeated for heads."""
+    def _appended(self, name: str) -> _Kept | None:
+        """Keys or values as they are appended to a past, before they are repeated for heads."""
         wiring = self._wiring
+        if not self._caches:
+            return _Kept("", name, "")
         if (merged := wiring.maker(name, "Reshape")) is not None:
             expanded = wiring.maker(merged.input[0], "Expand")
             spread = expanded and wiring.maker(expanded.input[0], "Unsqueeze")
             if not spread or wiring.integers(spread.input[1]) != [2]:
                 return None
             name = spread.input[0]
-        joined = wiring.maker(name, "Concat")
+        same = wiring.maker(name, "Cast")  # to the type that it has
+        joined = wiring.maker(same.input[0] if same else name, "Concat")
         if (
             joined is None
             or len(joined.input) != 2
             or attribute(joined, "axis") not in (-2, 2)
             or joined.input[0] not in wiring.inputs
-            or joined.output[0] not in wiring.outputs
+            or name not in wiring.outputs
         ):
             return None
-        return joined
+        return _Kept(joined.input[0], joined.input[1], name)
+
+    def _tell_shape(self, kept: _Kept) -> None:
+        """Let nobody wait for keys to learn how many there are: as many as the mask has columns."""
+        wiring = self._wiring
+        if not kept.past or "attention_mask" not in wiring.inputs:
+            return
+        for node in wiring.nodes():
+            if node.op_type != "Shape" or node.input[0] != kept.present:
+                continue
+            if attribute(node, "start") or attribute(node, "end") is not None:
+                continue
+            parts = [f"{kept.present}.{word}" for word in ("rows", "length", "width")]
+            wiring.put("Shape", [kept.past], [parts[0]], start=0, end=2)
+            wiring.put("Shape", ["attention_mask"], [parts[1]], start=1)
+            wiring.put("Shape", [kept.past], [parts[2]], start=3)
+            wiring.put("Concat", parts, [node.output[0]], axis=0)
 
     def _mask(self, name: str) -> str:
         """What is added to scores, computed once for all layers.
@@ -297,10 +367,9 @@ class _Fusing:
         """
         wiring = self._wiring
         chosen = wiring.maker(name, "Where")
-        cut = chosen and wiring.maker(chosen.input[0], "Slice")
+        cut = wiring.maker(chosen.input[0] if chosen else name, "Slice")
         if (
-            not chosen
-            or not cut
+            not cut
             or "attention_mask" not in wiring.inputs
             or len(cut.input) < 4
             or wiring.integers(cut.input[1]) != [0]
@@ -312,6 +381,7 @@ class _Fusing:
             length, short, bias = (f"{whole}.{word}" for word in ("length", "cut", "bias"))
             wiring.put("Shape", ["attention_mask"], [length], start=1)
             wiring.put("Slice", [whole, cut.input[1], length, cut.input[3]], [short])
-            wiring.put("Where", [short, *chosen.input[1:]], [bias])
-            self._masks[whole] = bias
+            if chosen:
+                wiring.put("Where", [short, *chosen.input[1:]], [bias])
+            self._masks[whole] = bias if chosen else short
         return self._masks[whole]

@@ -17,6 +17,7 @@ from typing import Any
 
 from ..cache import digest_directory
 from ..errors import ModelError
+from .float_share import weights_sentence
 from .onnx_files import GRAPH_FILE, WEIGHTS_FILE
 from .sensitivity_report import SENSITIVITY_FILE, SensitivityReport
 
@@ -120,6 +121,19 @@ class ModelDirectory:
         """
         found = self.recipe[-1].get("simulated_bytes") if self.recipe else None
         return None if found is None else int(found)
+
+    @property
+    def weights(self) -> Mapping[str, Any] | None:
+        """What its weights are stored in, as whoever wrote them counted; None for an export.
+
+        See `mlflow_degrade.optimize.float_share.FloatShare`.
+        """
+        return next((s["stored"] for s in reversed(self.recipe) if "stored" in s), None)
+
+    @property
+    def weights_note(self) -> str | None:
+        """`weights` in words."""
+        return None if self.weights is None else weights_sentence(self.weights)
 
     @property
     def length_notes(self) -> tuple[str, ...]:

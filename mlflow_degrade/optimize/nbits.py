@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 from .blockwise import Blocks
 
+_SUMS, _OFFSETS = "block_sums_", "_block_offsets"
+
 
 def replace_product(model: Any, node: Any, blocks: Blocks, bits: int, accuracy_level: int) -> None:
     """Replace one ``MatMul`` by a constant matrix with its quantized form, in place.
@@ -80,7 +82,7 @@ def replace_product(model: Any, node: Any, blocks: Blocks, bits: int, accuracy_l
     nodes = [product]
     if not whole:
         offsets = (middle - blocks.zeros) * blocks.scales
-        ones = f"block_sums_{n_blocks}x{block_size}"
+        ones = f"{_SUMS}{n_blocks}x{block_size}"
         if ones not in stored:
             store(ones, np.kron(np.eye(n_blocks), np.ones((block_size, 1))).astype(np.float32))
         sums = f"{source}_{ones}"
@@ -90,7 +92,7 @@ def replace_product(model: Any, node: Any, blocks: Blocks, bits: int, accuracy_l
         nodes += [
             helper.make_node(
                 "MatMul",
-                [sums, store(f"{name}_offsets", offsets.T)],
+                [sums, store(f"{name}{_OFFSETS}", offsets.T)],
                 [offset],
                 name=f"{label}_offset",
             ),
@@ -101,6 +103,11 @@ def replace_product(model: Any, node: Any, blocks: Blocks, bits: int, accuracy_l
     for step, made in enumerate(nodes):
         graph.node.insert(place + step, made)
     _drop_unused(graph, weight)
+
+
+def is_offset(name: str) -> bool:
+    """Whether a matrix of a product carries the offsets of blocks, and no weights."""
+    return name.startswith(_SUMS) or name.endswith(_OFFSETS)
 
 
 def pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:

@@ -27,6 +27,8 @@ class PassResult:
         Graph and weights.
     simulated_bytes : int or None
         What they would take in the number format they are rounded to, where one is simulated.
+    in_float : float or None
+        Share of the weights that the last scheme left in float; None before one.
     parity : Parity, EncoderParity or OutputParity
         Against the model before any pass, as its own library runs it.
     """
@@ -36,6 +38,7 @@ class PassResult:
     nodes: int
     size_bytes: int
     simulated_bytes: int | None
+    in_float: float | None
     parity: Agreement
 
     @classmethod
@@ -57,6 +60,7 @@ class PassResult:
             len(load_graph(folder, weights=False).graph.node),
             made.size_bytes,
             made.simulated_bytes,
+            None if made.weights is None else made.weights["in_float"],
             agreement(source, folder),
         )
 
@@ -67,5 +71,6 @@ class PassResult:
             "nodes": self.nodes,
             "size_bytes": self.size_bytes,
             "simulated_bytes": self.simulated_bytes,
+            "in_float": self.in_float,
             "parity": self.parity.as_dict(),
         }

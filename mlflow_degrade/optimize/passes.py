@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from ..errors import UnknownNameError
 from ..runtime.providers import CPU
 from .export import export_onnx, require_dtype
+from .float_share import MIN_QUANTIZED_SHARE
 from .graph import LEVELS, optimize_graph
 from .scheme import Scheme
 from .schemes import apply_scheme, find_scheme
@@ -139,6 +140,8 @@ class QuantizePass(_Pass):
         As `mlflow_degrade.optimize.schemes.find_scheme` takes it.
     calibration : Path, optional
         Texts on which activations are observed, one a line, for schemes that look at them.
+    min_quantized_share : float
+        Least share of the weights in products that the scheme must have quantized.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -146,6 +149,7 @@ class QuantizePass(_Pass):
     kind: Literal["quantize"] = Field(default="quantize", alias="pass")
     scheme: str
     calibration: Path | None = None
+    min_quantized_share: float = Field(default=MIN_QUANTIZED_SHARE, ge=0, le=1)
 
     @field_validator("calibration")
     @classmethod
@@ -162,6 +166,7 @@ class QuantizePass(_Pass):
     def _has_such_options(self) -> QuantizePass:
         plain = find_scheme(self.scheme, force=True)
         keys = ["pass", "scheme", *["calibration"] * plain.calibrated, *plain.choices]
+        keys.append("min_quantized_share")
         given = [*self.options, *["calibration"] * (self.calibration is not None)]
         for key in given:
             if key not in keys:
@@ -207,7 +212,13 @@ class QuantizePass(_Pass):
         """Apply the scheme to a float model directory."""
         texts = None if self.calibration is None else _texts(self.calibration)
         return apply_scheme(
-            model, self.name, providers=providers, force=force, calibration=texts, progress=progress
+            model,
+            self.name,
+            providers=providers,
+            force=force,
+            calibration=texts,
+            min_quantized_share=self.min_quantized_share,
+            progress=progress,
         )
 
 

@@ -124,8 +124,14 @@ class Recipe:
         return cls.from_mapping(values, file.stem, file=file)
 
     @classmethod
-    def of_scheme(cls, scheme: str) -> Recipe:
+    def of_scheme(cls, scheme: str, **options: Any) -> Recipe:
         """Export, graph optimization with attention as one node, and a scheme.
+
+        Parameters
+        ----------
+        scheme : str
+        **options
+            Further keys of its pass.
 
         Raises
         ------
@@ -133,7 +139,7 @@ class Recipe:
             When there is no such scheme.
         """
         find_scheme(scheme, force=True)  # pydantic would wrap its error
-        return cls(scheme, (ExportPass(), GraphPass(), QuantizePass(scheme=scheme)))
+        return cls(scheme, (ExportPass(), GraphPass(), QuantizePass(scheme=scheme, **options)))
 
     @property
     def quantization(self) -> QuantizePass | None:

@@ -28,6 +28,7 @@ from ..runtime.integer_probe import full_range
 from ..runtime.providers import CPU
 from .agreement import agreement
 from .calibration import Calibration, calibration_texts
+from .float_share import MIN_QUANTIZED_SHARE, float_share, require_quantized, require_share
 from .model_directory import (
     ModelDirectory,
     copy_companions,
@@ -40,10 +41,11 @@ from .quiet_work import quiet_work
 from .scheme import Scheme
 from .scheme_table import SCHEMES as SCHEMES
 from .sensitivity_report import SENSITIVITY_FILE
+from .simulate import rounded_weights
 from .simulated_schemes import SIMULATED, simulated_scheme
 
 # Raise when a scheme's code changes what it writes, so that older cache entries are not reused.
-_VERSION = 1
+_VERSION = 2
 
 
 def find_scheme(
@@ -120,6 +122,7 @@ def apply_scheme(
     providers: tuple[str, ...] = (CPU,),
     force: bool = False,
     calibration: Sequence[str] | None = None,
+    min_quantized_share: float = MIN_QUANTIZED_SHARE,
     progress: bool = True,
 ) -> Path:
     """Make the candidate: apply a scheme to a float model directory.
@@ -138,6 +141,9 @@ def apply_scheme(
     calibration : sequence of str, optional
         Texts on which activations are observed, for schemes that need it; by default
         `mlflow_degrade.optimize.calibration_prompts.CALIBRATION_PROMPTS`.
+    min_quantized_share : float
+        Least share of the weights in products that must not be in float any more, where the scheme
+        is one that quantizes them.
     progress : bool
         Show what is being done, on standard error.
 
@@ -145,14 +151,16 @@ def apply_scheme(
     -------
     Path
         A model directory in the cache (`model` itself for ``"fp32"``). Its manifest records what
-        was done and how far the saved file is from `model`.
+        was done, what the weights are stored in (`float_share`), and how far the saved file is
+        from `model`.
 
     Raises
     ------
     UnknownNameError, InputError
-        As `find_scheme`, and when calibration texts are too few.
+        As `find_scheme`, when calibration texts are too few, and when a share is none.
     QuantizationError
-        When the pass fails, changes nothing, saves nothing, or breaks the model.
+        When the pass fails, changes nothing, saves nothing, or breaks the model, and when it
+        leaves more in float than `min_quantized_share` allows.
     ParityError
         When the saved file does not read back as it was in memory.
     NonFiniteLogitsError
@@ -160,6 +168,7 @@ def apply_scheme(
     StorageError
         When there is no space for it.
     """
+    require_share(min_quantized_share)
     chosen = find_scheme(scheme, providers, force=force)
     base = ModelDirectory.load(model)
     if chosen.rewrite is None:
@@ -177,9 +186,13 @@ def apply_scheme(
     if chosen.exclusion is not None:
         key.append(chosen.exclusion.as_dict())
     rewrite = chosen.rewrite
-    return cached_directory(
+    made = cached_directory(
         "scheme", key, lambda to: _apply(chosen, rewrite, base, start, to, texts, progress)
     )
+    if chosen.proof:  # others change the type of what is float, or round it to be judged
+        stored = ModelDirectory.load(made).recipe[-1]["stored"]
+        require_quantized(chosen.name, stored, min_quantized_share)
+    return made
 
 
 def _apply(
@@ -204,6 +217,7 @@ def _apply(
         with library_errors(scheme.name, base):
             findings = rewrite(model, **options, **observed)
         after = _operators(model)
+        stored = float_share(model, rounded_weights(model, options) if scheme.simulated else None)
         save_graph(model, target)
         del model
         _require_effect(scheme, base, target, after - before)
@@ -219,7 +233,13 @@ def _apply(
             f"{scheme.name} breaks {base.path}: {found}; {found.broken}. Choose another scheme."
         )
     new = {op: count for op, count in (after - before).items() if op in scheme.proof}
-    step = {"pass": scheme.name, **scheme.options, **findings, "nodes": new}
+    step = {
+        "pass": scheme.name,
+        **scheme.options,
+        **findings,
+        "nodes": new,
+        "stored": stored.as_dict(),
+    }
     write_manifest(
         target,
         scheme=scheme.name,

@@ -7,6 +7,7 @@ its size in the format is computed, and said to be simulated.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,6 +137,23 @@ def simulate_weights(model: Any, *, number_format: str, ends: bool) -> dict[str,
         "relative_mse": error / total,
         "simulated_bytes": round(everything - 4 * count + bits / 8),
     }
+
+
+def rounded_weights(model: Any, options: Mapping[str, Any]) -> dict[str, str]:
+    """Which weights `simulate_format` rounded, and to what.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+        The result.
+    options : mapping
+        That it was given.
+    """
+    name = options["number_format"]
+    if name == "fp32":
+        return {}
+    ends = bool(options.get("ends"))
+    return dict.fromkeys((matrix.tensor.name for matrix in _matrices(model, ends)), name)
 
 
 def _matrices(model: Any, ends: bool) -> list[_Matrix]:

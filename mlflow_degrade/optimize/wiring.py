@@ -80,13 +80,14 @@ class Wiring:
         node = helper.make_node(operator, inputs, outputs, name=f"{outputs[0]}.made", **options)
         self._makers.update(dict.fromkeys(outputs, node))
 
-    def constant(self, *numbers: int) -> str:
-        """Name of a weight that holds a list of integers."""
+    def constant(self, *numbers: float) -> str:
+        """Name of a weight that holds a list of numbers, integers or not."""
         from onnx import numpy_helper
 
         name = "fused." + "_".join(map(str, numbers))
         if name not in self._weights:
-            self._weights[name] = numpy_helper.from_array(np.array(numbers, np.int64), name)
+            kind = np.float32 if isinstance(numbers[0], float) else np.int64
+            self._weights[name] = numpy_helper.from_array(np.array(numbers, kind), name)
         return name
 
     def shape(self, name: str) -> tuple[int, ...] | None:

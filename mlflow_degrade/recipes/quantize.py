@@ -70,6 +70,9 @@ class QuantizeOptions(Prompting):
         Of the random samples and few-shot examples.
     fresh : bool
         Evaluate again even where MLflow already has the evaluation.
+    min_quantized_share : float, optional
+        Least share of the weights in products that the scheme must have quantized; by default
+        `mlflow_degrade.optimize.float_share.MIN_QUANTIZED_SHARE`.
     cost_seconds : float
         Time for measuring speed side by side, see `mlflow_degrade.runtime.cost.measure_cost`.
     signing_key : str, optional
@@ -96,6 +99,7 @@ class QuantizeOptions(Prompting):
     num_fewshot: int | None = Field(default=None, ge=0)
     seed: int = Field(default=0, ge=0)
     fresh: bool = False
+    min_quantized_share: float | None = Field(default=None, ge=0, le=1)
     cost_seconds: float = Field(default=8.0, ge=0, le=3_600)
     signing_key: str | None = None
 
@@ -109,10 +113,22 @@ class QuantizeOptions(Prompting):
             )
         return recipe
 
+    @field_validator("min_quantized_share")
+    @classmethod
+    def _of_a_scheme(cls, share: float | None, info: ValidationInfo) -> float | None:
+        if share is not None and info.data.get("recipe") is not None:
+            raise ValueError("with a recipe it is a key of its pass 'quantize': write it there")
+        return share
+
     @property
     def all_passes(self) -> Recipe:
         """The recipe, or the one that a scheme stands for."""
-        return self.recipe or Recipe.of_scheme(self.scheme)
+        if self.recipe is not None:
+            return self.recipe
+        least = self.min_quantized_share
+        return Recipe.of_scheme(
+            self.scheme, **({} if least is None else {"min_quantized_share": least})
+        )
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,7 @@ _RULE: str = QuantizeOptions.model_fields["policy"].default.rule
 @click.option("--seed", default="0", help="Of the random samples.")
 @click.option("--fresh", default="false", help="true evaluates again.")
 @click.option("--signing-key", default="", help=SIGNING_KEY_HELP)
+@click.option("--min-quantized-share", default="", help="Refuse a scheme that quantizes less.")
 @click.option("--strict", default="false", help="true exits 1 on FAIL, 2 on INCONCLUSIVE.")
 @click.pass_obj
 def main(presets: Path | None, /, **given: str) -> None:
@@ -85,6 +86,7 @@ def _options(given: dict[str, str], presets: Path | None) -> QuantizeOptions:
     if limit < 0:
         raise InputError(f"parameter limit = {limit}: give samples per task, or 0 for all of them.")
     batch, shots = given["batch_size"], given["num_fewshot"]
+    least = given["min_quantized_share"]
     include_path = caller_path(given["include_path"])
     return build(
         QuantizeOptions,
@@ -108,6 +110,7 @@ def _options(given: dict[str, str], presets: Path | None) -> QuantizeOptions:
             "seed": number("seed", given["seed"], int),
             "fresh": flag("fresh", given["fresh"]),
             "signing_key": caller_path(given["signing_key"]) or None,
+            "min_quantized_share": number("min_quantized_share", least, float) if least else None,
         },
     )
 

@@ -162,9 +162,9 @@ def require_quantization(recipe: Recipe) -> QuantizePass:
 
 
 def describe_model(folder: Path) -> None:
-    """Say what is worth knowing of a model directory, and log the table it chose layers by."""
+    """Say what is worth knowing of a model directory, and log what its scheme found."""
     from ..optimize.model_directory import ModelDirectory
-    from ..tracking.sensitivity import log_sensitivity
+    from ..tracking.passes import log_findings
 
     made = ModelDirectory.load(folder)
     say(f"{made.size_bytes / 1e6:.0f} MB in {folder}")
@@ -172,6 +172,9 @@ def describe_model(folder: Path) -> None:
         say(f"note: attention is not fused: {why}")
     for note in made.length_notes:
         say(f"note: {note}")
+    log_findings(made)
+    if made.weights_note:
+        say(made.weights_note)
     if made.simulated_bytes is not None:
         say(
             f"note: the format is simulated. {made.simulated_bytes / 1e6:.0f} MB is what it "
@@ -180,7 +183,6 @@ def describe_model(folder: Path) -> None:
     if made.sensitivity is not None:
         kept = made.recipe[-1]["kept_in_float"]
         say(f"{len(kept)} of {len(made.sensitivity.layers)} layers stay in float")
-        log_sensitivity(made.sensitivity)
 
 
 def describe_placement(folder: Path, providers: tuple[str, ...]) -> None:
@@ -384,11 +386,13 @@ def log_and_register(
 
 def report(conclusion: Conclusion, models: Models, registered: str | None) -> None:
     """Log what people read to the active run, and print the verdict."""
+    from ..optimize.model_directory import ModelDirectory
     from ..report.terminal import console, decision_view, subgroup_view
     from ..tracking.reporting import log_report
 
     decision, paired = conclusion.decision, conclusion.paired
     provenance = {"model": models.name, "scheme": models.scheme, "registered": registered}
+    provenance["weights"] = ModelDirectory.load(models.candidate).weights_note
     if models.simulated_cost is not None:
         provenance["simulated"] = (
             "numbers are rounded to the format and computed in float32; its size is calculated, "

@@ -37,14 +37,15 @@ def pass_rows(results: Sequence[PassResult]) -> tuple[list[str], list[list[str]]
         A row for each pass.
     """
     shown = [figure for figure in _FIGURES if hasattr(results[0].parity, figure[0])]
-    titles = ["pass", "nodes", "size", *(title for _, title, _ in shown)]
+    titles = ["pass", "nodes", "size", "in float", *(title for _, title, _ in shown)]
     rows = []
     for result in results:
         size = numbers.quantity(result.size_bytes, "bytes")
         if result.simulated_bytes is not None:
             size += f" ({numbers.quantity(result.simulated_bytes, 'bytes')} simulated)"
         cells = [write(getattr(result.parity, name)) for name, _, write in shown]
-        rows.append([result.name, numbers.count(result.nodes), size, *cells])
+        kept = "100.0%" if result.in_float is None else numbers.share(result.in_float)
+        rows.append([result.name, numbers.count(result.nodes), size, kept, *cells])
     return titles, rows
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..optimize.model_directory import ModelDirectory
 from ..optimize.pass_result import PassResult
 from ..report.cost import CostFigures, relative_cost
 from .evaluations import log_finite_metrics
+from .sensitivity import log_sensitivity
 
 
 def log_passes(results: Sequence[PassResult], cost: CostFigures | None = None) -> None:
@@ -39,3 +41,26 @@ def log_passes(results: Sequence[PassResult], cost: CostFigures | None = None) -
         log_finite_metrics({**metrics, **relative_cost(cost)})
     mlflow.log_dict({"passes": [result.as_dict() for result in results]}, "passes.json")
     mlflow.set_tag("mlflow.note.content", passes_note(results, cost))
+
+
+def log_findings(made: ModelDirectory) -> None:
+    """Log what a scheme found out about a model, if it did, to the active run.
+
+    Parameters
+    ----------
+    made : ModelDirectory
+        The result.
+
+    Notes
+    -----
+    Metrics ``weights/in_float`` and ``weights/quantized_share``, and ``weights.json``, which names
+    the largest matrices in float; the table that layers were chosen by.
+    """
+    import mlflow
+
+    if (found := made.weights) is not None:
+        shares = {f"weights/{key}": found[key] for key in ("in_float", "quantized_share")}
+        mlflow.log_metrics(shares)
+        mlflow.log_dict(dict(found), "weights.json")
+    if made.sensitivity is not None:
+        log_sensitivity(made.sensitivity)

@@ -152,7 +152,7 @@ def test_default_lengths_are_cut_to_what_both_models_take(
         (["models/fp32", "--seconds", "-1"], "seconds = -1"),
         (["models/fp32", "--plot", "x.txt"], "must end in .png"),
         (["models/fp32", "--run-name", "x"], "give --log too"),
-        (["models"], "is not a complete model"),
+        (["models"], "is not a model's own directory"),
     ],
 )
 @pytest.mark.usefixtures("here")

@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from encoder_models import TinyModel, tiny_classifier, tiny_encoder
-from tiny_models import SENTENCES
+from model_families import ENCODERS
+from tiny_models import SENTENCES, make_tiny_encoder
 
 from mlflow_degrade.errors import InputError
+from mlflow_degrade.optimize import encoder_fusion
 from mlflow_degrade.optimize.export import export_onnx
+from mlflow_degrade.optimize.fusion import Fused, fuse_attention
 from mlflow_degrade.optimize.graph import optimize_graph
 from mlflow_degrade.optimize.model_directory import ModelDirectory
 from mlflow_degrade.optimize.schemes import apply_scheme
@@ -82,3 +85,28 @@ def test_levels_that_make_no_sense_are_refused(tiny_export: Path, tiny_encoder: 
             optimize_graph(tiny_export, level, progress=False)
     with pytest.raises(InputError, match="'O3', then scheme 'fp16'"):
         optimize_graph(_export(tiny_encoder.source), "O4", progress=False)
+
+
+def test_attention_that_onnxruntime_does_not_know_is_onnx_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_DEGRADE_CACHE", str(tmp_path / "cache"))
+    source = make_tiny_encoder("mpnet", tmp_path / "mpnet", **ENCODERS["mpnet"])
+    plain = _export(source)
+    made = ModelDirectory.load(optimize_graph(plain, "O2", progress=False))
+    assert made.recipe[-1]["fused"]["Attention"] == 2
+    np.testing.assert_allclose(_vectors(made.path), _vectors(plain), atol=1e-5)
+
+    def without_mask_rows(model: object) -> Fused:
+        found = fuse_attention(model)
+        for node in model.graph.node:  # type: ignore[attr-defined]
+            if node.op_type == "Attention":
+                node.input[3] = node.input[0]
+        return found
+
+    monkeypatch.setattr(encoder_fusion, "fuse_attention", without_mask_rows)
+    monkeypatch.setenv("MLFLOW_DEGRADE_CACHE", str(tmp_path / "other"))
+    kept = ModelDirectory.load(optimize_graph(plain, "O2", progress=False))
+    assert kept.recipe[-1]["fused"] == {"BiasGelu": 2, "SkipLayerNormalization": 5}
+    assert "not_fused" not in kept.recipe[-1]
+    np.testing.assert_allclose(_vectors(kept.path), _vectors(plain), atol=1e-5)

@@ -211,11 +211,21 @@ def test_a_finished_directory_is_its_own_export(tiny_export: Path) -> None:
     assert export_onnx(resolve_model(str(tiny_export)), progress=False) == tiny_export
 
 
-def test_unsupported_architectures_are_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model_type": "mamba", "state_size": 16}, r"'mamba'.*states \(state_size = 16\)"),
+        ({"model_type": "phimoe", "num_local_experts": 8}, r"'phimoe'.*experts = 8\).*mixtral"),
+        ({"model_type": "bert", "architectures": ["BertLMHeadModel"]}, "'bert'"),
+    ],
+)
+def test_unsupported_architectures_are_named(
+    changes: dict[str, object], said: str, tmp_path: Path
+) -> None:
     directory = make_tiny_llama(tmp_path / "model")
     config = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps({**config, "model_type": "mamba"}))
-    with pytest.raises(UnsupportedModelError, match=r"'mamba'.*llama"):
+    (directory / "config.json").write_text(json.dumps({**config, **changes}))
+    with pytest.raises(UnsupportedModelError, match=said):
         export_onnx(resolve_model(str(directory)), progress=False)
 
 

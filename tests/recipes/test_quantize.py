@@ -14,6 +14,8 @@ from mlflow.tracking import MlflowClient
 from recipe_cases import make_items, write_task
 
 from mlflow_degrade import GatePolicy, QuantizeOptions, SampleScores, Verdict, quantize_and_gate
+from mlflow_degrade.optimize.float_share import weights_sentence
+from mlflow_degrade.optimize.model_directory import ModelDirectory
 from mlflow_degrade.results import Decision
 from mlflow_degrade.runtime.machine import current_processor
 
@@ -44,7 +46,7 @@ def _registered(store: MlflowClient) -> list[str]:
 
 
 def test_pass_is_logged_registered_and_served(
-    store: MlflowClient, workshop: Path, tmp_path: Path
+    store: MlflowClient, workshop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     outcome = quantize_and_gate(_options(workshop))
     assert outcome.decision.verdict is Verdict.PASS, outcome.decision.reasons
@@ -69,6 +71,14 @@ def test_pass_is_logged_registered_and_served(
     assert outcome.decision.processors == {"baseline": here, "candidate": here}
     report = mlflow.artifacts.load_text(f"runs:/{outcome.run_id}/report.md")
     assert f"onnxruntime {here.onnxruntime}" in report
+
+    stored = ModelDirectory.load(outcome.model_dir).weights
+    assert stored is not None
+    assert parent.data.metrics["weights/quantized_share"] == 1
+    assert parent.data.metrics["weights/in_float"] == pytest.approx(stored["in_float"])
+    page = mlflow.artifacts.load_text(f"runs:/{outcome.run_id}/report.html")
+    for shown in (report, page, " ".join(capsys.readouterr().out.split())):
+        assert weights_sentence(stored) in shown
 
     children = _children(store, outcome.run_id)
     assert set(children) == {"baseline", "candidate"}

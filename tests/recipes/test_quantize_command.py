@@ -76,6 +76,8 @@ def _run(workshop: Path, **changes: str) -> Result:
         ({"force": "maybe"}, "force"),
         ({"policy": "nowhere.yaml"}, "nowhere.yaml"),
         ({"batch-size": "0"}, "batch"),
+        ({"min-quantized-share": "1.5"}, "min_quantized_share = 1.5"),
+        ({"min-quantized-share": "half"}, "'half' is not a number"),
     ],
     ids=lambda value: str(value)[:40],
 )

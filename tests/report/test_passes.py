@@ -13,9 +13,9 @@ from mlflow_degrade.optimize.pass_result import PassResult
 from mlflow_degrade.report.passes import pass_rows, passes_note, passes_view
 
 _PASSES = (
-    PassResult("export", Path(), 7426, 539_000_000, None, Parity(2e-5, 1e-9, 1.0, 432)),
+    PassResult("export", Path(), 7426, 539_000_000, None, None, Parity(2e-5, 1e-9, 1.0, 432)),
     PassResult(
-        "simulated-mxfp4", Path(), 817, 539_000_000, 72_000_000, Parity(9.1, 0.5, 0.63, 432)
+        "simulated-mxfp4", Path(), 817, 539_000_000, 72_000_000, 0.21, Parity(9.1, 0.5, 0.63, 432)
     ),
 )
 _COST = {
@@ -36,11 +36,13 @@ def test_decoders_show_divergence_and_what_a_format_would_take() -> None:
         "pass",
         "nodes",
         "size",
+        "in float",
         "mean KL, nats",
         "same top token",
         "largest difference",
     ]
-    assert rows[0] == ["export", "7,426", "539 MB", "1e-09", "100.0%", "2e-05"]
+    assert rows[0] == ["export", "7,426", "539 MB", "100.0%", "1e-09", "100.0%", "2e-05"]
+    assert rows[1][3] == "21.0%"
     assert rows[1][2] == "539 MB (72.0 MB simulated)"
     assert "on 432 positions. A distance is no verdict." in _shown(_PASSES)
     assert "Cost" not in _shown(_PASSES)
@@ -48,11 +50,11 @@ def test_decoders_show_divergence_and_what_a_format_would_take() -> None:
 
 def test_encoders_show_cosines() -> None:
     result = PassResult(
-        "export", Path(), 300, 90_000_000, None, EncoderParity(1e-6, 0.98, 0.99, 16)
+        "export", Path(), 300, 90_000_000, None, None, EncoderParity(1e-6, 0.98, 0.99, 16)
     )
     titles, rows = pass_rows([result])
-    assert titles[3:] == ["mean cosine", "least cosine", "largest difference"]
-    assert rows[0][3:5] == ["0.99000", "0.98000"]
+    assert titles[4:] == ["mean cosine", "least cosine", "largest difference"]
+    assert rows[0][4:6] == ["0.99000", "0.98000"]
     assert "on 16 texts" in passes_note([result])
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-from tiny_models import LLAMA_SIZES, SENTENCES, make_tiny_decoder
+from model_families import DECODERS, UNLISTED, model_type
+from tiny_models import SENTENCES, make_tiny_decoder
 
 from mlflow_degrade.optimize.export import export_onnx
 from mlflow_degrade.optimize.graph import optimize_graph
@@ -19,37 +19,35 @@ from mlflow_degrade.runtime.decoder import OnnxDecoder
 from mlflow_degrade.runtime.generation import Sampling
 from mlflow_degrade.runtime.probes import probe_batch_invariance
 
-_GPT = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256}
 # Learned, rotary and ALiBi positions; graphs with and without position_ids; one and several
-# key-value heads; logits scaled by a constant (granite).
-FAMILIES: dict[str, dict[str, Any]] = {
-    "bloom": {"hidden_size": 64, "n_layer": 2, "n_head": 4},
-    "falcon": {
-        "hidden_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "alibi": False,
-    },
-    "gemma": {**LLAMA_SIZES, "head_dim": 16},
-    "gpt2": _GPT,
-    "gpt_bigcode": _GPT,
-    "granite": {**LLAMA_SIZES, "logits_scaling": 4.0},
-    "mistral": {**LLAMA_SIZES, "sliding_window": None},
-    "opt": {
-        "hidden_size": 64,
-        "ffn_dim": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 256,
-        "word_embed_proj_dim": 64,
-    },
-    "qwen2": LLAMA_SIZES,
-    "qwen3": {**LLAMA_SIZES, "head_dim": 16},
-}
-# Families whose attention becomes one node; the others stay as they are.
-FUSED = {"gemma", "gpt_bigcode", "granite", "mistral", "qwen2", "qwen3"}
-# Those of them whose tensors are not split into heads any more.
-JOINED = FUSED - {"gpt_bigcode"}
+# key-value heads; windows; experts; logits scaled by a constant (granite).
+FAMILIES = (
+    "bloom",
+    "codegen",
+    "falcon",
+    "falcon (ALiBi)",
+    "gemma",
+    "gpt2",
+    "gpt_bigcode",
+    "gpt_neo",
+    "gpt_oss",
+    "gptj",
+    "granite",
+    "granitemoe",
+    "mistral",
+    "mixtral",
+    "mpt",
+    "nemotron",
+    "opt",
+    "qwen2",
+    "qwen3",
+    "stablelm",
+    "starcoder2",
+)
+# The one whose attention stays many nodes.
+SPELLED_OUT = {"gpt_oss"}
+# Those whose tensors are not split into heads any more.
+JOINED = {"gemma", "granite", "mistral", "mixtral", "qwen2", "qwen3", "starcoder2"}
 
 
 @pytest.mark.slow
@@ -62,17 +60,18 @@ def test_scores_and_texts_are_those_of_pytorch(
     from transformers import AutoModelForCausalLM
 
     monkeypatch.setenv("MLFLOW_DEGRADE_CACHE", str(tmp_path / "cache"))
-    source = make_tiny_decoder(family, tmp_path / "source", **FAMILIES[family])
+    sizes = {**DECODERS, **UNLISTED}[family]
+    source = make_tiny_decoder(model_type(family), tmp_path / "source", **sizes)
     model = AutoModelForCausalLM.from_pretrained(source).eval()
     exported = export_onnx(resolve_model(str(source)), progress=False)
     optimized = optimize_graph(exported, progress=False)
-    assert ("fused" in ModelDirectory.load(optimized).recipe[-1]) == (family in FUSED)
+    assert ("fused" in ModelDirectory.load(optimized).recipe[-1]) == (family not in SPELLED_OUT)
     heads_given = {
         (attribute(node, "q_num_heads"), attribute(node, "kv_num_heads"))
         for node in load_graph(optimized, weights=False).graph.node
         if node.op_type == "Attention"
     }
-    if family in FUSED:
+    if family not in SPELLED_OUT | {"granitemoe"}:  # of which it has some of both
         assert heads_given == {(4, 2) if family in JOINED else (None, None)}
 
     decoder = OnnxDecoder(optimized, device="cpu")
