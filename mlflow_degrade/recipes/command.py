@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from pydantic import BaseModel, ValidationError
 
-from .._question_names import names_questions, split_tasks
+from .._question_names import names_questions, split_of, split_tasks
 from ..errors import DegradeError, InputError, UnknownNameError
 from ..prompting import parameter_errors
 
@@ -95,7 +95,13 @@ def caller_path(text: str) -> str:
 
 def caller_tasks(text: str) -> list[str]:
     """Task names, those of files and directories as the caller meant them."""
-    return [caller_path(n) if names_questions(n) or "/" in n else n for n in split_tasks(text)]
+    found = []
+    for name in split_tasks(text):
+        data, split = split_of(name)
+        if names_questions(name) or "/" in name:
+            data = caller_path(data)
+        found.append(data if split is None else f"{data}:{split}")
+    return found
 
 
 def named_recipe(text: str, presets: Path | None) -> Recipe:

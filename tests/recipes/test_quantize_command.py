@@ -24,6 +24,7 @@ from mlflow_degrade.errors import InputError
 from mlflow_degrade.optimize.recipe import Recipe
 from mlflow_degrade.optimize.scheme import Scheme
 from mlflow_degrade.optimize.schemes import SCHEMES
+from mlflow_degrade.recipes import command
 from mlflow_degrade.recipes.quantize_command import main
 from mlflow_degrade.recipes.steps import make_models
 from mlflow_degrade.runtime.providers import CPU
@@ -92,6 +93,20 @@ def test_bad_input(
     assert "Traceback" not in result.output
     assert list(store.search_registered_models()) == []
     assert {run.info.status for run in store.search_runs(["0"])} <= {"FAILED"}
+
+
+def test_tasks_are_found_where_the_caller_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "starter").mkdir()
+    (tmp_path / "mine.csv").touch()
+    monkeypatch.setattr(command, "_caller_directories", lambda: [tmp_path])
+    names = "starter, mine.csv,./starter:dev,other.csv,hf:org/x:test,mlflow:y"
+    # A folder that is called like a task is meant only where it is written as a path.
+    assert command.caller_tasks(names) == [
+        "starter", f"{tmp_path}/mine.csv", f"{tmp_path}/starter:dev", "other.csv",
+        "hf:org/x:test", "mlflow:y",
+    ]  # fmt: skip
 
 
 def test_a_file_that_holds_no_questions(
