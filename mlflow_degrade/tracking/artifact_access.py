@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from ..errors import RegistryError
+from ..errors import RegistryError, TrackingError
 
 # Set by `mlflow server` for its worker processes.
 _SERVER_BACKEND = "_MLFLOW_SERVER_FILE_STORE"
@@ -104,8 +104,22 @@ def delete_artifact(location: str, path: str) -> None:
 
 
 def upload(folder: Path, location: str) -> None:
-    """Log all files of a folder to where a run keeps its artifacts."""
-    _repository(location, None)[0].log_artifacts(str(folder))
+    """Log all files of a folder to where a run keeps its artifacts.
+
+    Raises
+    ------
+    TrackingError
+        The store did not take them, as where its disk is full.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        _repository(location, None)[0].log_artifacts(str(folder))
+    except (MlflowException, OSError) as error:  # those of requests are OSErrors
+        raise TrackingError(
+            f"the artifact store at {location} did not take the files: {error}. Nothing was "
+            "registered; when it has room and answers, do the same again."
+        ) from error
 
 
 def read_json(location: str, path: str) -> Any:
