@@ -111,6 +111,8 @@ def _look(folder: Path, name: str, chosen: Path | None) -> Found:
         return _from_gguf(chosen)
     if chosen is None or chosen.name.startswith("adapter_model"):
         refuse_adapter(folder, name)
+    if (folder / CONFIG).is_file():
+        require_text_model(folder, name)  # one of images has no tokenizer, and is not incomplete
     found = _choice(folder, name, chosen)
     _refuse_unfit(found, name)
     return found
@@ -314,7 +316,6 @@ def _refuse_unfit(found: Found, name: str) -> None:
     if not (folder / CONFIG).is_file():
         _refuse_incomplete(folder, name)
     config = read_object(folder / CONFIG)
-    require_text_model(folder, name)
     if found.layout == "transformers":
         weights = find_weights(folder)[0]
         _refuse(weights.damage)
