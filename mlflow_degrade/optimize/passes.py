@@ -166,7 +166,7 @@ class QuantizePass(_Pass):
     def _has_such_options(self) -> QuantizePass:
         plain = find_scheme(self.scheme, force=True)
         keys = ["pass", "scheme", *["calibration"] * plain.calibrated, *plain.choices]
-        keys.append("min_quantized_share")
+        keys += ["min_quantized_share"] * bool(plain.proof)  # others quantize nothing
         given = [*self.options, *["calibration"] * (self.calibration is not None)]
         for key in given:
             if key not in keys:
