@@ -67,7 +67,16 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 
 @pytest.mark.parametrize("path", sorted(_PACKAGE.rglob("*.py")), ids=lambda p: p.stem)
 def test_modules_stay_readable(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+    """A module is as long as its topic; beyond 500 lines of code it deserves a second look."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    texts = (n for n in ast.walk(tree) if isinstance(n, ast.Expr) and _is_text(n.value))
+    docs = {line for n in texts for line in range(n.lineno, (n.end_lineno or n.lineno) + 1)}
+    used = {n.lineno for n in ast.walk(tree) if isinstance(n, (ast.stmt, ast.expr))}
+    assert len(used - docs) <= 500
+
+
+def _is_text(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
 # Each may import those before it. Reports are made of decisions alone, so that MLflow's side of

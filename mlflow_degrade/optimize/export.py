@@ -311,13 +311,6 @@ def _loading(source: SourceModel) -> Iterator[None]:
             raise  # a full disk, not a broken model
         raise ModelError(f"{source.name} cannot be loaded: {error}") from error
     except (ValueError, KeyError, NotImplementedError, RuntimeError, TypeError) as error:
-        if "size mismatch" in str(error):
-            shapes = str(error).partition("size mismatch")[2].splitlines()[0].strip(" .")
-            raise ModelError(
-                f"{source.name} has weights of another shape than its config.json describes "
-                f"({shapes}): use the config that was saved with them; the labels of a classifier "
-                "are counted by its id2label."
-            ) from error
         raise _not_exported(source, error) from error
     except Exception as error:  # damaged weights raise types of the file format's own
         if _model_type(source.path) in REGISTERED:

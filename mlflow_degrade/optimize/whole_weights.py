@@ -15,6 +15,9 @@ from ..errors import ModelError
 from ..runtime.family import architecture, model_family, unscored_task
 from .weight_files import IN_A_LAYER, listed
 
+# What transformers calls the last layer of a classifier.
+_HEADS = ("classifier", "score", "classification_head", "pre_classifier")
+
 
 def load_whole(folder: str | Path, kind: Any = None) -> Any:
     """A model in float32, whose every weight comes from the directory.
@@ -53,7 +56,8 @@ def _loaded(folder: str | Path, kind: Any, **options: Any) -> Any:
         folder, local_files_only=True, output_loading_info=True, **options
     )
     missing = [k for k in found["missing_keys"] if not k.startswith(unused)]
-    other = sorted(str(entry[0]) for entry in found["mismatched_keys"])
+    mismatched = found["mismatched_keys"]  # names, or tuples that begin with one
+    other = sorted(entry if isinstance(entry, str) else str(entry[0]) for entry in mismatched)
     unknown = sorted(found["unexpected_keys"])
     surplus = [k for k in unknown if IN_A_LAYER.search(k)]
     if missing or other or surplus:
@@ -65,7 +69,7 @@ def _loaded(folder: str | Path, kind: Any, **options: Any) -> Any:
         raise ModelError(
             f"the weights in {folder} are not those that its config.json describes: they "
             f"{'; they '.join(filter(None, parts))}. transformers would fill gaps with random "
-            f"numbers.{_hint(missing, unknown)}"
+            f"numbers.{_hint(missing, other, unknown)}"
         )
     return model
 
@@ -89,8 +93,13 @@ def _listed(what: str, names: list[str]) -> str:
     return f"{what} {listed(names)}" if names else ""
 
 
-def _hint(missing: Iterable[str], unknown: Iterable[str]) -> str:
-    """What to do where the names differ by their beginning alone, as after torch.compile."""
+def _hint(missing: Iterable[str], other: Iterable[str], unknown: Iterable[str]) -> str:
+    """What to do: names may differ by their beginning alone, as after torch.compile."""
+    if any(name.split(".")[0] in _HEADS for name in other):
+        return (
+            " Use the config that was saved with them: the labels of a classifier are counted by "
+            "its id2label."
+        )
     wanted = set(missing)
     for name in unknown:
         for cut in range(1, len(name)):
