@@ -179,7 +179,8 @@ def float_share(model: Any, rounded: Mapping[str, str] | None = None) -> FloatSh
 def weights_sentence(found: Mapping[str, Any]) -> str:
     """`FloatShare.as_dict` in words."""
     total = sum(found["types"].values()) or 1
-    kinds = ", ".join(f"{kind} {in_percent(n / total)}" for kind, n in found["types"].items())
+    common = sorted(found["types"].items(), key=lambda entry: -entry[1])
+    kinds = ", ".join(f"{kind} {in_percent(n / total)}" for kind, n in common)
     return (
         f"{in_percent(found['in_float'])} of the weights are in float ({kinds}), "
         f"{in_percent(1 - found['quantized_share'])} of those in products"
