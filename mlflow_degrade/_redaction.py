@@ -20,11 +20,14 @@ _IS_SECRET = re.compile(_NAME, re.IGNORECASE)
 _ASSIGNED = re.compile(rf"(?<![\w-])({_NAME})=([^,\s&'\"]+|'[^']*'|\"[^\"]*\")", re.IGNORECASE)
 _QUOTED = re.compile(rf"(['\"]{_NAME}['\"]\s*:\s*)('[^']*'|\"[^\"]*\")", re.IGNORECASE)
 _BEARER = re.compile(r"\b(Bearer|Basic)\s+[\w.~+/=-]{8,}")
+_PRIVATE_KEY = re.compile(
+    r"-----BEGIN ([A-Z ]*PRIVATE KEY)-----.*?(-----END \1-----|\Z)", re.DOTALL
+)
 _USER_INFO = re.compile(r"(?<=://)[^/\s@'\"]+@")
 
 
 def redact(text: str) -> str:
-    """A text without the secrets in it: by the names of keys, and in URLs.
+    """A text without the secrets in it: by the names of keys, in URLs, and private keys in PEM.
 
     Examples
     --------
@@ -33,6 +36,7 @@ def redact(text: str) -> str:
     """
     text = _ASSIGNED.sub(rf"\1={HIDDEN}", text)
     text = _QUOTED.sub(rf"\1'{HIDDEN}'", text)
+    text = _PRIVATE_KEY.sub(HIDDEN, text)
     text = _BEARER.sub(rf"\1 {HIDDEN}", text)
     return _USER_INFO.sub(f"{HIDDEN}@", text)
 

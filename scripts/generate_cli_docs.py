@@ -37,6 +37,10 @@ def render() -> str:
             raise SystemExit(f"command {name} cannot be loaded")
         context = click.Context(command, info_name=name, parent=group, **_context())
         parts.append(_section(f"mlflow-degrade {name}", command.get_help(context), level=2))
+        for inner, below in getattr(command, "commands", {}).items():
+            deeper = click.Context(below, info_name=inner, parent=context, **_context())
+            title = f"mlflow-degrade {name} {inner}"
+            parts.append(_section(title, below.get_help(deeper), level=3))
     return "\n".join([*parts, _formats()])
 
 

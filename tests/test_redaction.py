@@ -57,3 +57,11 @@ def test_in_what_json_holds() -> None:
         "list": ["token=***", 3, None],
         "api_key": "***",
     }
+
+
+def test_private_keys_are_hidden_whole_and_cut() -> None:
+    key = "-----BEGIN PRIVATE KEY-----\nMIGHAgEAMB\n-----END PRIVATE KEY-----"
+    assert redact(f"key {key!r} of me") == "key '***' of me"
+    assert "MIGH" not in redact(key[:40])
+    public = key.replace("PRIVATE", "PUBLIC")
+    assert redact(public) == public

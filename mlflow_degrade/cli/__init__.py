@@ -31,6 +31,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     ),
     "compare": ("mlflow_degrade.cli.compare:compare", "Decide whether a candidate is worse."),
     "evaluate": ("mlflow_degrade.cli.evaluate:evaluate", "Run lm-eval and log to MLflow."),
+    "evidence": (
+        "mlflow_degrade.cli.evidence:evidence",
+        "Export evidence to a file, and verify such a file.",
+    ),
     "gate": ("mlflow_degrade.cli.gate:gate", "Promote a model in MLflow when it passes."),
     "log-lm-eval": (
         "mlflow_degrade.cli.log_lm_eval:log_lm_eval",

@@ -57,6 +57,12 @@ Exit codes: 0 PASS, 1 FAIL, 2 INCONCLUSIVE, 3 invalid input.
 @click.option("--num-fewshot", type=int, help="Few-shot examples per prompt.")
 @click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
 @click.option("--fresh", is_flag=True, help="Evaluate both again, whatever is logged.")
+@click.option(
+    "--signing-key",
+    metavar="FILE",
+    help="Private key in PEM to sign the evidence with, or sigstore; also "
+    "MLFLOW_DEGRADE_SIGNING_KEY.",
+)
 @click.option("--json", "json_", type=OUTPUT, metavar="FILE|-", help="Write the outcome as JSON.")
 @click.option(
     "--samples",
@@ -74,6 +80,7 @@ def gate(
     model_uri: str | None,
     device: str,
     fresh: bool,
+    signing_key: str | None,
     json_: str | None,
     samples: int,
     **asked: Any,
@@ -93,6 +100,7 @@ def gate(
         questions=_questions(**asked),
         device=device,
         fresh=fresh,
+        signing_key=signing_key,
     )
     out = console(stderr=json_ == "-")
     out.print(decision_view(done.decision, done.paired, samples=samples))

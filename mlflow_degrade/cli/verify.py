@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from ..tracking.evidence_bundle import BundleReview
     from ..tracking.verification import Verification
 
 _HELP = """Compute the verdict of a registered model version again, and compare.
@@ -17,15 +18,27 @@ MODEL is models:/name@alias or models:/name/version. The decision is made again 
 samples and policy, every digest is computed again, also that of the model's files, and each thing
 that does not agree is named. Nothing is taken from tags. Where this machine's processor is of
 another kind than the one the verdict was reached on, a note says what differs and what follows.
+Evidence must be signed by one of the keys given with --key, else by a signer of the gate file that
+MLFLOW_DEGRADE_GATE names; where neither names any it may be unsigned.
 
 \b
 Examples:
   mlflow-degrade verify models:/chat@champion
   mlflow-degrade verify models:/chat/7 --policy policy.yaml
+  mlflow-degrade verify models:/chat@champion --key release.pub
   mlflow-degrade verify models:/chat@champion --json
 
 Exit codes: 0 everything holds, 1 something does not, 3 invalid input.
 """
+
+
+KEY = click.option(
+    "--key",
+    "keys",
+    multiple=True,
+    metavar="FILE|SHA256",
+    help="Public key in PEM, or its fingerprint, whose signature counts; may be repeated.",
+)
 
 
 @click.command(help=_HELP)
@@ -36,31 +49,42 @@ Exit codes: 0 everything holds, 1 something does not, 3 invalid input.
     metavar="FILE",
     help="Policy that must be passed, whatever policy the verdict was made with.",
 )
+@KEY
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
-def verify(model: str, policy_file: str | None, as_json: bool) -> int:
+def verify(model: str, policy_file: str | None, keys: tuple[str, ...], as_json: bool) -> int:
     from ..policy import GatePolicy
     from ..tracking.connection import require_tracking_server
+    from ..tracking.gate_config import allowed_signers
     from ..tracking.verification import verify_version
     from ..tracking.verified_loading import resolve
 
     policy = None if policy_file is None else GatePolicy.from_yaml(Path(policy_file))
+    signers = allowed_signers(keys)
     require_tracking_server()
-    found = verify_version(*resolve(model), policy=policy)
-    click.echo(json.dumps(_record(found), indent=2) if as_json else _view(found))
+    found = verify_version(*resolve(model), policy=policy, signers=signers)
+    if as_json:
+        record = {
+            "model": found.name,
+            "version": found.version,
+            **findings_record(found),
+            "run_id": found.run_id,
+            "warning": found.warning,
+        }
+        click.echo(json.dumps(record, indent=2))
+    else:
+        click.echo(findings(f"models:/{found.name}/{found.version}", found, found.run_id))
     return 0 if found.ok else 1
 
 
-def _record(found: Verification) -> dict[str, Any]:
+def findings_record(found: Verification | BundleReview) -> dict[str, Any]:
+    """What was found about evidence, for JSON."""
     return {
-        "model": found.name,
-        "version": found.version,
         "ok": found.ok,
         "verdict": found.verdict,
         "problems": list(found.problems),
         "notes": list(found.notes),
         "digests": dict(found.digests),
-        "run_id": found.run_id,
-        "warning": found.warning,
+        "signer": found.signer,
         "decision": None if found.decision is None else found.decision.model_dump(mode="json"),
     }
 
@@ -75,9 +99,10 @@ _MEANING = {
 }
 
 
-def _view(found: Verification) -> str:
+def findings(what: str, found: Verification | BundleReview, run_id: str | None = None) -> str:
+    """What was found about evidence, for people."""
     head = "holds" if found.ok else "does NOT hold"
-    lines = [f"models:/{found.name}/{found.version}: the verdict {head}"]
+    lines = [f"{what}: the verdict {head}"]
     lines.append(f"  verdict, computed again   {found.verdict or 'not computable'}")
     if found.decision is not None:
         lines += [f"    {reason}" for reason in found.decision.reasons]
@@ -87,8 +112,10 @@ def _view(found: Verification) -> str:
     for key, meaning in _MEANING.items():
         if key in found.digests:
             lines.append(f"  {meaning:25} {found.digests[key]}")
-    if found.run_id is not None:
-        lines.append(f"  {'evidence in run':25} {found.run_id}")
+    if found.signer is not None:
+        lines.append(f"  {'signed by':25} {found.signer}")
+    if run_id is not None:
+        lines.append(f"  {'evidence in run':25} {run_id}")
     lines += [f"note: {note}" for note in found.notes]
     lines += [f"problem: {problem}" for problem in found.problems]
     return "\n".join(lines)

@@ -24,6 +24,7 @@ Options = TypeVar("Options", bound=BaseModel)
 
 SETTINGS = {"show_default": True, "help_option_names": ["-h", "--help"]}
 MODEL_HELP = "starter, starter-encoder, a hub id, a directory, or models:/n@a."
+SIGNING_KEY_HELP = "Private key in PEM to sign the evidence with, or sigstore."
 RECIPE_HELP = "A preset's name (presets/*.yaml next to the project), or a .yaml file."
 
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0", "")

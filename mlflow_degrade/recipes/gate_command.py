@@ -8,7 +8,15 @@ from ..errors import UnknownNameError
 from ..evaluation.suite import DEFAULT_LIMIT
 from ..policy import GatePolicy
 from ..runtime.providers import DEVICE_HELP, DEVICES
-from .command import SETTINGS, caller_path, flag, joined_run_id, number, one_message
+from .command import (
+    SETTINGS,
+    SIGNING_KEY_HELP,
+    caller_path,
+    flag,
+    joined_run_id,
+    number,
+    one_message,
+)
 
 
 @click.command(context_settings=SETTINGS)
@@ -22,6 +30,7 @@ from .command import SETTINGS, caller_path, flag, joined_run_id, number, one_mes
 @click.option("--limit", default=str(DEFAULT_LIMIT), help="Samples per task; 0 takes all.")
 @click.option("--seed", default="0", help="Of the random samples.")
 @click.option("--device", default="auto", help=f"{DEVICE_HELP}.")
+@click.option("--signing-key", default="", help=SIGNING_KEY_HELP)
 @click.option("--fresh", default="false", help="true evaluates both again.")
 def main(**given: str) -> None:
     """Compare two models in MLflow, and promote the candidate only when it passes."""
@@ -63,6 +72,7 @@ def _run(given: dict[str, str]) -> int:
             questions=questions if tasks else None,
             device=given["device"],
             fresh=fresh,
+            signing_key=caller_path(given["signing_key"]) or None,
         )
         out = console()
         out.print(decision_view(done.decision, done.paired))

@@ -63,6 +63,8 @@ class QuantizeOptions(BaseModel):
         Evaluate again even where MLflow already has the evaluation.
     cost_seconds : float
         Time for measuring speed side by side, see `mlflow_degrade.runtime.cost.measure_cost`.
+    signing_key : str, optional
+        Private key to sign the evidence with, see `mlflow_degrade.promote`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -84,6 +86,7 @@ class QuantizeOptions(BaseModel):
     seed: int = Field(default=0, ge=0)
     fresh: bool = False
     cost_seconds: float = Field(default=8.0, ge=0, le=3_600)
+    signing_key: str | None = None
 
     @field_validator("recipe")
     @classmethod
@@ -160,10 +163,13 @@ def quantize_and_gate(options: QuantizeOptions | None = None) -> Outcome:
 def _run(options: QuantizeOptions, run_id: str) -> Outcome:
     from ..evaluation.suite import load_suite
     from ..runtime.providers import resolve_device
+    from ..tracking.attestation import load_allowed_key
+    from ..tracking.gate_config import GateConfig
     from . import steps
 
     # Everything that can be wrong in a word is found before the first minute of work.
     providers = resolve_device(options.device)
+    key = load_allowed_key(options.signing_key, GateConfig.load().signers)
     recipe = options.all_passes
     steps.require_quantization(recipe)
     recipe.check(providers, force=options.force)
@@ -194,7 +200,7 @@ def _run(options: QuantizeOptions, run_id: str) -> Outcome:
     registered = None
     if conclusion.decision.verdict is Verdict.PASS:
         name = _registry_name(options)
-        registered = steps.log_and_register(conclusion, models, name, run_id=run_id)
+        registered = steps.log_and_register(conclusion, models, name, run_id=run_id, key=key)
     steps.report(conclusion, models, registered)
     return Outcome(conclusion.decision, run_id, models.candidate, registered)
 
@@ -207,7 +213,7 @@ def _registry_name(options: QuantizeOptions) -> str | None:
 
 
 def _params(options: QuantizeOptions) -> dict[str, Any]:
-    values = options.model_dump(mode="json", exclude={"policy", "recipe"})
+    values = options.model_dump(mode="json", exclude={"policy", "recipe", "signing_key"})
     if options.recipe is not None:
         values |= recipe_params(options.recipe)
         del values["scheme"]  # the recipe names its own

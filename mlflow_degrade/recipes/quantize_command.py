@@ -15,6 +15,7 @@ from .command import (
     MODEL_HELP,
     RECIPE_HELP,
     SETTINGS,
+    SIGNING_KEY_HELP,
     build,
     caller_path,
     flag,
@@ -60,6 +61,7 @@ _RULE: str = QuantizeOptions.model_fields["policy"].default.rule
 @click.option("--num-fewshot", default="", help="Few-shot examples per prompt.")
 @click.option("--seed", default="0", help="Of the random samples.")
 @click.option("--fresh", default="false", help="true evaluates again.")
+@click.option("--signing-key", default="", help=SIGNING_KEY_HELP)
 @click.option("--strict", default="false", help="true exits 1 on FAIL, 2 on INCONCLUSIVE.")
 @click.pass_obj
 def main(presets: Path | None, /, **given: str) -> None:
@@ -94,6 +96,7 @@ def _options(given: dict[str, str], presets: Path | None) -> QuantizeOptions:
             "num_fewshot": number("num_fewshot", shots, int) if shots else None,
             "seed": number("seed", given["seed"], int),
             "fresh": flag("fresh", given["fresh"]),
+            "signing_key": caller_path(given["signing_key"]) or None,
         },
     )
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..evaluation.suite import Suite
     from ..optimize.passes import QuantizePass
     from ..optimize.recipe import Recipe
+    from ..tracking.signing import SigningKey
 
 SIDES = ("baseline", "candidate")
 
@@ -323,7 +324,12 @@ def conclude(
 
 
 def log_and_register(
-    conclusion: Conclusion, models: Models, name: str | None, *, run_id: str
+    conclusion: Conclusion,
+    models: Models,
+    name: str | None,
+    *,
+    run_id: str,
+    key: SigningKey | None = None,
 ) -> str | None:
     """Log the candidate as a model and, given a name, register it with its verdict.
 
@@ -333,8 +339,7 @@ def log_and_register(
         ``models:/name/version``.
     """
     from ..optimize.model_directory import ModelDirectory
-    from ..tracking.gating import tested_content
-    from ..tracking.model_content import bind_content
+    from ..tracking.gating import seal, tested_content
     from ..tracking.registration import log_model, register, verdict_tags
 
     decision = conclusion.decision
@@ -348,9 +353,8 @@ def log_and_register(
             metadata={"degrade_model_digest": directory.digest, "degrade_scheme": models.scheme},
             one_by_one=conclusion.one_by_one,
         )
-        # The code around the tested directory is bound to the evidence as well.
         content = tested_content(info.model_uri, conclusion.paired.candidate)
-        bind_content(content, run_id)
+        seal(decision, run_id, content, key, register=name is not None)
         if name is None:
             return None
         tags = {

@@ -86,6 +86,14 @@ def fetch(
         raise RegistryError(f"{location} cannot be read: {error}") from error
 
 
+def delete_artifact(location: str, path: str) -> None:
+    """Delete a file of a run's artifacts, if it is there; for clients."""
+    folder, _, name = path.rpartition("/")
+    repository, _ = _repository(location, None)
+    if any(Path(item.path).name == name for item in repository.list_artifacts(folder)):
+        repository.delete_artifacts(path)
+
+
 def _repository(location: str, tracking_uri: str | None) -> tuple[Any, str]:
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 

@@ -118,11 +118,14 @@ class DegradeEvaluator(ModelEvaluator):
     ) -> EvaluationResult:
         """Decide, log, and register when told to; see the class."""
         from ..results import Verdict
+        from .attestation import load_allowed_key
+        from .gate_config import GateConfig
         from .gating import log_conclusion, place, tested_content
 
         config = _config(evaluator_config)
         policy = config.gate_policy()
         uri = config.model_uri or _uri(model, model_id)
+        key = load_allowed_key(None, GateConfig.load().signers)
         paired = _paired(config, policy, dataset, model, predictions, uri)
         content = None
         if config.register_as is not None:
@@ -135,7 +138,8 @@ class DegradeEvaluator(ModelEvaluator):
         decision = log_conclusion(paired, policy, provenance={"evaluator": self.name})
         metrics = {k: v for k, v in decision_metrics(decision).items() if v is not None}
         if content is not None and decision.verdict is Verdict.PASS:
-            place(decision, run_id, str(config.register_as), str(uri), content, alias=config.alias)
+            name, alias = str(config.register_as), config.alias
+            place(decision, run_id, name, str(uri), content, alias=alias, key=key)
         return EvaluationResult(metrics=metrics, artifacts={}, run_id=run_id)  # type: ignore[no-untyped-call]
 
 

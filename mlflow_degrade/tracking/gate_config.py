@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from .._yaml_files import read_yaml
 from ..errors import PolicyError
 from ..policy import GatePolicy, explain
+from .signing_keys import AllowedSigner, is_path
 
 VARIABLE = "MLFLOW_DEGRADE_GATE"
 
@@ -49,6 +50,10 @@ class GateConfig(BaseModel):
         evidence cannot be made by everybody.
     trusted_baselines : tuple of str
         Model digests that evidence may compare with; any where empty.
+    signers : tuple of AllowedSigner
+        Whose signature evidence needs: public keys (a path, relative to this file, or the PEM
+        text), their fingerprints, or mappings with ``identity`` and ``issuer`` of sigstore.
+        Evidence may be unsigned where empty.
     allow_override : bool
         Whether a version may be promoted without a verdict, for a reason that is recorded.
     override_users : tuple of str
@@ -75,6 +80,7 @@ class GateConfig(BaseModel):
     policy: GatePolicy | None = None
     evidence_experiments: tuple[str, ...] = ()
     trusted_baselines: tuple[str, ...] = ()
+    signers: tuple[AllowedSigner, ...] = ()
     allow_override: bool = False
     override_users: tuple[str, ...] = ()
     audit_log: Path | None = None
@@ -120,7 +126,7 @@ class GateConfig(BaseModel):
         if not isinstance(values, dict):
             # An empty file is more likely a mistake than a wish for the defaults.
             raise PolicyError(f"{source} holds no mapping of keys; without a gate file, unset it.")
-        return cls.from_mapping(values, source)
+        return cls.from_mapping(_beside(path, values), source)
 
     def guards(self, model: str) -> bool:
         """Whether the gate is for a registered model of this name."""
@@ -133,6 +139,41 @@ class GateConfig(BaseModel):
     def protects_stage(self, stage: str) -> bool:
         """Whether a stage needs a valid verdict."""
         return fold(stage) in {fold(name) for name in self.protected_stages}
+
+
+def allowed_signers(keys: Collection[str] = ()) -> tuple[AllowedSigner, ...]:
+    """Signers whose signature counts: those with these keys, else those of the gate file.
+
+    Parameters
+    ----------
+    keys : collection of str
+        Paths of public keys in PEM, PEM texts, or fingerprints.
+
+    Returns
+    -------
+    tuple of AllowedSigner
+
+    Raises
+    ------
+    PolicyError
+        A key cannot be read, or the gate file is not valid.
+    """
+    if not keys:
+        return GateConfig.load().signers
+    return GateConfig.from_mapping({"signers": list(keys)}, "--key").signers
+
+
+def _beside(path: str, values: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a file, with the paths of signers' keys as they are meant: relative to it."""
+    signers = values.get("signers")
+    if not isinstance(signers, list):
+        return values
+    folder = Path(path).parent
+    meant = [
+        str(folder / Path(s).expanduser()) if isinstance(s, str) and is_path(s) else s
+        for s in signers
+    ]
+    return values | {"signers": meant}
 
 
 def fold(name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..decision import decide
 from ..errors import RegistryError
@@ -14,6 +14,9 @@ from ..results import Decision
 from ..scores import SampleScores
 from .model_content import ModelContent, bind_content
 from .references import logged_content
+
+if TYPE_CHECKING:
+    from .signing import SigningKey
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ def place(
     *,
     version: str | None = None,
     alias: str | None = None,
+    key: SigningKey | None = None,
 ) -> Placement:
     """Register a passing model, or find it registered, and point an alias to it.
 
@@ -119,6 +123,8 @@ def place(
     version : str, optional
         The version the candidate is already.
     alias : str, optional
+    key : SigningKey, optional
+        To sign the evidence with.
 
     Returns
     -------
@@ -132,10 +138,46 @@ def place(
     from .runs import uninterrupted
 
     with uninterrupted():  # a version with a PASS and without its alias would be half of a gate
-        bind_content(content, run_id)
+        seal(decision, run_id, content, key)
         found, created = _version(decision, run_id, name, model_uri, content, version)
         moved = alias is not None and _point(name, alias, found, created)
     return Placement(f"models:/{name}/{found}", created, alias, moved)
+
+
+def seal(
+    decision: Decision,
+    run_id: str,
+    content: ModelContent,
+    key: SigningKey | None = None,
+    *,
+    register: bool = True,
+) -> None:
+    """Bind passing evidence to the files of its model, and sign it where there is a key.
+
+    Parameters
+    ----------
+    decision : Decision
+        Its verdict is PASS.
+    run_id : str
+        Run with the evidence.
+    content : ModelContent
+    key : SigningKey, optional
+    register : bool
+        Whether the model is registered next, which a gate file with signers asks a signature for.
+
+    Raises
+    ------
+    RegistryError
+        The gate file lists signers, and none of them has signed.
+    """
+    from .attestation import require_signature, sign_evidence
+    from .gate_config import GateConfig
+
+    bind_content(content, run_id)
+    if key is not None:
+        sign_evidence(run_id, decision, content, key)
+    if register:
+        require_signature(run_id, content, GateConfig.load().signers)
 
 
 def _version(

@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,8 @@ class ModelContent:
         What makes the digests say nothing, such as links to places outside.
     bytecode : tuple of str
         Compiled Python files, which could run instead of their source.
+    files : mapping
+        Digest of each file that `artifact_digest` is about, by its name in the model.
     """
 
     artifact_digest: str
@@ -57,6 +59,7 @@ class ModelContent:
     wrapper_differences: tuple[str, ...]
     problems: tuple[str, ...]
     bytecode: tuple[str, ...]
+    files: Mapping[str, str] = field(repr=False, default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -92,6 +95,7 @@ def read_content(directory: Path) -> ModelContent:
         wrapper_differences=() if onnx is None else tuple(_differences(directory, flavor)),
         problems=tuple(problems),
         bytecode=tuple(str(p.relative_to(directory)) for p in sorted(_bytecode(directory))),
+        files={p.relative_to(directory).as_posix(): d for p, d in digests.items()},
     )
 
 

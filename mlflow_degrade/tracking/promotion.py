@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -62,6 +63,7 @@ def promote(
     questions: Mapping[str, Any] | None = None,
     device: str = "auto",
     fresh: bool = False,
+    signing_key: str | os.PathLike[str] | None = None,
 ) -> Promotion:
     """Compare a candidate with a baseline; register it and move an alias when it passes.
 
@@ -86,6 +88,9 @@ def promote(
         Where to evaluate.
     fresh : bool
         Evaluate both again, whatever is logged.
+    signing_key : path, optional
+        Private key to sign the evidence of a version with, or ``sigstore``;
+        ``MLFLOW_DEGRADE_SIGNING_KEY`` by default.
 
     Returns
     -------
@@ -109,9 +114,13 @@ def promote(
     >>> promotion = promote("runs:/1f3c…", "models:/chat@champion", alias="champion")
     ... # doctest: +SKIP
     """
+    from .attestation import load_allowed_key
     from .connection import require_tracking_server
+    from .gate_config import GateConfig
 
     policy = policy or GatePolicy()
+    signers = GateConfig.load().signers
+    key = load_allowed_key(signing_key, signers)
     require_tracking_server()
     sides = find_subject(baseline), find_subject(candidate)
     name = _registry_name(register_as, *sides)
@@ -136,7 +145,10 @@ def promote(
     content = None
     if name is not None and uri is not None:
         content = tested_content(uri, paired.candidate)
-    decision, run_id, reused = _decide(paired, policy, runs, sides, content, trusted.ids)
+    unsigned = content is not None and bool(signers) and key is None
+    decision, run_id, reused = _decide(
+        paired, policy, runs, sides, content, trusted.ids, anew=not unsigned
+    )
     if decision.verdict is not Verdict.PASS or name is None or uri is None or content is None:
         return Promotion(decision, paired, run_id, reused)
     own = sides[1].registered
@@ -148,6 +160,7 @@ def promote(
         content,
         version=own[1] if own is not None and own[0] == name else None,
         alias=alias,
+        key=key,
     )
     return Promotion(decision, paired, run_id, reused, placed)
 
@@ -234,6 +247,8 @@ def _decide(
     sides: tuple[Subject, Subject],
     content: ModelContent | None,
     experiments: Collection[str],
+    *,
+    anew: bool,
 ) -> tuple[Decision, str, bool]:
     """The decision and its run: the earlier one on these very scores, or a new one."""
     import mlflow
@@ -242,6 +257,7 @@ def _decide(
     from .attempts import decision_key, find_decision
     from .evaluations import KIND_TAG, log_finite_metrics
     from .runs import terminate_gracefully, tracked_run
+    from .signing import KEY_VARIABLE
 
     # One that lies elsewhere may not count where this gate's evidence is asked for.
     earlier = find_decision(decision_key(paired, policy), experiments)
@@ -254,6 +270,11 @@ def _decide(
         again = decide(paired, policy, attempt=logged.attempt)
         if _same(logged, again) and (content is None or may_bind(content, run_id)):
             return logged, run_id, True
+    if not anew:
+        raise RegistryError(
+            "the gate file lists signers, and there is no key to sign a new decision with: give "
+            f"one with --signing-key or {KEY_VARIABLE}, or only decide (register_as none)."
+        )
     tags = {
         KIND_TAG: "gate",
         "degrade.baseline": sides[0].reference,

@@ -109,6 +109,7 @@ class PromotionGate:
                 policy=self.config.policy,
                 experiments=self.config.evidence_experiments,
                 baselines=self.config.trusted_baselines,
+                signers=self.config.signers,
                 registry=self._registry,
                 tracking_uri=self._tracking_uri,
             )

@@ -17,12 +17,14 @@ from ..errors import RegistryError, VerificationError
 from ..policy import GatePolicy
 from ..results import Decision
 from .artifact_access import fetch, inside_server, tracking_backend
+from .attestation import AttestationReview, review_attestation
 from .elsewhere import look_elsewhere
 from .evaluations import MODEL_DIGEST_TAG
 from .evidence import EVIDENCE, EVIDENCE_TAG, POLICY_TAG, VERDICT_TAG
 from .evidence_review import EvidenceReview, review_evidence
-from .gate_config import OVERRIDDEN_PREFIX
+from .gate_config import OVERRIDDEN_PREFIX, GateConfig
 from .model_content import ARTIFACT_TAG, BINDING_FILE, ModelContent, read_content
+from .signing_keys import AllowedSigner
 
 RUN_TAG = "degrade.run_id"
 
@@ -51,6 +53,8 @@ class Verification:
     warning : str or None
         The note, among `notes`, that this machine may give other answers than those that were
         judged.
+    signer : str or None
+        Whose signature on the evidence fits it; see the notes for whether it counts.
 
     Examples
     --------
@@ -67,6 +71,7 @@ class Verification:
     digests: Mapping[str, str] = field(default_factory=dict)
     run_id: str | None = None
     warning: str | None = None
+    signer: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -91,6 +96,7 @@ def verify_version(
     policy: GatePolicy | None = None,
     experiments: Collection[str] = (),
     baselines: Collection[str] = (),
+    signers: Collection[AllowedSigner] | None = None,
     model_dir: Path | None = None,
     registry: Any = None,
     tracking_uri: str | None = None,
@@ -108,6 +114,9 @@ def verify_version(
         all where that has none.
     baselines : collection of str
         Model digests that evidence may have as its baseline; any where empty.
+    signers : collection of AllowedSigner, optional
+        One of them must have signed the evidence; those of the gate file by default. Where there
+        are none, unsigned evidence will do.
     model_dir : Path, optional
         A copy of the version's files to judge in place of a download.
     registry : optional
@@ -133,14 +142,20 @@ def verify_version(
         location = registry.get_model_version_download_uri(name, str(version))
     except MlflowException as error:
         raise RegistryError(f"version {version} of {name!r} cannot be read: {error}") from error
+    if signers is None:
+        signers = GateConfig.load().signers
     tags = dict(found.tags)
     problems: list[str] = []
     with tempfile.TemporaryDirectory(prefix="mlflow-degrade-") as scratch:
         content = _content(location, model_dir, Path(scratch), tracking_uri, problems)
         run, folder = _find_evidence(found, tags, Path(scratch), tracking_uri, problems)
-        review = EvidenceReview() if folder is None else review_evidence(folder, policy)
-        bound = None if folder is None else _bound_artifact(folder)
-    problems += review.problems
+        attested, review, bound = AttestationReview(), EvidenceReview(), None
+        if folder is not None:
+            attested = review_attestation(folder, signers, content)
+        judged = folder is not None and not attested.problems
+        if folder is not None and judged:
+            review, bound = review_evidence(folder, policy), bound_digest(folder)
+    problems += attested.problems + review.problems
     notes = list(review.notes)
     notes += [
         f"promoted by an override, says tag {key}: {value}"
@@ -165,10 +180,11 @@ def verify_version(
         problems += _wrong_place(run, wanted, tracking_uri)
         if run.info.lifecycle_stage != "active":
             notes.append(f"run {run.info.run_id}, which holds the evidence, was deleted")
-    if folder is not None:
+    if judged:
+        notes += [] if attested.note is None else [attested.note]
         problems += _wrong_tags(tags, review)
         if content is not None:
-            problems += _wrong_model(content, review.digests, tags, bound)
+            problems += wrong_model(content, review.digests, tags, bound)
         if baselines and review.digests.get("baseline_model") not in baselines:
             problems.append(
                 f"the evidence compares with {review.digests.get('baseline_model')}, which is none "
@@ -184,6 +200,7 @@ def verify_version(
         digests=review.digests,
         run_id=None if run is None else run.info.run_id,
         warning=elsewhere.sentence if elsewhere is not None and elsewhere.open else None,
+        signer=attested.signer,
     )
 
 
@@ -223,7 +240,8 @@ def _find_evidence(
         try:
             run = backend.get_run(run_id)
             location, target = str(run.info.artifact_uri), scratch / f"evidence-{len(tried)}"
-            folder = fetch(location, EVIDENCE, target, tracking_uri=tracking_uri)
+            # A copy, so that what is signed is what is read.
+            folder = fetch(location, EVIDENCE, target, tracking_uri=tracking_uri, copy=True)
         except (MlflowException, RegistryError) as error:
             tried.append(f"run {run_id} cannot be read ({error})")
             continue
@@ -234,7 +252,8 @@ def _find_evidence(
     return run, None
 
 
-def _bound_artifact(folder: Path) -> str | None:
+def bound_digest(folder: Path) -> str | None:
+    """The digest of all files of the model that evidence is bound to, if it is."""
     try:
         return str(
             json.loads((folder / BINDING_FILE).read_text(encoding="utf-8"))["artifact_digest"]
@@ -279,7 +298,7 @@ def _wrong_tags(tags: Mapping[str, str], review: EvidenceReview) -> list[str]:
     return found
 
 
-def _wrong_model(
+def wrong_model(
     content: ModelContent, digests: Mapping[str, str], tags: Mapping[str, str], bound: str | None
 ) -> list[str]:
     """Whether the evidence is about these bytes."""
@@ -300,7 +319,10 @@ def _wrong_model(
             "to these files"
         )
     elif content.artifact_digest == candidate:
-        return found
+        if tags.get(ARTIFACT_TAG, candidate) != candidate:
+            found.append(
+                f"tag {ARTIFACT_TAG} says {tags[ARTIFACT_TAG]}, the files give {candidate}"
+            )
     elif content.digest == candidate:
         found += _wrong_wrapper(content, tags, bound)
     elif candidate in (content.declared, tags.get(MODEL_DIGEST_TAG)):

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import warnings
 import weakref
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,18 @@ from ..errors import InputError, RegistryError
 from ..policy import GatePolicy
 from .artifact_access import fetch
 from .elsewhere import ProcessorWarning
+from .signing_keys import AllowedSigner
 from .verification import verify_version
 
 _URI = re.compile(r"models:/+(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[^/@]+))/*")
 
 
-def load_verified_model(uri: str, *, policy: GatePolicy | None = None) -> Any:
+def load_verified_model(
+    uri: str,
+    *,
+    policy: GatePolicy | None = None,
+    signers: Collection[AllowedSigner] | None = None,
+) -> Any:
     """Download a registered model, verify that copy, and load that copy.
 
     Parameters
@@ -28,6 +35,8 @@ def load_verified_model(uri: str, *, policy: GatePolicy | None = None) -> Any:
         ``models:/name/version`` or ``models:/name@alias``.
     policy : GatePolicy, optional
         Required policy, whatever policy the verdict was made with.
+    signers : collection of AllowedSigner, optional
+        One of them must have signed the evidence; those of the gate file by default.
 
     Returns
     -------
@@ -70,7 +79,7 @@ def load_verified_model(uri: str, *, policy: GatePolicy | None = None) -> Any:
         # Compiled code could run in place of the source that is checked.
         for compiled in list(folder.rglob("__pycache__")):
             shutil.rmtree(compiled, ignore_errors=True)
-        found = verify_version(name, version, policy=policy, model_dir=folder)
+        found = verify_version(name, version, policy=policy, signers=signers, model_dir=folder)
         found.require()
         if found.warning is not None:
             warnings.warn(f"{uri}: {found.warning}.", ProcessorWarning, stacklevel=2)
