@@ -216,7 +216,6 @@ def test_a_finished_directory_is_its_own_export(tiny_export: Path) -> None:
     [
         ({"model_type": "mamba", "state_size": 16}, r"'mamba'.*states \(state_size = 16\)"),
         ({"model_type": "phimoe", "num_local_experts": 8}, r"'phimoe'.*experts = 8\).*mixtral"),
-        ({"model_type": "bert", "architectures": ["BertLMHeadModel"]}, "'bert'"),
     ],
 )
 def test_unsupported_architectures_are_named(
