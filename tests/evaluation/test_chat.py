@@ -227,6 +227,7 @@ def test_lm_evals_own_backend_finds_the_same(
     chatty: Path, tiny_source: Path, tasks: Path, tmp_path: Path, asked: dict[str, Any]
 ) -> None:
     source = Path(shutil.copytree(tiny_source, tmp_path / "source"))
+    (chatty / "degrade.json").unlink()  # whose digest no longer fits
     for folder in (chatty, source):
         _with(folder, TEMPLATE)
         (folder / "additional_chat_templates").mkdir()

@@ -24,11 +24,12 @@ from mlflow_degrade.errors import InputError
 from mlflow_degrade.optimize.recipe import Recipe
 from mlflow_degrade.optimize.scheme import Scheme
 from mlflow_degrade.optimize.schemes import SCHEMES
+from mlflow_degrade.policy import GatePolicy
 from mlflow_degrade.recipes import command
 from mlflow_degrade.recipes.quantize_command import main
 from mlflow_degrade.recipes.steps import make_models
 from mlflow_degrade.runtime.providers import CPU
-from mlflow_degrade.tracking.missing import _suite
+from mlflow_degrade.tracking.missing import _require_same_questions, _suite
 from mlflow_degrade.tracking.references import asked_of
 from mlflow_degrade.tracking.runs import tracked_run
 
@@ -156,10 +157,12 @@ def test_files_of_questions(
     run = next(r for r in store.search_runs(["0"]) if r.info.run_name == "candidate")
     asked = asked_of(run.info.run_id)
     monkeypatch.chdir("/")
-    assert [task.name for task in _suite(asked).tasks] == ["choices", "answers", "tiny_boats"]
+    suite = _suite(asked, GatePolicy())
+    assert [task.name for task in suite.tasks] == ["choices", "answers", "tiny_boats"]
+    _require_same_questions(suite, asked, workshop / "model")
     (tmp_path / "answers.json").write_text(json.dumps(answers[1:]))
     with pytest.raises(InputError, match="are no longer what the earlier evaluation asked"):
-        _suite(asked)
+        _require_same_questions(_suite(asked, GatePolicy()), asked, workshop / "model")
 
 
 def test_a_scheme_that_is_refused_can_be_forced(

@@ -96,8 +96,10 @@ def test_scores_and_texts_are_those_of_pytorch(
 
     # Masks of float32's lowest number must not become infinite, nor whole rows of them NaN.
     half = OnnxDecoder(apply_scheme(optimized, "bf16", progress=False), device="cpu")
+    # A rounded router may choose another expert, which moves more than rounding itself does.
+    routed = any("experts" in name for name in sizes)
     for one, other in zip(half.score(pairs), decoder.score(pairs), strict=True):
-        assert one.logprob == pytest.approx(other.logprob, abs=0.5)
+        assert one.logprob == pytest.approx(other.logprob, abs=2.0 if routed else 0.5)
     assert len(half.generate(prompts, Sampling(max_new_tokens=4))) == len(prompts)
 
     if decoder.can_reuse_prefixes:
