@@ -225,8 +225,14 @@ def _detectable_drop(
         # Combined rejects whenever its pooled half does at this level: its power is at least that.
         level = pooled_level(rule, None if suite.overlap else suite.lattice, policy.alpha)
         by_task = rule.weights == "tasks" and len(gating) > 1
-        sample = TaskSample(gating, by_task=by_task, tests=tests)
-        return _Detectable(level, power, sample.guard_mde(level, power))
+        mde = TaskSample(gating, by_task=by_task, tests=tests).guard_mde(level, power)
+        borrowed = rule.weights is None and rule.pooled_share is None
+        if borrowed and not all(task.binary for task in gating):
+            # Stouffer's rule finds what the sum does where scores are right or wrong. A few items
+            # that lose everything move a task's normal score by little: one task has to find them.
+            own = _level_of_one(policy, len(gating))
+            mde = max(mde, min(TaskSample([task]).guard_mde(own, power) for task in gating))
+        return _Detectable(level, power, mde)
     # The other rules look at the tasks one by one; Šidák's level is what each has for itself.
     # Fisher's rule has more power against a drop that is everywhere, so this errs on the safe side.
     level = _level_of_one(policy, len(gating))

@@ -21,6 +21,8 @@ from mlflow_degrade.stats import (
     upper_proportion,
 )
 
+_COLUMNS = ["task", "doc_id", "metric", "score"]
+
 
 def _decide(tasks: dict[str, tuple[int, int, int]], **policy: Any) -> Decision:
     """Binary tasks given as (b, c, n)."""
@@ -59,6 +61,29 @@ def test_one_task_is_detected_at_the_level_of_its_rule(aggregation: str, level: 
     least = {"combined": 0.025, "max_drop": 1 - math.sqrt(0.95)}.get(aggregation, 0.05)
     most = 0.05 if aggregation == "combined" else least
     assert least - 1e-12 <= both.alpha <= most + 1e-12
+
+
+def test_stouffer_does_not_borrow_the_power_of_a_sum_for_graded_scores() -> None:
+    """2% of the items lose everything: it passed 49 of 150 such models (limit .2), now 3."""
+    rng = np.random.default_rng(0)
+    frames = []
+    for task in range(50):
+        lost = rng.random(20) < 0.02
+        score = np.where(lost, 1.0, 0.5), np.where(lost, 0.0, 0.5 + rng.uniform(-1e-3, 1e-3, 20))
+        frames.append(pd.DataFrame({"task": f"t{task}", "before": score[0], "after": score[1]}))
+    table = pd.concat(frames, ignore_index=True).assign(metric="f1")
+    table["doc_id"] = table.index.astype(str)
+    sides = [
+        SampleScores.from_pandas(table.rename(columns={side: "score"})[_COLUMNS], model=side)
+        for side in ("before", "after")
+    ]
+
+    def mde(aggregation: str) -> float:
+        policy = GatePolicy(aggregation=aggregation, rule="no_degradation")
+        return decide(pair(*sides), policy).power.mde or math.inf
+
+    assert mde("pooled") < 0.05
+    assert mde("stouffer") > 0.2
 
 
 @pytest.mark.parametrize("aggregation", ["min_p", "max_drop", "fisher"])
