@@ -18,6 +18,16 @@ _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 
 
+#: What the options are about, for the help of commands and recipes.
+HELP = {
+    "apply_chat_template": "Ask in the model's chat template: true, or the name of one of several.",
+    "system_instruction": "System message of every prompt.",
+    "fewshot_as_multiturn": "Few-shot examples as turns of the conversation, as is usual with a "
+    "template, or as one message.",
+    "gen_kwargs": "key=value,… or JSON, in place of the tasks' own generation arguments.",
+}
+
+
 class Prompting(BaseModel):
     """How a model is asked; what is not given is left to the tasks and to lm-eval's defaults.
 

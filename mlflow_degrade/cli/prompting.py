@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import click
 
+from ..prompting import HELP
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _OPTIONS = (
@@ -15,19 +17,18 @@ _OPTIONS = (
         is_flag=False,
         flag_value="true",
         metavar="[NAME]",
-        help="Ask in the model's chat template; a name chooses among several.",
+        help=HELP["apply_chat_template"],
     ),
-    click.option("--system-instruction", metavar="TEXT", help="System message of every prompt."),
+    click.option("--system-instruction", metavar="TEXT", help=HELP["system_instruction"]),
     click.option(
         "--fewshot-as-multiturn/--no-fewshot-as-multiturn",
         default=None,
-        help="Few-shot examples as turns of the conversation, which is usual with a template, or "
-        "as one message.",
+        help=HELP["fewshot_as_multiturn"],
     ),
     click.option(
         "--gen-kwargs",
         metavar="KEY=VALUE,…|JSON",
-        help="Of tasks that generate text, in place of their own.",
+        help=HELP["gen_kwargs"],
     ),
 )
 

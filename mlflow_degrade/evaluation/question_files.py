@@ -13,6 +13,7 @@ from typing import Any
 from .._question_names import HUB, MLFLOW, file_suffix, split_of, task_of
 from ..errors import InputError, UnknownNameError
 from ..readers._columns import usual_form
+from ..readers._reader import look_up
 from .question_sources import of_datasets, of_file, of_mlflow
 
 #: What a column can be, and the names by which it is known without being told, best first.
@@ -190,7 +191,7 @@ class DataRows:
 
     def values(self, column: str) -> list[Any]:
         """A column; names of nested values are written with dots."""
-        return [_look_up(record, column) for record in self.records]
+        return [look_up(record, column) for record in self.records]
 
     def texts(self, column: str) -> list[str]:
         """A column of texts, none of them empty.
@@ -217,7 +218,7 @@ class DataRows:
         return InputError(f"{self.source} {what}")
 
     def _has(self, column: str) -> bool:
-        return any(_look_up(record, column) is not None for record in self.records)
+        return any(look_up(record, column) is not None for record in self.records)
 
     def _log_hint(self) -> str:
         if not self.looks_like_log():
@@ -296,10 +297,3 @@ def as_list(value: Any) -> list[Any] | None:
     if isinstance(value, Mapping):
         value = value.get("text")
     return list(value) if isinstance(value, (list, tuple)) else None
-
-
-def _look_up(record: Any, column: str) -> Any:
-    if not isinstance(record, Mapping) or column in record:
-        return record.get(column) if isinstance(record, Mapping) else None
-    head, _, rest = column.partition(".")
-    return _look_up(record.get(head), rest) if rest else None

@@ -13,6 +13,7 @@ from typing import Any
 
 from .._question_names import HUB, MLFLOW, split_of
 from ..errors import DegradeError, InputError
+from ..readers._reader import text_encoding
 from ..readers.tables import delimiter_of
 
 _SPLITS = ("test", "validation", "dev", "eval")
@@ -47,9 +48,8 @@ def _text_of(path: Path) -> str:
             content = gzip.decompress(content)
     except (OSError, EOFError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
-    utf16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
     try:
-        return content.decode("utf-16" if utf16 else "utf-8-sig")
+        return content.decode(text_encoding(content))
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise InputError(

@@ -175,7 +175,7 @@ def to_samples(
     for name in _feature_names(wanted, table, used, origin):
         arrays[FEATURE_PREFIX + name.removeprefix(FEATURE_PREFIX)] = table[name]
     if "prompt" in arrays:
-        arrays["prompt"] = _questions(arrays["prompt"])
+        arrays["prompt"] = _questions(arrays["prompt"], answered="response" not in arrays)
     for ours in ("target", "response"):
         if ours in arrays:
             arrays[ours] = _texts(arrays[ours])
@@ -196,6 +196,11 @@ def usual_form(name: str) -> str:
     'sample_id'
     """
     return re.sub(r"[\s-]+", "_", name.lower())
+
+
+def is_score_name(name: str) -> bool:
+    """Whether a column, or a key within an object, is a score by its name alone."""
+    return name.rpartition(".")[2].lower() in _SCORES
 
 
 def source_columns(options: Mapping[str, Any]) -> dict[str, str]:
@@ -308,7 +313,7 @@ def _scores(
     """The scores, and what their column calls them."""
     names = table.column_names
     if scorer is None and "score" not in chosen:
-        found = [name for name in names if name.rpartition(".")[2].lower() in _SCORES]
+        found = [name for name in names if is_score_name(name)]
         answers = next((name for name in names if name.lower() in _PREDICTIONS), None)
         if not found and (answers is None or "target" not in chosen):
             # Beside a score, or answers that can be scored, a loss is one more fact of the row.
@@ -385,28 +390,28 @@ def _texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
         return pa.chunked_array([[as_text(value) for value in column.to_pylist()]], pa.string())
 
 
-def _questions(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Prompts as texts; of a conversation, what comes before the answer at its end."""
-    if pa.types.is_string(column.type) and not any(
-        text.startswith('[{"') for text in column.slice(0, 1).to_pylist() if text
-    ):
-        return column
-    texts = [as_text(_unanswered(value)) for value in column.to_pylist()]
-    return pa.chunked_array([texts], pa.string())
+def _questions(column: pa.ChunkedArray, *, answered: bool) -> pa.ChunkedArray:
+    """Prompts as texts; a conversation may end with the answer, where no other column has that.
+
+    Beside an answer of its own, what a conversation ends with was put into the model's mouth, and
+    is a part of the question.
+    """
+    texts = _texts(column)
+    if not answered or not pc.any(pc.starts_with(texts, "[")).as_py():
+        return texts
+    return pa.chunked_array([[_unanswered(text) for text in texts.to_pylist()]], pa.string())
 
 
-def _unanswered(turns: Any) -> Any:
-    if isinstance(turns, str):
-        try:
-            turns = json.loads(turns)
-        except ValueError:
-            return turns
+def _unanswered(text: str | None) -> str | None:
+    try:
+        turns = json.loads(text or "")
+    except ValueError:
+        return text
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        return turns
-    kept = list(turns)
-    while kept and str(kept[-1].get("role", kept[-1].get("from"))).lower() in _ANSWERERS:
-        kept.pop()
-    return kept
+        return text
+    while turns and str(turns[-1].get("role", turns[-1].get("from"))).lower() in _ANSWERERS:
+        turns.pop()
+    return as_text(turns)
 
 
 def as_text(value: Any) -> str | None:

@@ -166,6 +166,21 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
         raise SampleSchemaError(f"{path} cannot be read: {error}") from error
 
 
+def look_up(record: Any, key: str, absent: Any = None) -> Any:
+    """Value of a key, which may be a path into objects such as ``metadata.subject``."""
+    if not isinstance(record, Mapping):
+        return absent
+    if key in record:
+        return record[key]
+    head, _, rest = key.partition(".")
+    return look_up(record.get(head), rest, absent) if rest else absent
+
+
+def text_encoding(start: bytes) -> str:
+    """UTF-8, or UTF-16 where a mark at the start says so, as in what Excel calls Unicode text."""
+    return "utf-16" if start.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+
+
 def plain(stream: BinaryIO, path: Path) -> gzip.GzipFile | BinaryIO:
     """The stream, unpacked where the file's name says that it is gzipped."""
     return gzip.open(stream) if path.suffix == ".gz" else stream

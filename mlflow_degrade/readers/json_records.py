@@ -17,13 +17,14 @@ from ._columns import (
     SCORE_GROUPS,
     Origin,
     as_text,
+    is_score_name,
     source_columns,
     split_names,
     stack,
     to_samples,
 )
 from ._pairwise import are_battles
-from ._reader import Reader, json_lines, load_json
+from ._reader import Reader, json_lines, load_json, look_up
 
 _LINES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
 _SUFFIXES = (*_LINES, ".json", ".json.gz")
@@ -66,9 +67,7 @@ def _read(
             hint=" Keys inside objects are written with dots, e.g. metadata.subject.",
         )
         asked = [*source_columns(options).values(), *wanted]
-        asked += [
-            options[o] for o in ("model_column", "prediction_column", "average") if options.get(o)
-        ]
+        asked += [options[name] for name in _NAMES_A_COLUMN if options.get(name)]
         keys = dict.fromkeys(key for record in found for key in _known(record))
         arrays = {key: _column(found, key, origin) for key in (*keys, *asked)}
         stem = file.name[: -len(_suffix(file) or "")]
@@ -95,7 +94,7 @@ def _records(file: Path, where: str | None) -> tuple[list[dict[str, Any]], str |
     named = content.get("model") if isinstance(content, dict) else None
     name = named if isinstance(named, str) else None
     if where is not None:
-        inner = _look_up(content, where) if isinstance(content, dict) else _ABSENT
+        inner = look_up(content, where, _ABSENT) if isinstance(content, dict) else _ABSENT
         if inner is _ABSENT:
             raise SampleSchemaError(f"{file} has no {where!r} to read records from.")
         content = inner
@@ -134,11 +133,14 @@ def _arrays(content: Any, path: str = "", depth: int = 0) -> dict[str, list[dict
 
 
 def _known(record: dict[str, Any]) -> Iterator[str]:
-    """Keys that mean something, those of scores that are kept in an object of their own too."""
-    for key, value in record.items():
-        grouped = isinstance(value, dict) and key.lower() in SCORE_GROUPS
-        inner = [f"{key}.{name}" for name in value if _means(name)] if grouped else []
-        yield from inner or ([key] if _means(key) else [])
+    """Keys that mean something; scores in an object of their own count where no key is a score."""
+    objects = [k for k in record if k.lower() in SCORE_GROUPS and isinstance(record[k], dict)]
+    plain = [key for key in record if _means(key) and key not in objects]
+    yield from plain
+    if not any(is_score_name(key) for key in plain):
+        for key in objects:
+            inner = [f"{key}.{name}" for name in record[key] if _means(name)]
+            yield from inner or ([key] if _means(key) else [])
 
 
 def _means(key: str) -> bool:
@@ -147,7 +149,7 @@ def _means(key: str) -> bool:
 
 def _column(records: list[dict[str, Any]], key: str, origin: Origin) -> pa.Array:
     """Values of a key, which may be a path such as ``metadata.subject``."""
-    values = [_look_up(record, key) for record in records]
+    values = [look_up(record, key, _ABSENT) for record in records]
     if all(value is _ABSENT for value in values):
         raise origin.lacks(repr(key), "Check its name.")
     values = [None if value is _ABSENT else _flat(value) for value in values]
@@ -156,14 +158,6 @@ def _column(records: list[dict[str, Any]], key: str, origin: Origin) -> pa.Array
     except (pa.ArrowInvalid, pa.ArrowTypeError):
         # Ids and answers of mixed types are compared as text; mixed scores fail later, by name.
         return pa.array([None if value is None else str(value) for value in values])
-
-
-def _look_up(record: Any, key: str) -> Any:
-    if key in record:
-        return record[key]
-    head, _, rest = key.partition(".")
-    inner = record.get(head)
-    return _look_up(inner, rest) if rest and isinstance(inner, dict) else _ABSENT
 
 
 def _flat(value: Any) -> Any:

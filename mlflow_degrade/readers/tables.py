@@ -26,7 +26,7 @@ from ._columns import (
     to_samples,
     usual_form,
 )
-from ._reader import Reader, plain
+from ._reader import Reader, plain, text_encoding
 
 _SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
 _DEFAULT_TASK = "samples"
@@ -72,7 +72,7 @@ def _load(file: Path, texts: set[str]) -> pa.Table:
     try:
         if _kind(file) == ".parquet":
             return _with_index(pq.read_table(file, partitioning=None))
-        names, delimiter = _header(file)
+        names, delimiter, encoding = _header(file)
         # Ids are text: 007 and 7 are two samples.
         convert = pcsv.ConvertOptions(
             column_types={n: pa.string() for n in names if n in texts or usual_form(n) in ID_NAMES},
@@ -80,32 +80,26 @@ def _load(file: Path, texts: set[str]) -> pa.Table:
             strings_can_be_null=True,
         )
         parse = pcsv.ParseOptions(newlines_in_values=True, delimiter=delimiter)
-        read = pcsv.ReadOptions(encoding=_encoding(file))
+        read = pcsv.ReadOptions(encoding=encoding.removesuffix("-sig"))  # Arrow knows the mark
         return pcsv.read_csv(file, read, parse_options=parse, convert_options=convert)
     except (pa.ArrowInvalid, OSError) as error:
         raise SampleSchemaError(f"{file} cannot be read: {error}") from error
 
 
-def _header(file: Path) -> tuple[list[str], str]:
-    """Names of the columns, and the one of the usual delimiters that the header has most of."""
+def _header(file: Path) -> tuple[list[str], str, str]:
+    """Names of the columns, the delimiter that the header has most of, and the encoding."""
     with file.open("rb") as raw, plain(raw, file) as stream:
         start = stream.read(1 << 16)
-    header = next(iter(start.decode(_encoding(file), errors="replace").splitlines()), "")
-    header = header.removeprefix("\ufeff")
+    encoding = text_encoding(start)
+    header = next(iter(start.decode(encoding, errors="replace").splitlines()), "")
     delimiter = delimiter_of(header)
-    return next(csv.reader([header], delimiter=delimiter), []), delimiter
+    return next(csv.reader([header], delimiter=delimiter), []), delimiter, encoding
 
 
 def delimiter_of(header: str) -> str:
     """The one of the usual delimiters that a header has most of, outside of quotes."""
     bare = "".join(header.split('"')[::2])
     return max(_DELIMITERS, key=bare.count)
-
-
-def _encoding(file: Path) -> str:
-    """UTF-8, or UTF-16 where a mark at the start says so, as in what Excel calls Unicode text."""
-    with file.open("rb") as raw, plain(raw, file) as stream:
-        return "utf-16" if stream.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8"
 
 
 def _with_index(table: pa.Table) -> pa.Table:

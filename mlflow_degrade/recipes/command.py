@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from .._question_names import names_questions, split_of, split_tasks
 from ..errors import DegradeError, InputError, UnknownNameError
+from ..prompting import HELP as PROMPTING_HELP
 from ..prompting import parameter_errors
 
 if TYPE_CHECKING:
@@ -30,13 +31,6 @@ SETTINGS = {"show_default": True, "help_option_names": ["-h", "--help"]}
 MODEL_HELP = "starter, starter-encoder, a hub id, a directory or file, or models:/n@a."
 SIGNING_KEY_HELP = "Private key in PEM to sign the evidence with, or sigstore."
 RECIPE_HELP = "A preset's name (presets/*.yaml next to the project), or a .yaml file."
-
-_PROMPTING = (
-    ("--apply-chat-template", "true asks in the model's chat template; text names one of several."),
-    ("--system-instruction", "System message of every prompt."),
-    ("--fewshot-as-multiturn", "Whether few-shot examples are turns; true with a template."),
-    ("--gen-kwargs", "key=value,… or JSON, in place of the tasks' own generation arguments."),
-)
 
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0", "")
 
@@ -56,8 +50,8 @@ def build(kind: type[Options], values: Mapping[str, Any]) -> Options:
 
 def prompting_options(command: Command) -> Command:
     """Add the parameters about how models are asked."""
-    for name, meaning in reversed(_PROMPTING):
-        command = click.option(name, default="", help=meaning)(command)
+    for name, meaning in reversed(PROMPTING_HELP.items()):
+        command = click.option(f"--{name.replace('_', '-')}", default="", help=meaning)(command)
     return command
 
 

@@ -219,14 +219,14 @@ def load_samples(run: Any) -> SampleScores:
     TrackingError
         The run does not exist, or holds no samples.
     """
-    if isinstance(run, str) or FILES_TAG not in run.data.tags:
+    names = [] if isinstance(run, str) else _stated_files(run)
+    if not names:
         run_id = run if isinstance(run, str) else run.info.run_id
         with downloaded(f"runs:/{run_id}") as folder:
             if folder.is_file():
                 return TRACES.read(folder)
             samples = _read(sorted(folder.glob("*.parquet")))
         return with_agreements(samples, run_id)
-    names = sorted(json.loads(run.data.tags[FILES_TAG]))
     with tempfile.TemporaryDirectory(prefix="mlflow-degrade-") as scratch:
         try:
             location = run.info.artifact_uri
@@ -234,6 +234,19 @@ def load_samples(run: Any) -> SampleScores:
             return _read([found / name for name in names])
         except (RegistryError, OSError) as error:
             raise TrackingError(f"runs:/{run.info.run_id} cannot be read: {error}") from error
+
+
+def _stated_files(run: Any) -> list[str]:
+    """The files of a run's samples as its tag names them; empty where they have to be listed.
+
+    A name that leads elsewhere is none: whoever may set tags must not choose other samples.
+    """
+    try:
+        names = json.loads(run.data.tags.get(FILES_TAG, "[]"))
+        plain = all(name.endswith(".parquet") and not set(name) & set("/\\") for name in names)
+    except (ValueError, TypeError, AttributeError):
+        return []
+    return sorted(names) if plain else []
 
 
 def _read(files: list[Path]) -> SampleScores:

@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,7 @@ _MEGABYTE = 1 << 20
 _LARGE = 64 * _MEGABYTE
 # From here on reading takes so long that a bar shows it.
 _LONG = 1_024 * _MEGABYTE
+_SETTLED_NS = 3_000_000_000
 _LOCK = threading.Lock()
 _HASHING: dict[tuple[int, ...], threading.Lock] = {}
 _DIGESTS: dict[tuple[int, ...], str] = {}
@@ -114,29 +116,6 @@ def read_content(directory: Path) -> ModelContent:
         files={p.relative_to(directory).as_posix(): d for p, d in digests.items()},
         size=sum(path.stat().st_size for path in digests),
     )
-
-
-def bind_artifact(model_uri: str) -> str:
-    """Bind a logged model to the active run's evidence; see `bind_content`.
-
-    Parameters
-    ----------
-    model_uri : str
-        ``models:/m-…`` or ``runs:/…`` of the candidate, as ``log_model`` returned it.
-
-    Returns
-    -------
-    str
-        The digest of all its files.
-    """
-    import mlflow
-
-    from .references import logged_content
-
-    content = logged_content(model_uri)
-    run: Any = mlflow.active_run()
-    bind_content(content, run.info.run_id)
-    return content.artifact_digest
 
 
 def bind_content(content: ModelContent, run_id: str) -> None:
@@ -226,7 +205,9 @@ def _known_digest(path: Path) -> str:
     write sets the time of the change to now, which nobody can set back but who owns the machine.
     """
     stat = path.stat()
-    if stat.st_size < _LARGE:
+    # Clocks of file systems are coarse: what was written just now may be written again unseen.
+    settled = time.time_ns() - max(stat.st_ctime_ns, stat.st_mtime_ns) > _SETTLED_NS
+    if stat.st_size < _LARGE or not settled:
         return digest_file(path)
     key = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
     with _LOCK:

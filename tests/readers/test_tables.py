@@ -202,6 +202,10 @@ class TestJsonLines:
         path = write(tmp_path / "x.jsonl", '{"id": 1, "metrics": {"f1": 0.5, "tokens": 7}}\n')
         assert read_samples(path).means() == {("samples", "f1", "none"): 0.5}
 
+    def test_a_score_of_the_record_wins_over_those_in_objects(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "x.jsonl", '{"id": 1, "acc": 1, "metrics": {"acc": 0, "f1": 0}}\n')
+        assert read_samples(path).means() == {("samples", "acc", "none"): 1.0}
+
     def test_an_error_beside_a_score_is_told(self, tmp_path: Path) -> None:
         rows = [{"id": i, "score": i, "error": "timeout" if i == 0 else None} for i in range(2)]
         path = write(tmp_path / "x.jsonl", "\n".join(map(json.dumps, rows)))

@@ -74,6 +74,22 @@ class TestTables:
         with pytest.raises(PromptMismatchError, match="4 of 4"):
             pair(baseline, log("c", "Other", "yes"))
 
+    def test_beside_an_answer_the_end_of_a_conversation_is_a_part_of_the_question(
+        self, tmp_path: Path
+    ) -> None:
+        sides = []
+        for start in ("Let me think.", "Sure:"):
+            turns = [
+                {"role": "user", "content": "Q"},
+                {"role": "assistant", "content": start},
+            ]
+            rows = [{"id": i, "score": i % 2, "messages": turns, "response": "A"} for i in range(4)]
+            path = tmp_path / f"{len(sides)}.jsonl"
+            write(path, rows)
+            sides.append(read_samples(path))
+        with pytest.raises(PromptMismatchError, match="4 of 4"):
+            pair(*sides)
+
     def test_the_same_texts(self, tmp_path: Path) -> None:
         texts = {"prompt": "Q", "target": "A"}
         assert not pair(*self.both(tmp_path, "csv", texts, texts)).notes

@@ -28,7 +28,8 @@ from mlflow_degrade import GatePolicy, SampleScores, decide, pair
 from mlflow_degrade.cache import digest_directory
 from mlflow_degrade.origin import Origin
 from mlflow_degrade.tracking.evidence import log_decision
-from mlflow_degrade.tracking.model_content import ARTIFACT_TAG, bind_artifact, read_content
+from mlflow_degrade.tracking.model_content import ARTIFACT_TAG, bind_content, read_content
+from mlflow_degrade.tracking.references import logged_content
 from mlflow_degrade.tracking.registration import log_model
 from mlflow_degrade.tracking.registry_listing import versions_of
 
@@ -104,6 +105,13 @@ def log_evidence(
     return run.info.run_id, decision.verdict.value, log_decision(decision, paired)
 
 
+def bind_artifact(uri: str, run_id: str) -> str:
+    """Bind a logged model to the evidence in a run; the digest of all its files."""
+    content = logged_content(uri)
+    bind_content(content, run_id)
+    return content.artifact_digest
+
+
 def register_case(
     folder: Path,
     name: str = "chat",
@@ -124,7 +132,7 @@ def register_case(
             digest, baseline=baseline, wrong=wrong, policy=policy, n=n, origin=origin
         )
         uri = log_model(directory).model_uri
-        bound = {ARTIFACT_TAG: bind_artifact(uri)} if bind else {}
+        bound = {ARTIFACT_TAG: bind_artifact(uri, run_id)} if bind else {}
     tags = {
         "degrade.verdict": verdict,
         "degrade.evidence_digest": evidence,

@@ -68,6 +68,7 @@ def test_a_large_file_is_read_again_only_when_it_was_touched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model_content, "_LARGE", 10)
+    monkeypatch.setattr(model_content, "_SETTLED_NS", -1)
     read: list[Path] = []
     plain = model_content.digest_file
     monkeypatch.setattr(model_content, "digest_file", lambda p: (read.append(p), plain(p))[1])
@@ -83,3 +84,21 @@ def test_a_large_file_is_read_again_only_when_it_was_touched(
     assert file.stat().st_mtime_ns == stat.st_mtime_ns
     assert model_content._known_digest(file) != before
     assert len(read) == 2
+
+
+def test_what_was_written_just_now_is_read_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second write may fall into the same tick of the file system's clock."""
+    monkeypatch.setattr(model_content, "_LARGE", 10)
+    file = tmp_path / "weights.bin"
+    file.write_bytes(bytes(100))
+    same = file.stat()
+    before = model_content._known_digest(file)
+    file.write_bytes(bytes(99) + b"\1")
+
+    class Clock(type(file)):  # type: ignore[misc]
+        def stat(self, **_: bool) -> os.stat_result:
+            return same
+
+    assert model_content._known_digest(Clock(file)) != before

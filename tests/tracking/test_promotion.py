@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import mlflow
 import pytest
@@ -24,7 +27,12 @@ from mlflow_degrade.errors import (
     UnpairedSamplesError,
 )
 from mlflow_degrade.tracking.attempts import ATTEMPT_TAG
-from mlflow_degrade.tracking.evaluations import MODEL_URI_TAG, log_evaluation
+from mlflow_degrade.tracking.evaluations import (
+    FILES_TAG,
+    MODEL_URI_TAG,
+    load_samples,
+    log_evaluation,
+)
 from mlflow_degrade.tracking.gate_config import VARIABLE
 from mlflow_degrade.tracking.references import content_digest
 from mlflow_degrade.tracking.runs import Terminated, terminate_gracefully
@@ -103,6 +111,20 @@ def test_a_tampered_decision_is_computed_again(tmp_path: Path) -> None:
     assert again.decision.verdict is Verdict.FAIL
     assert not again.reused
     assert MlflowClient().get_model_version_by_alias("chat", "champion").version in (1, "1")
+
+
+def test_a_tag_cannot_lead_to_the_samples_of_another_run(tmp_path: Path) -> None:
+    store = MlflowClient()
+    bad, _ = log_evaluated(tmp_path, "worse", wrong=90)
+    good, _ = log_evaluated(tmp_path, "better", wrong=0)
+    theirs = Path(url2pathname(urlsplit(store.get_run(good).info.artifact_uri).path))
+    own = Path(url2pathname(urlsplit(store.get_run(bad).info.artifact_uri).path))
+    planted = theirs / "samples" / "qa.parquet"
+    names = [str(planted), os.path.relpath(planted, own / "samples"), "", "qa.parquet/../x.parquet"]
+    for name in names:
+        store.set_tag(bad, FILES_TAG, json.dumps([name]))
+        found = load_samples(store.get_run(bad)).means()[("qa", "acc", "none")]
+        assert found == 1 - 90 / 1500, name
 
 
 def test_attempts_on_the_same_samples_are_counted(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from mlflow_degrade.errors import InputError, RegistryError, VerificationError
 from mlflow_degrade.tracking.artifact_access import fetch
 from mlflow_degrade.tracking.evidence import write_evidence
 from mlflow_degrade.tracking.evidence_review import review_evidence
-from mlflow_degrade.tracking.model_content import ARTIFACT_TAG, bind_artifact
+from mlflow_degrade.tracking.model_content import ARTIFACT_TAG
 
 
 @pytest.fixture(scope="module")
@@ -198,8 +198,7 @@ def test_bound_files_may_come_from_another_version_of_the_package(workplace: Pat
     case = cases.register_case(workplace, "bound", bind=False)
     files = _files(case)
     (files / "pyfunc_model.py").write_text("# of another version\n")
-    with mlflow.start_run(run_id=case.run_id):
-        digest = bind_artifact(case.model_uri)
+    digest = cases.bind_artifact(case.model_uri, case.run_id)
     MlflowClient().set_model_version_tag(*case.at, ARTIFACT_TAG, digest)
     assert verify_version(*case.at).ok
     mlflow.artifacts.download_artifacts(f"models:/{case.name}/{case.version}")
