@@ -168,17 +168,26 @@ def _against_lm_eval(source: Path, base: Path) -> float:
     return max(abs(mine[0] - yours[0]) for mine, yours in pairs)
 
 
-def tables(rows: Sequence[Row], schemes: Sequence[str]) -> str:
-    """The rows as Markdown."""
+def table(kind: str, rows: Sequence[Row], schemes: Sequence[str]) -> str:
+    """The rows as Markdown; of those that are not exported the document says why by itself."""
+    notes = {
+        "decoders": "*Parity*: largest difference from PyTorch of a logit, with and without a "
+        "cache. *Engine*: largest difference of a log-likelihood from lm-eval's Hugging Face "
+        "backend.",
+        "encoders": "*Parity*: largest difference from PyTorch of a component of an embedding.",
+    }
     header = ["family", "export", "one node each", "parity", "engine", *schemes]
+    cells = [row.cells() for row in sorted(rows, key=lambda r: r.family) if row.parity is not None]
+    if kind == "encoders":  # which lm-eval does not score
+        del header[4]
+        for line in cells:
+            del line[4]
     note = (
-        "Two layers, width 64, random weights. *Parity*: largest difference from PyTorch of a "
-        "logit, with and without a cache, or of a component of an embedding. *Engine*: largest "
-        "difference of a log-likelihood from lm-eval's Hugging Face backend. Schemes: size of the "
-        "file relative to fp32, and the share of all weights that is stored in float, which is the "
-        "embedding, norms and biases; matrices that are multiplied are named where any stay."
+        f"Two layers, width 64, random weights. {notes[kind]} Schemes: size of the file relative "
+        "to fp32, and the share of all weights that is stored in float, which is the embedding, "
+        "norms and biases; matrices that are multiplied are named where any stay."
     )
-    return markdown(header, [row.cells() for row in rows], note)
+    return markdown(header, cells, note)
 
 
 @click.command(help=__doc__.splitlines()[0])
@@ -219,7 +228,7 @@ def main(families: tuple[str, ...], schemes: str, rows: Path | None, write: Path
     if failed:
         raise SystemExit(f"not measured: {', '.join(failed)}")
     if write is not None:
-        made = {kind: tables(rows, chosen) for kind, rows in found.items() if rows}
+        made = {kind: table(kind, those, chosen) for kind, those in found.items() if those}
         text = write.read_text(encoding="utf-8")
         write.write_text(replace_between_markers(text, made), encoding="utf-8")
 
