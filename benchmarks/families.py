@@ -10,8 +10,8 @@ those of lm-eval's own Hugging Face backend; and of each scheme the size of its 
 export's, and the share of the weights that stay in float. What a scheme refuses is named.
 
 The models are random and their vocabulary is most of them: sizes say whether anything was missed,
-not how small a real model becomes. With MLFLOW_DEGRADE_CACHE set, finished exports are kept there; a
-row that the file of `--rows` holds is not measured again.
+not how small a real model becomes. With MLFLOW_DEGRADE_CACHE set, finished exports are kept there;
+rows that the file of `--rows` holds are not measured again.
 """
 
 from __future__ import annotations
@@ -216,7 +216,7 @@ def main(families: tuple[str, ...], schemes: str, rows: Path | None, write: Path
                 os.environ["MLFLOW_DEGRADE_CACHE"] = f"{scratch}/cache"
             try:
                 row = before.get(family) or sweep(family, Path(scratch), chosen)
-            except Exception:  # the other families are measured all the same
+            except Exception:  # noqa: BLE001 - the other families are measured all the same
                 failed.append(family)
                 traceback.print_exc()
                 continue

@@ -45,7 +45,8 @@ from mlflow_degrade.errors import InputError
 from mlflow_degrade.evaluation.question_tasks import QuestionOptions, question_tasks
 for name in sys.argv[1:]:
     try:
-        options = QuestionOptions.of({"columns": "question=Frage,answer=Gold"} if "quiz" in name else {})
+        columns = "question=Frage,answer=Gold" if "quiz" in name else ""
+        options = QuestionOptions.of({"columns": columns})
         (config,) = question_tasks([name], options).values()
         documents = [dict(row) for row in config["custom_dataset"]()["test"]]
         print(json.dumps([config["task"], len(documents), documents[0]["prompt"]]))

@@ -158,8 +158,8 @@ def _questions_file(path: Path, count: int = 150) -> Path:
     """A semicolon CSV with choices in columns, and the right one by its letter."""
     table = pd.DataFrame(make_items(count, seed=7))
     table["A"], table["B"] = table["choices"].str[0], table["choices"].str[1]
-    table["Gold"] = ["AB"[place] for place in table["answer"]]
-    table[["question", "A", "B", "Gold"]].to_csv(path, sep=";", index=False)
+    table["Richtig"] = ["AB"[place] for place in table["answer"]]
+    table[["question", "A", "B", "Richtig"]].to_csv(path, sep=";", index=False)
     return path
 
 
@@ -179,7 +179,7 @@ def test_files_of_questions(
     )
     Path("policy.yaml").write_text("margin_pp: 5\ntasks:\n  answers.jsonl: {metric: f1}\n")
     capsys.readouterr()
-    asked = ["--tasks", "mine.csv,answers.jsonl", "--columns", "mine.answer=Gold",
+    asked = ["--tasks", "mine.csv,answers.jsonl", "--columns", "mine.answer=Richtig",
              "--max-gen-toks", "4", "--limit", "0"]  # fmt: skip
     models = ["--candidate", "models:/tiny/2", "--baseline", "models:/tiny@champion"]
     arguments = ["gate", *models, *asked, "--device", "cpu"]
@@ -198,7 +198,7 @@ def test_files_of_questions(
     # The project asks the same, and finds both evaluations.
     done = _mlflow_run(
         candidate="models:/tiny/2", baseline="models:/tiny@champion", policy="policy.yaml",
-        tasks="mine.csv,answers.jsonl", columns="mine.answer=Gold", max_gen_toks="4", limit="0",
+        tasks="mine.csv,answers.jsonl", columns="mine.answer=Richtig", max_gen_toks="4", limit="0",
         device="cpu", alias="challenger",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
