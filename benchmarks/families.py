@@ -2,7 +2,7 @@
 
     python benchmarks/families.py                            # all, some minutes
     python benchmarks/families.py gpt2 gpt_oss roberta --schemes int8-weight-only
-    python benchmarks/families.py --write docs/architectures.md
+    python benchmarks/families.py --rows rows.jsonl --write docs/architectures.md
 
 For each family: whether its attention is fused, or why not; the largest difference of a logit from
 PyTorch's, with and without a cache; the largest difference between the engine's log-likelihoods and
@@ -10,17 +10,20 @@ those of lm-eval's own Hugging Face backend; and of each scheme the size of its 
 export's, and the share of the weights that stay in float. What a scheme refuses is named.
 
 The models are random and their vocabulary is most of them: sizes say whether anything was missed,
-not how small a real model becomes. With MLFLOW_DEGRADE_CACHE set, finished exports are kept there.
+not how small a real model becomes. With MLFLOW_DEGRADE_CACHE set, finished exports are kept there;
+rows that the file of `--rows` holds are not measured again.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import tempfile
+import traceback
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
@@ -165,24 +168,34 @@ def _against_lm_eval(source: Path, base: Path) -> float:
     return max(abs(mine[0] - yours[0]) for mine, yours in pairs)
 
 
-def tables(rows: Sequence[Row], schemes: Sequence[str]) -> str:
-    """The rows as Markdown."""
+def table(kind: str, rows: Sequence[Row], schemes: Sequence[str]) -> str:
+    """The rows as Markdown; of those that are not exported the document says why by itself."""
+    notes = {
+        "decoders": "*Parity*: largest difference from PyTorch of a logit, with and without a "
+        "cache. *Engine*: largest difference of a log-likelihood from lm-eval's Hugging Face "
+        "backend.",
+        "encoders": "*Parity*: largest difference from PyTorch of a component of an embedding.",
+    }
     header = ["family", "export", "one node each", "parity", "engine", *schemes]
+    cells = [row.cells() for row in sorted(rows, key=lambda r: r.family) if row.parity is not None]
+    if kind == "encoders":  # which lm-eval does not score
+        del header[4]
+        for line in cells:
+            del line[4]
     note = (
-        "Two layers, width 64, random weights. *Parity*: largest difference from PyTorch of a "
-        "logit, with and without a cache, or of a component of an embedding. *Engine*: largest "
-        "difference of a log-likelihood from lm-eval's Hugging Face backend. Schemes: size of the "
-        "file relative to fp32, and the share of all weights that is stored in float, which is the "
-        "embedding, norms and biases; matrices that are multiplied are named where any stay."
+        f"Two layers, width 64, random weights. {notes[kind]} Schemes: size of the file relative "
+        "to fp32, and the share of all weights that is stored in float, which is the embedding, "
+        "norms and biases; matrices that are multiplied are named where any stay."
     )
-    return markdown(header, [row.cells() for row in rows], note)
+    return markdown(header, cells, note)
 
 
 @click.command(help=__doc__.splitlines()[0])
 @click.argument("families", nargs=-1)
 @click.option("--schemes", default=",".join(_SCHEMES), show_default=True)
+@click.option("--rows", type=click.Path(path_type=Path), help="File of rows to go on from.")
 @click.option("--write", type=click.Path(path_type=Path), help="Document to put the tables into.")
-def main(families: tuple[str, ...], schemes: str, write: Path | None) -> None:
+def main(families: tuple[str, ...], schemes: str, rows: Path | None, write: Path | None) -> None:
     warnings.filterwarnings("ignore")  # torch's tracer comments on every model
     unknown = set(families) - {*_ALL_DECODERS, *ENCODERS}
     if unknown:
@@ -191,18 +204,31 @@ def main(families: tuple[str, ...], schemes: str, write: Path | None) -> None:
         )
     chosen = tuple(filter(None, schemes.split(",")))
     kept = os.environ.get("MLFLOW_DEGRADE_CACHE")
+    lines = rows.read_text(encoding="utf-8").splitlines() if rows and rows.exists() else []
+    before = {line["family"]: Row(**line) for line in map(json.loads, lines)}
     found: dict[str, list[Row]] = {"decoders": [], "encoders": []}
-    for family in families or (*_ALL_DECODERS, *ENCODERS):
+    failed = []
+    for family in families or (*sorted(_ALL_DECODERS), *sorted(ENCODERS)):
         kind = "encoders" if family in ENCODERS else "decoders"
         sweep = sweep_encoder if family in ENCODERS else sweep_decoder
         with tempfile.TemporaryDirectory() as scratch:
             if not kept:
                 os.environ["MLFLOW_DEGRADE_CACHE"] = f"{scratch}/cache"
-            row = sweep(family, Path(scratch), chosen)
+            try:
+                row = before.get(family) or sweep(family, Path(scratch), chosen)
+            except Exception:  # noqa: BLE001 - the other families are measured all the same
+                failed.append(family)
+                traceback.print_exc()
+                continue
+        if rows and family not in before:
+            with rows.open("a", encoding="utf-8") as file:
+                print(json.dumps(asdict(row)), file=file)
         found[kind].append(row)
         print(" | ".join(row.cells()), flush=True)
+    if failed:
+        raise SystemExit(f"not measured: {', '.join(failed)}")
     if write is not None:
-        made = {kind: tables(rows, chosen) for kind, rows in found.items() if rows}
+        made = {kind: table(kind, those, chosen) for kind, those in found.items() if those}
         text = write.read_text(encoding="utf-8")
         write.write_text(replace_between_markers(text, made), encoding="utf-8")
 

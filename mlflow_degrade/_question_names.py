@@ -54,26 +54,34 @@ def split_of(name: str) -> tuple[str, str | None]:
     --------
     >>> split_of("./squad:validation"), split_of("hf:org/squad:test"), split_of("./squad")
     (('./squad', 'validation'), ('hf:org/squad', 'test'), ('./squad', None))
+    >>> split_of("hf:squad")
+    ('hf:squad', None)
     """
-    match = re.fullmatch(r"(?P<data>(?:hf:)?[^:]*[^:/\\]):(?P<split>\w+)", name)
+    hub = HUB if name.startswith(HUB) else ""
+    match = re.fullmatch(r"(?P<data>[^:]*[^:/\\]):(?P<split>\w+)", name.removeprefix(hub))
     if match is None or name.startswith(MLFLOW):
         return name, None
-    return match["data"], match["split"]
+    return hub + match["data"], match["split"]
 
 
 def task_of(name: str) -> str:
     """What the task of a file or data set is called: its name without folder and suffix.
 
+    Of the hub's, whose configs are called alike, the name and the config.
+
     Examples
     --------
     >>> task_of("data/my questions.csv"), task_of("mlflow:support"), task_of("arc_easy")
     ('my_questions', 'support', 'arc_easy')
+    >>> task_of("hf:org/quiz/main:test")
+    'quiz_main'
     """
     marked = name.startswith((MLFLOW, HUB)) or file_suffix(name) is not None
     if not marked and not any(mark in name for mark in _SEPARATORS):
         return name
     bare = split_of(name)[0].removeprefix(MLFLOW).removeprefix(HUB).rstrip("/\\")
-    last = re.split(r"[/\\]", bare)[-1]
+    parts = re.split(r"[/\\]", bare)
+    last = "_".join(parts[1:]) if name.startswith(HUB) and len(parts) == 3 else parts[-1]
     suffix = file_suffix(last)
     if suffix is not None:
         last = last[: last.lower().rindex(suffix)]

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 
 from ._answers import add_answer_changes
+from ._question_names import task_of
 from ._reasons import (
     UNRELIABLE,
     claims,
@@ -174,7 +175,7 @@ def _judge(
 
 def _check_names(paired: PairedScores, policy: GatePolicy) -> None:
     names = [task.name for task in paired.tasks]
-    unknown = [n for n in policy.tasks if n not in names and not set(n) & set("*?[")]
+    unknown = [n for n in policy.tasks if task_of(n) not in names and not set(n) & set("*?[")]
     if unknown:
         raise PolicyError(
             f"the policy speaks of tasks that were not evaluated: {unknown}; evaluated: {names}. "

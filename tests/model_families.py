@@ -94,6 +94,7 @@ DECODERS: Mapping[str, Mapping[str, Any]] = {
 """Decoders that Optimum exports."""
 
 UNLISTED: Mapping[str, Mapping[str, Any]] = {
+    "apertus": LLAMA_SIZES,
     "biogpt": _NO_GROUPS,
     "cohere2": {**LLAMA_SIZES, "sliding_window": 32, "sliding_window_pattern": 2},
     "diffllama": LLAMA_SIZES,
@@ -121,7 +122,6 @@ UNLISTED: Mapping[str, Mapping[str, Any]] = {
 """Decoders that are exported although Optimum does not list them."""
 
 NOT_EXPORTED: Mapping[str, Mapping[str, Any]] = {
-    "apertus": LLAMA_SIZES,
     "bamba": {**LLAMA_SIZES, "attn_layer_indices": [1], "mamba_n_heads": 4, "mamba_d_head": 32},
     "falcon_h1": LLAMA_SIZES,
     "jamba": {**LLAMA_SIZES, "num_experts": 1, "attn_layer_period": 2, "attn_layer_offset": 1},

@@ -150,6 +150,12 @@ def test_unknown_task_in_the_policy() -> None:
         decide(_counts(qa=(0, 0, 50)), GatePolicy(tasks={"gsm8k": {"tier": "advisory"}}))
 
 
+def test_a_file_of_questions_may_be_named_as_it_is_asked() -> None:
+    policy = GatePolicy(tasks={"data/qa.csv": {"tier": "advisory"}})
+    decided = decide(_counts(qa=(0, 0, 50), other=(0, 0, 50)), policy)
+    assert {task.task: task.tier for task in decided.tasks} == {"qa": "advisory", "other": "gating"}
+
+
 def test_graded_clustered_and_repeated_scores() -> None:
     rng = np.random.default_rng(0)
     base = rng.random(2000)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ..errors import InputError
-from .question_files import DataRows, as_list, as_text
+from .question_files import DataRows, as_list, as_object, as_text
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 # Choices in columns of their own: A, B, …; choice_1, …; option_a, …
-_NUMBERED = re.compile(r"(?P<head>(?:choice|option|ending|op)[ _-]?)(?P<place>\d{1,2}|[a-z])", re.I)
+_HEADS = "choice|option|opt|op|ending|alternative|candidate|solution|sol"
+_NUMBERED = re.compile(rf"(?P<head>(?:{_HEADS})[ _-]?)(?P<place>\d{{1,2}}|[a-z])", re.I)
+# Names of a choice's own text and mark, where choices are objects.
+_TEXT_KEYS = ("text", "content", "value", "choice", "option")
+_MARK_KEYS = ("label", "key", "id", "letter")
 _SEPARATORS = ("|", ";", "\n")
 
 
@@ -19,13 +24,18 @@ def right_choices(
 ) -> list[int]:
     """Index of the right choice in every row, by the one way to read the column that fits all."""
     rows = list(zip(choices, given, strict=True))
+    marks = _marks(data)
+    if marks is not None and all(g in marked for g, marked in zip(given, marks, strict=True)):
+        # The choices' own marks say it, which may be numbers in one row and letters in others.
+        return [marked.index(answer) for marked, answer in zip(marks, given, strict=True)]
     readings = {
         "text": [_place(answer, options) for options, answer in rows],
         "letter": [_letter(answer) for answer in given],
         "index from 0": [int(answer) if _whole(answer) else -1 for answer in given],
         "number from 1": [int(answer) - 1 if _whole(answer) else -1 for answer in given],
     }
-    if all(place >= 0 for place in readings["text"]):
+    counted = re.search(r"index|idx", column, re.IGNORECASE)
+    if not counted and all(place >= 0 for place in readings["text"]):
         return readings["text"]
     fitting = {
         name: found
@@ -93,7 +103,14 @@ def choices_of(data: DataRows) -> list[list[str]] | None:
     if column is None:
         return None
     values = data.values(column)
-    lists = [as_list(value) for value in values]
+    lists = [_listed(value) for value in values]
+    for row, found in enumerate(lists, start=1):
+        if any(isinstance(value, (Mapping, list)) for value in found or ()):
+            raise data.error(
+                f"has choices in row {row} (column {column!r}) that are no texts: "
+                f"{values[row - 1]}; write texts, or objects with {_TEXT_KEYS[0]!r} and "
+                f"{_MARK_KEYS[0]!r}."
+            )
     if all(found is not None for found in lists):
         return [[as_text(value) for value in found or ()] for found in lists]
     texts = [as_text(value) for value in values]
@@ -107,9 +124,46 @@ def choices_of(data: DataRows) -> list[list[str]] | None:
     return [[part.strip() for part in text.split(separator)] for text in texts]
 
 
+def _objects(value: Any) -> list[tuple[str, Any]] | None:
+    """Marks and texts of choices that have both, in the ways in which data sets write it."""
+    if isinstance(value, str):
+        value = as_object(value)
+    if isinstance(value, Mapping):
+        texts, marks = value.get("text"), value.get("label")
+        if isinstance(texts, (list, tuple)) and isinstance(marks, (list, tuple)):
+            return list(zip(map(as_text, marks), texts, strict=False))
+        if "".join(map(str, value)).upper() == _LETTERS[: len(value)]:
+            return [(str(mark), text) for mark, text in value.items()]
+    if isinstance(value, (list, tuple)) and value and all(isinstance(v, Mapping) for v in value):
+        text, mark = (
+            next((key for key in keys if all(key in one for one in value)), None)
+            for keys in (_TEXT_KEYS, _MARK_KEYS)
+        )
+        if text is not None:
+            return [(as_text(one[mark]) if mark else "", one[text]) for one in value]
+    return None
+
+
+def _listed(value: Any) -> list[Any] | None:
+    """The choices of a cell that holds several."""
+    marked = _objects(value)
+    return as_list(value) if marked is None else [text for _, text in marked]
+
+
+def _marks(data: DataRows) -> list[list[str]] | None:
+    """The choices' own marks, where every row has them."""
+    column = data.column("choices")
+    if column is None or "+" in column:
+        return None
+    found = [_objects(value) for value in data.values(column)]
+    if any(marked is None or not all(mark for mark, _ in marked) for marked in found):
+        return None
+    return [[mark for mark, _ in marked or ()] for marked in found]
+
+
 def _columns_of_choices(names: Sequence[str]) -> list[str] | None:
-    letters = [name for name in names if len(name) == 1 and name in _LETTERS]
-    if "".join(sorted(letters)) == _LETTERS[: len(letters)] and len(letters) > 1:
+    letters = [name for name in names if len(name) == 1 and name.upper() in _LETTERS]
+    if "".join(sorted(letters)).upper() == _LETTERS[: len(letters)] and len(letters) > 1:
         return sorted(letters)
     numbered = [name for name in names if _NUMBERED.fullmatch(name)]
     return numbered if len(numbered) > 1 else None

@@ -287,13 +287,18 @@ def as_text(value: Any) -> str:
 
 def as_list(value: Any) -> list[Any] | None:
     """Several values in one cell: a list, one written as JSON or Python, or ``{"text": […]}``."""
-    if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
-        for read in (json.loads, ast.literal_eval):
-            try:
-                value = read(value)
-            except (ValueError, SyntaxError, RecursionError, MemoryError):
-                continue
-            break
+    value = as_object(value)
     if isinstance(value, Mapping):
         value = value.get("text")
     return list(value) if isinstance(value, (list, tuple)) else None
+
+
+def as_object(value: Any) -> Any:
+    """A list or an object that is written as JSON or Python; anything else as it is."""
+    if isinstance(value, str) and value.strip()[:1] in ("[", "{"):
+        for read in (json.loads, ast.literal_eval):
+            try:
+                return read(value)
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
+                continue
+    return value

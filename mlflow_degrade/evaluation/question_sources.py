@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -112,8 +113,7 @@ def of_datasets(source: str) -> list[dict[str, Any]]:
     with _quiet_datasets():
         try:
             if named.startswith(HUB):
-                name, config = _hub_name(named)
-                found = datasets.load_dataset(name, config)
+                found = datasets.load_dataset(*_hub_name(named))
             else:
                 folder = Path(named).expanduser()
                 saved = any((folder / n).is_file() for n in ("dataset_dict.json", "state.json"))
@@ -125,10 +125,7 @@ def of_datasets(source: str) -> list[dict[str, Any]]:
         except DegradeError:
             raise
         except Exception as error:
-            raise InputError(
-                f"{named} cannot be read as a data set ({type(error).__name__}: {error}). If it is "
-                "on the hub, check its name, the network and your access."
-            ) from error
+            raise _unread(named, error) from error
     if isinstance(found, dict):
         chosen = split or next((name for name in _SPLITS if name in found), None)
         if chosen is None and len(found) == 1:
@@ -141,6 +138,23 @@ def of_datasets(source: str) -> list[dict[str, Any]]:
     elif split is not None:
         raise InputError(f"{named} has no splits, so none is called {split!r}.")
     return [dict(row) for row in _with_class_names(found)]
+
+
+def _unread(named: str, error: Exception) -> InputError:
+    """What to say of a data set that `datasets` did not read."""
+    if configs := re.search(r"(?:configs|Available): \[(.+?)\]", str(error)):
+        names = re.findall(r"'(.+?)'", configs[1])
+        whole = HUB + _hub_name(named)[0] if named.startswith(HUB) else None
+        remedy = "save the one that is meant by itself" if whole is None else f"{whole}/{names[0]}"
+        return InputError(f"{named} has the configs {names}: name one, e.g. {remedy}.")
+    cause: BaseException = error
+    while cause.__cause__ is not None and "generating the dataset" in str(cause):
+        cause = cause.__cause__  # which says what is wrong with its files
+    why = " ".join(str(cause).split()).rstrip(".")
+    return InputError(
+        f"{named} cannot be read as a data set ({type(cause).__name__}: {why}). If it is on the "
+        "hub, check its name, the network and your access."
+    )
 
 
 def _with_class_names(data: Any) -> Iterator[dict[str, Any]]:
@@ -173,7 +187,13 @@ def _hub_name(named: str) -> tuple[str, str | None]:
     parts = named.removeprefix(HUB).split("/")
     if not 1 <= len(parts) <= 3 or not all(parts):
         raise InputError(f"{named} is not of the form hf:org/name or hf:org/name/config.")
-    return "/".join(parts[:2]), parts[2] if len(parts) == 3 else None
+    name = "/".join(parts[:2])
+    if Path(name).exists():  # which `datasets` prefers
+        raise InputError(
+            f"{named} is meant on the hub, and {Path(name).absolute()} would be read: write "
+            f"./{name} for it, or start from another directory."
+        )
+    return name, parts[2] if len(parts) == 3 else None
 
 
 def of_mlflow(source: str) -> list[dict[str, Any]]:

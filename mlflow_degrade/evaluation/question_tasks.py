@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,11 +10,12 @@ from typing import Any
 
 from .._question_names import DEFAULT_TOKENS, task_of
 from ..errors import InputError
+from ..readers._columns import usual_form
 from ..readers._score_values import squad_exact, squad_f1
 from ..scores import SampleScores
 from .encoder_files import LABELS, folder_task, rows_task
 from .question_choices import choices_of, right_choices
-from .question_files import Columns, DataRows, as_list, as_text, read_rows
+from .question_files import Columns, DataRows, as_list, as_object, as_text, read_rows
 
 _VERSION = 1.0
 _MOST_LABELS = 200
@@ -221,7 +223,15 @@ def _before_choices(data: DataRows) -> list[str]:
 
 def _prompts(data: DataRows) -> list[str]:
     if not _is_question(data):
-        return data.texts(data.require("prompt", "question", "text"))
+        column = data.require("prompt", "question", "text")
+        both = {usual_form(name): name for name in data.names}
+        if "prompt" not in data.stated and usual_form(column) == "input" and "instruction" in both:
+            raise data.error(
+                f"has {both['instruction']!r} beside {column!r}, of which one alone would be asked:"
+                " put what is to be asked into one column prompt, or say which it is: "
+                f"columns=prompt={column}."
+            )
+        return data.texts(column)
     questions = data.texts(data.require("question"))
     context = data.column("context")
     before = [""] * len(questions) if context is None else map(as_text, data.values(context))
@@ -244,9 +254,24 @@ def _with_answers(data: DataRows) -> list[dict[str, Any]]:
     prompts = _prompts(data)
     column = data.require("answer")
     answers = []
+    _refuse_unread_choices(data, column)
     for row, value in enumerate(data.values(column), start=1):
         several = as_list(value)
+        strange = [v for v in several or [as_object(value)] if isinstance(v, (Mapping, list))]
+        if strange:
+            keys = f", one of {sorted(strange[0])}" if isinstance(strange[0], Mapping) else ""
+            raise data.error(
+                f"has an answer in row {row} (column {column!r}) that is no text: {strange[0]}; "
+                f"say which part it is: columns=answer={column}.KEY{keys}."
+            )
         texts = [as_text(one).strip() for one in ([value] if several is None else several)]
+        if several is None and re.fullmatch(
+            r"[^|\n]*[^|\s][^|\n]*(\|[^|\n]*[^|\s][^|\n]*)+", texts[0]
+        ):
+            raise data.error(
+                f"has an answer with bars in row {row} (column {column!r}): {texts[0]!r}; write "
+                'several that are right as ["a", "b"], and one with bars as ["a|b"].'
+            )
         texts = list(dict.fromkeys(filter(None, texts)))
         if not texts:
             raise data.error(
@@ -254,12 +279,38 @@ def _with_answers(data: DataRows) -> list[dict[str, Any]]:
             )
         answers.append(texts)
     first = [texts[0] for texts in answers]
+    if all(re.search(r"\n####\s*\S+$", text) for text in first):
+        raise data.error(
+            f"has answers in {column!r} that are reasoning with a result behind '####', which no "
+            "model writes word by word: keep the results alone, or name lm-eval's task gsm8k."
+        )
     return _documents(data, prompt=prompts, answer=first, answers=answers)
+
+
+def _refuse_unread_choices(data: DataRows, column: str) -> None:
+    """Answers A, B, … or 1, 2, … beside columns with a running end are places of choices."""
+    given = {as_text(value).strip("(). ").upper() for value in data.values(column)}
+    families: dict[str, list[str]] = {}
+    for name in data.names:
+        if (
+            found := re.fullmatch(r"(.*?[a-z)])[ _-]*(\d{1,2}|[ _-][a-h])", name, re.I)
+        ) is not None:
+            families.setdefault(found[1], []).append(name)
+    for family in families.values():
+        places = {*(str(i) for i in range(len(family) + 1)), *"ABCDEFGH"[: len(family)]}
+        if len(family) > 1 and column not in family and given <= places:
+            raise data.error(
+                f"has the columns {family}, and in {column!r} what looks like places among them: "
+                f"say columns=choices={'+'.join(family)} if they are choices, or remove them."
+            )
 
 
 def _with_labels(data: DataRows, column: str) -> list[dict[str, Any]]:
     labels = [text.strip() for text in data.texts(column)]
     names = sorted(set(labels))
+    same = Counter(name.removesuffix(".0") for name in names)
+    if twice := next((name for name, count in same.items() if count > 1), None):
+        raise data.error(f"has the labels {twice!r} and '{twice}.0' in {column!r}: write one way.")
     if len(names) < 2:
         raise data.error(f"has one label only, {names[0]!r}: two at least can be told apart.")
     if len(names) > _MOST_LABELS or len(names) > max(20, len(labels) // 2):

@@ -75,7 +75,8 @@ class Calibration:
         Yields
         ------
         mapping
-            Name to an array of shape (tokens, width).
+            Name to an array of shape (tokens, width). Tensors that no token of a text reaches, as
+            of an expert to which none is sent, are left out.
         """
         from onnx import TensorProto, helper
 
@@ -96,6 +97,7 @@ class Calibration:
             yield {
                 name: value.reshape(-1, value.shape[-1])
                 for name, value in zip(names, found, strict=True)
+                if value.size
             }
 
     def second_moments(
@@ -131,14 +133,15 @@ class Calibration:
 
         def add() -> None:
             for name, parts in held.items():
-                rows = np.concatenate(parts)
-                sums[name] += rows.T @ rows
-                parts.clear()
+                if parts:
+                    rows = np.concatenate(parts)
+                    sums[name] += rows.T @ rows
+                    parts.clear()
 
         for values in self.observe(group):
             for name, rows in values.items():
                 held[name].append(rows)
-            count += len(rows)
+            count += max(map(len, values.values()), default=0)
             if count >= _ROWS:
                 add()
                 count = 0

@@ -274,6 +274,8 @@ def _observed(
                 np.maximum(largest[name], np.abs(rows).max(axis=0), out=largest[name])
                 if count < _MAX_ROWS:
                     held[name].append(rows)
-            count += len(rows)
+            count += max(map(len, values.values()), default=0)
         for joint in group:
-            yield joint, held.pop(joint.value), largest[joint.value]
+            # An expert that no text reached shows nothing to go by.
+            if texts := held.pop(joint.value):
+                yield joint, texts, largest[joint.value]

@@ -103,7 +103,10 @@ def quantize_statically(
     products = constant_products(model)
     names = list(dict.fromkeys(node.input[0] for node, _ in products))
     limits = _limits(calibration, names, calibration_method, symmetric)
-    for name in names:
+    # An expert that no text reached stays in float: any range would be a guess.
+    unreached = [name for name in names if name not in limits]
+    products = [(node, tensor) for node, tensor in products if node.input[0] in limits]
+    for name in limits:
         low, high = limits[name]
         chosen = _symmetric(low, high, grid) if symmetric else _asymmetric(low, high)
         _round_activation(model, name, chosen)
@@ -113,13 +116,14 @@ def quantize_statically(
         "untied_head": untied,
         "half_embeddings": narrow_embedding(model),
         "calibration_tokens": calibration.n_tokens,
+        **({"unreached": unreached} if unreached else {}),
     }
 
 
 def _limits(
     calibration: Calibration, names: list[str], method: str, symmetric: bool
 ) -> dict[str, tuple[float, float]]:
-    """Ends of the range of each activation."""
+    """Ends of the range of each activation that some text has."""
     if not names:
         return {}
     seen = dict.fromkeys(names, (np.inf, -np.inf))
@@ -142,11 +146,12 @@ def _limits(
             # One text at a time: the collector cannot stack texts of different length.
             with redirect_stdout(io.StringIO()):  # it prints a line for each
                 collector.collect({name: [rows] for name, rows in values.items()})
+    reached = [name for name, (low, high) in seen.items() if low <= high]
     if collector is None:
-        return seen
+        return {name: seen[name] for name in reached}
     with redirect_stdout(io.StringIO()):
         found = collector.compute_collection_result()
-    return {name: (float(found[name][0]), float(found[name][1])) for name in names}
+    return {name: (float(found[name][0]), float(found[name][1])) for name in reached}
 
 
 def _grid(element: str, symmetric: bool) -> Element:

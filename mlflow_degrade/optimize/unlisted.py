@@ -47,7 +47,8 @@ def register_unlisted(model_type: str, config: Mapping[str, Any]) -> None:
     if key := next((key for key in _STATES if config.get(key)), None):
         why = (
             f"its cache holds states ({key} = {config[key]}), and the engine takes keys and values "
-            "alone"
+            "alone. PyTorch's newer exporter, tried on models of this kind, fixes the length of a "
+            "text or fails, and gives no cache"
         )
     elif model_type not in MIXTURES and (key := _experts(config)):
         why = (
@@ -158,8 +159,24 @@ def _repeated_rotary(self: Any, x: Any, position_ids: Any) -> tuple[Any, Any]:
     return found
 
 
+def _xielu_block(self: Any, x: Any) -> Any:
+    """Forward of Apertus's feed-forward block, without ``expm1`` and half-precision scalars."""
+    import torch
+    from torch.nn.functional import softplus
+
+    act, up = self.act_fn, self.up_proj(x)
+    # Parameters, and so constants of the graph, rounded as the model rounds them.
+    positive, beta = float(softplus(act.alpha_p)), float(act.beta)
+    negative = float(act.beta + softplus(act.alpha_n))
+    below = torch.exp(up.clamp(max=float(act.eps))) - 1 - up
+    return self.down_proj(
+        torch.where(up > 0, positive * up * up + beta * up, below * negative + beta * up)
+    )
+
+
 # What is replaced while a model is traced: a class of its module, and its forward then.
 _REPLACED: Mapping[str, tuple[str, Callable[..., Any]]] = {
+    "apertus": ("ApertusMLP", _xielu_block),
     "cohere2": ("Cohere2RotaryEmbedding", _repeated_rotary),
     "granitemoe": ("GraniteMoeMoE", _granite_experts),
     "granitemoeshared": ("GraniteMoeSharedMoE", _granite_experts),

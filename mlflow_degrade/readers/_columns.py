@@ -79,6 +79,7 @@ _ERRORS = ("error", "errors", "error_message", "exception")
 SCORE_GROUPS = ("score", "scores", "metric", "metrics", "result", "results")
 _MODELS = ("model", "arm", "model_name", "model_id")
 _ANSWERERS = ("assistant", "gpt", "model", "ai")
+_TOTALS = ("total", "totals", "mean", "average", "avg", "overall", "sum", "summary")
 # What pandas calls an index that was written along by accident.
 _INDEX_NAMES = ("", "Unnamed: 0", "__index_level_0__")
 _FLAT_TYPES = (
@@ -149,6 +150,8 @@ def to_samples(
         scorer = scorer or "exact_match"
     table, name_of_model = _of_model(_flat(table), origin, model, model_column)
     names = table.column_names
+    if twice := sorted({name for name in names if name and names.count(name) > 1}):
+        raise SampleSchemaError(f"{origin.name} has several columns called {twice}: rename them.")
     for ours, theirs in stated.items():
         if theirs not in names:
             raise origin.lacks(f"{theirs!r} ({ours})", "Check its name.")
@@ -158,6 +161,7 @@ def to_samples(
     arrays["score"] = _without_unscored(table, scores, origin)
     if "doc_id" not in arrays:
         arrays["doc_id"] = _ids_of_prompts(arrays.get("prompt"), origin)
+    _refuse_totals(arrays["doc_id"].to_pylist(), origin)
     turns = next((name for name in _REPEATS if name in names), None)
     if "repeat" not in arrays and turns is not None and _repeated(arrays["doc_id"]):
         arrays["repeat"] = table[turns]
@@ -195,12 +199,12 @@ def usual_form(name: str) -> str:
     >>> usual_form("Sample ID")
     'sample_id'
     """
-    return re.sub(r"[\s-]+", "_", name.lower())
+    return re.sub(r"[\s-]+", "_", name.strip(" \t?!:").lower())
 
 
 def is_score_name(name: str) -> bool:
     """Whether a column, or a key within an object, is a score by its name alone."""
-    return name.rpartition(".")[2].lower() in _SCORES
+    return usual_form(name.rpartition(".")[2]) in _SCORES
 
 
 def source_columns(options: Mapping[str, Any]) -> dict[str, str]:
@@ -338,7 +342,7 @@ def _scores(
         return scored(given, wanted, scorer), scorer
     label = chosen["score"].rpartition(".")[2]
     values = score_values(table[chosen["score"]], chosen["score"], origin.name)
-    return values, "score" if label.lower() in _RIGHT_OR_WRONG else label
+    return values, "score" if usual_form(label) in _RIGHT_OR_WRONG else label
 
 
 def _ids_of_prompts(prompts: pa.ChunkedArray | None, origin: Origin) -> pa.ChunkedArray:
@@ -350,6 +354,15 @@ def _ids_of_prompts(prompts: pa.ChunkedArray | None, origin: Origin) -> pa.Chunk
             return pa.chunked_array([[text_hash(text)[:16] for text in texts.to_pylist()]])
     wanted = "prompt_id" if origin.word == "key" else "prompt_id or doc_id"
     raise origin.lacks(wanted, "Name it with id_column=…")
+
+
+def _refuse_totals(ids: list[Any], origin: Origin) -> None:
+    """The last row of a table may be no sample."""
+    last = str(ids[-1]).strip().lower() if len(ids) > 1 else ""
+    if last in _TOTALS and ids.count(ids[-1]) == 1:
+        raise SampleSchemaError(
+            f"{origin.name} ends in a row called {ids[-1]!r}, which is no sample: remove it."
+        )
 
 
 def _repeated(column: pa.ChunkedArray) -> bool:

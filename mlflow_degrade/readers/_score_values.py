@@ -17,9 +17,14 @@ _WORDS = {
     **dict.fromkeys(("yes", "y", "true", "t", "pass", "passed", "correct", "right", "ok"), 1.0),
     **dict.fromkeys(("no", "n", "false", "f", "fail", "failed", "incorrect", "wrong"), 0.0),
 }
+# What spreadsheets write in other languages, and marks.
+_WORDS |= dict.fromkeys(("wahr", "vrai", "verdadero", "vero", "✓", "✔", "✅"), 1.0)
+_WORDS |= dict.fromkeys(("falsch", "faux", "falso", "✗", "✘", "❌"), 0.0)
 _COMMA = re.compile(r"[-+]?\d*,\d+")
+_THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2}(,\d{3})+")
+_PERCENT = re.compile(r"([-+]?\d*[.,]?\d+)\s*%")
 # What a missing score is called where everything is text.
-_NOTHING = frozenset(("", "na", "n/a", "none", "null", "<na>"))
+_NOTHING = frozenset(("", "na", "n/a", "#n/a", "none", "null", "<na>", "-", "–", "—"))
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -38,14 +43,24 @@ def score_values(column: pa.ChunkedArray, name: str, source: str) -> pa.ChunkedA
         return column
     encoded = column.cast(pa.string()).combine_chunks().dictionary_encode()
     texts = encoded.dictionary.to_pylist()
-    values = [number_or_word(text) for text in texts]
+    _refuse_thousands(texts, name, source)
+    stated = [text for text in texts if text.strip().lower() not in _NOTHING]
+    if stated and all(
+        _PERCENT.fullmatch(text.strip()) for text in stated
+    ):  # beside plain numbers it would not be clear what 1 is
+        values: list[float | str | None] = [
+            _number(found[1]) / 100 if (found := _PERCENT.fullmatch(text.strip())) else None
+            for text in texts
+        ]
+    else:
+        values = [number_or_word(text) for text in texts]
     strange = [text for text, value in zip(texts, values, strict=True) if isinstance(value, str)]
     if strange:
         raise SampleSchemaError(
             f"{source}: column 'score' has type string ({name!r}) with values that are neither "
-            f"numbers nor yes or no, e.g. {strange[:3]}. Choose another column with "
-            "score_column=…, or let answers be compared with targets: prediction_column=… "
-            "target_column=…"
+            f"numbers nor yes or no, e.g. {strange[:3]}. Leave empty what could not be scored, "
+            "choose another column with score_column=…, or let answers be compared with targets: "
+            "prediction_column=… target_column=…"
         )
     return pa.chunked_array([pc.take(pa.array(values, pa.float64()), encoded.indices)])
 
@@ -57,12 +72,24 @@ def number_or_word(text: str) -> float | str | None:
         return None
     if plain in _WORDS:
         return _WORDS[plain]
-    if _COMMA.fullmatch(plain):
-        plain = plain.replace(",", ".")
     try:
-        return float(plain)
+        return _number(plain)
     except ValueError:
         return text
+
+
+def _number(text: str) -> float:
+    return float(text.replace(",", ".") if _COMMA.fullmatch(text) else text)
+
+
+def _refuse_thousands(texts: list[str], name: str, source: str) -> None:
+    """Commas before three digits may stand for decimals or for thousands: other cells must say."""
+    commas = [text.strip() for text in texts if "," in text]
+    if commas and all(_THOUSANDS.fullmatch(text) for text in commas):
+        raise SampleSchemaError(
+            f"{source}: column {name!r} has numbers such as {commas[0]!r}, whose comma may stand "
+            "for decimals or for thousands: write 1000 or 1.000."
+        )
 
 
 def exact(answer: str, target: str) -> float:

@@ -215,6 +215,59 @@ class TestKinds:
         ]
 
     @pytest.mark.parametrize(
+        ("rows", "found"),
+        [
+            # Marks as ARC has them: numbers in one row, letters in the other.
+            ([{"choices": {"text": ["x", "y"], "label": ["1", "2"]}, "answerKey": "2"},
+              {"choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answerKey": "B"}], [1, 1]),
+            ([{"choices": {"A": "x", "B": "y"}, "answer": "B"}], [1]),
+            ([{"options": [{"key": "A", "text": "x"}, {"key": "B", "text": "y"}],
+               "answer": "B"}], [1]),
+            ([{"choices": "[{'id': 'A', 'text': 'x'}, {'id': 'B', 'text': 'y'}]",
+               "answer": "A"}], [0]),
+            ([{"a": "x", "b": "y", "answer": "B"}], [1]),
+            ([{"opt1": "x", "opt2": "y", "answer": 1}, {"opt1": "x", "opt2": "y", "answer": 2}],
+             [0, 1]),
+        ],
+    )  # fmt: skip
+    def test_choices_of_objects_and_short_names(
+        self, tmp_path: Path, rows: list[dict[str, Any]], found: list[int]
+    ) -> None:
+        lines = [json.dumps({"question": f"q{i}", **row}) for i, row in enumerate(rows)]
+        config = _made(tmp_path, "\n".join(lines), "", "mine.jsonl")
+        assert config["output_type"] == "multiple_choice"
+        assert [(d["choices"], d["answer"]) for d in _documents(config)] == [
+            (["x", "y"], place) for place in found
+        ]
+
+    @pytest.mark.parametrize(("column", "found"), [("answer_index", [1, 2]), ("answer", [2, 1])])
+    def test_an_index_among_numbers(self, tmp_path: Path, column: str, found: list[int]) -> None:
+        lines = f"prompt,choices,{column}\na,3|2|1|0,1\nb,3|2|1|0,2\n"
+        assert [doc["answer"] for doc in _documents(_made(tmp_path, lines))] == found
+
+    @pytest.mark.parametrize(
+        ("row", "message"),
+        [
+            ({"prompt": "a", "answer": {"value": "x", "aliases": ["x"]}},
+             r"answer in row 1.*no text.*answer=answer\.KEY, one of \['aliases', 'value'\]"),
+            ({"prompt": "a", "answer": [{"text": "x"}]}, "no text"),
+            ({"prompt": "a", "choices": [{"x": 1}, {"x": 2}], "answer": 1}, "choices.* no texts"),
+            ({"question": "a", "answer": "3 + 4 = 7\n#### 7"}, "behind '####'.*task gsm8k"),
+            ({"instruction": "Add", "input": "1+1", "answer": "2"}, "'instruction' beside 'input'"),
+        ],
+    )  # fmt: skip
+    def test_objects_that_are_no_texts(
+        self, tmp_path: Path, row: dict[str, Any], message: str
+    ) -> None:
+        with pytest.raises(InputError, match=message):
+            _made(tmp_path, json.dumps(row), "", "mine.jsonl")
+
+    def test_part_of_an_object(self, tmp_path: Path) -> None:
+        row = {"prompt": "a", "answer": {"value": "x", "aliases": ["x", "X"]}}
+        config = _made(tmp_path, json.dumps(row), "answer=answer.aliases", "mine.jsonl")
+        assert _documents(config)[0]["answers"] == ["x", "X"]
+
+    @pytest.mark.parametrize(
         ("answers", "found"),
         [
             # As the data of each column allow: 0 is no place from 1 on, 3 none from 0.
@@ -267,6 +320,10 @@ REFUSALS = {
     "a loose comma": ("prompt,answer\nYes, he said,a\n", "line 2: 3 cells under 2 columns"),
     "an open quote": ('prompt,answer\n"Yes,a\n', "line 2: unexpected end of data"),
     "equal columns": ("prompt,answer,answer\na,b,c\n", "several columns called"),
+    "bars": ("prompt,answer\na,x\nb,y|z\n", "bars in row 2.*'y|z'"),
+    "unread choices": ("question,reply 1,reply 2,answer\nq,x,y,2\n",
+                       r"\['reply 1', 'reply 2'\].*columns=choices=reply 1\+reply 2"),
+    "one number in two ways": ("text,label\na,1.0\nb,1\nc,2\n", "labels '1' and '1.0'"),
     "a log": ("prompt,target,response,score\na,b,c,1\n", "looks like a log of scored answers"),
 }  # fmt: skip
 

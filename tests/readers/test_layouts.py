@@ -114,6 +114,45 @@ class TestScores:
         lines = [{"id": i, "correct": cell or None} for i, cell in zip("abcd", cells, strict=True)]
         check(read_samples(write(tmp_path / "x.jsonl", lines)))
 
+    @pytest.mark.parametrize(
+        ("cells", "expected"),
+        [
+            (["1", "0", "1", "-"], None),
+            (["1", "0", "1", "—"], None),
+            (["1", "0", "1", "#N/A"], None),
+            (["WAHR", "FALSCH", "WAHR", ""], None),
+            (["✓", "✗", "✓", "n/a"], None),
+            (["100%", "0 %", "12.5%", "-"], [1.0, 0.0, 0.125, None]),
+            (["100 %", "0 %", "12,5 %", ""], [1.0, 0.0, 0.125, None]),
+            (["1,000", "0,000", "0,125", ""], [1.0, 0.0, 0.125, None]),
+        ],
+    )
+    def test_cells_of_spreadsheets(
+        self, tmp_path: Path, cells: list[str], expected: list[Any] | None
+    ) -> None:
+        rows().assign(score=cells).to_csv(tmp_path / "x.csv", index=False, sep=";")
+        check(read_samples(tmp_path / "x.csv"), expected)
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("id;score\na;1,000\nb;2,500\nc;5\n", "'1,000', whose comma may stand for"),
+            ("id,score\na,50%\nb,1\n", r"neither numbers nor yes or no, e\.g\. \['50%'\]"),
+            ("id,score\na,1\nb,error\n", "Leave empty what could not be scored"),
+            ("id,score\na,1\nb,0\nTotal,0.5\n", "ends in a row called 'Total'"),
+            ("id,score,score\na,1,0\n", r"several columns called \['score'\]"),
+        ],
+    )
+    def test_what_could_be_misread(self, tmp_path: Path, text: str, message: str) -> None:
+        with pytest.raises(SampleSchemaError, match=message):
+            read_samples(write(tmp_path / "x.csv", text))
+
+    @pytest.mark.parametrize("header", [" ID , Score ", '"Question ID","Is Correct?"'])
+    def test_loose_headers(self, tmp_path: Path, header: str) -> None:
+        scores = read_samples(write(tmp_path / "x.csv", f"{header}\na,1\nb,0\n"))
+        assert scores.table["score"].to_pylist() == [1.0, 0.0]
+        assert scores.metrics("samples") == ("score",)
+
     def test_other_words_are_no_scores(self, tmp_path: Path) -> None:
         path = write(tmp_path / "x.csv", "id,score\n1,good\n2,yes\n")
         with pytest.raises(SampleSchemaError, match=r"neither numbers nor yes or no.*\['good'\]"):

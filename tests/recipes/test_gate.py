@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import mlflow
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 from mlflow.tracking import MlflowClient
+from recipe_cases import make_items
 
 from mlflow_degrade import GatePolicy, QuantizeOptions, Verdict, promote, quantize_and_gate
 from mlflow_degrade.cli import run as cli
@@ -146,15 +148,76 @@ def test_mlflow_run(store: MlflowClient, workshop: Path, champion: str) -> None:
         "policy": "policy.yaml",
         "alias": "challenger",
     }
+    done = _mlflow_run(**parameters)
+    assert done.returncode == 0, done.stderr
+    assert "Alias 'challenger' now points to it." in done.stdout
+    assert store.get_model_version_by_alias("tiny", "challenger").version in (3, "3")
+
+
+def _questions_file(path: Path, count: int = 150) -> Path:
+    """A semicolon CSV with choices in columns, and the right one by its letter."""
+    table = pd.DataFrame(make_items(count, seed=7))
+    table["A"], table["B"] = table["choices"].str[0], table["choices"].str[1]
+    table["Richtig"] = ["AB"[place] for place in table["answer"]]
+    table[["question", "A", "B", "Richtig"]].to_csv(path, sep=";", index=False)
+    return path
+
+
+@pytest.mark.slow
+def test_files_of_questions(
+    store: MlflowClient, workshop: Path, champion: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which neither version was ever asked: by the command, and then by the project."""
+    del champion
+    _quantize(workshop)
+    _questions_file(Path("mine.csv"))
+    Path("answers.jsonl").write_text(
+        "".join(
+            json.dumps({"prompt": f"{n}. The boat", "answer": ["a ship", "iron"]}) + "\n"
+            for n in range(20)
+        )
+    )
+    Path("policy.yaml").write_text("margin_pp: 5\ntasks:\n  answers.jsonl: {metric: f1}\n")
+    capsys.readouterr()
+    asked = ["--tasks", "mine.csv,answers.jsonl", "--columns", "mine.answer=Richtig",
+             "--max-gen-toks", "4", "--limit", "0"]  # fmt: skip
+    models = ["--candidate", "models:/tiny/2", "--baseline", "models:/tiny@champion"]
+    arguments = ["gate", *models, *asked, "--device", "cpu"]
+    assert cli([*arguments, "--policy", "policy.yaml", "--json", "out.json"]) == 0
+    said = capsys.readouterr().out
+    assert "PASS" in said
+    decision = json.loads(Path("out.json").read_text())["decision"]
+    assert {t["task"]: (t["metric"], t["n"]) for t in decision["tasks"]} == {
+        "mine": ("acc", 150), "answers": ("f1", 20),
+    }  # fmt: skip
+    # Without the column's name the file is refused, before any model is opened.
+    evaluated = _evaluations(store)
+    assert cli([*arguments[:5], "--tasks", "mine.csv"]) == 3
+    assert "has no column for answer or label" in capsys.readouterr().err
+    assert _evaluations(store) == evaluated
+    # The project asks the same, and finds both evaluations.
+    done = _mlflow_run(
+        candidate="models:/tiny/2", baseline="models:/tiny@champion", policy="policy.yaml",
+        tasks="mine.csv,answers.jsonl", columns="mine.answer=Richtig", max_gen_toks="4", limit="0",
+        device="cpu", alias="challenger",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Alias 'challenger' now points to it." in done.stdout
+    assert _evaluations(store) == evaluated
+
+
+def _evaluations(store: MlflowClient) -> int:
+    return len(store.search_runs(["0"], "tags.`degrade.kind` = 'evaluation'"))
+
+
+def _mlflow_run(**parameters: str) -> subprocess.CompletedProcess[str]:
+    """The project as a user starts it, from the current directory."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     given = [part for k, v in parameters.items() for part in ("-P", f"{k}={v}")]
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-m", "mlflow", "run", str(_RECIPE), *given],
         capture_output=True,
         text=True,
         check=False,
         env={**os.environ, "PATH": path},
     )
-    assert done.returncode == 0, done.stderr
-    assert "Alias 'challenger' now points to it." in done.stdout
-    assert store.get_model_version_by_alias("tiny", "challenger").version in (3, "3")
