@@ -231,10 +231,11 @@ class Bench:
             return
         moments = [spent * i / (_MOMENTS + 1) for i in range(1, _MOMENTS + 1)]
         points: list[int | str | float] = [*range(1, total + 1, every), *lines, *moments]
-        for signum in signals:
+        for turn, signum in enumerate(signals):
             left: Counter[str] = Counter()
             after: Counter[str] = Counter()
-            for at in points:
+            # What takes long is broken at each point by one signal, in turn.
+            for at in points[turn :: len(signals)] if own_cache else points:
                 name = self.trial()
                 more = {"MLFLOW_DEGRADE_CACHE": str(self.folder / name)} if own_cache else {}
                 if self.broken(arguments(name), name, signum, at, **more) is None:
@@ -647,7 +648,7 @@ def _at_one_server(
                     found.kill_points(name, commands[name], every=every, signals=signals)
             if wanted("quantize"):
                 found.kill_points(
-                    "recipes/quantize", commands["quantize"], every=every * 20, lines=_LINES,
+                    "recipes/quantize", commands["quantize"], every=every * 40, lines=_LINES,
                     own_cache=True, signals=signals,
                 )  # fmt: skip
             if wanted("slow"):
