@@ -354,12 +354,13 @@ def _caches(found: Bench, quantize: Callable[[str], Sequence[str]]) -> None:
     started = [found.start(quantize(n), n, MLFLOW_DEGRADE_CACHE=str(cache)) for n in names]
     for process, _ in started:
         process.join(900)
-    whole, name = _alone(found, quantize)
+    whole = _alone(found, quantize)
     codes = [int(process.exitcode or 0) for process, _ in started]
     ended = [found.outcome(code, n) for code, n in zip(codes, names, strict=True)]
     left = "; ".join(dict.fromkeys(found.state(n) for n in names))
     both = "both as alone" if set(ended) == {whole} else "; ".join(ended)
     found.wrong += [] if both == "both as alone" else [f"two processes on one cache: {both}"]
+    name = found.trial()
     again = found.again(quantize(name), name, whole, MLFLOW_DEGRADE_CACHE=str(cache))[0]
     found.add("quantize: two processes on one empty cache", 2, f"{both}; {left}", again)
 
@@ -370,13 +371,14 @@ def _caches(found: Bench, quantize: Callable[[str], Sequence[str]]) -> None:
         name = found.trial()
         code, said = found.finish(quantize(name), name, MLFLOW_DEGRADE_CACHE=str(cache))
         now = found.outcome(code, name)
-        outcomes["as without" if now == whole else _outcome(code, said)] += 1
+        outcomes["as without" if now == whole else _without_names(_outcome(code, said))] += 1
         click.echo(f"{file.relative_to(cache)} truncated: {_outcome(code, said)}", err=True)
         if code in (0, 1, 2) and now != whole:
             found.wrong.append(f"{file.relative_to(cache)} truncated: {now} in place of {whole}")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(kept)
-    found.add("quantize: a file of the cache truncated", sum(outcomes.values()), "—", outcomes)
+    tried = sum(outcomes.values())
+    found.add("quantize: a file of the cache cut off, in half or whole", tried, "—", outcomes)
 
     for title, make in (("on a read-only file system", _read_only), ("of somebody else", _foreign)):
         fault, locked = f"quantize: a cache {title}", found.folder / title.split()[-1]
@@ -389,13 +391,15 @@ def _caches(found: Bench, quantize: Callable[[str], Sequence[str]]) -> None:
             state = found.state(name)
         more = {"MLFLOW_DEGRADE_CACHE": str(cache)}
         again = found.again(quantize(name), name, whole, **more)[0]
-        found.add(fault, 1, f"{_outcome(*ended)}; {state}", f"with another cache: {again}")
+        found.add(
+            fault, 1, f"{_without_names(_outcome(*ended))}; {state}", f"with another cache: {again}"
+        )
 
 
-def _alone(found: Bench, command: Callable[[str], Sequence[str]]) -> tuple[str, str]:
-    """What a command gives unbroken, and its trial."""
+def _alone(found: Bench, command: Callable[[str], Sequence[str]]) -> str:
+    """What a command gives unbroken."""
     name = found.trial()
-    return found.outcome(found.finish(command(name), name)[0], name), name
+    return found.outcome(found.finish(command(name), name)[0], name)
 
 
 def _one_of_each_kind(cache: Path) -> list[Path]:
@@ -431,7 +435,9 @@ def _outcome(code: int, said: str) -> str:
     if code in (0, 1, 2):
         return f"exit {code}"
     lines = [line for line in said.splitlines() if line.strip()]
-    return f"exit {code}: {(lines or ['nothing said'])[-1].strip()[:160]}"
+    # What an error says begins with the word, and goes on over lines.
+    first = next((i for i, x in enumerate(lines) if x.startswith("error:")), len(lines) - 1)
+    return f"exit {code}: {' '.join(lines[first:])[:260] if lines else 'nothing said'}"
 
 
 @contextmanager
@@ -449,25 +455,43 @@ def small_disk(folder: Path, size: str) -> Iterator[dict[str, str]]:
 
 
 def _full_disks(found: Bench, quantize: Callable[[str], Sequence[str]]) -> None:
-    """The disk of the cache is full at some point, then there is room."""
-    whole, _ = _alone(found, quantize)
-    needed = sum(p.stat().st_size for p in (found.folder / "cache").rglob("*") if p.is_file())
+    """The disk of the cache is full from some step on, then there is room."""
+    whole, fault = _alone(found, quantize), "quantize: the disk of the cache is full"
     left: Counter[str] = Counter()
     after: Counter[str] = Counter()
-    for share in (0.05, 0.3, 0.6, 0.9):
-        name, disk = found.trial(), found.folder / f"disk-{share}"
-        with small_disk(disk, str(int(needed * share))) as limit:
-            more = {"MLFLOW_DEGRADE_CACHE": str(disk)}
-            ended = found.finish(quantize(name), name, **more, **limit)
-            click.echo(f"{share:.0%} of {needed} bytes: {_outcome(*ended)}", err=True)
-            kept = [p for p in disk.rglob("*") if p.name.startswith(".")]
-            left[f"{_outcome(*ended)}; {found.state(name)}"] += 1
-            found.wrong += [f"cache full at {share:.0%}: left {kept}"] if kept else []
-            if not limit:
-                subprocess.run(("mount", "-o", "remount,size=1g", str(disk)), check=True)
-            after[found.again(quantize(name), name, whole, **more)[0]] += 1
+    for number, line in enumerate(("", "Exporting", "Optimizing", "Applying", "Probing", "Pair")):
+        name, disk = found.trial(), found.folder / f"disk-{number}"
+        with small_disk(disk, "300m") as limit:
+            if limit:
+                found.add(fault, 0, "not tried: nothing can be mounted", "—")
+                return
+            given = {"MLFLOW_DEGRADE_CACHE": str(disk)}
+            process, output = found.start(quantize(name), name, **given)
+            while process.is_alive() and line not in output.read_text():
+                time.sleep(0.005)
+            _fill(disk / "filler")
+            process.join(900)
+            ended = _outcome(int(process.exitcode or 0), output.read_text())
+            click.echo(f"full from {line or 'the start'!r} on: {ended}", err=True)
+            kept = [p for p in disk.rglob("*") if p.name.startswith(".") and p.is_dir()]
+            found.wrong += [f"full from {line!r} on: left {kept}"] if kept else []
+            left[f"{_without_names(ended)}; {found.state(name)}"] += 1
+            (disk / "filler").unlink()
+            after[found.again(quantize(name), name, whole, **given)[0]] += 1
     said = "; ".join(f"{text} ({count})" for text, count in left.most_common())
-    found.add("quantize: the disk of the cache is full", sum(left.values()), said, after)
+    found.add(fault, sum(left.values()), said, after)
+
+
+def _fill(file: Path) -> None:
+    with suppress(OSError), file.open("wb") as stream:
+        while True:
+            stream.write(bytes(4096))
+            stream.flush()
+
+
+def _without_names(said: str) -> str:
+    """What was said, without the names of this time's folders."""
+    return re.sub(r"/[\w./-]+/(?=\w+/)|\b[0-9a-f]{20,}\b", "…", said)
 
 
 def _full_artifacts(commands: tuple[str, ...] = ("gate", "log-lm-eval")) -> list[Row]:
@@ -491,10 +515,7 @@ def _full_artifacts(commands: tuple[str, ...] = ("gate", "log-lm-eval")) -> list
         )
         for command in commands:
             name, filler = found.trial(), folder / "artifacts" / "filler"
-            with suppress(OSError), filler.open("wb") as stream:
-                while True:
-                    stream.write(bytes(4096))
-                    stream.flush()
+            _fill(filler)
             code, said = found.finish(
                 made[command](name), name, MLFLOW_HTTP_REQUEST_MAX_RETRIES="1"
             )
@@ -585,6 +606,12 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def _newest(text: str) -> str:
+    """Of several tables one after the other, the last row of each fault, in order of its first."""
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
+    return "\n".join(rows.values())
+
+
 @click.command()
 @click.option("--only", multiple=True, help="gate, evaluate, log-lm-eval, quantize, caches, disks, "
               "artifacts, slow or s3; all by default.")  # fmt: skip
@@ -595,26 +622,36 @@ def table(rows: Sequence[Row]) -> str:
 )  # fmt: skip
 @click.option("--moto", metavar="PYTHON", help="A Python that has moto[server].")
 @click.option("--rows", type=click.Path(path_type=Path), help="Append the rows to this file.")
-@click.option("--write", is_flag=True, help="Put the rows into docs/security.md.")
+@click.option(
+    "--merge", multiple=True, type=click.Path(exists=True, path_type=Path),
+    help="Break nothing; take the rows from this file, with --write.",
+)  # fmt: skip
+@click.option(
+    "--write", is_flag=True,
+    help="Put the rows into docs/security.md, where those of other faults stay as they are.",
+)  # fmt: skip
 def main(
     only: tuple[str, ...],
     every: int,
     signals: tuple[str, ...],
     moto: str | None,
     rows: Path | None,
+    merge: tuple[Path, ...],
     write: bool,
 ) -> None:
     """Break the commands at every step, and print what is left as a table."""
     wanted = partial(_wanted, only)
     made: list[Row] = []
     wrong: list[str] = []
-    if not only or set(only) - {"artifacts", "s3"}:
+    if merge:
+        only = ("none",)
+    elif not only or set(only) - {"artifacts", "s3"}:
         made, wrong = _at_one_server(only, every, [getattr(signal, s) for s in signals])
     if wanted("artifacts"):
         made += _full_artifacts()
     if wanted("s3"):
         made += [_object_store(moto, proxied) for proxied in (True, False)]
-    text = table(made)
+    text = "\n".join([table(made), *(file.read_text(encoding="utf-8") for file in merge)])
     click.echo(text)
     if rows is not None:
         with rows.open("a") as stream:
@@ -622,8 +659,10 @@ def main(
     if write:
         page = _ROOT / "docs" / "security.md"
         before, rest = page.read_text(encoding="utf-8").split(_BEGIN)
-        after = rest.split(_END)[1]
-        page.write_text(f"{before}{_BEGIN}\n{text}\n{_END}{after}", encoding="utf-8")
+        known, after = rest.split(_END)
+        page.write_text(
+            f"{before}{_BEGIN}\n{_newest(f'{known}{text}')}\n{_END}{after}", encoding="utf-8"
+        )
     for line in wrong:
         click.echo(f"WRONG {line}")
     sys.exit(bool(wrong))
