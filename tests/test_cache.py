@@ -16,6 +16,7 @@ from mlflow_degrade.cache import cached_directory, digest_directory, require_spa
 from mlflow_degrade.errors import StorageError
 from mlflow_degrade.evaluation.journal import Journal
 from mlflow_degrade.evaluation.store import Entry
+from mlflow_degrade.optimize.weight_files import damage
 
 
 @pytest.fixture(autouse=True)
@@ -165,3 +166,29 @@ def test_an_evaluation_that_was_cut_off_is_not_finished(name: str, share: float)
     file = entry.folder / name
     file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
     assert entry.facts() is None
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full is Linux's")
+@pytest.mark.parametrize("buffering", [1, -1])
+def test_a_journal_on_a_full_disk_is_explained(tmp_path: Path, buffering: int) -> None:
+    with pytest.raises(StorageError, match="no space left"):
+        _write_to_a_full_disk(Journal(tmp_path / "journal.jsonl"), buffering)
+
+
+def _write_to_a_full_disk(journal: Journal, buffering: int) -> None:
+    with Path("/dev/full").open("w", encoding="utf-8", buffering=buffering) as full, journal:
+        journal._stream = full
+        journal.add_partial("loglikelihood", ("1 + 1 =", " 2"), (-0.5, True))
+
+
+def test_weights_that_only_another_user_reads_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"weights")
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(file))  # root reads all
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert "may not be read by this user" in str(damage(file))

@@ -64,9 +64,10 @@ class Journal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            with storing(self.path):  # what could not be written is tried again
+                stream.close()
 
     def __len__(self) -> int:
         return len(self._answers)
