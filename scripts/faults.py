@@ -493,7 +493,10 @@ def _fill(file: Path) -> None:
 
 def _without_names(said: str) -> str:
     """What was said, without the names of this time's folders."""
-    return re.sub(r"/[\w.-]+/faults-[\w./-]+", "…", said)
+    short = re.sub(r": API request to .*?(?=;|$)", "", said, flags=re.MULTILINE)
+    return re.sub(
+        r"/[\w.-]+/faults-[\w./-]+|\w[\w-]*://?[\w./:-]+|/[0-9]+/[0-9a-f]{32}", "…", short
+    )
 
 
 def _full_artifacts(commands: tuple[str, ...] = ("gate", "log-lm-eval")) -> list[Row]:
@@ -610,7 +613,8 @@ def table(rows: Sequence[Row]) -> str:
 
 def _newest(text: str) -> str:
     """Of several tables one after the other, the last row of each fault, in order of its first."""
-    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
+    lines = [line for line in _without_names(text).splitlines() if line.startswith("|")]
+    rows = {line.split("|")[1].strip(): line for line in lines}
     return "\n".join(rows.values())
 
 
@@ -642,12 +646,11 @@ def main(
     write: bool,
 ) -> None:
     """Break the commands at every step, and print what is left as a table."""
-    wanted = partial(_wanted, only)
     made: list[Row] = []
     wrong: list[str] = []
-    if merge:
-        only = ("none",)
-    elif not only or set(only) - {"artifacts", "s3"}:
+    only = ("none",) if merge else only
+    wanted = partial(_wanted, only)
+    if not merge and (not only or set(only) - {"artifacts", "s3"}):
         made, wrong = _at_one_server(only, every, [getattr(signal, s) for s in signals])
     if wanted("artifacts"):
         made += _full_artifacts()
