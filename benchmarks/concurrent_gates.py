@@ -19,6 +19,7 @@ import queue
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -78,7 +79,6 @@ def work(
     uri: str, number: int, rounds: int, folder: str, barrier: Any, ready: Any, answers: Any
 ) -> None:
     """One process: a candidate per round, gated at the same moment as those of the others."""
-    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     import mlflow
 
     from mlflow_degrade import GatePolicy, promote
@@ -88,8 +88,16 @@ def work(
         worse = (number + turn) % 2 == 1
         answer = f"c{number}_{turn}"
         wrong = 90 if worse else 12
-        run_id, _ = _again(lambda a=answer, w=wrong: log_evaluated(Path(folder), a, w))
-        barrier.wait()
+        try:
+            run_id, _ = _again(lambda a=answer, w=wrong: log_evaluated(Path(folder), a, w))
+        except Exception as error:  # noqa: BLE001
+            answers.put((answer, worse, "ERROR", f"{type(error).__name__}: {error}", 0.0))
+            barrier.abort()  # or the others would wait for ever
+            return
+        try:
+            barrier.wait()
+        except threading.BrokenBarrierError:
+            return
         if not ready.value:
             return
         start = time.perf_counter()
@@ -126,6 +134,8 @@ def run(
     minutes: float = 1e6,
 ) -> list[str]:
     """Gate concurrently against a store; returns what went wrong."""
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     import mlflow
     from mlflow import MlflowClient
 
@@ -153,6 +163,8 @@ def run(
         except queue.Empty:
             continue
         spent = (time.perf_counter() - start) / 60
+        if len(found) % processes == 0:
+            print(f"{len(found)} gates after {spent:.1f} min", file=sys.stderr, flush=True)
         over.value = spent > minutes
         if restart is not None and (2 * len(found) >= processes * rounds or spent > minutes / 2):
             restart()

@@ -4,13 +4,15 @@
     python scripts/faults.py --only gate --every 1
 
 Everything is real: an ``mlflow server``, tiny models, the commands themselves in processes of their
-own. A proxy before the server says when a request comes, and the process is killed there; a recipe
-is killed at the beginning of each of its steps as well. Where a fault cannot be made on this
-machine, the table says so.
+own. A proxy before the server says when a request comes, and the process is killed there, and at
+moments in between; a recipe is killed at the beginning of each of its steps as well. The same
+command again must give what it gives unbroken: exit code, verdicts, version and alias, and no run
+left RUNNING. Where a fault cannot be made on this machine, the table says so.
 """
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import re
@@ -35,6 +37,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 _TESTS = _ROOT / "tests"
 sys.path[:0] = [str(_TESTS), str(_TESTS / "tracking")]
 _BEGIN, _END = "<!-- faults: begin -->", "<!-- faults: end -->"
+_MOMENTS = 4  # in the time that a command takes, besides its requests
 _SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 # What the processes have in common is loaded once, before they are forked.
 _LOADED = ["mlflow", "matplotlib.pyplot", "mlflow_degrade.tracking.promotion",
@@ -58,9 +61,12 @@ def call(arguments: Sequence[str], environment: dict[str, str], output: str) -> 
     if "FAULTS_USER" in os.environ:
         os.setuid(int(os.environ["FAULTS_USER"]))
     if arguments[0] == "quantize":
-        from mlflow_degrade.recipes.quantize_command import main as recipe
+        from mlflow_degrade.recipes.command import one_message
+        from mlflow_degrade.recipes.quantize import QuantizeOptions, quantize_and_gate
 
-        recipe(args=list(arguments[1:]), obj=_ROOT / "recipes" / "quantize" / "presets")
+        with one_message():  # the recipe's command has no option for a shorter measurement
+            outcome = quantize_and_gate(QuantizeOptions.model_validate_json(arguments[1]))
+        sys.exit(outcome.decision.exit_code)
     from mlflow_degrade.cli import run
 
     sys.exit(run(list(arguments)))
@@ -123,9 +129,14 @@ class Bench:
         return int(process.exitcode or 0), output.read_text()
 
     def broken(
-        self, arguments: Sequence[str], name: str, signum: int, at: int | str, **environment: str
+        self,
+        arguments: Sequence[str],
+        name: str,
+        signum: int,
+        at: int | str | float,
+        **environment: str,
     ) -> int | None:
-        """Run a command and send it a signal, at a request or where it prints something.
+        """Run a command and send it a signal: at a request, a text it prints, or after seconds.
 
         Its exit code, or None where it ended before.
         """
@@ -145,9 +156,12 @@ class Bench:
 
         self.relay.before = request
         process, output = self.start(arguments, name, **environment)
+        start = time.perf_counter()
         while process.is_alive():
             process.join(0.05)
-            if isinstance(at, str) and not sent and at in output.read_text():
+            said = isinstance(at, str) and at in output.read_text()
+            late = isinstance(at, float) and time.perf_counter() - start > at
+            if (said or late) and not sent:
                 send(process.pid)
         self.relay.before = None
         return process.exitcode if sent else None
@@ -170,6 +184,30 @@ class Bench:
             found.append("an empty registered model")
         return ", ".join(found) or "nothing"
 
+    def outcome(self, code: int, name: str) -> str:
+        """What a command must give again: exit code, verdicts, version and alias."""
+        client = self.client()
+        experiment = client.get_experiment_by_name(name)
+        runs = [] if experiment is None else client.search_runs([experiment.experiment_id])
+        done = {
+            (run.data.tags.get("degrade.kind", ""), run.data.tags.get("degrade.verdict", ""))
+            for run in runs
+            if run.info.status == "FINISHED"
+        }
+        registry = re.sub(r"\d+ (FINISHED|KILLED|FAILED)(, )?", "", self.state(name))
+        return f"exit {code}, {sorted(done)}, {registry}"
+
+    def again(
+        self, arguments: Sequence[str], name: str, whole: str, **environment: str
+    ) -> tuple[str, str]:
+        """Run a command again: "as without", or what differs; and what it said."""
+        code, said = self.finish(arguments, name, **environment)
+        now = self.outcome(code, name)
+        if now == whole:
+            return "as without", said
+        self.wrong.append(f"{arguments[0]}, {name}: {now} in place of {whole}: {said[-300:]}")
+        return now, said
+
     def kill_points(
         self,
         title: str,
@@ -182,42 +220,34 @@ class Bench:
     ) -> None:
         """Break a command at its requests and steps by each signal, and run it again."""
         name = self.trial()
-        code, said = self.finish(arguments(name), name)
-        whole = self.state(name)
-        total = len(self.relay.requests)
-        click.echo(f"{title}: exit {code}, {total} requests, then {whole}", err=True)
-        if code not in (0, 1, 2):
+        more = {"MLFLOW_DEGRADE_CACHE": str(self.folder / name)} if own_cache else {}
+        start = time.perf_counter()
+        code, said = self.finish(arguments(name), name, **more)
+        spent = time.perf_counter() - start
+        whole, total = self.outcome(code, name), len(self.relay.requests)
+        click.echo(f"{title}: {whole}, {total} requests in {spent:.0f} s", err=True)
+        if code not in (0, 1, 2) or not total:
             self.wrong.append(f"{title}: unbroken it ends with {code}: {said[-400:]}")
             return
-        points: list[int | str] = [*range(1, total + 1, every), *lines]
-        for signum in signals:
+        moments = [spent * i / (_MOMENTS + 1) for i in range(1, _MOMENTS + 1)]
+        points: list[int | str | float] = [*range(1, total + 1, every), *lines, *moments]
+        for turn, signum in enumerate(signals):
             left: Counter[str] = Counter()
             after: Counter[str] = Counter()
-            tried = 0
-            for at in points:
+            # What takes long is broken at each point by one signal, in turn.
+            for at in points[turn :: len(signals)] if own_cache else points:
                 name = self.trial()
                 more = {"MLFLOW_DEGRADE_CACHE": str(self.folder / name)} if own_cache else {}
-                ended = self.broken(arguments(name), name, signum, at, **more)
-                if ended is None:
+                if self.broken(arguments(name), name, signum, at, **more) is None:
                     continue
-                tried += 1
                 left[self.state(name)] += 1
-                code, said = self.finish(arguments(name), name, **more)
-                now = self.state(name)
-                outcome = "as without" if code in (0, 1, 2) else f"exit {code}"
-                if "RUNNING" in now:
-                    outcome += ", runs RUNNING"
-                    self.wrong.append(f"{title}, {signal.Signals(signum).name} at {at}: {now}")
-                if code not in (0, 1, 2):
-                    named = signal.Signals(signum).name
-                    self.wrong.append(f"{title}, {named} at {at}, again: {said[-300:]}")
-                    click.echo(self.wrong[-1], err=True)
-                if "version" in whole and "1 version, alias set" not in now:
-                    self.wrong.append(f"{title}, {signal.Signals(signum).name} at {at}: {now}")
-                    outcome += f", {now}"
-                after[outcome] += 1
+                known = len(self.wrong)
+                after[self.again(arguments(name), name, whole, **more)[0]] += 1
+                for line in self.wrong[known:]:
+                    click.echo(f"{signal.Signals(signum).name} at {at}: {line}", err=True)
                 if own_cache:
                     shutil.rmtree(self.folder / name, ignore_errors=True)
+            tried = sum(left.values())
             self.add(f"{title}: {signal.Signals(signum).name}", tried, _summary(left), after)
 
     def add(self, fault: str, tried: int, left: str, rerun: Counter[str] | str) -> None:
@@ -280,7 +310,6 @@ def _prepare(found: Bench) -> dict[str, Callable[[str], Sequence[str]]]:
     (folder / "tasks").mkdir()
     write_task(folder / "tasks", "tiny_boats", make_items(60, 1))
     make_tiny_llama(folder / "model")
-    (folder / "policy.yaml").write_text("margin_pp: 30\n")
 
     def gate(name: str) -> Sequence[str]:
         sides = ("--candidate", f"runs:/{candidate}", "--baseline", f"runs:/{champion}")
@@ -297,15 +326,12 @@ def _prepare(found: Bench) -> dict[str, Callable[[str], Sequence[str]]]:
         return ("log-lm-eval", str(folder / "lm-eval"))
 
     def quantize(name: str) -> Sequence[str]:
-        given = {
-            "model": folder / "model", "scheme": "int8-weight-only", "tasks": "tiny_boats",
-            "include-path": folder / "tasks", "limit": 0, "policy": folder / "policy.yaml",
-            "register-as": name, "cost-seconds": 0.2, "device": "cpu",
+        options = {
+            "model": f"{folder}/model", "tasks": ["tiny_boats"], "include_path": f"{folder}/tasks",
+            "limit": None, "policy": {"margin_pp": 30}, "register_as": name, "device": "cpu",
+            "cost_seconds": 0.2,
         }  # fmt: skip
-        return (
-            "quantize",
-            *(text for key, value in given.items() for text in (f"--{key}", str(value))),
-        )
+        return ("quantize", json.dumps(options))
 
     return {"gate": gate, "evaluate": evaluate, "log-lm-eval": log_lm_eval, "quantize": quantize}
 
@@ -322,47 +348,102 @@ _LINES = (
 
 
 def _caches(found: Bench, quantize: Callable[[str], Sequence[str]]) -> None:
-    """Two processes on one cache, truncated files in it, one that nobody may write, a full one."""
+    """Two processes on one cache, truncated files in it, and one that nobody may write."""
     cache = found.folder / "shared-cache"
     names = [found.trial(), found.trial()]
     started = [found.start(quantize(n), n, MLFLOW_DEGRADE_CACHE=str(cache)) for n in names]
     for process, _ in started:
         process.join(900)
-    codes = sorted(int(process.exitcode or 0) for process, _ in started)
-    left = "; ".join(found.state(name) for name in names)
-    found.add("quantize: two processes on one empty cache", 1, left, f"both exit {codes}")
-    files = sorted((p for p in cache.rglob("*") if p.is_file()), key=lambda p: -p.stat().st_size)
+    whole = _alone(found, quantize)
+    codes = [int(process.exitcode or 0) for process, _ in started]
+    ended = [found.outcome(code, n) for code, n in zip(codes, names, strict=True)]
+    left = "; ".join(dict.fromkeys(found.state(n) for n in names))
+    both = "both as alone" if set(ended) == {whole} else "; ".join(ended)
+    found.wrong += [] if both == "both as alone" else [f"two processes on one cache: {both}"]
+    name = found.trial()
+    again = found.again(quantize(name), name, whole, MLFLOW_DEGRADE_CACHE=str(cache))[0]
+    found.add("quantize: two processes on one empty cache", 2, f"{both}; {left}", again)
+
     outcomes: Counter[str] = Counter()
-    for file in files[:4]:
+    for size, file in enumerate(_one_of_each_kind(cache)):
         kept = file.read_bytes()
-        file.write_bytes(kept[: len(kept) // 2])
+        file.write_bytes(kept[: len(kept) // 2 if size % 2 == 0 else 0])
         name = found.trial()
         code, said = found.finish(quantize(name), name, MLFLOW_DEGRADE_CACHE=str(cache))
-        outcomes[_outcome(code, said)] += 1
-        if not file.exists() or file.stat().st_size != len(kept):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(kept)
-    found.add("quantize: a file of the cache truncated", len(files[:4]), "—", outcomes)
-    name, locked = found.trial(), found.folder / "locked"
-    locked.mkdir(mode=0o555)
-    if os.geteuid() == 0:
-        who = {"FAULTS_USER": "65534", "HOME": "/tmp", "TMPDIR": "/tmp"}
-        found.folder.chmod(0o777)
-    else:
-        who = {}
-    given = {"MLFLOW_DEGRADE_CACHE": str(locked), **who}
-    code, said = found.finish(quantize(name), name, **given)
-    found.add(
-        "quantize: a cache that cannot be written", 1, found.state(name), _outcome(code, said)
-    )
+        now = found.outcome(code, name)
+        outcomes["as without" if now == whole else _without_names(_outcome(code, said))] += 1
+        click.echo(f"{file.relative_to(cache)} truncated: {_outcome(code, said)}", err=True)
+        if code in (0, 1, 2) and now != whole:
+            found.wrong.append(f"{file.relative_to(cache)} truncated: {now} in place of {whole}")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(kept)
+    tried = sum(outcomes.values())
+    found.add("quantize: a file of the cache cut off, in half or whole", tried, "—", outcomes)
+
+    for title, make in (("on a read-only file system", _read_only), ("of somebody else", _foreign)):
+        fault, locked = f"quantize: a cache {title}", found.folder / title.split()[-1]
+        with make(locked) as given:
+            if given is None:
+                found.add(fault, 0, "not tried: it cannot be made here", "—")
+                continue
+            name = found.trial()
+            ended = found.finish(quantize(name), name, MLFLOW_DEGRADE_CACHE=str(locked), **given)
+            state = found.state(name)
+        more = {"MLFLOW_DEGRADE_CACHE": str(cache)}
+        again = found.again(quantize(name), name, whole, **more)[0]
+        found.add(
+            fault, 1, f"{_without_names(_outcome(*ended))}; {state}", f"with another cache: {again}"
+        )
+
+
+def _alone(found: Bench, command: Callable[[str], Sequence[str]]) -> str:
+    """What a command gives unbroken."""
+    name = found.trial()
+    return found.outcome(found.finish(command(name), name)[0], name)
+
+
+def _one_of_each_kind(cache: Path) -> list[Path]:
+    """The largest and the smallest file of each kind of entry."""
+    chosen: list[Path] = []
+    for kind in sorted(p for p in cache.iterdir() if p.is_dir()):
+        files = sorted((p for p in kind.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+        chosen += dict.fromkeys([*files[-1:], *files[:1]])
+    return chosen
+
+
+@contextmanager
+def _read_only(folder: Path) -> Iterator[dict[str, str] | None]:
+    with small_disk(folder, "1m") as limit:
+        made = subprocess.run(
+            ("mount", "-o", "remount,ro", str(folder)), capture_output=True, check=False
+        )
+        yield None if limit or made.returncode else {}
+
+
+@contextmanager
+def _foreign(folder: Path) -> Iterator[dict[str, str] | None]:
+    folder.mkdir(mode=0o555)
+    if os.geteuid():
+        yield {}
+        return
+    seen = subprocess.run((sys.executable, "-c", "import os"), user=65534, check=False)
+    if Path.home() in Path(os.__file__).parents or seen.returncode:
+        yield None  # a Python that nobody else may read
+        return
+    folder.parent.chmod(0o777)
+    for file in (folder.parent / "model").iterdir():
+        file.chmod(0o644)  # safetensors lets only the owner read
+    yield {"FAULTS_USER": "65534", "HOME": "/tmp", "TMPDIR": "/tmp"}
 
 
 def _outcome(code: int, said: str) -> str:
     """An exit code, and the last thing that was said where it is an error."""
     if code in (0, 1, 2):
-        return "as without"
+        return f"exit {code}"
     lines = [line for line in said.splitlines() if line.strip()]
-    return f"exit {code}: {(lines or ['nothing said'])[-1].strip()[:160]}"
+    # What an error says begins with the word, and goes on over lines.
+    first = next((i for i, x in enumerate(lines) if x.startswith("error:")), len(lines) - 1)
+    return f"exit {code}: {' '.join(lines[first:])[:260] if lines else 'nothing said'}"
 
 
 @contextmanager
@@ -379,18 +460,47 @@ def small_disk(folder: Path, size: str) -> Iterator[dict[str, str]]:
         subprocess.run(("umount", "-l", str(folder)), check=False)
 
 
-def _full_disks(found: Bench, commands: dict[str, Callable[[str], Sequence[str]]]) -> None:
-    for title, size in (("cache", "300k"),):
-        name, disk = found.trial(), found.folder / "disk"
-        with small_disk(disk, size) as limit:
-            given = {"MLFLOW_DEGRADE_CACHE": str(disk), **limit}
-            code, said = found.finish(commands["quantize"](name), name, **given)
-        left = found.state(name)
-        again, _ = found.finish(commands["quantize"](name), name)
-        found.add(
-            f"quantize: the disk of the {title} is full ({_outcome(code, said)})", 1, left,
-            "as without" if again in (0, 1, 2) else f"exit {again}",
-        )  # fmt: skip
+def _full_disks(found: Bench, quantize: Callable[[str], Sequence[str]]) -> None:
+    """The disk of the cache is full from some step on, then there is room."""
+    whole, fault = _alone(found, quantize), "quantize: the disk of the cache is full"
+    left: Counter[str] = Counter()
+    after: Counter[str] = Counter()
+    for number, line in enumerate(("", "Exporting", "Optimizing", "Applying", "Probing")):
+        name, disk = found.trial(), found.folder / f"disk-{number}"
+        with small_disk(disk, "300m") as limit:
+            if limit:
+                found.add(fault, 0, "not tried: nothing can be mounted", "—")
+                return
+            given = {"MLFLOW_DEGRADE_CACHE": str(disk)}
+            process, output = found.start(quantize(name), name, **given)
+            while process.is_alive() and line not in output.read_text():
+                time.sleep(0.005)
+            _fill(disk / "filler")
+            process.join(900)
+            ended = _outcome(int(process.exitcode or 0), output.read_text())
+            click.echo(f"full from {line or 'the start'!r} on: {ended}", err=True)
+            kept = [p for p in disk.rglob("*") if p.name.startswith(".") and p.is_dir()]
+            found.wrong += [f"full from {line!r} on: left {kept}"] if kept else []
+            left[f"{_without_names(ended)}; {found.state(name)}"] += 1
+            (disk / "filler").unlink()
+            after[found.again(quantize(name), name, whole, **given)[0]] += 1
+    said = "; ".join(f"{text} ({count})" for text, count in left.most_common())
+    found.add(fault, sum(left.values()), said, after)
+
+
+def _fill(file: Path) -> None:
+    with suppress(OSError), file.open("wb") as stream:
+        while True:
+            stream.write(bytes(4096))
+            stream.flush()
+
+
+def _without_names(said: str) -> str:
+    """What was said, without the names of this time's folders."""
+    short = re.sub(r": API request to .*?(?=;|$)", "", said, flags=re.MULTILINE)
+    return re.sub(
+        r"/[\w.-]+/faults-[\w./-]+|\w[\w-]*://?[\w./:-]+|/[0-9]+/[0-9a-f]{32}", "…", short
+    )
 
 
 def _full_artifacts(commands: tuple[str, ...] = ("gate", "log-lm-eval")) -> list[Row]:
@@ -414,10 +524,7 @@ def _full_artifacts(commands: tuple[str, ...] = ("gate", "log-lm-eval")) -> list
         )
         for command in commands:
             name, filler = found.trial(), folder / "artifacts" / "filler"
-            with suppress(OSError), filler.open("wb") as stream:
-                while True:
-                    stream.write(bytes(4096))
-                    stream.flush()
+            _fill(filler)
             code, said = found.finish(
                 made[command](name), name, MLFLOW_HTTP_REQUEST_MAX_RETRIES="1"
             )
@@ -425,7 +532,8 @@ def _full_artifacts(commands: tuple[str, ...] = ("gate", "log-lm-eval")) -> list
             filler.unlink()
             again, _ = found.finish(made[command](name), name)
             found.add(
-                f"{command}: the artifact store's disk is full ({_outcome(code, said)})", 1, left,
+                f"{command}: the artifact store's disk is full", 1,
+                f"{_outcome(code, said)}; {left}",
                 "as without" if again in (0, 1, 2) else f"exit {again}",
             )  # fmt: skip
         return found.rows
@@ -507,6 +615,13 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def _newest(text: str) -> str:
+    """Of several tables one after the other, the last row of each fault, in order of its first."""
+    lines = [line for line in _without_names(text).splitlines() if line.startswith("|")]
+    rows = {line.split("|")[1].strip(): line for line in lines}
+    return "\n".join(rows.values())
+
+
 @click.command()
 @click.option("--only", multiple=True, help="gate, evaluate, log-lm-eval, quantize, caches, disks, "
               "artifacts, slow or s3; all by default.")  # fmt: skip
@@ -517,26 +632,35 @@ def table(rows: Sequence[Row]) -> str:
 )  # fmt: skip
 @click.option("--moto", metavar="PYTHON", help="A Python that has moto[server].")
 @click.option("--rows", type=click.Path(path_type=Path), help="Append the rows to this file.")
-@click.option("--write", is_flag=True, help="Put the rows into docs/security.md.")
+@click.option(
+    "--merge", multiple=True, type=click.Path(exists=True, path_type=Path),
+    help="Break nothing; take the rows from this file, with --write.",
+)  # fmt: skip
+@click.option(
+    "--write", is_flag=True,
+    help="Put the rows into docs/security.md, where those of other faults stay as they are.",
+)  # fmt: skip
 def main(
     only: tuple[str, ...],
     every: int,
     signals: tuple[str, ...],
     moto: str | None,
     rows: Path | None,
+    merge: tuple[Path, ...],
     write: bool,
 ) -> None:
     """Break the commands at every step, and print what is left as a table."""
-    wanted = partial(_wanted, only)
     made: list[Row] = []
     wrong: list[str] = []
-    if not only or set(only) - {"artifacts", "s3"}:
+    only = ("none",) if merge else only
+    wanted = partial(_wanted, only)
+    if not merge and (not only or set(only) - {"artifacts", "s3"}):
         made, wrong = _at_one_server(only, every, [getattr(signal, s) for s in signals])
     if wanted("artifacts"):
         made += _full_artifacts()
     if wanted("s3"):
         made += [_object_store(moto, proxied) for proxied in (True, False)]
-    text = table(made)
+    text = "\n".join([table(made), *(file.read_text(encoding="utf-8") for file in merge)])
     click.echo(text)
     if rows is not None:
         with rows.open("a") as stream:
@@ -544,8 +668,10 @@ def main(
     if write:
         page = _ROOT / "docs" / "security.md"
         before, rest = page.read_text(encoding="utf-8").split(_BEGIN)
-        after = rest.split(_END)[1]
-        page.write_text(f"{before}{_BEGIN}\n{text}\n{_END}{after}", encoding="utf-8")
+        known, after = rest.split(_END)
+        page.write_text(
+            f"{before}{_BEGIN}\n{_newest(f'{known}{text}')}\n{_END}{after}", encoding="utf-8"
+        )
     for line in wrong:
         click.echo(f"WRONG {line}")
     sys.exit(bool(wrong))
@@ -570,7 +696,7 @@ def _at_one_server(
                     found.kill_points(name, commands[name], every=every, signals=signals)
             if wanted("quantize"):
                 found.kill_points(
-                    "recipes/quantize", commands["quantize"], every=every * 20, lines=_LINES,
+                    "recipes/quantize", commands["quantize"], every=every * 40, lines=_LINES,
                     own_cache=True, signals=signals,
                 )  # fmt: skip
             if wanted("slow"):
@@ -578,7 +704,7 @@ def _at_one_server(
             if wanted("caches"):
                 _caches(found, commands["quantize"])
             if wanted("disks"):
-                _full_disks(found, commands)
+                _full_disks(found, commands["quantize"])
             return found.rows, found.wrong
 
 

@@ -5,12 +5,18 @@ from __future__ import annotations
 import errno
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from mlflow_degrade import SampleScores, cache
 from mlflow_degrade.cache import cached_directory, digest_directory, require_space
 from mlflow_degrade.errors import StorageError
+from mlflow_degrade.evaluation.journal import Journal
+from mlflow_degrade.evaluation.store import Entry
+from mlflow_degrade.optimize.weight_files import damage
 
 
 @pytest.fixture(autouse=True)
@@ -108,3 +114,81 @@ def test_digest_sees_names_and_contents(tmp_path: Path) -> None:
     (tmp_path / "d" / "a").write_text("1")
     (tmp_path / "d" / "a").rename(tmp_path / "d" / "b")
     assert digest_directory(tmp_path / "d", ignore=("manifest.json",)) != before
+
+
+@pytest.mark.parametrize("harm", [lambda f: f.write_bytes(b"12"), lambda f: f.unlink()])
+def test_what_lost_files_is_made_again(harm: Callable[[Path], object]) -> None:
+    calls = []
+
+    def make(where: Path) -> None:
+        calls.append(where)
+        (where / "sub").mkdir()
+        (where / "sub" / "weights").write_bytes(b"1234")
+
+    made = cached_directory("kind", "k", make)
+    harm(made / "sub" / "weights")
+    assert cached_directory("kind", "k", make) == made
+    assert (made / "sub" / "weights").read_bytes() == b"1234"
+    assert len(calls) == 2
+    assert cached_directory("kind", "k", make) == made
+    (made.parent / f"{made.name}.sizes").unlink()  # as an earlier version left it
+    assert cached_directory("kind", "k", make) == made
+    assert len(calls) == 2
+    assert len(list(made.parent.iterdir())) == 1
+
+
+def test_what_another_process_made_again_is_kept() -> None:
+    made = cached_directory("kind", "k", lambda where: (where / "a").write_text("x"))
+    cache._discard(made)
+    assert (made / "a").read_text() == "x"
+
+
+def test_a_cache_that_cannot_be_written_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MLFLOW_DEGRADE_CACHE", str(tmp_path / "file" / "below"))
+    with pytest.raises(StorageError, match=r"cannot be written .*MLFLOW_DEGRADE_CACHE"):
+        cached_directory("kind", "k", _boom)
+    with pytest.raises(StorageError, match=r"cannot be written .*MLFLOW_DEGRADE_CACHE"):
+        Entry("kind", {"k": 1}).finish({"a": 1})
+    with pytest.raises(StorageError, match=r"cannot be written .*MLFLOW_DEGRADE_CACHE"):
+        Journal(Entry("kind", {"k": 1}).journal).__enter__()
+
+
+@pytest.mark.parametrize("name", ["facts.json", "samples.parquet"])
+@pytest.mark.parametrize("share", [0, 0.5])
+def test_an_evaluation_that_was_cut_off_is_not_finished(name: str, share: float) -> None:
+    frame = pd.DataFrame({"task": "t", "doc_id": [0, 1], "metric": "acc", "score": [0.0, 1.0]})
+    entry = Entry("evaluation", {"k": 1})
+    entry.finish({"a": 1}, SampleScores.from_pandas(frame, model="m"))
+    assert (entry.facts() or {})["a"] == 1
+    file = entry.folder / name
+    file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
+    assert entry.facts() is None
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full is Linux's")
+@pytest.mark.parametrize("buffering", [1, -1])
+def test_a_journal_on_a_full_disk_is_explained(tmp_path: Path, buffering: int) -> None:
+    with pytest.raises(StorageError, match="no space left"):
+        _write_to_a_full_disk(Journal(tmp_path / "journal.jsonl"), buffering)
+
+
+def _write_to_a_full_disk(journal: Journal, buffering: int) -> None:
+    with Path("/dev/full").open("w", encoding="utf-8", buffering=buffering) as full, journal:
+        journal._stream = full
+        journal.add_partial("loglikelihood", ("1 + 1 =", " 2"), (-0.5, True))
+
+
+def test_weights_that_only_another_user_reads_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"weights")
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(file))  # root reads all
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert "may not be read by this user" in str(damage(file))

@@ -19,7 +19,8 @@ samples and policy, every digest is computed again, also that of the model's fil
 that does not agree is named. Nothing is taken from tags. Where this machine's processor is of
 another kind than the one the verdict was reached on, a note says what differs and what follows.
 Evidence must be signed by one of the keys given with --key, else by a signer of the gate file that
-MLFLOW_DEGRADE_GATE names; where neither names any it may be unsigned.
+MLFLOW_DEGRADE_GATE names; where neither names any it may be unsigned. That file's policy,
+experiments and baselines are required as well of the models it guards.
 
 \b
 Examples:
@@ -47,7 +48,8 @@ KEY = click.option(
     "--policy",
     "policy_file",
     metavar="FILE",
-    help="Policy that must be passed, whatever policy the verdict was made with.",
+    help="Policy that must be passed, whatever policy the verdict was made with; by default the "
+    "gate file's.",
 )
 @KEY
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from ..cache import storing
 from .encoder_files import ENCODER_TYPES
 
 _KINDS = ("loglikelihood", "loglikelihood_rolling", "generate_until", *ENCODER_TYPES)
@@ -43,7 +44,6 @@ class Journal:
         self._stream: IO[str] | None = None
 
     def __enter__(self) -> Journal:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         end = 0
         if self.path.exists():
             content = self.path.read_bytes()
@@ -52,8 +52,10 @@ class Journal:
             for line in content[:end].splitlines():
                 key, answer = json.loads(line)
                 self._answers[key] = answer
-        self._stream = self.path.open("a", encoding="utf-8", buffering=1)
-        self._stream.truncate(end)
+        with storing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._stream = self.path.open("a", encoding="utf-8", buffering=1)
+            self._stream.truncate(end)
         return self
 
     def __exit__(
@@ -62,9 +64,10 @@ class Journal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            with storing(self.path):  # what could not be written is tried again
+                stream.close()
 
     def __len__(self) -> int:
         return len(self._answers)
@@ -75,7 +78,8 @@ class Journal:
             raise RuntimeError("the journal is not open: use it in a with statement.")
         key = _key(kind, request)
         self._answers[key] = answer
-        self._stream.write(json.dumps([key, answer]) + "\n")
+        with storing(self.path):
+            self._stream.write(json.dumps([key, answer]) + "\n")
 
     def answer(self, kind: str, request: Sequence[Any]) -> Any:
         """The answer of an earlier run, or None."""

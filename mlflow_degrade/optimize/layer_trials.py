@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..cache import cache_root, digest_json, require_space
+from ..cache import cache_root, digest_json, require_space, storing
 from ..errors import InputError, NonFiniteLogitsError
 from ..runtime.encoder_text import EncoderText
 from ..runtime.family import model_family
@@ -190,9 +190,10 @@ class LayerTrials:
                 self._answers[found[0]] = float(found[1])
 
     def _write(self, line: Any) -> None:
-        self._journal.parent.mkdir(parents=True, exist_ok=True)
-        with self._journal.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
+        with storing(self._journal):
+            self._journal.parent.mkdir(parents=True, exist_ok=True)
+            with self._journal.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(line) + "\n")
 
 
 class _Switched:

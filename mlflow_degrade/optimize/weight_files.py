@@ -178,8 +178,11 @@ def damage(path: Path) -> str | None:
     size = path.stat().st_size
     if not size:
         return f"{path.name} is empty (0 bytes): download or save it again."
-    with path.open("rb") as stream:
-        start = stream.read(_POINTER_BYTES)
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(_POINTER_BYTES)
+    except PermissionError:  # safetensors writes files that only their owner reads
+        return f"{path.name} may not be read by this user: allow it (chmod a+r), or copy it."
     if start.startswith((b"version https://git-lfs", b"version https://hawser")):
         stated = re.search(rb"\nsize (\d+)", start)
         what = f" of the {int(stated[1]):,} bytes" if stated else ""

@@ -112,12 +112,14 @@ def verify_version(
     name, version : str
         Of the registered model.
     policy : GatePolicy, optional
-        Required policy: the evidence must pass it, whatever policy it was made with.
+        Required policy: the evidence must pass it, whatever policy it was made with. That of the
+        gate file by default, where the file guards this model.
     experiments : collection of str
-        Names of the experiments whose runs may hold evidence; those of `policy` where empty, and
-        all where that has none.
+        Names of the experiments whose runs may hold evidence and the evaluations it is from; where
+        empty those of the gate file, else those of `policy`, and all where neither has any.
     baselines : collection of str
-        Model digests that evidence may have as its baseline; any where empty.
+        Model digests that evidence may have as its baseline; where empty those of the gate file,
+        and any where it has none.
     signers : collection of AllowedSigner, optional
         One of them must have signed the evidence; those of the gate file by default. Where there
         are none, unsigned evidence will do.
@@ -146,8 +148,13 @@ def verify_version(
         location = registry.get_model_version_download_uri(name, str(version))
     except MlflowException as error:
         raise RegistryError(f"version {version} of {name!r} cannot be read: {error}") from error
+    gate = GateConfig.load()
     if signers is None:
-        signers = GateConfig.load().signers
+        signers = gate.signers
+    if gate.guards(name):  # what its registry would refuse does not hold here
+        policy = policy or gate.policy
+        experiments = experiments or gate.evidence_experiments
+        baselines = baselines or gate.trusted_baselines
     tags = dict(found.tags)
     problems: list[str] = []
     with tempfile.TemporaryDirectory(prefix="mlflow-degrade-") as scratch:

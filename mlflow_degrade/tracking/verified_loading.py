@@ -34,7 +34,8 @@ def load_verified_model(
     uri : str
         ``models:/name/version`` or ``models:/name@alias``.
     policy : GatePolicy, optional
-        Required policy, whatever policy the verdict was made with.
+        Required policy, whatever policy the verdict was made with; by default that of the gate
+        file, whose experiments and baselines count as well.
     signers : collection of AllowedSigner, optional
         One of them must have signed the evidence; those of the gate file by default.
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import enforcement_cases as cases
 import mlflow
 import pytest
 from gate_cases import log_constant, log_evaluated, make_samples
+from http_relay import relayed
 from mlflow import MlflowClient
 
 from mlflow_degrade import Verdict, promote
@@ -44,9 +46,25 @@ def test_five_gigabytes_are_promoted_by_a_gated_server(
             log_evaluation(samples, {"model": content.digest, "suite": "suite"})
         # Far less than it takes to read them; what else is asked is answered at once.
         monkeypatch.setenv(_TIMEOUT, "2")
-        done = promote(
-            f"runs:/{run.info.run_id}", f"runs:/{champion}", register_as="big", alias="champion"
-        )
+        start = time.perf_counter()
+        with relayed(url) as relay:
+            mlflow.set_tracking_uri(relay.url)
+            mlflow.set_registry_uri(relay.url)
+            arrived: dict[int, float] = {}
+            answered: dict[int, float] = {}
+            relay.before = lambda number: arrived.update({number: time.perf_counter()})
+            relay.after = lambda number: answered.update({number: time.perf_counter()})
+            done = promote(
+                f"runs:/{run.info.run_id}", f"runs:/{champion}", register_as="big", alias="champion"
+            )
+            longest = max(answered[n] - arrived[n] for n in answered)
+            asked = sum("/alias" in line for line in relay.requests if line.startswith("POST"))
+        spent = time.perf_counter() - start
+        print(f"{content.size} bytes: gate {spent:.1f} s, longest answer {longest:.1f} s")
+        assert longest > 2, "the model is too small to try anyone's patience"
+        assert asked == 1, "the client asked again before it had its answer"
+        mlflow.set_tracking_uri(url)
+        mlflow.set_registry_uri(url)
         assert done.decision.verdict is Verdict.PASS
         assert os.environ[_TIMEOUT] == "2"
         assert str(MlflowClient().get_model_version_by_alias("big", "champion").version) == "1"

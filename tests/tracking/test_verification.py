@@ -10,16 +10,18 @@ from pathlib import Path
 import enforcement_cases as cases
 import mlflow
 import pytest
+from gate_cases import log_evaluated
 from mlflow.tracking import MlflowClient
 from mlflow_stores import make_store
 
-from mlflow_degrade import GatePolicy, decide, load_verified_model, pair, verify_version
+from mlflow_degrade import GatePolicy, decide, load_verified_model, pair, promote, verify_version
 from mlflow_degrade.cache import digest_file, digest_json
 from mlflow_degrade.cli import run as run_cli
 from mlflow_degrade.errors import InputError, RegistryError, VerificationError
 from mlflow_degrade.tracking.artifact_access import fetch
 from mlflow_degrade.tracking.evidence import write_evidence
 from mlflow_degrade.tracking.evidence_review import review_evidence
+from mlflow_degrade.tracking.gate_config import VARIABLE
 from mlflow_degrade.tracking.model_content import ARTIFACT_TAG
 
 
@@ -228,6 +230,38 @@ def test_where_evidence_may_lie_and_what_it_may_compare_with(workplace: Path) ->
     )
     assert "evidence lies in experiment 'Default'" in text
     assert "none of the trusted baselines" in text
+
+
+def test_what_the_gate_file_trusts_counts_for_who_verifies(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An honest gate before there was a list, on scores that somebody logged elsewhere."""
+    champion, _ = log_evaluated(workplace, "trusted-champion", 10)
+    mlflow.set_experiment("mine")
+    scored, _ = log_evaluated(workplace, "scored-elsewhere", 0)
+    mlflow.set_experiment("Default")
+    done = promote(f"runs:/{scored}", f"runs:/{champion}", register_as="sources")
+    at = ("sources", "1")
+    assert done.placement is not None
+    assert verify_version(*at).ok
+    gate = workplace / "gate.yaml"
+    monkeypatch.setenv(VARIABLE, str(gate))
+    gate.write_text("evidence_experiments: [Default, mine]\n")
+    assert verify_version(*at).ok
+    gate.write_text("evidence_experiments: [Default]\n")
+    (problem,) = verify_version(*at).problems
+    assert problem.startswith(f"the candidate's scores are from run {scored} of experiment 'mine'")
+    assert "only from ['Default']" in problem
+    assert run_cli(["verify", "models:/sources/1"]) == 1
+    assert problem in capsys.readouterr().out
+    with pytest.raises(VerificationError, match="of experiment 'mine'"):
+        load_verified_model("models:/sources/1")
+    gate.write_text("trusted_baselines: ['sha256:release']\npolicy: {min_samples: 5000}\n")
+    text = "\n".join(verify_version(*at).problems)
+    assert "none of the trusted baselines" in text
+    assert "under the required policy the verdict is INCONCLUSIVE" in text
+    gate.write_text("models: [chat-*]\nevidence_experiments: [Default]\n")
+    assert verify_version(*at).ok, "the gate file is not about this model"
 
 
 def test_locations_on_other_hosts_are_not_followed_by_a_server(
