@@ -86,6 +86,7 @@ _LAYERS = (
         "_redaction",
         "_notes",
         "errors",
+        "_plugins",
         "_numbers",
         "_metric_names",
         "_question_names",
