@@ -202,6 +202,9 @@ def _python(*arguments: str, plugins: Path | None = None) -> subprocess.Complete
     )
 
 
+_COMMAND = ("-c", "from mlflow_degrade.cli import main; main()")
+
+
 def _write_marks(path: Path, wrong: int) -> str:
     """Two tasks of 400 items; in the first, `wrong` answers are wrong."""
     lines = [f"a {n} {'-' if n < wrong else '+'}" for n in range(400)]
@@ -213,7 +216,7 @@ def _write_marks(path: Path, wrong: int) -> str:
 def test_the_example_reads_and_decides(example: Path, tmp_path: Path) -> None:
     fine = _write_marks(tmp_path / "fine.marks", 3)
     worse = _write_marks(tmp_path / "worse.marks", 12)
-    compare = ("-m", "mlflow_degrade.cli", "compare")
+    compare = (*_COMMAND, "compare")
     shown = _python(*compare, "--help", plugins=example).stdout
     assert "|marks]" in "".join(shown.split())
     assert "|sidak]" in "".join(shown.split())
@@ -258,7 +261,7 @@ def test_evidence_by_a_rule_that_is_not_installed_names_the_package(
     with zipfile.ZipFile(bundle, "w") as target:
         for path in folder.iterdir():
             target.write(path, path.name)
-    verify = ("-m", "mlflow_degrade.cli", "evidence", "verify", str(bundle))
+    verify = (*_COMMAND, "evidence", "verify", str(bundle))
     here = _python(*verify, plugins=example)
     assert here.returncode == 2, here.stdout + here.stderr  # it agrees; nobody signed it
     away = _python(*verify)
@@ -285,10 +288,12 @@ def test_the_example_makes_a_model(
 
     from mlflow_degrade.optimize.export import export_onnx
     from mlflow_degrade.optimize.model_directory import ModelDirectory
+    from mlflow_degrade.optimize.source import resolve_model
 
     monkeypatch.setenv("MLFLOW_DEGRADE_CACHE", str(tmp_path / "cache"))
     make_tiny_llama(tmp_path / "model")
-    base = ModelDirectory.load(export_onnx(str(tmp_path / "model"), progress=False))
+    source = resolve_model(str(tmp_path / "model"))
+    base = ModelDirectory.load(export_onnx(source, progress=False))
     done = _python("-c", _APPLY, str(base.path), plugins=example)
     assert done.returncode == 0, done.stderr
     plugin, _, rest = done.stdout.rpartition("0.1.0 ")
