@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+from measurements import as_script, record
 
 from mlflow_degrade.errors import DegradeError
 from mlflow_degrade.evaluation.backend import OnnxLM
@@ -200,6 +201,9 @@ def main(families: tuple[str, ...], schemes: str, write: Path | None) -> None:
                 os.environ["MLFLOW_DEGRADE_CACHE"] = f"{scratch}/cache"
             row = sweep(family, Path(scratch), chosen)
         found[kind].append(row)
+        for what, difference in (("PyTorch", row.parity), ("lm-eval", row.engine)):
+            if difference is not None:
+                record(f"{family}, largest difference from {what}", difference, "logits")
         print(" | ".join(row.cells()), flush=True)
     if write is not None:
         made = {kind: tables(rows, chosen) for kind, rows in found.items() if rows}
@@ -208,4 +212,4 @@ def main(families: tuple[str, ...], schemes: str, write: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_script(main)
