@@ -12,15 +12,16 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mlflow_degrade import Decision, GatePolicy, SampleScores, decide
 from mlflow_degrade._plugins import Plugins, PluginWarning
 from mlflow_degrade.errors import PluginError
-from mlflow_degrade.optimize.scheme import Scheme
 from mlflow_degrade.optimize.scheme_table import SCHEME_PLUGINS
-from mlflow_degrade.readers import READER_PLUGINS, Reader, read_samples
-from mlflow_degrade.stats.rules import RULE_PLUGINS, RULES, AggregationRule
+from mlflow_degrade.readers import READER_PLUGINS, read_samples
+from mlflow_degrade.stats.rules import RULE_PLUGINS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = "degrade-plugin-example"
@@ -53,13 +54,11 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     return put
 
 
-def _forget(plugins: Plugins[Reader], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have entry points looked up again, during this test only."""
+def _forget(plugins: Plugins[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have entry points looked up again, in this test and after it."""
     monkeypatch.setattr(plugins, "_loaded", {})
-    monkeypatch.delitem(plugins.__dict__, "_entries", raising=False)
-    _ = plugins.names
-    found = plugins.__dict__.pop("_entries")
-    monkeypatch.setitem(plugins.__dict__, "_entries", found)
+    monkeypatch.setitem(plugins.__dict__, "_entries", None)  # what undoes what the test caches
+    del plugins.__dict__["_entries"]
 
 
 def test_a_plugin_that_cannot_be_loaded_is_named_and_breaks_no_other(
@@ -139,12 +138,11 @@ def test_a_plugin_comes_before_tables_and_after_formats_of_this_package(
 def test_a_built_in_name_cannot_be_taken(
     install: Install,
     monkeypatch: pytest.MonkeyPatch,
-    plugins: Plugins[Reader | Scheme | AggregationRule],
+    plugins: Plugins[Any],
     name: str,
 ) -> None:
     install("plug_thief", plugins.group, f"{name} = plug_thief:IT")
-    monkeypatch.setattr(plugins, "_loaded", {})
-    monkeypatch.delitem(plugins.__dict__, "_entries", raising=False)
+    _forget(plugins, monkeypatch)
     with pytest.raises(PluginError, match=r"of package .plug_thief. .* has the name of a built-in"):
         _ = plugins.names
 
@@ -154,7 +152,7 @@ def test_one_name_of_two_packages_is_refused(
 ) -> None:
     for name in ("plug_one", "plug_two"):
         install(name, RULE_PLUGINS.group, f"same = {name}:RULE")
-    monkeypatch.delitem(RULE_PLUGINS.__dict__, "_entries", raising=False)
+    _forget(RULE_PLUGINS, monkeypatch)
     with pytest.raises(PluginError, match=r"'plug_\w+' 1.2 and .* have one name"):
         _ = RULE_PLUGINS.names
 
@@ -168,13 +166,21 @@ def test_a_rule_that_does_not_say_what_it_is_cannot_be_used(
     code += "MUTE = replace(RULES['stouffer'], name='mute')\n"
     points = "undrawn = plug_rules:UNDRAWN\nmute = plug_rules:MUTE"
     install("plug_rules", RULE_PLUGINS.group, points, code)
-    monkeypatch.setattr(RULE_PLUGINS, "_loaded", {})
-    monkeypatch.delitem(RULE_PLUGINS.__dict__, "_entries", raising=False)
+    _forget(RULE_PLUGINS, monkeypatch)
     for name, why in (("undrawn", "neither weights nor drawn"), ("mute", "what its power is")):
         with pytest.raises(PluginError, match=why):
             RULE_PLUGINS.load(name)
-    monkeypatch.delitem(RULE_PLUGINS.__dict__, "_entries", raising=False)
-    assert set(RULES) == {*RULES}
+
+
+def test_a_decision_by_built_in_rules_has_no_word_of_plugins() -> None:
+    """Its bytes, and so its digest, are those from before there were any."""
+    scores = SampleScores.from_records(
+        [{"task": "t", "doc_id": n, "metric": "acc", "score": 1.0} for n in range(3)]
+    )
+    policy = GatePolicy(allow=("same-model",))
+    decision = decide(policy.pair(scores, scores), policy)
+    assert '"plugins"' not in decision.to_json()
+    assert Decision.from_json(decision.to_json()) == decision
 
 
 @pytest.fixture(scope="module")
@@ -276,7 +282,7 @@ import sys
 from mlflow_degrade.optimize.model_directory import ModelDirectory
 from mlflow_degrade.optimize.schemes import apply_scheme
 made = ModelDirectory.load(apply_scheme(sys.argv[1], "half-storage", progress=False))
-print(made.recipe[-1]["plugin"], made.recipe[-1]["stored_in_float16"], made.size_bytes)
+print(made.recipe[-1]["plugin"], made.recipe[-1]["stored_in_float16"], made.size_bytes, made.path)
 """
 
 
@@ -296,11 +302,18 @@ def test_the_example_makes_a_model(
     base = ModelDirectory.load(export_onnx(source, progress=False))
     done = _python("-c", _APPLY, str(base.path), plugins=example)
     assert done.returncode == 0, done.stderr
-    plugin, _, rest = done.stdout.rpartition("0.1.0 ")
+    plugin, _, rest = done.stdout.partition("0.1.0 ")
     assert plugin == f"scheme 'half-storage' of package '{PACKAGE}' "
-    count, size = map(int, rest.split())
-    assert count > 4
-    assert size < 0.75 * base.size_bytes
+    count, size, path = rest.split()
+    assert int(count) > 4
+    assert int(size) < 0.75 * base.size_bytes
+    # Another version of the package may make another model.
+    shutil.copytree(example, tmp_path / "newer")
+    (metadata,) = (tmp_path / "newer").glob("*.dist-info/METADATA")
+    metadata.write_text(metadata.read_text().replace("Version: 0.1.0", "Version: 0.2.0"))
+    newer = _python("-c", _APPLY, str(base.path), plugins=tmp_path / "newer")
+    assert newer.stdout.startswith(f"{plugin}0.2.0 ")
+    assert newer.stdout.split()[-1] != path
     without = _python("-c", _APPLY, str(base.path))
     assert "unknown scheme 'half-storage'" in without.stderr
     recipe = ("-m", "mlflow_degrade.recipes.quantize_command", "--help")
