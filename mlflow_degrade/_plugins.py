@@ -10,10 +10,12 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import EntryPoint, entry_points
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from .errors import PluginError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 Addition = TypeVar("Addition")
 
@@ -66,6 +68,8 @@ class Plugins(Generic[Addition]):
 
     @cached_property
     def _entries(self) -> dict[str, EntryPoint]:
+        from importlib.metadata import entry_points  # not before a table is looked up
+
         found: dict[str, EntryPoint] = {}
         for entry in entry_points(group=self.group):
             plugin = self._plugin(entry)
