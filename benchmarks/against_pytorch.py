@@ -19,6 +19,7 @@ from typing import Any
 
 import click
 import numpy as np
+from measurements import as_script, record
 
 from mlflow_degrade.errors import InputError
 from mlflow_degrade.optimize.export import export_onnx
@@ -153,9 +154,11 @@ def main(
             ratio = times_faster(found[baseline], times, phase)
             interval = "" if name == baseline else f" [{ratio.low:.2f}, {ratio.high:.2f}]"
             ratios.append(f"{ratio.estimate:.2f}{interval}")
-            speeds.append(f"{tokens / np.median([taken[phase] for taken in times]):,.0f}")
+            speed = tokens / np.median([taken[phase] for taken in times])
+            speeds.append(f"{speed:,.0f}")
+            record(f"{name}, {phase}", speed, "tokens/s", better="higher")
         print(f"| {' | '.join([name, *ratios, *speeds])} |", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    as_script(main)

@@ -20,6 +20,7 @@ from typing import Any
 
 import click
 import numpy as np
+from measurements import as_script, record
 from rich.progress import track
 from scoring import TIE, Item, choice_texts, decisions, load_items, torch_backend
 
@@ -61,6 +62,9 @@ def compare_scores(lm: OnnxLM, source: Path, items: list[Item]) -> str:
     else:
         changed, ties = sum(a != b for (_, a), b in zip(found, greedy, strict=True)), 0
     worst = np.abs(ours - expected).max()
+    what = f"{len(items)} documents with {len(pairs)} requests"
+    record(f"largest difference, {what}", worst, "nats")
+    record(f"changed decisions, {what}", changed, "documents")
     return (
         f"{len(items)} documents, {len(pairs)} requests: largest difference {worst:.1e} nats, "
         f"{changed} changed decisions, {ties} ties (within {TIE:g})"
@@ -89,6 +93,8 @@ def compare_texts(lm: OnnxLM, source: Path, items: list[Item]) -> str:
         texts.append(model.generate_until(requests()))
         seconds.append(time.process_time() - start)
     same = sum(a == b for a, b in zip(*texts, strict=True))
+    path = "shared prefixes" if lm.decoder.reuse_prefixes else "batched"
+    record(f"generation, {len(items)} prompts, {path}", seconds[0], "CPU-s")
     (ratio,) = (theirs / ours for ours, theirs in pairwise(seconds))
     return (
         f"{len(items)} prompts, up to {_NEW_TOKENS} tokens each: {same} texts are identical; "
@@ -118,4 +124,4 @@ def main(files: tuple[Path, ...], documents: int, threads: int, generate: bool) 
 
 
 if __name__ == "__main__":
-    main()
+    as_script(main)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from measurements import as_script, record
 
 from mlflow_degrade import GatePolicy, SampleScores, decide, pair
 from mlflow_degrade.readers import read_samples
@@ -100,6 +101,8 @@ def main() -> None:
                 paths = make_files(Path(scratch), rows, kind, shuffled=shuffled)
                 plain, ours = best("read", paths), best("compare", paths)
             name = f"{kind}{', other order' if shuffled else ''}"
+            record(f"compare, {name}", ours["seconds"], "s")
+            record(f"memory of comparing, {name}", ours["peak"], "bytes")
             print(
                 f"{name:28} {plain['seconds']:7.2f}s {ours['seconds']:7.2f}s "
                 f"{ours['seconds'] / plain['seconds']:6.1f}x {ours['peak'] / ours['tables']:15.1f}x"
@@ -110,4 +113,4 @@ if __name__ == "__main__":
     if len(sys.argv) > 1 and sys.argv[1] == "--measure":
         print(json.dumps(measure(sys.argv[2], sys.argv[3:])))
     else:
-        main()
+        as_script(main)

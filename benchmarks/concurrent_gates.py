@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from measurements import as_script, record
 
 _TESTS = Path(__file__).resolve().parents[1] / "tests"
 _NAME, _ALIAS, _ITEMS = "shared", "champion", 1_500
@@ -209,6 +210,9 @@ def _check(client: Any, found: list[Any], gates: int, seconds: float) -> list[st
     broken = sum(r.info.status in ("FAILED", "KILLED") for r in runs)
     times = sorted(spent for *_, spent in found if spent)
     middle = times[len(times) // 2] if times else float("nan")
+    if times:
+        record(f"{gates} gates, median", middle, "s")
+    record(f"{gates} gates, all", seconds, "s")
     print(
         f"{gates} gates in {seconds:.0f} s: {sum(v == 'PASS' for _, _, v, _, _ in found)} PASS, "
         f"{sum(v == 'FAIL' for _, _, v, _, _ in found)} FAIL, {len(versions) - 1} versions, "
@@ -274,4 +278,4 @@ def main(
 
 
 if __name__ == "__main__":
-    main()
+    as_script(main)

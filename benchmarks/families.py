@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
+from measurements import as_script, record
 
 from mlflow_degrade.errors import DegradeError
 from mlflow_degrade.evaluation.backend import OnnxLM
@@ -224,6 +225,9 @@ def main(families: tuple[str, ...], schemes: str, rows: Path | None, write: Path
             with rows.open("a", encoding="utf-8") as file:
                 print(json.dumps(asdict(row)), file=file)
         found[kind].append(row)
+        for what, difference in (("PyTorch", row.parity), ("lm-eval", row.engine)):
+            if difference is not None:
+                record(f"{family}, largest difference from {what}", difference, "logits")
         print(" | ".join(row.cells()), flush=True)
     if failed:
         raise SystemExit(f"not measured: {', '.join(failed)}")
@@ -234,4 +238,4 @@ def main(families: tuple[str, ...], schemes: str, rows: Path | None, write: Path
 
 
 if __name__ == "__main__":
-    main()
+    as_script(main)

@@ -14,6 +14,7 @@ from datetime import date
 from pathlib import Path
 
 import click
+from measurements import as_script, record
 
 from mlflow_degrade.optimize.agreement import agreement
 from mlflow_degrade.optimize.export import export_onnx
@@ -53,6 +54,8 @@ def speed_table(
     print("| level | phase | shape | ratio | 95% interval |\n|---|---|---|---|---|")
     for found in report.ratios():
         estimate, low, high = found.ratio
+        name = f"{found.label} against {report.baseline.label}, {found.phase}, {found.shape.name}"
+        record(name, estimate, "times as fast", better="higher")
         interval = "" if low is None or high is None else f"{low:.2f} to {high:.2f}"
         what = f"`{found.label}` | {found.phase} | {found.shape.name}"
         print(f"| {what} | {estimate:.2f} | {interval} |", flush=True)
@@ -80,4 +83,4 @@ def main(model: str, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_script(main)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from measurements import as_script, record
 
 from mlflow_degrade import SampleScores
 from mlflow_degrade.tracking.evaluations import log_evaluation
@@ -87,6 +88,8 @@ def main() -> None:
                 pass  # creates the database
             took = measure(make_samples(rows, kind), Path(scratch))
             ours, table = took["log_evaluation"], took["log_table"]
+            for way, spent in took.items():
+                record(f"{way}, {kind}", spent, "s")
             print(
                 f"{kind:14} {took['Parquet']:8.2f}s {ours:8.2f}s ({ours / took['Parquet']:.1f}x "
                 f"Parquet) {table:8.2f}s ({table / ours:.0f}x log_evaluation)"
@@ -95,4 +98,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_script(main)

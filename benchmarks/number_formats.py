@@ -28,6 +28,7 @@ from typing import Any
 
 import click
 import numpy as np
+from measurements import as_script, record
 from numpy.typing import NDArray
 
 from mlflow_degrade.evaluation.starter_model import fetch_starter_model
@@ -148,9 +149,12 @@ def quality_table(names: Sequence[str], encoder: Encoder, starter: Sequence[Matr
             for matrix in encoder.matrices.values()
         )
         error = sum(float(np.square(rounded[k] - m).sum()) for k, m in encoder.matrices.items())
+        spent = rounding_seconds(starter, form)
+        record(f"rounding, {name}", spent, "CPU-s")
+        record(f"squared error, {name}", error / squares, "relative")
         print(
             f"| `{name}` | {bits / count:.2f} | {error / squares:.2g} "
-            f"| {encoder.cosine(rounded):.4f} | {rounding_seconds(starter, form):.1f} |",
+            f"| {encoder.cosine(rounded):.4f} | {spent:.1f} |",
             flush=True,
         )
 
@@ -188,4 +192,4 @@ def main(names: tuple[str, ...], encoder: Path | None, kl: bool) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_script(main)

@@ -30,6 +30,7 @@ from typing import Any
 import click
 from gpu_parts import PARTS, PREPARATION, Part, results
 from gpu_parts.setting import Setting
+from measurements import as_script, record
 
 from mlflow_degrade.errors import DegradeError
 
@@ -231,8 +232,10 @@ def main(
         sys.exit(3)
     went = run_parts([_EVERY[name] for name in names], setting)
     click.echo((setting.out / "results.md").read_text(encoding="utf-8"))
+    for name, part in went.items():
+        record(f"{name}, all of it", part["seconds"], "s")
     sys.exit(any(part["how"] != "complete" for part in went.values()))
 
 
 if __name__ == "__main__":
-    main()
+    as_script(main)

@@ -14,11 +14,12 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
+from measurements import as_script, record
 from rich.console import Console
 from rich.table import Table
 
 from mlflow_degrade import stats
-from mlflow_degrade.stats.rules import RULE_NAMES
+from mlflow_degrade.stats.rules import DEFAULT_RULE, RULE_NAMES
 
 ITEMS, TASKS = 1_000_000, 200
 SHORT_RUNS = 100
@@ -63,19 +64,19 @@ def decisions(table: Table, rng: np.random.Generator) -> None:
     combined = best_of(lambda: stats.aggregate_counts(*counts), SHORT_RUNS)
     whole = best_of(lambda: stats.aggregate_counts(*count()), SHORT_RUNS)
     what = f"numpy.count_nonzero of both int8 arrays, n = {ITEMS:,}"
-    table.add_row(what, milliseconds(reference), "1")
-    table.add_row(
-        f"… task by task, {TASKS} tasks", milliseconds(by_task), ratio(by_task, reference)
-    )
-    table.add_row("discordant_counts", milliseconds(counting), ratio(counting, reference))
-    table.add_row("combined rule on the counts", milliseconds(combined), ratio(combined, reference))
-    table.add_row("counts and combined decision", milliseconds(whole), ratio(whole, reference))
+    row(table, what, reference, "1")
+    row(table, f"… task by task, {TASKS} tasks", by_task, ratio(by_task, reference))
+    row(table, "discordant_counts", counting, ratio(counting, reference))
+    row(table, "combined rule on the counts", combined, ratio(combined, reference))
+    row(table, "counts and combined decision", whole, ratio(whole, reference))
     for method in RULE_NAMES:
+        if method == DEFAULT_RULE:
+            continue  # measured above
         slow = method in ("fisher", "stouffer")
         seconds = best_of(
             lambda method=method: stats.aggregate_counts(*counts, method), 1 if slow else 20
         )
-        table.add_row(f"{method} rule on the counts", milliseconds(seconds), "")
+        row(table, f"{method} rule on the counts", seconds, "")
 
 
 def sign_flips(table: Table, rng: np.random.Generator) -> None:
@@ -90,7 +91,7 @@ def sign_flips(table: Table, rng: np.random.Generator) -> None:
     ):
         seconds = best_of(lambda d=d: stats.signflip(d))
         route = stats.signflip(d).method
-        table.add_row(f"signflip, n = {ITEMS:,}, {name}: {route}", milliseconds(seconds), "")
+        row(table, f"signflip, n = {ITEMS:,}, {name}: {route}", seconds, "")
 
 
 def against_scipy(table: Table, rng: np.random.Generator, quick: bool) -> None:
@@ -100,7 +101,7 @@ def against_scipy(table: Table, rng: np.random.Generator, quick: bool) -> None:
         return stats.signflip(d, method="monte-carlo", resamples=1_000, exceedances=1_000)
 
     seconds = best_of(thousand_flips)
-    table.add_row("1,000 sign flips of 50,000 floats", milliseconds(seconds), "")
+    row(table, "1,000 sign flips of 50,000 floats", seconds, "")
     if quick:
         return
     from scipy.stats import permutation_test
@@ -126,13 +127,11 @@ def against_scipy(table: Table, rng: np.random.Generator, quick: bool) -> None:
     )
     theirs = best_of(library, 1) * wanted / measured
     automatic = best_of(lambda: stats.signflip(d))
-    table.add_row("scipy.stats.permutation_test, 10,000 resamples", milliseconds(theirs), "1")
-    table.add_row(
-        "signflip by Monte Carlo, 10,000 flips", milliseconds(ours), speedup(theirs, ours)
-    )
+    row(table, "scipy.stats.permutation_test, 10,000 resamples", theirs, "1")
+    row(table, "signflip by Monte Carlo, 10,000 flips", ours, speedup(theirs, ours))
     route = stats.signflip(d).method
     name = f"signflip as chosen: {route}, no Monte-Carlo error"
-    table.add_row(name, milliseconds(automatic), speedup(theirs, automatic))
+    row(table, name, automatic, speedup(theirs, automatic))
 
 
 def imports(table: Table) -> None:
@@ -142,8 +141,13 @@ def imports(table: Table) -> None:
     start = load("pass")
     library = load("import scipy.stats") - start
     own = load("import mlflow_degrade.stats") - start
-    table.add_row("import scipy.stats", milliseconds(library), "1")
-    table.add_row("import mlflow_degrade.stats", milliseconds(own), ratio(own, library))
+    row(table, "import scipy.stats", library, "1")
+    row(table, "import mlflow_degrade.stats", own, ratio(own, library))
+
+
+def row(table: Table, what: str, seconds: float, remark: str) -> None:
+    record(what, 1e3 * seconds, "ms")
+    table.add_row(what, milliseconds(seconds), remark)
 
 
 def milliseconds(seconds: float) -> str:
@@ -178,4 +182,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_script(main)

@@ -16,6 +16,7 @@ from datetime import date
 from unittest.mock import patch
 
 import click
+from measurements import as_script, record
 
 from mlflow_degrade.errors import DegradeError
 from mlflow_degrade.optimize.export import export_onnx
@@ -55,6 +56,12 @@ def main(names: tuple[str, ...], models: tuple[str, ...]) -> None:
                     print(f"| `{name}` | | {error} | |", flush=True)
                     continue
                 found = made.manifest["parity"]
+                record(f"{model}, {name}, size", made.size_bytes, "bytes")
+                if "mean_kl" in found:
+                    record(f"{model}, {name}, mean KL", found["mean_kl"], "nats")
+                else:
+                    distance = 1.0 - found["mean_cosine"]
+                    record(f"{model}, {name}, 1 − mean cosine", distance, "1")
                 if "mean_kl" in found:
                     cells = f"KL {found['mean_kl']:.2g} | top-1 {found['top1_agreement']:.1%}"
                 else:
@@ -64,4 +71,4 @@ def main(names: tuple[str, ...], models: tuple[str, ...]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_script(main)

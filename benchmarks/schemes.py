@@ -18,6 +18,7 @@ from datetime import date
 from pathlib import Path
 
 import click
+from measurements import as_script, record
 
 from mlflow_degrade.decision import decide
 from mlflow_degrade.evaluation.progress import progress_bar
@@ -54,6 +55,8 @@ def speeds(report: BenchmarkReport, name: str) -> list[str]:
         for speed in report.ratios():
             if (speed.label, speed.phase) == (name, phase):
                 ratio = speed.ratio
+                what = f"{name} against {report.baseline.label}, {phase}"
+                record(what, ratio.estimate, "times as fast", better="higher")
                 found.append(f"{ratio.estimate:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]")
     return found
 
@@ -134,4 +137,4 @@ def main(
 
 
 if __name__ == "__main__":
-    main()
+    as_script(main)

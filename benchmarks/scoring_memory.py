@@ -9,12 +9,14 @@ in a process of its own. Needs a system with /proc.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import click
 import numpy as np
+from measurements import as_script, record
 
 from mlflow_degrade.optimize.export import export_onnx
 from mlflow_degrade.optimize.graph import optimize_graph
@@ -55,9 +57,11 @@ def main(models: tuple[str, ...], length: int, here: bool) -> None:
         folder = optimize_graph(export_onnx(resolve_model(model)))
         command = [sys.executable, __file__, str(folder), "--length", str(length), "--here"]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
+        if (taken := re.match(r"[\d.]+(?= GiB above)", done.stdout)) is not None:
+            record(f"{model}, above the loaded model", float(taken[0]), "GiB")
         asked = f"{PROMPTS} prompts of {length} tokens with {CHOICES} choices"
         print(f"{model}, {asked}: {done.stdout.strip()}", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    as_script(main)

@@ -35,12 +35,14 @@ from .results import (
     SCHEMA_VERSION,
     AggregateResult,
     Decision,
+    PluginUse,
     PowerResult,
     TaskResult,
     Verdict,
 )
 from .scores import SampleScores
 from .stats import attempt_alpha
+from .stats.rules import RULE_PLUGINS
 
 _LIBRARIES = ("mlflow-degrade", "numpy", "scipy")
 
@@ -130,10 +132,11 @@ def decide(paired: PairedScores, policy: GatePolicy, *, attempt: int | None = No
         power=power,
         baseline=_side(paired.baseline),
         candidate=_side(paired.candidate),
-        versions=_versions(),
+        versions=_versions(policy),
         notes=paired.notes,
         processors=processors_of(paired),
         schema_version=SCHEMA_VERSION,
+        plugins=_plugins(policy),
     )
 
 
@@ -225,8 +228,17 @@ def _side(scores: SampleScores) -> dict[str, str | None]:
     }
 
 
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+def _plugins(policy: GatePolicy) -> tuple[PluginUse, ...]:
+    rule = RULE_PLUGINS.source(policy.aggregation)
+    if rule is None:
+        return ()
+    return (PluginUse(kind=rule.kind, name=rule.name, distribution=rule.distribution),)
+
+
+def _versions(policy: GatePolicy) -> dict[str, str]:
+    rule = RULE_PLUGINS.source(policy.aggregation)
+    found = {} if rule is None else {rule.distribution: rule.version}
+    found["python"] = platform.python_version()
     for name in _LIBRARIES:
         try:
             found[name] = version(name)

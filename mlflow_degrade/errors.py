@@ -17,6 +17,7 @@
     │           ├── TaskVersionError        different versions of a task
     │           └── SameModelError          a model compared with itself
     ├── MissingExtraError               an optional dependency is not installed
+    ├── PluginError                     what another package adds cannot be used, or is missing
     ├── ModelError                      a model that cannot be resolved, exported or loaded
     │   ├── UnsupportedModelError       an architecture or layout we do not handle
     │   ├── QuantizationError           a pass failed, or changed nothing
@@ -157,6 +158,10 @@ class MissingExtraError(DegradeError):
             f'{module!r} is not installed: pip install "mlflow-degrade[{extra}]" brings it.'
         )
         self.module, self.extra = module, extra
+
+
+class PluginError(DegradeError):
+    """What another package adds cannot be used, or is not installed."""
 
 
 class ModelError(DegradeError):

@@ -6,14 +6,16 @@ import difflib
 import os
 from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
     ValidationError,
+    WithJsonSchema,
     field_validator,
     model_serializer,
 )
@@ -25,18 +27,28 @@ from .errors import PolicyError, PromptMismatchError
 from .pairing import ALLOWABLE, PairedScores, pair
 from .prompting import Prompting
 from .scores import SampleScores
-from .stats.rules import DEFAULT_RULE, RULE_NAMES
+from .stats.rules import DEFAULT_RULE, RULE_NAMES, rule_named, rule_names
 
 Rule = Literal["no_degradation", "non_inferiority"]
 Tier = Literal["gating", "advisory"]
 
-#: Names of the aggregation rules, from the table in `mlflow_degrade.stats.rules`.
+#: Names of the built-in aggregation rules, from the table in `mlflow_degrade.stats.rules`.
 AGGREGATIONS = RULE_NAMES
-if TYPE_CHECKING:
-    Aggregation = str
-else:
-    # A literal of names that are known only when the table has been read.
-    Aggregation = Literal[AGGREGATIONS]
+
+
+def _usable_rule(name: str) -> str:
+    known = rule_names()
+    if name not in known:
+        raise ValueError(f"no aggregation rule has this name; known are {', '.join(known)}")
+    rule_named(name)  # one of another package is loaded before any work
+    return name
+
+
+Aggregation = Annotated[
+    str,
+    AfterValidator(_usable_rule),
+    WithJsonSchema({"type": "string", "enum": list(AGGREGATIONS)}),
+]
 
 
 class TaskPolicy(BaseModel):

@@ -7,15 +7,23 @@ come with their logarithm because some of them underflow.
 
 from __future__ import annotations
 
+import json
 from enum import StrEnum
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from .cache import digest_json
-from .errors import SampleSchemaError
+from .errors import PluginError, SampleSchemaError
 from .origin import Processor
 from .policy import GatePolicy
+from .stats.rules import RULE_PLUGINS
 
 SideName = Literal["baseline", "candidate"]
 #: Version of the records below and of the rules that fill them. Raise it when either changes:
@@ -248,6 +256,22 @@ class PowerResult(_Record):
     sufficient: bool
 
 
+class PluginUse(_Record):
+    """Something of another package that a decision rests on; `Decision.versions` has its version.
+
+    Attributes
+    ----------
+    kind : str
+        What it is, ``aggregation rule``.
+    name, distribution : str
+        Its name, and that of the package.
+    """
+
+    kind: str
+    name: str
+    distribution: str
+
+
 class Decision(_Record):
     """The verdict with every number behind it; made by `mlflow_degrade.decide`.
 
@@ -272,13 +296,15 @@ class Decision(_Record):
     baseline, candidate : dict
         Name, model digest and samples digest of either side.
     versions : dict
-        Versions of the libraries that computed the numbers.
+        Versions of the libraries that computed the numbers, packages of `plugins` among them.
     notes : tuple of str
         What the pairing had to report.
     processors : dict
         Side to the processor its scores were computed on, where the evaluation says so.
     schema_version : int
         Of the rules behind the numbers: 1 for decisions made before it was recorded.
+    plugins : tuple of PluginUse
+        What the decision takes from other packages: an aggregation rule that is not built in.
     """
 
     verdict: Verdict
@@ -295,6 +321,15 @@ class Decision(_Record):
     notes: tuple[str, ...] = ()
     processors: dict[SideName, Processor] = {}
     schema_version: int = 1
+    plugins: tuple[PluginUse, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_plugins(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the key where there are none: the bytes of such decisions stay."""
+        values: dict[str, Any] = dump(self)
+        if not self.plugins:
+            values.pop("plugins", None)
+        return values
 
     @property
     def exit_code(self) -> int:
@@ -318,10 +353,14 @@ class Decision(_Record):
         ------
         SampleSchemaError
             The text is not a decision.
+        PluginError
+            It was made by a rule of a package that is not installed here.
         """
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
+            if missing := _missing_plugins(text):
+                raise PluginError(missing) from error
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "the text"
             more = f" and {error.error_count() - 1} more" if error.error_count() > 1 else ""
@@ -334,3 +373,19 @@ class Decision(_Record):
         """SHA-256 of the decision's canonical JSON."""
         dumped: dict[str, Any] = self.model_dump(mode="json")
         return digest_json(dumped)
+
+
+def _missing_plugins(text: str) -> str:
+    """What a recorded decision takes from packages that are not here; empty for nothing."""
+    try:
+        record = json.loads(text)
+        uses = [PluginUse.model_validate(use) for use in record.get("plugins", ())]
+        missing = [use for use in uses if use.name not in RULE_PLUGINS.names]
+        return " ".join(
+            f"The decision rests on {use.kind} {use.name!r} of package {use.distribution!r} "
+            f"{record['versions'].get(use.distribution, 'of unknown version')}, which is not "
+            "installed here: install it where you trust it, and try again."
+            for use in missing
+        )
+    except (ValueError, AttributeError, KeyError, TypeError):
+        return ""  # not even a record; the caller says what is wrong with it

@@ -22,6 +22,8 @@ from mlflow_degrade import GatePolicy, stats
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
+# What a visitor of the repository reads first.
+ENTRANCES = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY", "CHANGELOG")]
 
 # The examples of the statistics have a test of their own, in tests/stats.
 WITH_EXAMPLES = sorted(
@@ -105,7 +107,7 @@ def _anchors(page: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda p: p.stem)
+@pytest.mark.parametrize("page", [*ENTRANCES, *PAGES], ids=lambda p: p.stem)
 def test_links_lead_somewhere(page: Path) -> None:
     for link in _LINK.findall(page.read_text(encoding="utf-8")):
         if link.startswith(("http://", "https://")):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,11 @@ def test_all_is_sorted_and_resolves() -> None:
         assert getattr(mlflow_degrade, name).__doc__
     with pytest.raises(AttributeError, match="no attribute 'quantise'"):
         _ = mlflow_degrade.quantise
+
+
+def test_the_version_is_the_one_in_pyproject() -> None:
+    project = tomllib.loads((_PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    assert mlflow_degrade.__version__ == project["project"]["version"]
 
 
 def _imports(path: Path, *, top_level: bool) -> set[str]:
@@ -86,6 +92,7 @@ _LAYERS = (
         "_redaction",
         "_notes",
         "errors",
+        "_plugins",
         "_numbers",
         "_metric_names",
         "_question_names",

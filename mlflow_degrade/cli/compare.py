@@ -9,8 +9,9 @@ import click
 
 from ..errors import InputError
 from ..pairing import ALLOWABLE, PairedScores
-from ..policy import AGGREGATIONS, GatePolicy, Rule
+from ..policy import GatePolicy, Rule
 from ..results import Decision
+from ..stats.rules import rule_names
 from .output import OUTPUT, write_text
 from .references import read_sides, reader_options
 
@@ -59,7 +60,7 @@ Exit codes: 0 PASS, 1 FAIL, 2 INCONCLUSIVE, 3 invalid input.
     help="The same in the metric's own unit, for scores that are no proportions.",
 )
 @click.option("--power", type=float, help="Power the data must have to see a drop of the margin.")
-@click.option("--aggregation", type=click.Choice(AGGREGATIONS), help="How tasks are combined.")
+@click.option("--aggregation", type=click.Choice(rule_names()), help="How tasks are combined.")
 @click.option(
     "--metric",
     "metrics",

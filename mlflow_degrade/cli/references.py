@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ..errors import InputError, SameModelError
-from ..readers import READERS, ReaderNote, read_samples
+from ..readers import ReaderNote, read_samples, reader_names
 from ..readers._reader import files_below
 from ..scores import SampleScores
 
@@ -25,7 +25,6 @@ _RUN = "runs:/"
 
 def reader_options(command: Command) -> Command:
     """Add ``--format``, ``--option`` and the options of one side to a command."""
-    names = [reader.name for reader in READERS]
     for side, short in (("candidate", "-c"), ("baseline", "-b")):
         command = click.option(
             short,
@@ -51,7 +50,7 @@ def reader_options(command: Command) -> Command:
     return click.option(
         "--format",
         "format_",
-        type=click.Choice(names),
+        type=click.Choice(reader_names()),
         help="Format of the logs, where it is not recognized.",
     )(command)
 

@@ -1,7 +1,8 @@
 """The table of named optimizations.
 
 A scheme is an entry in `SCHEMES`: what it does in a line, the function that rewrites a graph, its
-options, the operators that prove it did something, and where it should not be used.
+options, the operators that prove it did something, and where it should not be used. Other
+distributions add theirs by entry points of the group ``mlflow_degrade.schemes``.
 
 Number formats are too many for a table: see `mlflow_degrade.optimize.simulated_schemes`.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .._plugins import Plugins
 from ..runtime.providers import CPU, CUDA, TENSORRT
 from .bfloat16 import convert_to_bfloat16
 from .dynamic import quantize_dynamically
@@ -153,3 +155,12 @@ SCHEMES: Mapping[str, Scheme] = {
     )
 }
 """Every scheme that runs as it is, by its name, in the order in which they are shown."""
+
+
+def _taken(name: str) -> bool:
+    # Words after a built-in name are its variants.
+    return any(f"{name}-".startswith(f"{base}-") for base in (*SCHEMES, "simulated"))
+
+
+SCHEME_PLUGINS = Plugins("mlflow_degrade.schemes", "scheme", Scheme, _taken)
+"""Schemes of other distributions."""

@@ -39,6 +39,7 @@ from .model_directory import (
 from .onnx_files import load_graph, save_graph
 from .quiet_work import quiet_work
 from .scheme import Scheme
+from .scheme_table import SCHEME_PLUGINS
 from .scheme_table import SCHEMES as SCHEMES
 from .sensitivity_report import SENSITIVITY_FILE
 from .simulate import rounded_weights
@@ -108,11 +109,20 @@ def _base(name: str) -> Scheme:
     """The scheme whose name is what `name` begins with."""
     if name.startswith(SIMULATED):
         return simulated_scheme(name)
-    bases = [base for base in SCHEMES if name == base or name.startswith(f"{base}-")]
+    known = (*SCHEMES, *SCHEME_PLUGINS.names)
+    bases = [base for base in known if name == base or name.startswith(f"{base}-")]
     if not bases:
         hint = f"'{SIMULATED}<format>' rounds weights to a number format, e.g. '{SIMULATED}mxfp4'."
-        raise UnknownNameError("scheme", name, SCHEMES, hint)
-    return SCHEMES[max(bases, key=len)]
+        raise UnknownNameError("scheme", name, known, hint)
+    base = max(bases, key=len)
+    return SCHEMES[base] if base in SCHEMES else SCHEME_PLUGINS.load(base)
+
+
+def _plugin(scheme: Scheme) -> str | None:
+    """The package that brings a scheme or a variant of it, with its version."""
+    names = [n for n in SCHEME_PLUGINS.names if f"{scheme.name}-".startswith(f"{n}-")]
+    found = SCHEME_PLUGINS.source(max(names, key=len)) if names else None
+    return None if found is None else str(found)
 
 
 def apply_scheme(
@@ -185,6 +195,8 @@ def apply_scheme(
         key.append(digest_json(texts))
     if chosen.exclusion is not None:
         key.append(chosen.exclusion.as_dict())
+    if (plugin := _plugin(chosen)) is not None:
+        key.append(plugin)
     rewrite = chosen.rewrite
     made = cached_directory(
         "scheme", key, lambda to: _apply(chosen, rewrite, base, start, to, texts, progress)
@@ -235,6 +247,7 @@ def _apply(
     new = {op: count for op, count in (after - before).items() if op in scheme.proof}
     step = {
         "pass": scheme.name,
+        **({} if (plugin := _plugin(scheme)) is None else {"plugin": plugin}),
         **scheme.options,
         **findings,
         "nodes": new,

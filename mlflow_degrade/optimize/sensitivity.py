@@ -12,6 +12,7 @@ from .layer_trials import LayerTrials, Rewrite
 from .model_directory import ModelDirectory
 from .prompts import PARITY_PROMPTS
 from .scheme import Scheme
+from .scheme_table import SCHEME_PLUGINS
 from .schemes import SCHEMES, find_scheme, library_errors
 from .sensitivity_report import SensitivityReport
 from .sensitivity_table import sensitivity_table
@@ -98,7 +99,8 @@ def require_layerwise(scheme: str) -> tuple[Scheme, Rewrite]:
     """
     chosen = find_scheme(scheme, force=True)
     if chosen.rewrite is None or not (chosen.proof or chosen.simulated):
-        fitting = [name for name, other in SCHEMES.items() if other.proof]
+        known = (*SCHEMES.values(), *SCHEME_PLUGINS.usable())
+        fitting = [other.name for other in known if other.proof]
         raise InputError(
             f"scheme {scheme!r} does not quantize layers one by one: choose {', '.join(fitting)} "
             "or a simulated one."

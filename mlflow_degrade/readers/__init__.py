@@ -1,16 +1,20 @@
 """Per-sample scores from logs that already exist.
 
 `read_samples` finds out what a reference is and returns `SampleScores`. A format is one module
-with a `Reader`, and one line in the table below.
+with a `Reader`, and one line in the table below; other distributions add theirs by entry points of
+the group ``mlflow_degrade.readers``.
 """
 
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from .._plugins import Plugins, PluginWarning
 from ..errors import DegradeError, SampleSchemaError, UnknownNameError
 from ..scores import SampleScores
 from . import (
@@ -36,7 +40,7 @@ from . import (
     sample_files,
     tables,
 )
-from ._reader import Reader, ReaderNote, files_below
+from ._reader import Reader, ReaderNote, files_below, note
 
 __all__ = ["read_samples", "Reader", "ReaderNote", "READERS"]
 
@@ -63,6 +67,18 @@ READERS: tuple[Reader, ...] = (
     tables.READER,
     json_records.READER,
 )
+# These take whatever has the right columns, and so come after those of other distributions.
+_ANY_TABLE = (tables.READER, json_records.READER)
+
+#: Readers of other distributions.
+READER_PLUGINS = Plugins(
+    "mlflow_degrade.readers", "reader", Reader, [reader.name for reader in READERS].__contains__
+)
+
+
+def reader_names() -> tuple[str, ...]:
+    """Names of all readers, those of other distributions last."""
+    return (*(reader.name for reader in READERS), *READER_PLUGINS.names)
 
 
 # What a value of another kind than a format's own leads to.
@@ -95,6 +111,8 @@ def read_samples(
         There is nothing at the reference, or nothing a reader knows.
     UnknownNameError
         The format, or an option, does not exist.
+    PluginError
+        The format is of another package, and cannot be used.
 
     Warns
     -----
@@ -147,19 +165,42 @@ def _by_name(name: str) -> Reader:
     for reader in READERS:
         if reader.name == name:
             return reader
-    raise UnknownNameError("format", name, [reader.name for reader in READERS])
+    if name in READER_PLUGINS.names:
+        return READER_PLUGINS.load(name)
+    raise UnknownNameError("format", name, reader_names())
+
+
+def _in_order() -> Iterator[Reader]:
+    yield from (reader for reader in READERS if reader not in _ANY_TABLE)
+    yield from READER_PLUGINS.usable()
+    yield from _ANY_TABLE
+
+
+def _recognizes(reader: Reader, path: Path) -> bool:
+    plugin = READER_PLUGINS.source(reader.name)
+    if plugin is None:
+        return reader.recognizes(path)
+    try:
+        found = reader.recognizes(path)
+    except Exception as error:  # noqa: BLE001 - it is another package's code
+        why = f"{type(error).__name__}: {error}"
+        warnings.warn(f"{plugin} fails on {path}: {why}", PluginWarning, stacklevel=5)
+        return False
+    if found:
+        note(f"{path} is read by {plugin}")
+    return bool(found)
 
 
 def _recognize(path: Path) -> Reader:
     # A folder with far too many files is said before it is searched many times.
     for _ in files_below(path):
         pass
-    for reader in READERS:
+    for reader in _in_order():
         # What cannot be made sense of is not of this format; its own reader says what is wrong.
         with suppress(DegradeError, *_MALFORMED):
-            if reader.recognizes(path):
+            if _recognizes(reader, path):
                 return reader
-    known = "".join(f"\n  {reader.name}: {reader.what}" for reader in READERS)
+    known = "".join(f"\n  {reader.name}: {reader.what}" for reader in _in_order())
     raise SampleSchemaError(
         f"{path} is none of the formats that can be read:{known}\n"
         "  runs:/<run id>: samples of an MLflow run\n"

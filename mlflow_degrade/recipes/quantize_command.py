@@ -9,10 +9,11 @@ import click
 from .._question_names import COLUMNS_HELP, DEFAULT_TOKENS, TASKS_HELP, TOKENS_HELP
 from ..errors import InputError
 from ..evaluation.suite import DEFAULT_LIMIT
+from ..optimize.scheme_table import SCHEME_PLUGINS, SCHEMES
 from ..policy import GatePolicy
 from ..prompting import Prompting
 from ..runtime.providers import DEVICE_HELP
-from ..stats.rules import DEFAULT_RULE
+from ..stats.rules import DEFAULT_RULE, rule_names
 from .command import (
     MODEL_HELP,
     RECIPE_HELP,
@@ -48,7 +49,12 @@ _RULE: str = QuantizeOptions.model_fields["policy"].default.rule
 
 @click.command(help=_HELP, context_settings=SETTINGS)
 @click.option("--model", default="starter", help=MODEL_HELP)
-@click.option("--scheme", default=DEFAULT_SCHEME, help="What to do to the candidate.")
+@click.option(
+    "--scheme",
+    default=DEFAULT_SCHEME,
+    help=f"What to do to the candidate: {', '.join((*SCHEMES, *SCHEME_PLUGINS.names))}, or "
+    "simulated-<format>.",
+)
 @click.option("--recipe", default="", help=f"Instead of a scheme: {RECIPE_HELP}")
 @click.option("--tasks", default="auto", help=f"{TASKS_HELP}, comma-separated.")
 @click.option("--include-path", default="", help="Directory with task files of your own.")
@@ -57,7 +63,11 @@ _RULE: str = QuantizeOptions.model_fields["policy"].default.rule
 @click.option("--limit", default=str(DEFAULT_LIMIT), help="Samples per task; 0 takes all.")
 @click.option("--alpha", default="0.05", help="One-sided significance level.")
 @click.option("--margin-pp", default="2.0", help="Largest acceptable drop, percentage points.")
-@click.option("--aggregation", default=DEFAULT_RULE, help="How the tasks become one decision.")
+@click.option(
+    "--aggregation",
+    default=DEFAULT_RULE,
+    help=f"How the tasks become one decision: {', '.join(rule_names())}.",
+)
 @click.option("--rule", default=_RULE, help="non_inferiority or no_degradation.")
 @click.option("--policy", default="", help="Policy file instead of the four options above.")
 @click.option("--register-as", default="auto", help="Registry name on PASS; none registers not.")

@@ -1,7 +1,8 @@
 """The aggregation rules, one table.
 
 A rule is added by writing its statistic and one entry in the table; policies, commands, documents
-and reports take names and properties from here.
+and reports take names and properties from here. Other distributions add theirs by entry points of
+the group ``mlflow_degrade.rules``.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from mlflow_degrade._plugins import Plugins
 from mlflow_degrade.stats import drawn_rules, exact_rules
 from mlflow_degrade.stats._validation import IntArray, check_choice
 from mlflow_degrade.stats.exact_rules import RuleOutcome
@@ -161,6 +163,27 @@ RULE_NAMES: tuple[str, ...] = tuple(RULES)
 DEFAULT_RULE = RULE_NAMES[0]
 
 
+def _unfit(rule: AggregationRule) -> str:
+    """What a rule of another distribution must say, because it is not known here."""
+    if rule.drawn is None and rule.weights is None:
+        # Where tasks share documents, a rule without `drawn` is taken for a weighted sum.
+        return "it has neither weights nor drawn, so that tasks which share items have no law"
+    if rule.weights is None and rule.pooled_share is None and not rule.one_finds:
+        return "none of weights, pooled_share and one_finds says what its power is"
+    return ""
+
+
+#: Rules of other distributions.
+RULE_PLUGINS = Plugins(
+    "mlflow_degrade.rules", "aggregation rule", AggregationRule, RULES.__contains__, _unfit
+)
+
+
+def rule_names() -> tuple[str, ...]:
+    """Names of all rules, those of other distributions last."""
+    return (*RULE_NAMES, *RULE_PLUGINS.names)
+
+
 def rule_named(name: str) -> AggregationRule:
     """Look a rule up.
 
@@ -168,9 +191,11 @@ def rule_named(name: str) -> AggregationRule:
     ------
     StatisticsInputError
         No rule has this name.
+    PluginError
+        Another distribution has it, and it cannot be used.
     """
-    check_choice("method", name, RULE_NAMES)
-    return RULES[name]
+    check_choice("method", name, rule_names())
+    return RULES[name] if name in RULES else RULE_PLUGINS.load(name)
 
 
 def pooled_level(rule: AggregationRule, nulls: Nulls | None, alpha: float) -> float:
