@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -290,15 +291,17 @@ MUTATIONS = (
 )
 
 
-def file_with(tree: Path, text: str) -> Path:
+def sources(tree: Path) -> dict[Path, str]:
+    """The files of the package."""
+    files = sorted((tree / _PACKAGE).rglob("*.py"))
+    return {path: path.read_text(encoding="utf-8") for path in files}
+
+
+def file_with(files: Mapping[Path, str], text: str) -> Path:
     """The file of the package with a text, which must be there once."""
-    found = [
-        (path, count)
-        for path in sorted((tree / _PACKAGE).rglob("*.py"))
-        if (count := path.read_text(encoding="utf-8").count(text))
-    ]
+    found = [(path, count) for path, content in files.items() if (count := content.count(text))]
     if len(found) != 1 or found[0][1] != 1:
-        places = ", ".join(f"{path.relative_to(tree)} ({count})" for path, count in found)
+        places = ", ".join(f"{path} ({count})" for path, count in found)
         raise click.ClickException(f"{text!r} is in {places or 'no file'}: change the table.")
     return found[0][0]
 
@@ -330,7 +333,7 @@ def run_tests(tree: Path, mutation: Mutation) -> subprocess.CompletedProcess[str
 
 def killed(tree: Path, mutation: Mutation) -> tuple[bool, str]:
     """Whether the tests notice a mutation, and which one did."""
-    path = file_with(tree, mutation.old)
+    path = file_with(sources(tree), mutation.old)
     original = path.read_text(encoding="utf-8")
     path.write_text(original.replace(mutation.old, mutation.new), encoding="utf-8")
     try:
@@ -354,8 +357,9 @@ def main(rooms: tuple[str, ...], listed: bool) -> None:
     if unknown := set(rooms) - known:
         raise click.UsageError(f"unknown: {sorted(unknown)}; known: {sorted(known)}")
     chosen = [m for m in MUTATIONS if not rooms or m.room in rooms]
+    files = sources(_ROOT)
     for mutation in MUTATIONS:  # a stale table is said before anything is run
-        file_with(_ROOT, mutation.old)
+        file_with(files, mutation.old)
         files_of(_ROOT, mutation.tests)
     if listed:
         print(f"{len(MUTATIONS)} mutations in {len(known)} rooms")

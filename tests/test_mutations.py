@@ -15,8 +15,9 @@ import mutations
 
 def test_every_text_is_there_once_and_every_test_is_found() -> None:
     root = Path(__file__).parents[1]
+    files = mutations.sources(root)
     for mutation in mutations.MUTATIONS:
-        mutations.file_with(root, mutation.old)
+        mutations.file_with(files, mutation.old)
         assert mutation.new != mutation.old
         for pattern in mutation.tests.split():
             assert mutations.files_of(root, pattern)
@@ -26,10 +27,11 @@ def test_every_text_is_there_once_and_every_test_is_found() -> None:
 def test_a_text_that_is_gone_or_there_twice_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "mlflow_degrade").mkdir()
     (tmp_path / "mlflow_degrade" / "a.py").write_text("x = 1\ny = 1\n")
-    assert mutations.file_with(tmp_path, "x = 1").name == "a.py"
+    files = mutations.sources(tmp_path)
+    assert mutations.file_with(files, "x = 1").name == "a.py"
     for text in ("= 1", "z"):
         with pytest.raises(click.ClickException, match="change the table"):
-            mutations.file_with(tmp_path, text)
+            mutations.file_with(files, text)
 
 
 def test_what_a_test_notices_is_killed_and_the_rest_survives(tmp_path: Path) -> None:
