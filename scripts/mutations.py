@@ -241,12 +241,14 @@ MUTATIONS = (
         "if not _same(logged, again):",
         "if False:",
         "test_promotion.py",
+        only="tampered",
     ),
     Mutation(
         "tracking",
         "if content is not None and bound not in (None, content.artifact_digest):",
         "if False:",
         "test_promotion.py",
+        only="copy_with_other_code",
     ),
     # report
     Mutation(
