@@ -282,12 +282,14 @@ MUTATIONS = (
         "earlier = None if fresh else find_evaluation(key)",
         "earlier = find_evaluation(key)",
         "test_quantize.py",
+        only="second_run",
+        slow=True,
     ),
     Mutation(
         "recipes",
         "raise SystemExit(outcome.decision.exit_code)",
         "raise SystemExit(0)",
-        "test_quantize_command.py test_quantize.py",
+        "test_quantize_command.py",
         slow=True,
     ),
 )
