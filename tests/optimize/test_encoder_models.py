@@ -12,7 +12,13 @@ import pytest
 from encoder_models import LABELS, TinyModel, tiny_classifier, tiny_encoder
 from tiny_models import make_tiny_bert
 
-from mlflow_degrade.errors import ModelError, QuantizationError, UnsupportedModelError
+from mlflow_degrade.errors import (
+    ModelError,
+    ParityError,
+    QuantizationError,
+    UnsupportedModelError,
+)
+from mlflow_degrade.optimize.agreement import check_agreement
 from mlflow_degrade.optimize.encoder_parity import encoder_parity
 from mlflow_degrade.optimize.export import export_onnx
 from mlflow_degrade.optimize.model_directory import ModelDirectory
@@ -83,6 +89,8 @@ def test_a_broken_result_is_an_accident(tiny_encoder: TinyModel, tmp_path: Path)
     found = encoder_parity(tiny_encoder.made("fp32"), folder)
     assert found.mean_cosine < 0.5
     assert "mean cosine" in str(found.broken)
+    with pytest.raises(ParityError, match=r"does not reproduce .*the limit is 0\.0001"):
+        check_agreement(tiny_encoder.source, folder)
 
 
 def test_what_cannot_be_exported_or_run_is_named(

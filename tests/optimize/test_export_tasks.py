@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -30,7 +32,7 @@ from mlflow_degrade.evaluation.suite import default_tasks
 from mlflow_degrade.optimize.export import export_onnx
 from mlflow_degrade.optimize.graph import optimize_graph
 from mlflow_degrade.optimize.model_directory import ModelDirectory
-from mlflow_degrade.optimize.onnx_files import load_graph
+from mlflow_degrade.optimize.onnx_files import load_graph, save_graph
 from mlflow_degrade.optimize.output_parity import output_parity
 from mlflow_degrade.optimize.schemes import apply_scheme
 from mlflow_degrade.optimize.source import SourceModel, resolve_model
@@ -125,6 +127,24 @@ def test_a_masked_language_model_has_its_head_when_asked_for(tmp_path: Path) -> 
     assert ModelDirectory.load(optimize_graph(words, "O2", progress=False)).recipe[-1]["fused"]
     with pytest.raises(ModelError, match="they are not the same model"):
         output_parity(encoder, words)
+    assert output_parity(words, words).broken is None
+    noise = output_parity(words, _noise(words, tmp_path / "noise"))
+    assert noise.correlation < 0.5
+    assert "the limit is a correlation of 0.5" in str(noise.broken)
+
+
+def _noise(folder: Path, copy: Path) -> Path:
+    """A model directory with random numbers in place of its weights."""
+    shutil.copytree(folder, copy)
+    model = load_graph(copy)
+    draw = np.random.default_rng(0)
+    for tensor in model.graph.initializer:
+        if len(tensor.dims) == 2 and tensor.data_type == onnx.TensorProto.FLOAT:
+            tensor.raw_data = draw.normal(size=tuple(tensor.dims)).astype(np.float32).tobytes()
+    for file in copy.glob("model.onnx*"):
+        file.unlink()
+    save_graph(model, copy)
+    return copy
 
 
 def test_the_usual_task_is_the_same_export(tiny_encoder: TinyModel) -> None:

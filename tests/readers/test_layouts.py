@@ -193,6 +193,19 @@ class TestScores:
             read_samples(write(tmp_path / "y.jsonl", [{"id": 1, "said": "x"}]),
                          prediction_column="said")  # fmt: skip
 
+    def test_no_answer_is_wrong_and_no_target_is_unscored(self, tmp_path: Path) -> None:
+        lines = [
+            {"id": "a", "said": "x", "gold": "x"},
+            {"id": "b", "said": None, "gold": "x"},
+            {"id": "c", "gold": ""},
+            {"id": "d", "said": "x", "gold": None},
+        ]
+        path = write(tmp_path / "x.jsonl", lines)
+        check(
+            read_samples(path, prediction_column="said", target_column="gold"),
+            [1.0, 0.0, 0.0, None],
+        )
+
     def test_scorers(self) -> None:
         # Figures by hand, after the rules of SQuAD 1.1's evaluation script.
         assert (exact(" 7.0", "7"), exact("a", "A")) == (1.0, 0.0)

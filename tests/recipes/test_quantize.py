@@ -130,6 +130,11 @@ def test_second_run_takes_the_evaluations_of_the_first(store: MlflowClient, work
         assert "degrade.reused_from" not in before[side].data.tags
         assert after[side].data.tags["degrade.reused_from"] == before[side].info.run_id
     assert again.decision.to_json() == first.decision.to_json()
+    # Asked for afresh, nothing is taken, and the same comes out.
+    fresh = quantize_and_gate(_options(workshop, register_as=None, fresh=True))
+    for run in _children(store, fresh.run_id).values():
+        assert "degrade.reused_from" not in run.data.tags
+    assert fresh.decision.to_json() == first.decision.to_json()
     # Other samples are another evaluation.
     other = quantize_and_gate(_options(workshop, register_as=None, limit=100))
     assert not [

@@ -24,6 +24,13 @@ def test_rounding_keeps_the_side_of_the_threshold(p: float, alpha: float) -> Non
     assert (float(numbers.p_value(p, threshold=alpha)) <= alpha) == (p <= alpha)
 
 
+@given(st.floats(1e-12, 1e-3), st.sampled_from([1e-3, 3e-5, 2e-8]))
+def test_a_comparison_says_what_the_numbers_are(p: float, limit: float) -> None:
+    left, sign, right = numbers.compared(p, limit).split()
+    assert sign == ("≤" if p <= limit else ">")
+    assert (float(left) <= float(right)) == (p <= limit)
+
+
 @given(st.floats(1e-300, 1e-4, exclude_max=True))
 def test_small_p_values_keep_their_magnitude(p: float) -> None:
     text = numbers.p_value(p)

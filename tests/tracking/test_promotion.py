@@ -12,12 +12,13 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
+import enforcement_cases as cases
 import mlflow
 import pytest
 from gate_cases import log_constant, log_evaluated, make_samples, register_champion, registry_state
 from mlflow import MlflowClient
 
-from mlflow_degrade import GatePolicy, Verdict, promote
+from mlflow_degrade import GatePolicy, Verdict, promote, verify_version
 from mlflow_degrade.errors import (
     InputError,
     RegistryError,
@@ -35,6 +36,7 @@ from mlflow_degrade.tracking.evaluations import (
 )
 from mlflow_degrade.tracking.gate_config import VARIABLE
 from mlflow_degrade.tracking.references import content_digest
+from mlflow_degrade.tracking.registration import log_model
 from mlflow_degrade.tracking.runs import Terminated, terminate_gracefully
 
 pytestmark = pytest.mark.usefixtures("store")
@@ -111,6 +113,28 @@ def test_a_tampered_decision_is_computed_again(tmp_path: Path) -> None:
     assert again.decision.verdict is Verdict.FAIL
     assert not again.reused
     assert MlflowClient().get_model_version_by_alias("chat", "champion").version in (1, "1")
+
+
+def test_a_copy_with_other_code_around_it_is_decided_on_its_own(tmp_path: Path) -> None:
+    """Evidence is bound to all files of a version, also to those around the ONNX bytes."""
+    register_champion(tmp_path)
+    directory = cases.model_directory(tmp_path / "onnx", b"weights")
+    with mlflow.start_run():
+        uri = log_model(directory).model_uri
+        digest = content_digest(uri)
+        samples = make_samples(12, model="fast", digest=digest)
+        log_evaluation(samples, {"model": digest, "suite": "suite"})
+        # The same bytes, served in another way.
+        copy = log_model(directory, one_by_one=True).model_uri
+    assert content_digest(copy) == digest
+    first = promote(uri, "models:/chat@champion", register_as="first")
+    second = promote(copy, "models:/chat@champion", register_as="second")
+    assert (first.decision.verdict, second.decision.verdict) == (Verdict.PASS, Verdict.PASS)
+    assert not second.reused
+    assert second.run_id != first.run_id
+    assert promote(copy, "models:/chat@champion", register_as="second").reused
+    for name in ("first", "second"):
+        assert verify_version(name, "1").problems == ()
 
 
 def test_a_tag_cannot_lead_to_the_samples_of_another_run(tmp_path: Path) -> None:
