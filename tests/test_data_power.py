@@ -234,3 +234,13 @@ def test_a_task_without_power_adds_none() -> None:
     alone = guard_mde_graded(wiki, alpha=found.alpha, score_range=None)
     assert found.alpha == pytest.approx(1 - math.sqrt(0.95))
     assert found.mde == pytest.approx(alone, abs=1e-8)
+
+
+@pytest.mark.parametrize(
+    "counts", [[(1, 0), (2, 0)], [(0, 1), (2, 0)], [(1, 0), (1, 1)], [(0, 0), (0, 1), (1, 1)]]
+)
+def test_so_few_changes_that_nothing_could_be_rejected(counts: list[tuple[int, int]]) -> None:
+    """No outcome of two or three coins is as unlikely as alpha, and that is no error."""
+    decision = _decide({f"t{i}": (*changed, 20) for i, changed in enumerate(counts)})
+    assert decision.verdict.value == "INCONCLUSIVE"
+    assert 0.025 <= decision.power.alpha <= 0.05

@@ -40,7 +40,9 @@ class SumOrAny:
     def either(self, critical: IntArray, log_p: float) -> float:
         """log P(S's p-value <= p, or R_k >= critical_k for any k)."""
         start = self._law.critical(with_ties(log_p))
-        return self._log(self._any(critical) + self._between(critical, start))
+        scaled = self._any(critical) + self._between(critical, start)
+        # Of few coins no outcome may be as unlikely as that.
+        return self._log(scaled) if scaled > 0.0 else -math.inf
 
     def worse(self, sums: tuple[int, int, int], own: tuple[IntArray, IntArray, IntArray]) -> float:
         """log P of what is as bad as an outcome with p-values q <= q', whichever is whose.
