@@ -21,17 +21,16 @@ import click
 import numpy as np
 from measurements import as_script, record
 
-from mlflow_degrade.errors import InputError
+from mlflow_degrade.bench.cost import DecoderWorkload
+from mlflow_degrade.bench.machine import processor_name
+from mlflow_degrade.bench.results import MIN_ROUNDS, Ratio, Shape, paired_ratio
+from mlflow_degrade.core.errors import InputError
+from mlflow_degrade.engine.providers import DEVICES, cpu_count, on_gpu, resolve_device
+from mlflow_degrade.engine.schedule import Tokens
 from mlflow_degrade.optimize.export import export_onnx
-from mlflow_degrade.optimize.graph import optimize_graph
+from mlflow_degrade.optimize.fusion.optimize_graph import optimize_graph
 from mlflow_degrade.optimize.schemes import apply_scheme, find_scheme
-from mlflow_degrade.optimize.source import resolve_model
-from mlflow_degrade.runtime.benchmark_results import Shape
-from mlflow_degrade.runtime.machine import processor_name
-from mlflow_degrade.runtime.plan import Tokens
-from mlflow_degrade.runtime.providers import DEVICES, cpu_count, on_gpu, resolve_device
-from mlflow_degrade.runtime.ratios import MIN_ROUNDS, Ratio, paired_ratio
-from mlflow_degrade.runtime.workload import DecoderWorkload
+from mlflow_degrade.optimize.source.resolve import resolve_model
 
 Times = Mapping[str, float]
 """Phase → seconds."""

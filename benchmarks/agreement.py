@@ -24,13 +24,13 @@ from measurements import as_script, record
 from rich.progress import track
 from scoring import TIE, Item, choice_texts, decisions, load_items, torch_backend
 
+from mlflow_degrade.core.quiet import quiet_libraries
+from mlflow_degrade.engine.decoder import OnnxDecoder
 from mlflow_degrade.evaluation.backend import OnnxLM
-from mlflow_degrade.evaluation.quiet import quiet_libraries
-from mlflow_degrade.evaluation.starter_model import fetch_starter_model
 from mlflow_degrade.optimize.export import export_onnx
-from mlflow_degrade.optimize.graph import optimize_graph
-from mlflow_degrade.optimize.source import resolve_model
-from mlflow_degrade.runtime.decoder import OnnxDecoder
+from mlflow_degrade.optimize.fusion.optimize_graph import optimize_graph
+from mlflow_degrade.optimize.source.resolve import resolve_model
+from mlflow_degrade.optimize.source.starter_model import fetch_starter_model
 
 _CHUNK = 20
 _NEW_TOKENS = 48

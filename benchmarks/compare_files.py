@@ -20,7 +20,7 @@ import pyarrow as pa
 from measurements import as_script, record
 
 from mlflow_degrade import GatePolicy, SampleScores, decide, pair
-from mlflow_degrade.readers import read_samples
+from mlflow_degrade.samples.readers import read_samples
 
 _TASKS = 10
 _REPEATS = 3

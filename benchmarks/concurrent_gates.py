@@ -50,8 +50,8 @@ def log_evaluated(folder: Path, answer: str, wrong: int) -> tuple[str, str]:
     import pandas as pd
 
     from mlflow_degrade import SampleScores
+    from mlflow_degrade.registry.references import content_digest
     from mlflow_degrade.tracking.evaluations import log_evaluation
-    from mlflow_degrade.tracking.references import content_digest
 
     code = folder / f"{answer}.py"
     code.write_text(_CODE.format(answer=answer))
@@ -146,7 +146,7 @@ def run(
     first = mlflow.register_model(champion, _NAME)
     client.set_registered_model_alias(_NAME, "baseline", first.version)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mlflow", "mlflow_degrade.tracking.promotion", "matplotlib"])
+    context.set_forkserver_preload(["mlflow", "mlflow_degrade.registry.promotion", "matplotlib"])
     ready, over = context.Value("b", True), context.Value("b", False)
     barrier, answers = context.Barrier(processes, action=_Round(ready, over)), context.Queue()
     workers = [

@@ -29,15 +29,15 @@ from pathlib import Path
 import click
 from measurements import as_script, record
 
-from mlflow_degrade.errors import DegradeError
+from mlflow_degrade.core.errors import DegradeError
 from mlflow_degrade.evaluation.backend import OnnxLM
-from mlflow_degrade.optimize.agreement import agreement
 from mlflow_degrade.optimize.export import export_onnx
-from mlflow_degrade.optimize.graph import optimize_graph
-from mlflow_degrade.optimize.model_directory import ModelDirectory
-from mlflow_degrade.optimize.parity import parity
+from mlflow_degrade.optimize.fusion.optimize_graph import optimize_graph
+from mlflow_degrade.optimize.parity.agreement import agreement
+from mlflow_degrade.optimize.parity.decoder import parity
 from mlflow_degrade.optimize.schemes import apply_scheme
-from mlflow_degrade.optimize.source import resolve_model
+from mlflow_degrade.optimize.source.model_directory import ModelDirectory
+from mlflow_degrade.optimize.source.resolve import resolve_model
 
 _ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(_ROOT / "tests"), str(_ROOT / "scripts")]

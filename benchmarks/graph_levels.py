@@ -16,16 +16,16 @@ from pathlib import Path
 import click
 from measurements import as_script, record
 
-from mlflow_degrade.optimize.agreement import agreement
+from mlflow_degrade.bench.cost import measure_cost
+from mlflow_degrade.bench.machine import processor_name
+from mlflow_degrade.engine.family import model_family
+from mlflow_degrade.engine.providers import CPU
 from mlflow_degrade.optimize.export import export_onnx
-from mlflow_degrade.optimize.graph import optimize_graph
-from mlflow_degrade.optimize.onnx_files import load_graph
+from mlflow_degrade.optimize.fusion.optimize_graph import optimize_graph
+from mlflow_degrade.optimize.onnx_graph.files import load_graph
+from mlflow_degrade.optimize.parity.agreement import agreement
 from mlflow_degrade.optimize.schemes import apply_scheme
-from mlflow_degrade.optimize.source import resolve_model
-from mlflow_degrade.runtime.cost import measure_cost
-from mlflow_degrade.runtime.family import model_family
-from mlflow_degrade.runtime.machine import processor_name
-from mlflow_degrade.runtime.providers import CPU
+from mlflow_degrade.optimize.source.resolve import resolve_model
 
 SCHEME = "int8-weight-only"
 

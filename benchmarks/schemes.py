@@ -20,20 +20,20 @@ from pathlib import Path
 import click
 from measurements import as_script, record
 
-from mlflow_degrade.decision import decide
-from mlflow_degrade.evaluation.progress import progress_bar
+from mlflow_degrade.bench.cost import measure_cost
+from mlflow_degrade.bench.machine import processor_name
+from mlflow_degrade.bench.results import BenchmarkReport
+from mlflow_degrade.core.progress import progress_bar
+from mlflow_degrade.decision.policy import GatePolicy
+from mlflow_degrade.decision.verdict import decide
+from mlflow_degrade.engine.providers import CPU
 from mlflow_degrade.evaluation.run import evaluate_pair
 from mlflow_degrade.evaluation.suite import DEFAULT_LIMIT, load_suite
 from mlflow_degrade.optimize.export import export_onnx
-from mlflow_degrade.optimize.graph import optimize_graph
-from mlflow_degrade.optimize.model_directory import ModelDirectory
+from mlflow_degrade.optimize.fusion.optimize_graph import optimize_graph
 from mlflow_degrade.optimize.schemes import SCHEMES, apply_scheme
-from mlflow_degrade.optimize.source import resolve_model
-from mlflow_degrade.policy import GatePolicy
-from mlflow_degrade.runtime.benchmark_results import BenchmarkReport
-from mlflow_degrade.runtime.cost import measure_cost
-from mlflow_degrade.runtime.machine import processor_name
-from mlflow_degrade.runtime.providers import CPU
+from mlflow_degrade.optimize.source.model_directory import ModelDirectory
+from mlflow_degrade.optimize.source.resolve import resolve_model
 
 BASELINE = "fp32"
 

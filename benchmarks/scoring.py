@@ -29,15 +29,15 @@ import numpy as np
 from measurements import as_script, record
 from numpy.typing import NDArray
 
-from mlflow_degrade.evaluation.quiet import quiet_libraries
+from mlflow_degrade.bench.machine import processor_name
+from mlflow_degrade.core.quiet import quiet_libraries
+from mlflow_degrade.engine.decoder import OnnxDecoder
+from mlflow_degrade.engine.providers import CPU
 from mlflow_degrade.evaluation.starter import read_items
-from mlflow_degrade.evaluation.starter_model import fetch_starter_model
 from mlflow_degrade.optimize.export import export_onnx
-from mlflow_degrade.optimize.graph import optimize_graph
-from mlflow_degrade.optimize.source import resolve_model
-from mlflow_degrade.runtime.decoder import OnnxDecoder
-from mlflow_degrade.runtime.machine import processor_name
-from mlflow_degrade.runtime.providers import CPU
+from mlflow_degrade.optimize.fusion.optimize_graph import optimize_graph
+from mlflow_degrade.optimize.source.resolve import resolve_model
+from mlflow_degrade.optimize.source.starter_model import fetch_starter_model
 
 SHOTS = 5
 LETTERS = "ABCDEFGHIJ"

@@ -18,11 +18,11 @@ import click
 import numpy as np
 from measurements import as_script, record
 
+from mlflow_degrade.bench.memory import forget_peak, resident_bytes
+from mlflow_degrade.engine.decoder import OnnxDecoder
 from mlflow_degrade.optimize.export import export_onnx
-from mlflow_degrade.optimize.graph import optimize_graph
-from mlflow_degrade.optimize.source import resolve_model
-from mlflow_degrade.runtime.decoder import OnnxDecoder
-from mlflow_degrade.runtime.memory import forget_peak, resident_bytes
+from mlflow_degrade.optimize.fusion.optimize_graph import optimize_graph
+from mlflow_degrade.optimize.source.resolve import resolve_model
 
 PROMPTS, CHOICES, CHOICE_LENGTH = 4, 4, 8
 

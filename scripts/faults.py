@@ -40,8 +40,8 @@ _BEGIN, _END = "<!-- faults: begin -->", "<!-- faults: end -->"
 _MOMENTS = 4  # in the time that a command takes, besides its requests
 _SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 # What the processes have in common is loaded once, before they are forked.
-_LOADED = ["mlflow", "matplotlib.pyplot", "mlflow_degrade.tracking.promotion",
-           "mlflow_degrade.report.plots", "mlflow_degrade.tracking.lm_eval_runs"]  # fmt: skip
+_LOADED = ["mlflow", "matplotlib.pyplot", "mlflow_degrade.registry.promotion",
+           "mlflow_degrade.report.plots", "mlflow_degrade.registry.lm_eval_runs"]  # fmt: skip
 _FOR_MODELS = ["torch", "transformers", "lm_eval.evaluator", "mlflow_degrade.evaluation.run",
                "mlflow_degrade.evaluation.harness", "onnxruntime"]  # fmt: skip
 
@@ -61,8 +61,8 @@ def call(arguments: Sequence[str], environment: dict[str, str], output: str) -> 
     if "FAULTS_USER" in os.environ:
         os.setuid(int(os.environ["FAULTS_USER"]))
     if arguments[0] == "quantize":
-        from mlflow_degrade.recipes.command import one_message
-        from mlflow_degrade.recipes.quantize import QuantizeOptions, quantize_and_gate
+        from mlflow_degrade.cli.recipe_options import one_message
+        from mlflow_degrade.workflows.quantize import QuantizeOptions, quantize_and_gate
 
         with one_message():  # the recipe's command has no option for a shorter measurement
             outcome = quantize_and_gate(QuantizeOptions.model_validate_json(arguments[1]))

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from mlflow_degrade.cli import COMMANDS, cli
-from mlflow_degrade.readers import READERS
+from mlflow_degrade.samples.readers import READERS
 
 TARGET = Path(__file__).parents[1] / "docs" / "cli.md"
 _WIDTH = 96

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from mlflow_degrade import GatePolicy, TaskPolicy
-from mlflow_degrade.pairing import ALLOWABLE
+from mlflow_degrade.samples.pairing import ALLOWABLE
 
 TARGET = Path(__file__).parents[1] / "docs" / "policy.md"
 

@@ -44,7 +44,7 @@ from simulated_designs import (
     subgroup_cell,
 )
 
-from mlflow_degrade.stats.rules import DEFAULT_RULE
+from mlflow_degrade.stats._combination_rules import DEFAULT_RULE
 
 
 def triple(cells: list[Cell], first: str, key: str, percent: bool = False) -> str:

@@ -23,7 +23,7 @@ from mlflow_degrade.stats import (
     sequential_noninferiority,
     signflip,
 )
-from mlflow_degrade.stats.rules import RULE_NAMES
+from mlflow_degrade.stats._combination_rules import RULE_NAMES
 
 ALPHA = 0.05
 #: Six benchmarks of very unequal size.

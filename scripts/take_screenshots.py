@@ -55,8 +55,8 @@ def make_store() -> dict[str, str]:
     import mlflow
 
     from mlflow_degrade import GatePolicy, pair
+    from mlflow_degrade.registry.register_on_pass import log_conclusion
     from mlflow_degrade.tracking.evaluations import log_finite_metrics
-    from mlflow_degrade.tracking.gating import log_conclusion
     from mlflow_degrade.tracking.runs import tracked_run
 
     mlflow.set_experiment("quantize SmolLM2-135M")
@@ -117,7 +117,7 @@ def _flipped(
 
 def _samples(frame: pd.DataFrame, model: str) -> Any:
     from mlflow_degrade import SampleScores
-    from mlflow_degrade.cache import digest_json
+    from mlflow_degrade.core.cache import digest_json
 
     wrong = [str(int(target) + 10) for target in frame["target"]]
     answer = np.where(frame["score"] == 1.0, frame["target"], wrong)

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from mlflow_degrade import GatePolicy, SampleScores, decide, pair
-from mlflow_degrade.policy import AGGREGATIONS
+from mlflow_degrade.decision.policy import AGGREGATIONS
 
 ALPHA = 0.05
 POWER = 0.8

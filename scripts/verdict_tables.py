@@ -25,7 +25,7 @@ from rich.progress import Progress
 from verdict_designs import AGGREGATIONS, GRID, KINDS, LAYOUTS, NAMED, RULES, replicate
 
 import mlflow_degrade
-from mlflow_degrade.errors import DegradeError
+from mlflow_degrade.core.errors import DegradeError
 
 DESIGNS = {**NAMED, **GRID}
 # A worker reports after so many seconds, so that little is lost when a run is stopped.

@@ -78,7 +78,7 @@ def integer_weights(graph: Any) -> Iterator[tuple[str, Integers]]:
 
 def model_products(folder: Path) -> dict[str, float]:
     """`share_wrong` of the weights of a model, in sessions with this package's options."""
-    from mlflow_degrade.runtime.providers import session_options
+    from mlflow_degrade.engine.providers import session_options
 
     model = onnx.load(folder / "model.onnx")
     return {
@@ -89,7 +89,7 @@ def model_products(folder: Path) -> dict[str, float]:
 
 def model_logits(folder: Path, tokens: list[list[int]]) -> npt.NDArray[np.float32]:
     """Logits at every position of every text, as the package's forward pass gives them."""
-    from mlflow_degrade.optimize.forward import OnnxForward
+    from mlflow_degrade.optimize.onnx_graph.forward import OnnxForward
 
     forward = OnnxForward(folder, threads=1)
     return np.concatenate([forward.logits(np.array(text, np.int64)) for text in tokens])

@@ -12,9 +12,9 @@ import pytest
 from tiny_models import LLAMA_SIZES, make_tiny_bert, make_tiny_bert_for, make_tiny_decoder
 
 from mlflow_degrade.optimize.export import export_onnx
-from mlflow_degrade.optimize.graph import optimize_graph
+from mlflow_degrade.optimize.fusion.optimize_graph import optimize_graph
 from mlflow_degrade.optimize.schemes import apply_scheme
-from mlflow_degrade.optimize.source import resolve_model
+from mlflow_degrade.optimize.source.resolve import resolve_model
 
 LABELS = ("harbour", "Letter", "train")
 

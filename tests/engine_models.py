@@ -12,9 +12,9 @@ import pytest
 from tiny_models import make_tiny_llama
 
 from mlflow_degrade.optimize.export import export_onnx
-from mlflow_degrade.optimize.graph import optimize_graph
+from mlflow_degrade.optimize.fusion.optimize_graph import optimize_graph
 from mlflow_degrade.optimize.schemes import apply_scheme
-from mlflow_degrade.optimize.source import resolve_model
+from mlflow_degrade.optimize.source.resolve import resolve_model
 
 ModelDir = Callable[[str], Path]
 
@@ -45,7 +45,7 @@ def model_dir(tiny_source: Path, model_cache: Path) -> ModelDir:
 
 def with_broken_embedding(source: Path, target: Path, token: int) -> Path:
     """A copy of a model directory in which one token's embedding is not a number."""
-    from mlflow_degrade.optimize.onnx_files import load_graph, save_graph
+    from mlflow_degrade.optimize.onnx_graph.files import load_graph, save_graph
 
     shutil.copytree(source, target)
     model = load_graph(target)

@@ -33,11 +33,11 @@ ROOT = Path(__file__).parents[1]
 
 #: Everything used here that is not a top-level name: what it is called, and where it is now.
 NAMES = {
-    "digest_json": "mlflow_degrade.cache",
-    "find_subgroups": "mlflow_degrade.subgroups",
+    "digest_json": "mlflow_degrade.core.cache",
+    "find_subgroups": "mlflow_degrade.decision.subgroups",
     "load_recipe": "mlflow_degrade.optimize.recipe",
-    "Origin": "mlflow_degrade.origin",
-    "read_samples": "mlflow_degrade.readers",
+    "Origin": "mlflow_degrade.samples.origin",
+    "read_samples": "mlflow_degrade.samples.readers",
 }
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from mlflow_degrade.pairing import PairedTask, pair
-from mlflow_degrade.scores import SampleScores
+from mlflow_degrade.samples.pairing import PairedTask, pair
+from mlflow_degrade.samples.table import SampleScores
 
 
 def table(scores: list[Any], model: str = "a", **columns: Any) -> SampleScores:

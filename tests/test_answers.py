@@ -15,9 +15,9 @@ from pairing_cases import table
 from scipy.stats import binomtest
 
 from mlflow_degrade import Decision, GatePolicy, decide, pair
+from mlflow_degrade.registry.evidence import write_evidence
+from mlflow_degrade.registry.evidence_review import review_evidence
 from mlflow_degrade.report import content, html, markdown
-from mlflow_degrade.tracking.evidence import write_evidence
-from mlflow_degrade.tracking.evidence_review import review_evidence
 
 
 def decision(

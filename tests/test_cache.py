@@ -11,12 +11,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from mlflow_degrade import SampleScores, cache
-from mlflow_degrade.cache import cached_directory, digest_directory, require_space
-from mlflow_degrade.errors import StorageError
+from mlflow_degrade import SampleScores
+from mlflow_degrade.core import cache
+from mlflow_degrade.core.cache import cached_directory, digest_directory, require_space
+from mlflow_degrade.core.errors import StorageError
 from mlflow_degrade.evaluation.journal import Journal
-from mlflow_degrade.evaluation.store import Entry
-from mlflow_degrade.optimize.weight_files import damage
+from mlflow_degrade.evaluation.model_evaluation import Entry
+from mlflow_degrade.optimize.source.weight_files import damage
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +55,7 @@ def test_what_a_killed_process_left_is_removed_and_a_living_one_is_let_alone(
 ) -> None:
     code = (
         "import sys, time\n"
-        "from mlflow_degrade.cache import cached_directory\n"
+        "from mlflow_degrade.core.cache import cached_directory\n"
         "def make(where):\n"
         "    (where / 'half').write_text('x')\n"
         "    print('ready', flush=True)\n"

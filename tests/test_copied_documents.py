@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from mlflow_degrade import Decision, GatePolicy, PairedScores, SampleScores, decide, pair
-from mlflow_degrade.planning import suite_power
-from mlflow_degrade.policy import AGGREGATIONS
+from mlflow_degrade.decision.planning import suite_power
+from mlflow_degrade.decision.policy import AGGREGATIONS
 from mlflow_degrade.stats import mcnemar, signflip, upper_proportion
 
 Scores = npt.NDArray[Any]

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_degrade import Decision, GatePolicy, PairedScores, SampleScores, Verdict, decide, pair
-from mlflow_degrade.errors import PolicyError
-from mlflow_degrade.policy import AGGREGATIONS
+from mlflow_degrade.core.errors import PolicyError
+from mlflow_degrade.decision.policy import AGGREGATIONS
 
 
 def _scores(tasks: dict[str, Any], model: str, **columns: Any) -> SampleScores:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from mlflow_degrade import Decision, GatePolicy, SampleScores, decide, pair
-from mlflow_degrade.policy import AGGREGATIONS
+from mlflow_degrade.decision.policy import AGGREGATIONS
 
 ITEMS = 360
 

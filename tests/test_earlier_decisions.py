@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 from mlflow_degrade import Decision, PairedScores, SampleScores, Verdict, decide, pair
-from mlflow_degrade.results import SCHEMA_VERSION
-from mlflow_degrade.tracking.evidence import write_evidence
-from mlflow_degrade.tracking.evidence_review import review_evidence
+from mlflow_degrade.decision.results import SCHEMA_VERSION
+from mlflow_degrade.registry.evidence import write_evidence
+from mlflow_degrade.registry.evidence_review import review_evidence
 
 # Written before decisions recorded the version of their rules.
 _RECORDED = Path(__file__).parent / "data" / "decision_v1.json"

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from mlflow_degrade import GatePolicy, SampleScores, Verdict, decide, pair
-from mlflow_degrade.errors import PairingError, SampleSchemaError
-from mlflow_degrade.origin import Agreement, Origin, Processor
-from mlflow_degrade.readers import read_samples
-from mlflow_degrade.rerun import Rerun, compare_runs
-from mlflow_degrade.results import Decision
+from mlflow_degrade.core.errors import PairingError, SampleSchemaError
+from mlflow_degrade.decision.rerun import Rerun, compare_runs
+from mlflow_degrade.decision.results import Decision
+from mlflow_degrade.samples.origin import Agreement, Origin, Processor
+from mlflow_degrade.samples.readers import read_samples
 
 VNNI = Processor(
     architecture="x86_64",

@@ -13,15 +13,15 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pairing_cases import only, table
 
-from mlflow_degrade import _row_index
-from mlflow_degrade.errors import (
+from mlflow_degrade.core.errors import (
     EmptySamplesError,
     MetricMismatchError,
     UnknownNameError,
     UnpairedSamplesError,
 )
-from mlflow_degrade.pairing import PairedTask, pair
-from mlflow_degrade.scores import SampleScores
+from mlflow_degrade.samples import row_index
+from mlflow_degrade.samples.pairing import PairedTask, pair
+from mlflow_degrade.samples.table import SampleScores
 
 
 class TestCounts:
@@ -309,29 +309,29 @@ class TestProperties:
         assume(rows)
         other = data.draw(st.permutations(rows))
         right = pair(build(rows, 2, "a"), build(other, 3, "b"))
-        original = _row_index.text_keys
+        original = row_index.text_keys
         try:
-            _row_index.text_keys = lambda column: np.zeros(len(column), np.uint64)
+            row_index.text_keys = lambda column: np.zeros(len(column), np.uint64)
             worst = pair(build(rows, 2, "a"), build(other, 3, "b"))
             # Half the documents share their key with another one.
-            _row_index.text_keys = lambda column: np.array(
+            row_index.text_keys = lambda column: np.array(
                 [int(text[:2], 16) // 64 for text in column.to_pylist()], np.uint64
             )
             some = pair(build(rows, 2, "a"), build(other, 3, "b"))
         finally:
-            _row_index.text_keys = original
+            row_index.text_keys = original
         for mixed in (worst, some):
             assert [summary(t) for t in mixed.tasks] == [summary(t) for t in right.tasks]
 
     def test_a_key_shared_across_the_sides_is_seen_through(self) -> None:
-        original = _row_index.text_keys
+        original = row_index.text_keys
         try:
-            _row_index.text_keys = lambda column: np.arange(len(column), dtype=np.uint64)
+            row_index.text_keys = lambda column: np.arange(len(column), dtype=np.uint64)
             left = table([1, 0], doc_hash=["x", "y"])
             right = table([0, 1], "b", doc_hash=["y", "x"])
             task = only(left, right)
         finally:
-            _row_index.text_keys = original
+            row_index.text_keys = original
         assert task.difference.tolist() == [0, 0]
 
     def test_interleaved_tasks_and_chunks(self) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pairing_cases import only, table
 
-from mlflow_degrade.errors import (
+from mlflow_degrade.core.errors import (
     DuplicateSampleError,
     MetricMismatchError,
     PairingError,
@@ -17,8 +17,8 @@ from mlflow_degrade.errors import (
     UnknownNameError,
     UnpairedSamplesError,
 )
-from mlflow_degrade.pairing import ALLOWABLE, pair
-from mlflow_degrade.scores import SampleScores
+from mlflow_degrade.samples.pairing import ALLOWABLE, pair
+from mlflow_degrade.samples.table import SampleScores
 
 
 class TestDuplicates:

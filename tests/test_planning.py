@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from mlflow_degrade import PairedScores, SampleScores, pair
-from mlflow_degrade.planning import suite_power
+from mlflow_degrade.decision.planning import suite_power
 from mlflow_degrade.stats import guard_mde
 
 

@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 
 from mlflow_degrade import Decision, GatePolicy, SampleScores, decide
-from mlflow_degrade._plugins import Plugins, PluginWarning
-from mlflow_degrade.errors import PluginError
-from mlflow_degrade.optimize.scheme_table import SCHEME_PLUGINS
-from mlflow_degrade.readers import READER_PLUGINS, read_samples
-from mlflow_degrade.stats.rules import RULE_PLUGINS
+from mlflow_degrade.core.errors import PluginError
+from mlflow_degrade.core.plugins import Plugins, PluginWarning
+from mlflow_degrade.optimize.schemes import SCHEME_PLUGINS
+from mlflow_degrade.samples.readers import READER_PLUGINS, read_samples
+from mlflow_degrade.stats._combination_rules import RULE_PLUGINS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = "degrade-plugin-example"
@@ -64,7 +64,7 @@ def _forget(plugins: Plugins[Any], monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_plugin_that_cannot_be_loaded_is_named_and_breaks_no_other(
     install: Install, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    group = "mlflow_degrade.readers"
+    group = "mlflow_degrade.samples.readers"
     install("plug_broken", group, "broken = plug_broken:READER", "import no_such_library")
     install("plug_wrong", group, "wrong = plug_wrong:READER\nother = plug_wrong:OTHER", """
         READER = 3
@@ -110,7 +110,7 @@ def test_a_plugin_comes_before_tables_and_after_formats_of_this_package(
 ) -> None:
     install(
         "plug_all",
-        "mlflow_degrade.readers",
+        "mlflow_degrade.samples.readers",
         "all = plug_all:READER",
         f"{_READER}\n    READER = Reader('all', 'everything', lambda path: True, _read)",
     )
@@ -161,7 +161,8 @@ def test_a_rule_that_does_not_say_what_it_is_cannot_be_used(
     install: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without `drawn` it would be taken for a sum, without the rest its power for that of a sum."""
-    code = "from dataclasses import replace\nfrom mlflow_degrade.stats.rules import RULES\n"
+    code = "from dataclasses import replace\n"
+    code += "from mlflow_degrade.stats._combination_rules import RULES\n"
     code += "UNDRAWN = replace(RULES['min_p'], name='undrawn', drawn=None)\n"
     code += "MUTE = replace(RULES['stouffer'], name='mute')\n"
     points = "undrawn = plug_rules:UNDRAWN\nmute = plug_rules:MUTE"
@@ -293,8 +294,8 @@ def test_the_example_makes_a_model(
     from tiny_models import make_tiny_llama
 
     from mlflow_degrade.optimize.export import export_onnx
-    from mlflow_degrade.optimize.model_directory import ModelDirectory
-    from mlflow_degrade.optimize.source import resolve_model
+    from mlflow_degrade.optimize.source.model_directory import ModelDirectory
+    from mlflow_degrade.optimize.source.resolve import resolve_model
 
     monkeypatch.setenv("MLFLOW_DEGRADE_CACHE", str(tmp_path / "cache"))
     make_tiny_llama(tmp_path / "model")
@@ -316,5 +317,5 @@ def test_the_example_makes_a_model(
     assert newer.stdout.split()[-1] != path
     without = _python("-c", _APPLY, str(base.path))
     assert "unknown scheme 'half-storage'" in without.stderr
-    recipe = ("-m", "mlflow_degrade.recipes.quantize_command", "--help")
+    recipe = ("-m", "mlflow_degrade.cli.quantize", "--help")
     assert "half-storage" in _python(*recipe, plugins=example).stdout

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_degrade.errors import PolicyError
-from mlflow_degrade.policy import AGGREGATIONS, GatePolicy
+from mlflow_degrade.core.errors import PolicyError
+from mlflow_degrade.decision.policy import AGGREGATIONS, GatePolicy
 
 
 def test_yaml_round_trip(tmp_path: Path) -> None:

@@ -10,13 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlflow_degrade.decision import decide
-from mlflow_degrade.errors import InputError, PolicyError, PromptMismatchError, SampleSchemaError
-from mlflow_degrade.pairing import pair
-from mlflow_degrade.policy import GatePolicy
-from mlflow_degrade.prompting import Prompting, differences, in_words, parse_gen_kwargs
-from mlflow_degrade.readers._lm_eval_files import prompting_of
-from mlflow_degrade.scores import SampleScores
+from mlflow_degrade.core.errors import (
+    InputError,
+    PolicyError,
+    PromptMismatchError,
+    SampleSchemaError,
+)
+from mlflow_degrade.core.prompting import Prompting, differences, in_words, parse_gen_kwargs
+from mlflow_degrade.decision.policy import GatePolicy
+from mlflow_degrade.decision.verdict import decide
+from mlflow_degrade.samples.pairing import pair
+from mlflow_degrade.samples.readers._lm_eval_files import prompting_of
+from mlflow_degrade.samples.table import SampleScores
 
 PLAIN = Prompting().facts(None)
 CHAT = Prompting(apply_chat_template=True).facts("a" * 64)

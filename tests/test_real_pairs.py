@@ -10,11 +10,9 @@ import pandas as pd
 import pytest
 from pairing_cases import only
 
-from mlflow_degrade.errors import (
-    DuplicateSampleError,
-)
-from mlflow_degrade.pairing import pair
-from mlflow_degrade.scores import SampleScores
+from mlflow_degrade.core.errors import DuplicateSampleError
+from mlflow_degrade.samples.pairing import pair
+from mlflow_degrade.samples.table import SampleScores
 
 PAIRS = Path(__file__).parents[2] / "shared" / "data" / "pairs"
 needs_real_pairs = pytest.mark.skipif(

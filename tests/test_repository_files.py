@@ -116,7 +116,7 @@ def test_issue_forms_are_complete(path: Path) -> None:
 
 def test_the_table_of_exit_codes_is_that_of_the_command() -> None:
     from mlflow_degrade import cli
-    from mlflow_degrade.results import Verdict
+    from mlflow_degrade.decision.results import Verdict
 
     page = (ROOT / "docs" / "stability.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| ([\d, ]+) \| (.+) \|$", page, re.M))
@@ -128,9 +128,9 @@ def test_the_table_of_exit_codes_is_that_of_the_command() -> None:
 
 
 def test_the_page_on_plugins_shows_the_groups_of_the_example() -> None:
-    from mlflow_degrade.optimize.scheme_table import SCHEME_PLUGINS
-    from mlflow_degrade.readers import READER_PLUGINS
-    from mlflow_degrade.stats.rules import RULE_PLUGINS
+    from mlflow_degrade.optimize.schemes import SCHEME_PLUGINS
+    from mlflow_degrade.samples.readers import READER_PLUGINS
+    from mlflow_degrade.stats._combination_rules import RULE_PLUGINS
 
     page = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
     (shown,) = re.findall(r"^```toml\n(.*?)^```", page, re.M | re.S)

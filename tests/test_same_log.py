@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 
 from mlflow_degrade.cli import run
-from mlflow_degrade.decision import decide
-from mlflow_degrade.errors import SameModelError
-from mlflow_degrade.pairing import pair
-from mlflow_degrade.policy import GatePolicy
-from mlflow_degrade.scores import SampleScores
+from mlflow_degrade.core.errors import SameModelError
+from mlflow_degrade.decision.policy import GatePolicy
+from mlflow_degrade.decision.verdict import decide
+from mlflow_degrade.samples.pairing import pair
+from mlflow_degrade.samples.table import SampleScores
 
 N = 400
 TEXTS = [f"because of {i}" for i in range(N)]

@@ -15,14 +15,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlflow_degrade.errors import (
+from mlflow_degrade.core.errors import (
     EmptySamplesError,
     InputError,
     NonFiniteScoreError,
     SampleSchemaError,
     UnknownNameError,
 )
-from mlflow_degrade.scores import SampleScores
+from mlflow_degrade.samples.table import SampleScores
 
 
 def records(n: int = 3, **columns: Any) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from mlflow_degrade import Decision, GatePolicy, SampleScores, Verdict, decide, pair
-from mlflow_degrade.policy import AGGREGATIONS
+from mlflow_degrade.decision.policy import AGGREGATIONS
 from mlflow_degrade.stats import (
     guard_mde_graded,
     mean_interval,

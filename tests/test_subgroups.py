@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mlflow_degrade.errors import InputError, UnknownNameError
-from mlflow_degrade.pairing import PairedScores, pair
-from mlflow_degrade.scores import SampleScores
+from mlflow_degrade.core.errors import InputError, UnknownNameError
+from mlflow_degrade.decision.subgroups import find_subgroups, subgroup_features
+from mlflow_degrade.samples.pairing import PairedScores, pair
+from mlflow_degrade.samples.table import SampleScores
 from mlflow_degrade.stats import kcm_test
-from mlflow_degrade.subgroups import find_subgroups, subgroup_features
 
 
 def paired(n: int = 200, **columns: Any) -> PairedScores:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlflow_degrade._text_keys import order_keys, text_keys
+from mlflow_degrade.samples.row_index import order_keys, text_keys
 
 TEXTS = st.lists(st.none() | st.text(max_size=20), max_size=20)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_degrade.runtime.providers import on_gpu, session_options
+from mlflow_degrade.engine.providers import on_gpu, session_options
 
 from . import Found
 from .setting import Setting, tried

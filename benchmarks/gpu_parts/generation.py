@@ -9,11 +9,11 @@ from typing import Any
 import against_pytorch as pair
 import numpy as np
 
-from mlflow_degrade.runtime.benchmark_results import Shape
-from mlflow_degrade.runtime.energy import open_energy_meter
-from mlflow_degrade.runtime.memory import measure_memory
-from mlflow_degrade.runtime.providers import on_gpu
-from mlflow_degrade.runtime.workload import DecoderWorkload
+from mlflow_degrade.bench.cost import DecoderWorkload
+from mlflow_degrade.bench.energy import open_energy_meter
+from mlflow_degrade.bench.memory import measure_memory
+from mlflow_degrade.bench.results import Shape
+from mlflow_degrade.engine.providers import on_gpu
 
 from . import Found
 from .setting import Setting, those_made, tried

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mlflow_degrade.errors import NonFiniteLogitsError
-from mlflow_degrade.runtime.decoder import OnnxDecoder
-from mlflow_degrade.runtime.providers import resolve_device
+from mlflow_degrade.core.errors import NonFiniteLogitsError
+from mlflow_degrade.engine.decoder import OnnxDecoder
+from mlflow_degrade.engine.providers import resolve_device
 
 from . import Found
 from .setting import Setting, tried
@@ -67,9 +67,9 @@ def _overflowing(setting: Setting) -> Path:
         AutoTokenizer.from_pretrained(source).save_pretrained(folder)
         model.save_pretrained(folder)
     from mlflow_degrade.optimize.export import export_onnx
-    from mlflow_degrade.optimize.graph import optimize_graph
+    from mlflow_degrade.optimize.fusion.optimize_graph import optimize_graph
     from mlflow_degrade.optimize.schemes import apply_scheme
-    from mlflow_degrade.optimize.source import resolve_model
+    from mlflow_degrade.optimize.source.resolve import resolve_model
 
     base = optimize_graph(export_onnx(resolve_model(str(folder)), progress=False), progress=False)
     return apply_scheme(base, "fp16", progress=False)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from mlflow_degrade.runtime.calls import CapturedCalls
-from mlflow_degrade.runtime.decoder import OnnxDecoder
-from mlflow_degrade.runtime.fixed_stepping import FixedStepper
-from mlflow_degrade.runtime.placement import find_placement
-from mlflow_degrade.runtime.providers import CPU, on_gpu
+from mlflow_degrade.bench.node_assignment import find_placement
+from mlflow_degrade.engine.decoder import OnnxDecoder
+from mlflow_degrade.engine.fixed_stepping import FixedStepper
+from mlflow_degrade.engine.providers import CPU, on_gpu
+from mlflow_degrade.engine.session_calls import CapturedCalls
 
 from . import Found
 from .setting import Setting, encoded, tried

@@ -10,8 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from mlflow_degrade.runtime.machine import processor_name
-from mlflow_degrade.runtime.providers import cpu_count, on_gpu
+from mlflow_degrade.bench.machine import processor_name
+from mlflow_degrade.engine.providers import cpu_count, on_gpu
 
 from .setting import Setting
 
@@ -39,7 +39,7 @@ def machine(setting: Setting) -> dict[str, Any]:
 
 
 def _driver() -> str:
-    from mlflow_degrade.runtime.nvml import open_gpu
+    from mlflow_degrade.bench.energy import open_gpu
 
     gpu = open_gpu()
     return gpu if isinstance(gpu, str) else str(gpu.nvml.nvmlSystemGetDriverVersion())

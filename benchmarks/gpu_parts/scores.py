@@ -7,12 +7,8 @@ from typing import Any
 import numpy as np
 import scoring
 
-from mlflow_degrade.runtime.decoder import OnnxDecoder
-from mlflow_degrade.runtime.probes import (
-    probe_batch_invariance,
-    probe_path_equivalence,
-    spread,
-)
+from mlflow_degrade.engine.decoder import OnnxDecoder
+from mlflow_degrade.evaluation.probes import probe_batch_invariance, probe_path_equivalence, spread
 
 from . import Found
 from .setting import Setting, encoded, tried

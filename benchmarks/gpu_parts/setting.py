@@ -11,14 +11,14 @@ from typing import Any, TypeVar
 
 import scoring
 
-from mlflow_degrade.errors import DegradeError
-from mlflow_degrade.evaluation.starter_model import fetch_starter_model
+from mlflow_degrade.core.errors import DegradeError
+from mlflow_degrade.engine.decoder import OnnxDecoder
+from mlflow_degrade.engine.providers import resolve_device
 from mlflow_degrade.optimize.export import export_onnx
-from mlflow_degrade.optimize.graph import optimize_graph
+from mlflow_degrade.optimize.fusion.optimize_graph import optimize_graph
 from mlflow_degrade.optimize.schemes import apply_scheme
-from mlflow_degrade.optimize.source import resolve_model
-from mlflow_degrade.runtime.decoder import OnnxDecoder
-from mlflow_degrade.runtime.providers import resolve_device
+from mlflow_degrade.optimize.source.resolve import resolve_model
+from mlflow_degrade.optimize.source.starter_model import fetch_starter_model
 
 _T = TypeVar("_T")
 

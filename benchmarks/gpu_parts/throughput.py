@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import scoring
 
-from mlflow_degrade.evaluation.quiet import quiet_libraries
-from mlflow_degrade.runtime.ratios import paired_ratio
+from mlflow_degrade.bench.results import paired_ratio
+from mlflow_degrade.core.quiet import quiet_libraries
 
 from . import Found
 from .setting import Setting, encoded, those_made, tried

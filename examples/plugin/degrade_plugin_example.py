@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from mlflow_degrade import SampleScores
-from mlflow_degrade.optimize.scheme import Scheme
+from mlflow_degrade.optimize import Scheme
 from mlflow_degrade.readers import Reader
-from mlflow_degrade.stats.exact_rules import RuleOutcome
-from mlflow_degrade.stats.rules import AggregationRule
+from mlflow_degrade.stats import AggregationRule, RuleOutcome
 
 
 def _read(path: Path) -> SampleScores:

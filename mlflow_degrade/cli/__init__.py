@@ -15,8 +15,8 @@ from typing import Any
 
 import click
 
-from .._redaction import redact
-from ..errors import DegradeError, UnknownNameError
+from ..core.errors import DegradeError, UnknownNameError
+from ..core.redaction import redact
 from ..tracking.runs import Terminated
 
 #: Exit codes besides those of a verdict (0 PASS, 1 FAIL, 2 INCONCLUSIVE).
@@ -45,7 +45,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "Say whether a model answers alike on two machines.",
     ),
     "placement": (
-        "mlflow_degrade.cli.placement:placement",
+        "mlflow_degrade.cli.node_assignment:placement",
         "Show which nodes run on which provider.",
     ),
     "plan": ("mlflow_degrade.cli.plan:plan", "How many samples, and what they can detect."),

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import InputError, ModelError, SameModelError
-from ..runtime.providers import DEVICE_HELP
+from ..core.errors import InputError, ModelError, SameModelError
+from ..engine.providers import DEVICE_HELP
 from .output import OUTPUT, require_plot_name, write_json, write_plot
 from .references import exported_folder
 
 if TYPE_CHECKING:
-    from ..optimize.model_directory import ModelDirectory
+    from ..optimize.source.model_directory import ModelDirectory
 
 _LENGTHS = (128, 512)
 _HELP = """Measure speed, memory, size and energy of CANDIDATEs against BASELINE.
@@ -112,11 +112,11 @@ def bench(
     experiment: str | None,
     run_name: str | None,
 ) -> None:
-    from ..evaluation.progress import progress_bar
-    from ..report.benchmark import benchmark_figure, benchmark_view
+    from ..bench.cost import measure_cost
+    from ..core.progress import progress_bar
+    from ..engine.providers import resolve_device
+    from ..report.bench import benchmark_figure, benchmark_view
     from ..report.terminal import console
-    from ..runtime.cost import measure_cost
-    from ..runtime.providers import resolve_device
     from ..tracking.runs import terminate_gracefully
 
     # What is wrong in a word is found before anything is loaded.
@@ -144,7 +144,7 @@ def bench(
         if plot is not None:
             write_plot(benchmark_figure(report), plot)
         if log:
-            from ..tracking.benchmarks import log_benchmark
+            from ..tracking.bench import log_benchmark
 
             run_id = log_benchmark(report, run_name=run_name)
             click.echo(f"logged as runs:/{run_id}", err=True)
@@ -155,8 +155,8 @@ def _prepare_logging(log: bool, experiment: str | None, run_name: str | None) ->
         if experiment is not None or run_name is not None:
             raise InputError("--experiment and --run-name say where --log logs: give --log too.")
         return
+    from ..registry.lm_eval_runs import choose_experiment
     from ..tracking.connection import require_tracking_server
-    from ..tracking.lm_eval_runs import choose_experiment
 
     require_tracking_server()
     if experiment is not None:
@@ -165,8 +165,8 @@ def _prepare_logging(log: bool, experiment: str | None, run_name: str | None) ->
 
 def _labelled(references: Sequence[str]) -> dict[str, Path]:
     """Model directories under names that tell them apart."""
-    from ..optimize.source import resolve_model
-    from ..runtime.family import check_same_work
+    from ..engine.family import check_same_work
+    from ..optimize.source.resolve import resolve_model
 
     sources = {reference: resolve_model(reference) for reference in references}
     # Before an export, which takes minutes.
@@ -201,7 +201,7 @@ def _refuse_simulated(reference: str, folder: Path) -> None:
 
 def _manifest(folder: Path) -> ModelDirectory | None:
     """What is written about a directory, if anything is."""
-    from ..optimize.model_directory import ModelDirectory
+    from ..optimize.source.model_directory import ModelDirectory
 
     try:
         return ModelDirectory.load(folder)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import InputError
+from ..core.errors import InputError
 from .output import OUTPUT, require_plot_name, write_json, write_plot
 
 if TYPE_CHECKING:
@@ -58,14 +58,9 @@ def candidates(
     against: str | None,
     json_: str | None,
 ) -> None:
-    from ..report.candidates import (
-        candidates_figure,
-        candidates_view,
-        choose_axis,
-        records,
-    )
+    from ..registry.candidates import find_candidates
+    from ..report.candidates import candidates_figure, candidates_view, choose_axis, records
     from ..report.terminal import console
-    from ..tracking.candidates import find_candidates
     from ..tracking.connection import require_tracking_server
 
     require_plot_name(plot)

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from ..errors import InputError
-from ..pairing import ALLOWABLE, PairedScores
-from ..policy import GatePolicy, Rule
-from ..results import Decision
-from ..stats.rules import rule_names
+from ..core.errors import InputError
+from ..decision.policy import GatePolicy, Rule
+from ..decision.results import Decision
+from ..samples.pairing import ALLOWABLE, PairedScores
+from ..stats._combination_rules import rule_names
 from .output import OUTPUT, write_text
 from .references import read_sides, reader_options
 
@@ -131,7 +131,7 @@ def compare(
     average: str | None,
     **overrides: Any,
 ) -> None:
-    from ..decision import decide
+    from ..decision.verdict import decide
     from ..report.findings import look_for_subgroups
     from ..report.terminal import console, decision_view, subgroup_view
 

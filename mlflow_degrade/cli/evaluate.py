@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .._question_names import TASKS_HELP, split_tasks
-from ..errors import InputError, TrackingError
+from ..core.errors import InputError, TrackingError
+from ..core.question_names import TASKS_HELP, split_tasks
 from .evaluation_runs import logging_options, parse_tags, question_options, show
 from .prompting import prompting_options
 
@@ -78,9 +78,9 @@ def evaluate(
 ) -> None:
     from ..evaluation.harness import HarnessSettings, run_lm_eval
     from ..evaluation.question_tasks import QuestionOptions
+    from ..registry.lm_eval_runs import choose_experiment, log_lm_eval
+    from ..registry.references import content_digest
     from ..tracking.connection import require_tracking_server
-    from ..tracking.lm_eval_runs import choose_experiment, log_lm_eval
-    from ..tracking.references import content_digest
     from ..tracking.runs import terminate_gracefully
 
     names = tuple(split_tasks(tasks))
@@ -122,7 +122,7 @@ def evaluate(
 
 def _kept(run: HarnessRun, output_path: str | None, error: TrackingError) -> TrackingError:
     """The error, with where the evaluation can be found again: it may have taken hours."""
-    from ..cache import cache_root
+    from ..core.cache import cache_root
 
     folder = (
         Path(output_path) if output_path else cache_root() / "lm-eval" / max(run.output.results)

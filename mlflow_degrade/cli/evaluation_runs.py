@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from .._question_names import COLUMNS_HELP, TOKENS_HELP
-from ..errors import InputError
+from ..core.errors import InputError
+from ..core.question_names import COLUMNS_HELP, TOKENS_HELP
 from .output import OUTPUT, write_text
 
 if TYPE_CHECKING:
-    from ..readers.lm_eval import LmEvalOutput
-    from ..tracking.lm_eval_runs import LoggedEvaluation
+    from ..registry.lm_eval_runs import LoggedEvaluation
+    from ..samples.readers.lm_eval import LmEvalOutput
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -54,12 +54,7 @@ def question_options(command: Command) -> Command:
 
 
 def parse_tags(given: Sequence[str]) -> dict[str, str]:
-    """``KEY=VALUE`` texts as a mapping.
-
-    Raises
-    ------
-    InputError
-    """
+    """``KEY=VALUE`` texts as a mapping."""
     tags = {}
     for text in given:
         key, equals, value = text.partition("=")

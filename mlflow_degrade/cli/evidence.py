@@ -57,9 +57,9 @@ def evidence() -> None:
 @click.argument("run_or_version")
 @click.option("-o", "--output", type=OUTPUT, required=True, metavar="FILE", help="File to write.")
 def export(run_or_version: str, output: str) -> None:
-    from ..errors import InputError
+    from ..core.errors import InputError
+    from ..registry.evidence_bundle import export_evidence
     from ..tracking.connection import require_tracking_server
-    from ..tracking.evidence_bundle import export_evidence
 
     if output == "-":
         raise InputError("-o -: evidence is no text, name a file.")
@@ -87,9 +87,9 @@ def verify(
     model_dir: str | None,
     as_json: bool,
 ) -> int:
-    from ..policy import GatePolicy
-    from ..tracking.evidence_bundle import verify_bundle
-    from ..tracking.gate_config import allowed_signers
+    from ..decision.policy import GatePolicy
+    from ..registry.evidence_bundle import verify_bundle
+    from ..registry.gate_config import allowed_signers
 
     found = verify_bundle(
         Path(bundle),

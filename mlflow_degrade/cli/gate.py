@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .._question_names import TASKS_HELP, split_tasks
-from ..errors import InputError
+from ..core.errors import InputError
+from ..core.prompting import Prompting
+from ..core.question_names import TASKS_HELP, split_tasks
+from ..engine.providers import DEVICES
 from ..evaluation.suite import DEFAULT_LIMIT
-from ..prompting import Prompting
-from ..runtime.providers import DEVICES
 from .evaluation_runs import question_options
 from .output import OUTPUT, write_text
 from .prompting import prompting_options
 
 if TYPE_CHECKING:
-    from ..tracking.promotion import Promotion
+    from ..registry.promotion import Promotion
 
 _HELP = """Compare a candidate with a baseline in MLflow, and promote it only when it passes.
 
@@ -91,9 +91,9 @@ def gate(
     samples: int,
     **asked: Any,
 ) -> None:
-    from ..policy import GatePolicy
+    from ..decision.policy import GatePolicy
+    from ..registry.promotion import promote
     from ..report.terminal import console, decision_view
-    from ..tracking.promotion import promote
 
     rules = GatePolicy() if policy is None else GatePolicy.from_yaml(policy)
     done = promote(

@@ -56,10 +56,10 @@ def log_lm_eval(
     json_: str | None,
     fresh: bool,
 ) -> None:
-    from ..readers import ReaderNote
+    from ..registry.lm_eval_runs import log_lm_eval as log
+    from ..registry.lm_eval_runs import read_directory
+    from ..samples.readers import ReaderNote
     from ..tracking.connection import require_tracking_server
-    from ..tracking.lm_eval_runs import log_lm_eval as log
-    from ..tracking.lm_eval_runs import read_directory
     from .references import parse_option
 
     asked = parse_tags(tags)

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import InputError
+from ..core.errors import InputError
 from .output import OUTPUT, write_text
 from .references import read_sides, reader_options
 
 if TYPE_CHECKING:
-    from ..rerun import Rerun
+    from ..decision.rerun import Rerun
 
 _HELP = """Say whether one model answers alike in two runs, e.g. on two machines.
 
@@ -60,10 +60,10 @@ def noise(
     candidate_options: Sequence[str],
     average: str | None,
 ) -> None:
-    from ..policy import GatePolicy
+    from ..decision.policy import GatePolicy
+    from ..decision.rerun import compare_runs
     from ..report.rerun_view import rerun_view
     from ..report.terminal import console
-    from ..rerun import compare_runs
 
     if log and not all(reference.startswith("runs:/") for reference in (first, second)):
         raise InputError(
@@ -98,7 +98,7 @@ def noise(
 
 
 def _log(found: Rerun, *references: str) -> None:
-    from ..readers.mlflow_runs import split_reference
+    from ..samples.readers.mlflow_runs import split_reference
     from ..tracking.evaluations import log_agreement
 
     agreements = found.agreements()

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from ..errors import InputError
+from ..core.errors import InputError
 
 
 class OutputFile(click.ParamType):  # type: ignore[type-arg]  # not generic in older click
@@ -35,13 +35,7 @@ OUTPUT = OutputFile()
 
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A scratch file that takes the place of `path` when the block ends well.
-
-    Raises
-    ------
-    InputError
-        The file cannot be written.
-    """
+    """A scratch file that takes the place of `path` when the block ends well."""
     target = Path(path)
     # The suffix stays: some writers choose their format by it.
     scratch = target.with_name(f".{os.getpid()}.{target.name}")
@@ -73,13 +67,7 @@ def write_json(document: Any, where: str | None) -> None:
 
 
 def require_plot_name(plot: str | None, endings: tuple[str, ...] = (".png", ".svg")) -> None:
-    """Raise unless the name of a plot, if there is one, says a format.
-
-    Raises
-    ------
-    InputError
-        It has another ending.
-    """
+    """Raise unless the name of a plot, if there is one, says a format."""
     if plot is not None and not plot.lower().endswith(endings):
         raise InputError(f"plot {plot!r}: the name must end in {' or '.join(endings)}.")
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from ..errors import InputError
-from ..planning import PLANNED_RULES
-from ..stats.rules import DEFAULT_RULE
+from ..core.errors import InputError
+from ..decision.planning import PLANNED_RULES
+from ..stats._combination_rules import DEFAULT_RULE
 from .output import OUTPUT, require_plot_name, whole_file
 from .references import read_sides, reader_options
 
@@ -117,8 +117,8 @@ def _measure(
     average: str | None,
     rule: dict[str, Any],
 ) -> Any:
-    from ..pairing import pair
-    from ..planning import suite_power
+    from ..decision.planning import suite_power
+    from ..samples.pairing import pair
 
     sides = read_sides(references, format_, *options, average=average, allow_same=False)
     return suite_power(pair(*sides, metric=metric, allow=["same-model"]), **rule)
@@ -127,7 +127,7 @@ def _measure(
 def _draw(
     path: str, rates: list[float], samples: list[int], drops: list[float], rule: dict[str, Any]
 ) -> None:
-    from ..report.planning_plot import detectable_drops
+    from ..report.plan_view import detectable_drops
 
     figure = detectable_drops(rates, samples=samples, drops=drops, **rule)
     with whole_file(path) as scratch:

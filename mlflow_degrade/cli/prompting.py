@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from ..prompting import HELP
+from ..core.prompting import HELP
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

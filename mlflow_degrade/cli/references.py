@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ..errors import InputError, SameModelError
-from ..readers import ReaderNote, read_samples, reader_names
-from ..readers._reader import files_below
-from ..scores import SampleScores
+from ..core.errors import InputError, SameModelError
+from ..samples.readers import ReaderNote, read_samples, reader_names
+from ..samples.readers._reader import files_below
+from ..samples.table import SampleScores
 
 if TYPE_CHECKING:
-    from ..optimize.source import SourceModel
+    from ..optimize.source.resolve import SourceModel
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -65,25 +65,7 @@ def read_sides(
     average: str | None = None,
     allow_same: bool,
 ) -> list[SampleScores]:
-    """Read both sides; what the readers had to decide is said on standard error.
-
-    Parameters
-    ----------
-    references : sequence of str
-        Baseline and candidate.
-    format_ : str or None
-    options, baseline_options, candidate_options : sequence of str
-        ``KEY=VALUE``, of both sides and of one.
-    average : str, optional
-        Column with the raters or runs to average over, on both sides.
-    allow_same : bool
-        Whether a log may be compared with itself.
-
-    Raises
-    ------
-    SameModelError
-        Both sides are the same log, and that was not allowed.
-    """
+    """Read both sides; what the readers had to decide is said on standard error."""
     if average is not None:
         options = [*options, f"average={average}"]
     given = _of_sides(options, baseline_options, candidate_options)
@@ -165,12 +147,7 @@ def _files(reference: str) -> set[str]:
 
 
 def parse_option(option: str) -> tuple[str, str]:
-    """A reader's option, ``KEY=VALUE``, as key and value.
-
-    Raises
-    ------
-    InputError
-    """
+    """A reader's option, ``KEY=VALUE``, as key and value."""
     key, equals, value = option.partition("=")
     if not equals or not key:
         raise InputError(f"option {option!r} is not of the form KEY=VALUE.")
@@ -179,7 +156,7 @@ def parse_option(option: str) -> tuple[str, str]:
 
 def model_folder(reference: str) -> Path:
     """The model directory that a word names; what is no such directory is exported first."""
-    from ..optimize.source import resolve_model
+    from ..optimize.source.resolve import resolve_model
 
     return exported_folder(resolve_model(reference))
 
@@ -187,7 +164,7 @@ def model_folder(reference: str) -> Path:
 def exported_folder(source: SourceModel) -> Path:
     """The model directory of a model, exported as the recipes would where it is not one yet."""
     from ..optimize.export import export_onnx
-    from ..optimize.graph import optimize_graph
+    from ..optimize.fusion.optimize_graph import optimize_graph
 
     if source.layout == "onnx":
         return source.path.resolve()

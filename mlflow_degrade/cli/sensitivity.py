@@ -53,7 +53,7 @@ def sensitivity(
     plot: str | None,
     json_: str | None,
 ) -> None:
-    from ..optimize.sensitivity import measure_sensitivity, require_layerwise
+    from ..optimize.passes.sensitivity import measure_sensitivity, require_layerwise
     from ..report.sensitivity import sensitivity_figure, sensitivity_view
     from ..report.terminal import console
     from ..tracking.runs import terminate_gracefully

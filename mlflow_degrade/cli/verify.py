@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from ..tracking.evidence_bundle import BundleReview
-    from ..tracking.verification import Verification
+    from ..registry.evidence_bundle import BundleReview
+    from ..registry.verification import Verification
 
 _HELP = """Compute the verdict of a registered model version again, and compare.
 
@@ -54,11 +54,11 @@ KEY = click.option(
 @KEY
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def verify(model: str, policy_file: str | None, keys: tuple[str, ...], as_json: bool) -> int:
-    from ..policy import GatePolicy
+    from ..decision.policy import GatePolicy
+    from ..registry.gate_config import allowed_signers
+    from ..registry.verification import verify_version
+    from ..registry.verified_loading import resolve
     from ..tracking.connection import require_tracking_server
-    from ..tracking.gate_config import allowed_signers
-    from ..tracking.verification import verify_version
-    from ..tracking.verified_loading import resolve
 
     policy = None if policy_file is None else GatePolicy.from_yaml(Path(policy_file))
     signers = allowed_signers(keys)

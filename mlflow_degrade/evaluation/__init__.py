@@ -1,1 +1,1 @@
-"""Evaluating models: the lm-eval backend, task suites, resumable runs, the starter suite."""
+"""Questions put to models by lm-evaluation-harness, on the engine."""

@@ -13,11 +13,11 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from ..errors import InputError
-from ..runtime.conversation import choose_template, render
-from ..runtime.decoder import OnnxDecoder, Score
-from ..runtime.generation import Sampling
-from ..runtime.probes import (
+from ..core.errors import InputError
+from ..engine.conversation import choose_template, render
+from ..engine.decoder import OnnxDecoder, Score
+from ..engine.generation import Sampling
+from .probes import (
     SHORTEST_PROMPT,
     BatchInvariance,
     PathEquivalence,
@@ -45,42 +45,11 @@ Advance = Callable[[int], None]
 
 @register_model(NAME)
 class OnnxLM(TemplateLM):  # type: ignore[misc]
-    """Decoder in ONNX Runtime behind lm-eval's interface.
+    """Decoder in ONNX Runtime behind lm-eval's interface."""
 
-    Parameters
-    ----------
-    pretrained : str or OnnxDecoder
-        A model directory, or a decoder that is already open.
-    device : {"auto", "cpu", "cuda", "tensorrt"}
-        Where to run.
-    batch_size : int or "auto"
-        Most sequences per batch; ``"auto"`` goes by a token budget.
-    path : {"auto", "shared-prefix", "batched", "one-by-one"}
-        See `mlflow_degrade.runtime.probes.choose_path`. By default the model is probed on the first
-        requests it gets and scored on the fastest path it may take. That settles it for this model
-        alone: models that are compared must be told one path.
-    max_batch_size : int, optional
-        Accepted because lm-eval's command line passes it; batches are planned, not searched.
-    advance : callable, optional
-        Told how many requests each batch finished, for a progress bar.
-
-    Attributes
-    ----------
-    decoder : OnnxDecoder
-        The model.
-    plans : list of dict
-        What was run; see `mlflow_degrade.runtime.plan.Plan.summary`.
-    probes : dict of str to BatchInvariance
-        With ``path="auto"``: what was found for ``"scoring"`` and ``"generation"``.
-    equivalence : PathEquivalence or None
-        With ``path="auto"``: whether shared prefixes change scores, where that could be tried.
-
-    Notes
-    -----
-    Tokenization, truncation, special tokens, stop sequences and default lengths follow lm-eval's
-    Hugging Face backend. Results go to lm-eval's cache batch by batch, so that with ``use_cache``
-    an evaluation that was killed continues where it stopped.
-    """
+    # Tokenization, truncation, special tokens, stop sequences and default lengths follow lm-eval's
+    # Hugging Face backend. Results go to lm-eval's cache batch by batch, so that with
+    # ``use_cache`` an evaluation that was killed continues where it stopped.
 
     def __init__(
         self,
@@ -164,12 +133,10 @@ class OnnxLM(TemplateLM):  # type: ignore[misc]
         return self.decoder.encoder.encode([string], add_special_tokens=add_special_tokens)[0]
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """Use a template of the tokenizer from now on: a named one, or the default.
-
-        Lm-eval's Hugging Face backend logs a named template and renders the default one; here the
-        named one is rendered. Errors are those of
-        `mlflow_degrade.runtime.conversation.choose_template`.
-        """
+        """Use a template of the tokenizer from now on: a named one, or the default."""
+        # Lm-eval's Hugging Face backend logs a named template and renders the default one; here
+        # the named one is rendered. Errors are those of
+        # `mlflow_degrade.engine.conversation.choose_template`.
         self._template = None
         if chat_template:
             self._template = choose_template(self.tokenizer, chat_template, self.decoder.folder)
@@ -178,13 +145,7 @@ class OnnxLM(TemplateLM):  # type: ignore[misc]
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """The prompt text of a conversation, by the tokenizer's chat template.
-
-        Raises
-        ------
-        InputError
-            The tokenizer has none, or it refuses the conversation even without a system message.
-        """
+        """The prompt text of a conversation, by the tokenizer's chat template."""
         template = self._template or choose_template(self.tokenizer, True, self.decoder.folder)
 
         def prompt(messages: list[dict[str, str]]) -> str:
@@ -259,13 +220,7 @@ class OnnxLM(TemplateLM):  # type: ignore[misc]
         requests: list[Instance],
         disable_tqdm: bool = False,  # noqa: ARG002 - part of lm-eval's interface
     ) -> list[str]:
-        """Continue each context until a stop sequence, greedily or sampled.
-
-        Raises
-        ------
-        InputError
-            A task asks for a way of decoding that is not implemented, such as beam search.
-        """
+        """Continue each context until a stop sequence, greedily or sampled."""
         texts = [""] * len(requests)
         for sampling, members in self._by_sampling(requests).items():
             prompts = self.decoder.encoder.encode([requests[i].args[0] for i in members])

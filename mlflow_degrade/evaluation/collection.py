@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..cache import digest_json
+from ..core.cache import digest_json
 
 SHORTLIST = 50
 """Passages that a cross-encoder ranks for a query where none but relevant ones were judged."""
@@ -17,17 +17,11 @@ _SHOWN = 200
 
 
 class Collection(str):
-    """Passages by id; as a text, in requests and logs, it is their digest.
-
-    Attributes
-    ----------
-    passages : dict of str to str
-        Text by id.
-    """
+    """Passages by id; as a text, in requests and logs, it is their digest."""
 
     __slots__ = ("__dict__",)
 
-    passages: Mapping[str, str]
+    passages: Mapping[str, str]  # Text by id.
 
     def __new__(cls, passages: Mapping[str, str]) -> Collection:
         made = super().__new__(cls, digest_json(dict(passages)))
@@ -39,11 +33,9 @@ class Collection(str):
         return [self.passages[name][:_SHOWN] for name in ids]
 
     def shortlist(self, query: str, judged: Sequence[str]) -> list[str]:
-        """The judged passages and, up to `SHORTLIST`, those nearest to the query by their words.
-
-        Nearness is the cosine of TF-IDF vectors: a first stage that no model has a part in, so
-        that all models rank the same passages.
-        """
+        """The judged passages and, up to `SHORTLIST`, those nearest to the query by their words."""
+        # Nearness is the cosine of TF-IDF vectors: a first stage that no model has a part in, so
+        # that all models rank the same passages.
         vectorizer, matrix = self._words
         near = np.asarray((matrix @ vectorizer.transform([query]).T).todense()).ravel()
         order = sorted(range(len(near)), key=lambda i: (-near[i], self._ids[i]))

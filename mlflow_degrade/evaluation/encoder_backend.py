@@ -10,14 +10,12 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
-from ..errors import InputError
-from ..runtime.encoder import OnnxEncoder
-from ..runtime.encoder_probe import probe_encoder
-from ..runtime.plan import Tokens
-from ..runtime.probes import BatchInvariance, ScoringPath, choose_path, spread
-from ..runtime.retrieval import retrieval_prompts
+from ..core.errors import InputError
+from ..engine.encoder import OnnxEncoder, retrieval_prompts
+from ..engine.schedule import Tokens
 from .collection import Collection
 from .encoder_tasks import ranking_of, texts_of
+from .probes import BatchInvariance, ScoringPath, choose_path, probe_encoder, spread
 
 Answer = TypeVar("Answer")
 
@@ -39,41 +37,15 @@ the choice's text, and would mean nothing.
 
 @register_model(NAME)
 class OnnxEncoderLM(LM):  # type: ignore[misc]
-    """Encoder or classifier in ONNX Runtime behind lm-eval's interface, for multiple choice.
+    """Encoder or classifier in ONNX Runtime behind lm-eval's interface, for multiple choice."""
 
-    Parameters
-    ----------
-    pretrained : str or OnnxEncoder
-        A model directory, or an encoder that is already open.
-    device : {"auto", "cpu", "cuda", "tensorrt"}
-        Where to run.
-    batch_size : int or "auto"
-        Most texts per batch; ``"auto"`` goes by a token budget.
-    path : {"auto", "batched", "one-by-one"}
-        How texts are run; by default the model is probed on the first requests it gets.
-    max_batch_size : int, optional
-        Accepted because lm-eval's command line passes it; batches are planned, not searched.
-    advance : callable, optional
-        Told how many requests each batch finished, for a progress bar.
+    # What stands in for the log-likelihood of a choice is the cosine of the embeddings of prompt
+    # and choice, or the log-probability of the label the choice names; see
+    # `mlflow_degrade.engine.encoder.OnnxEncoder.score`. A task is answered as a whole: one that
+    # was killed is asked again from its start. Beside lm-eval's requests it answers those of
+    # `encoder_tasks`.
 
-    Attributes
-    ----------
-    encoder : OnnxEncoder
-        The model.
-    plans : list of dict
-        What was run; see `mlflow_degrade.runtime.plan.Plan.summary`.
-    metrics : frozenset of str
-        `METRICS`: which of a task's metrics say something about this model.
-
-    Notes
-    -----
-    What stands in for the log-likelihood of a choice is the cosine of the embeddings of prompt and
-    choice, or the log-probability of the label the choice names; see
-    `mlflow_degrade.runtime.encoder.OnnxEncoder.score`. A task is answered as a whole: one that was
-    killed is asked again from its start. Beside lm-eval's requests it answers those of
-    `encoder_tasks`.
-    """
-
+    # `METRICS`: which of a task's metrics say something about this model.
     metrics: frozenset[str] | None = METRICS
 
     def __init__(
@@ -119,13 +91,7 @@ class OnnxEncoderLM(LM):  # type: ignore[misc]
         requests: list[Instance],
         disable_tqdm: bool = False,  # noqa: ARG002 - part of lm-eval's interface
     ) -> list[tuple[float, bool]]:
-        """A number for each (context, choice), the higher the better the choice fits.
-
-        Raises
-        ------
-        InputError
-            No request has a choice to compare with, or a choice is none of a classifier's labels.
-        """
+        """A number for each (context, choice), the higher the better the choice fits."""
         asked = Counter((r.task_name, r.doc_id) for r in requests)
         if requests and max(asked.values()) < 2:
             raise _unanswerable(f"task {requests[0].task_name!r} asks about single texts")
@@ -147,13 +113,7 @@ class OnnxEncoderLM(LM):  # type: ignore[misc]
         return self._keep("label_text", requests, found)
 
     def order_texts(self, requests: list[Instance], **_: Any) -> list[list[float]]:
-        """A number for each text or pair of every group, the higher the better.
-
-        Raises
-        ------
-        InputError
-            The model rates no such texts.
-        """
+        """A number for each text or pair of every group, the higher the better."""
         groups = [texts_of(request) for request in requests]
         texts = [text for group in groups for text in group]
         self._settle([request.args[0] for request in requests])

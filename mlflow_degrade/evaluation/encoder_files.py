@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .._question_names import split_of, task_of
-from ..errors import InputError
+from ..core.errors import InputError
+from ..core.question_names import split_of, task_of
 from .collection import Collection
 from .question_files import DataRows, as_text, read_rows
 from .ranking import deal
@@ -33,24 +33,13 @@ LABELS = "labels"
 
 
 def folder_task(name: str) -> dict[str, Any] | None:
-    """The task of a folder in BEIR's layout; None where it is none.
-
-    Raises
-    ------
-    InputError
-        Something that a row names is not there, or a row is none.
-    """
+    """The task of a folder in BEIR's layout; None where it is none."""
     return None if _file(name, _CORPUS) is None else _beir(name)
 
 
 def rows_task(data: DataRows) -> dict[str, Any] | None:
-    """The task of rows that only encoders, cross-encoders and classifiers answer; None of others.
-
-    Raises
-    ------
-    InputError
-        A row is none.
-    """
+    """The task of rows that only encoders, cross-encoders and classifiers answer."""
+    # None of others.
     if _is_retrieval(data):
         return _listed_passages(data)
     return _rated(data) if _is_rated(data) else None
@@ -172,11 +161,9 @@ def _rankings(
     *,
     folder: bool = False,
 ) -> dict[str, Any]:
-    """A task of the judged queries.
-
-    In a table with passages that are not relevant each query has its own list; elsewhere every
-    query is put to all passages.
-    """
+    """A task of the judged queries."""
+    # In a table with passages that are not relevant each query has its own list; elsewhere every
+    # query is put to all passages.
     whole = folder or all(v > 0 for values in judged.values() for v in values.values())
     relevant = {name: {value > 0 for value in values.values()} for name, values in judged.items()}
     if without := [name for name, found in relevant.items() if True not in found]:

@@ -17,7 +17,7 @@ from lm_eval.api.task import Task
 from lm_eval.config.task import TaskConfig
 from lm_eval.filters import build_filter_ensemble
 
-from ..runtime.encoder_text import Text
+from ..engine.tokenization import Text
 from .collection import Collection
 from .ranking import ndcg, order_agreement, ranked, recall, reciprocal_rank
 
@@ -25,13 +25,7 @@ _KEPT = 100  # passages of a ranking; what comes later enters no metric
 
 
 class EncoderTask(Task):  # type: ignore[misc]
-    """What the tasks have in common; a subclass with documents is made by `task_config`.
-
-    Parameters
-    ----------
-    config : mapping
-        ``task`` and ``metadata``.
-    """
+    """What the tasks have in common; a subclass with documents is made by `task_config`."""
 
     documents: Sequence[Mapping[str, Any]] = ()
     VERSION = 1.0

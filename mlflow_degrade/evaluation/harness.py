@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..errors import (
+from ..core.errors import (
     DegradeError,
     EngineError,
     InputError,
@@ -21,14 +21,13 @@ from ..errors import (
     StorageError,
     UnknownNameError,
 )
-from ..prompting import Prompting, parse_gen_kwargs, require_seed
-from ..readers.lm_eval import OWN_FACTS, LmEvalOutput, output_of
-from ..runtime.conversation import choose_template
-from .literal_templates import note_literal_templates
+from ..core.prompting import Prompting, parse_gen_kwargs, require_seed
+from ..core.quiet import quiet_libraries
+from ..engine.conversation import choose_template
+from ..samples.readers.lm_eval import OWN_FACTS, LmEvalOutput, output_of
+from .lm_eval_task import keep_metrics
 from .question_tasks import QuestionOptions
-from .quiet import quiet_libraries
-from .records import keep_metrics
-from .task_fit import fit_tasks
+from .task_fit import fit_tasks, note_literal_templates
 from .tasks import Spec, find_tasks, load
 
 _ONNX = "onnx"
@@ -37,54 +36,32 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class HarnessSettings:
-    """How lm-eval is called; what is not given is left to lm-eval.
+    """How lm-eval is called; what is not given is left to lm-eval."""
 
-    Attributes
-    ----------
-    model : str
-        A model of lm-eval, such as ``"hf"`` or ``"vllm"``; ``"onnx"`` is the engine of this
-        package, for decoders, and for encoders and classifiers on multiple-choice tasks.
-    model_args : str
-        ``"key=value,…"``, e.g. ``"pretrained=org/name,dtype=bfloat16"``. For ``"onnx"`` a model
-        directory, or what `mlflow_degrade.optimize.source.resolve_model` takes, which is exported.
-    tasks : tuple of str
-        lm-eval tasks, groups or tags; ``starter`` is the packaged suite. Files and data sets of
-        questions are tasks as well.
-    include_path : str or None
-        Directory with task files of one's own.
-    limit : float or None
-        Most documents per task, the first ones; below 1 a share of them.
-    num_fewshot : int or None
-        Few-shot examples per prompt.
-    batch_size : str or None
-        A number, or ``"auto"``.
-    device : str or None
-        E.g. ``"cuda:0"`` or ``"cpu"``.
-    apply_chat_template, system_instruction, fewshot_as_multiturn, gen_kwargs
-        See `mlflow_degrade.prompting.Prompting`. Other models than ``"onnx"`` may take generation
-        arguments of their own, and get them as they are given.
-    seed : int or None
-        Of Python, numpy, torch and the few-shot examples.
-    unsafe_code : bool
-        Whether tasks may run code that the model wrote.
-    questions : QuestionOptions
-        How files and data sets of questions are read and asked.
-    """
-
+    # A model of lm-eval, such as ``"hf"`` or ``"vllm"``; ``"onnx"`` is the engine of this package,
+    # for decoders, and for encoders and classifiers on multiple-choice tasks.
     model: str
+    # ``"key=value,…"``, e.g. ``"pretrained=org/name,dtype=bfloat16"``. For ``"onnx"`` a model
+    # directory, or what `mlflow_degrade.optimize.source.resolve.resolve_model` takes, which is
+    # exported.
     model_args: str
+    # lm-eval tasks, groups or tags; ``starter`` is the packaged suite. Files and data sets of
+    # questions are tasks as well.
     tasks: tuple[str, ...]
-    include_path: str | None = None
-    limit: float | None = None
-    num_fewshot: int | None = None
-    batch_size: str | None = None
-    device: str | None = None
+    include_path: str | None = None  # Directory with task files of one's own.
+    limit: float | None = None  # Most documents per task, the first ones; below 1 a share of them.
+    num_fewshot: int | None = None  # Few-shot examples per prompt.
+    batch_size: str | None = None  # A number, or ``"auto"``.
+    device: str | None = None  # E.g. ``"cuda:0"`` or ``"cpu"``.
     apply_chat_template: bool | str | None = None
     system_instruction: str | None = None
     fewshot_as_multiturn: bool | None = None
+    # See `mlflow_degrade.core.prompting.Prompting`. Other models than ``"onnx"`` may take
+    # generation arguments of their own, and get them as they are given.
     gen_kwargs: str | None = None
-    seed: int | None = None
-    unsafe_code: bool = False
+    seed: int | None = None  # Of Python, numpy, torch and the few-shot examples.
+    unsafe_code: bool = False  # Whether tasks may run code that the model wrote.
+    # How files and data sets of questions are read and asked.
     questions: QuestionOptions = field(default_factory=QuestionOptions)
 
     def __post_init__(self) -> None:
@@ -115,27 +92,16 @@ class HarnessSettings:
 
 @dataclass(frozen=True)
 class HarnessRun:
-    """What one call of lm-eval gave.
+    """What one call of lm-eval gave."""
 
-    Attributes
-    ----------
-    output : LmEvalOutput
-        Scores and results. Where the model is a local directory, the scores carry the digest of
-        its content.
-    """
-
+    # Scores and results. Where the model is a local directory, the scores carry the digest of its
+    # content.
     output: LmEvalOutput
     _samples: Mapping[str, list[dict[str, Any]]] = field(repr=False)
     _tracker: Any = field(repr=False)
 
     def save(self, folder: str | Path) -> Path:
-        """Write the files that lm-eval itself would write, with its own code.
-
-        Raises
-        ------
-        StorageError
-            They cannot be written.
-        """
+        """Write the files that lm-eval itself would write, with its own code."""
         self._tracker.output_path = str(folder)
         # It changes what it is given, and only warns when it cannot write.
         samples = {task: [dict(r) for r in records] for task, records in self._samples.items()}
@@ -152,32 +118,7 @@ class HarnessRun:
 
 
 def run_lm_eval(settings: HarnessSettings) -> HarnessRun | None:
-    """Evaluate a model with lm-eval.
-
-    Parameters
-    ----------
-    settings : HarnessSettings
-
-    Returns
-    -------
-    HarnessRun or None
-        None in all but the first process of a distributed evaluation.
-
-    Raises
-    ------
-    MissingExtraError
-        lm-eval, or what its model needs, is not installed.
-    UnknownNameError
-        No such model or task.
-    InputError
-        A task cannot be loaded.
-    ModelError
-        The model cannot be loaded.
-    EngineError
-        lm-eval stopped while the model was running.
-    NonFiniteScoreError
-        A score is not a number.
-    """
+    """Evaluate a model with lm-eval."""
     name, arguments = _model_name(settings.model), _arguments(settings.model_args)
     manager, specs = find_tasks(
         settings.tasks,
@@ -237,7 +178,7 @@ def _where(settings: HarnessSettings, arguments: Mapping[str, Any]) -> dict[str,
     """Where this package's engine computed; of other libraries' kernels nothing is known here."""
     if settings.model != _ONNX:
         return {}
-    from ..runtime.dependent_operations import origin_of
+    from .dependent_operations import origin_of
 
     folder = Path(str(arguments["pretrained"])).expanduser()
     device = settings.device or str(arguments.get("device", "auto"))
@@ -261,13 +202,11 @@ def _model_name(given: str) -> str:
 
 
 def _engine(arguments: dict[str, Any], tasks: dict[str, Any]) -> str:
-    """The backend for a model of this package's engine, whose directory is put into `arguments`.
-
-    What the model does not answer is refused before it is exported.
-    """
+    """The backend for a model of this package's engine, whose directory is put into `arguments`."""
+    # What the model does not answer is refused before it is exported.
     from ..optimize.export import export_onnx
-    from ..optimize.graph import optimize_graph
-    from ..optimize.source import resolve_model
+    from ..optimize.fusion.optimize_graph import optimize_graph
+    from ..optimize.source.resolve import resolve_model
     from . import backend, encoder_backend
 
     source = resolve_model(str(arguments.get("pretrained", "")))
@@ -278,18 +217,15 @@ def _engine(arguments: dict[str, Any], tasks: dict[str, Any]) -> str:
 
 
 def _look_at(model: str, arguments: Mapping[str, Any]) -> None:
-    """Refuse a local directory whose weights are damaged, or filled up at random.
-
-    Formats are the other library's business; where weights lie elsewhere too, so are they.
-    """
+    """Refuse a local directory whose weights are damaged, or filled up at random."""
+    # Formats are the other library's business; where weights lie elsewhere too, so are they.
     folder = Path(str(arguments.get("pretrained", ""))).expanduser()
     if "pretrained" not in arguments or not folder.is_dir():
         return
-    from ..optimize.directory_look import require_readable
-    from ..optimize.foreign_formats import ADAPTER
-    from ..optimize.packed_weights import is_quantized
-    from ..optimize.whole_weights import check_whole
-    from ..runtime.family import architecture
+    from ..engine.family import architecture
+    from ..optimize.onnx_graph.packed_weights import is_quantized
+    from ..optimize.source.directory_look import ADAPTER, require_readable
+    from ..optimize.source.weight_files import check_whole
 
     require_readable(folder, str(folder))
     elsewhere = {"peft", "delta", "gguf_file"} & set(arguments) or (folder / ADAPTER).exists()

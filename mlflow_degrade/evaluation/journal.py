@@ -13,30 +13,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from ..cache import storing
+from ..core.cache import storing
 from .encoder_files import ENCODER_TYPES
 
 _KINDS = ("loglikelihood", "loglikelihood_rolling", "generate_until", *ENCODER_TYPES)
 
 
 class Journal:
-    """Answers by request, in a file that grows; use it as a context manager.
-
-    Parameters
-    ----------
-    path : Path
-        File to continue, or to begin.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / "journal.jsonl"
-    >>> with Journal(path) as journal:
-    ...     journal.add_partial("loglikelihood", ("1 + 1 =", " 2"), (-0.5, True))
-    >>> with Journal(path) as journal:
-    ...     journal.answer("loglikelihood", ("1 + 1 =", " 2"))
-    (-0.5, True)
-    """
+    """Answers by request, in a file that grows; use it as a context manager."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -91,17 +75,7 @@ class Journal:
 
 
 class ResumedModel:
-    """A model that is asked only what the journal does not answer.
-
-    Parameters
-    ----------
-    model : lm_eval.api.model.LM
-        Its `cache_hook` is set to the journal.
-    journal : Journal
-        Open.
-    advance : callable
-        Told how many requests there are in all, and how many are answered already.
-    """
+    """A model that is asked only what the journal does not answer."""
 
     def __init__(self, model: Any, journal: Journal, advance: Callable[[int, int], None]) -> None:
         self._model, self._journal, self._advance = model, journal, advance

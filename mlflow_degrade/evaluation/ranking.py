@@ -34,13 +34,7 @@ GROUP_SIZE = 10
 
 
 def ndcg(ranked: Sequence[str], relevances: Mapping[str, float], k: int = 10) -> float:
-    """Normalized discounted cumulated gain of the first `k` of a ranking.
-
-    Examples
-    --------
-    >>> ndcg(["a", "b", "c"], {"a": 1, "c": 1}) == (1 + 1 / 2) / (1 + 1 / math.log2(3))
-    True
-    """
+    """Normalized discounted cumulated gain of the first `k` of a ranking."""
     ideal = sorted(relevances.values(), reverse=True)
     return _gain([relevances.get(p, 0.0) for p in ranked[:k]]) / _gain(ideal[:k])
 
@@ -50,37 +44,19 @@ def _gain(relevances: Sequence[float]) -> float:
 
 
 def recall(ranked: Sequence[str], relevances: Mapping[str, float], k: int = 10) -> float:
-    """Share of the relevant passages among the first `k`.
-
-    Examples
-    --------
-    >>> recall(["a", "b"], {"a": 1, "b": 0, "c": 2})
-    0.5
-    """
+    """Share of the relevant passages among the first `k`."""
     relevant = {passage for passage, value in relevances.items() if value > 0}
     return len(relevant & set(ranked[:k])) / len(relevant)
 
 
 def reciprocal_rank(ranked: Sequence[str], relevances: Mapping[str, float], k: int = 10) -> float:
-    """1 / rank of the first relevant passage; 0 where none is among the first `k`.
-
-    Examples
-    --------
-    >>> reciprocal_rank(["a", "b"], {"a": 0, "b": 1})
-    0.5
-    """
+    """1 / rank of the first relevant passage; 0 where none is among the first `k`."""
     places = (i for i, passage in enumerate(ranked[:k], 1) if relevances.get(passage, 0) > 0)
     return 1 / next(places, math.inf)
 
 
 def order_agreement(gold: Sequence[float], given: Sequence[float]) -> float:
-    """Share of the couples with different gold scores that are ordered alike; a tie counts half.
-
-    Examples
-    --------
-    >>> order_agreement([1, 2, 2, 5], [0.1, 0.3, 0.3, 0.2])  # of five couples two are reversed
-    0.6
-    """
+    """Share of the couples with different gold scores that are ordered alike; a tie counts half."""
     alike = couples = 0.0
     for i, (first, mine) in enumerate(zip(gold, given, strict=True)):
         for second, yours in zip(gold[:i], given[:i], strict=True):
@@ -92,10 +68,9 @@ def order_agreement(gold: Sequence[float], given: Sequence[float]) -> float:
 
 
 def ranked(ratings: Mapping[str, float], query: str, most: int) -> list[str]:
-    """Passages by falling rating; those rated alike in an order that has nothing to do with them.
-
-    An order of the file would give a model that rates all alike what the file's order is worth.
-    """
+    """Passages by falling rating."""
+    # Those rated alike in an order that has nothing to do with them.
+    # An order of the file would give a model that rates all alike what the file's order is worth.
 
     def place(passage: str) -> tuple[float, bytes]:
         mark = hashlib.sha256(f"{query}\0{passage}".encode(errors="surrogatepass")).digest()
@@ -105,27 +80,10 @@ def ranked(ratings: Mapping[str, float], query: str, most: int) -> list[str]:
 
 
 def deal(gold: Sequence[float], marks: Sequence[str]) -> list[list[int]]:
-    """Indices of items by group, so that every group has couples to order.
-
-    Parameters
-    ----------
-    gold : sequence of float
-        Two different values at least.
-    marks : sequence of str
-        Of each item, its text: by their hashes items are drawn, whatever the order of the file.
-
-    Returns
-    -------
-    list of list of int
-        Groups of `GROUP_SIZE` items or some more, of fewer where all items make one group, with
-        gold scores of the whole range.
-
-    Notes
-    -----
-    Items are sorted by their gold score, those with the most frequent one last, and each run of
-    as many items as there are groups gives every group one of them at random. There are no more
-    groups than items beside those of the most frequent score, so each gets two different scores.
-    """
+    """Indices of items by group, so that every group has couples to order."""
+    # Items are sorted by their gold score, those with the most frequent one last, and each run of
+    # as many items as there are groups gives every group one of them at random. There are no more
+    # groups than items beside those of the most frequent score, so each gets two different scores.
     usual, most = Counter(gold).most_common(1)[0]
     groups = max(1, min(len(gold) // GROUP_SIZE, len(gold) - most))
     mixed = [hashlib.sha256(m.encode(errors="surrogatepass")).digest() for m in marks]

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..prompting import Prompting
-from ..runtime.integer_probe import KernelCheck
-from ..runtime.probes import BatchInvariance, PathEquivalence, ScoringPath
-from ..scores import SampleScores
-from .arm import Arm, model_digest
-from .paths import PathChoice, choose
+from ..core.prompting import Prompting
+from ..engine.integer_probe import KernelCheck
+from ..samples.table import SampleScores
+from .model_evaluation import Arm, model_digest
+from .probes import BatchInvariance, PathEquivalence, ScoringPath
+from .scoring_path import PathChoice, choose
 from .suite import Suite, load_suite
 
 __all__ = [
@@ -28,64 +28,34 @@ __all__ = [
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """How a suite is put to a model.
-
-    Attributes
-    ----------
-    device : {"auto", "cpu", "cuda", "tensorrt"}
-    batch_size : int or "auto"
-        Scores do not depend on it.
-    resume : bool
-        Whether finished tasks and answers of earlier runs are used.
-    progress : bool
-        Whether a progress bar is shown on standard error.
-    """
+    """How a suite is put to a model."""
 
     device: str = "auto"
-    batch_size: int | str = "auto"
-    resume: bool = True
-    progress: bool = True
+    batch_size: int | str = "auto"  # Scores do not depend on it.
+    resume: bool = True  # Whether finished tasks and answers of earlier runs are used.
+    progress: bool = True  # Whether a progress bar is shown on standard error.
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of one model on a suite, and how they came about.
+    """Scores of one model on a suite, and how they came about."""
 
-    Attributes
-    ----------
-    samples : SampleScores
-        One row per document, metric and filter.
-    results : dict of str to dict
-        lm-eval's own aggregates per task.
-    key : dict
-        Everything the scores depend on.
-    path : {"shared-prefix", "batched", "one-by-one"}
-        How the model was run.
-    probe : BatchInvariance
-        Whether its scores depend on the batch.
-    tasks : dict of str to dict
-        Per task: seconds, documents, requests, plans, and whether it was reused.
-    equivalence : PathEquivalence or None
-        Whether its scores change with shared prefixes, where that was worth trying.
-    kernels : tuple of KernelCheck
-        Its integer products on this processor against integer arithmetic; empty without any.
-    """
-
-    samples: SampleScores
-    results: dict[str, dict[str, float]]
-    key: dict[str, Any]
-    path: ScoringPath
-    probe: BatchInvariance
+    samples: SampleScores  # One row per document, metric and filter.
+    results: dict[str, dict[str, float]]  # lm-eval's own aggregates per task.
+    key: dict[str, Any]  # Everything the scores depend on.
+    path: ScoringPath  # How the model was run.
+    probe: BatchInvariance  # Whether its scores depend on the batch.
+    # Per task: seconds, documents, requests, plans, and whether it was reused.
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    # Whether its scores change with shared prefixes, where that was worth trying.
     equivalence: PathEquivalence | None = None
+    # Its integer products on this processor against integer arithmetic; empty without any.
     kernels: tuple[KernelCheck, ...] = ()
 
     @property
     def timing(self) -> dict[str, float]:
-        """Seconds, documents/s and tokens/s of the tasks, whenever they ran.
-
-        Documents answered by an earlier, killed run took no time in this one and do not count.
-        """
+        """Seconds, documents/s and tokens/s of the tasks, whenever they ran."""
+        # Documents answered by an earlier, killed run took no time in this one and do not count.
         runs = self.tasks.values()
         seconds = sum(run["seconds"] for run in runs)
         documents = sum(run["documents"] * (1 - run["resumed"] / run["requests"]) for run in runs)
@@ -130,46 +100,10 @@ def evaluate_model(
     path: ScoringPath | None = None,
     label: str | None = None,
 ) -> Evaluation:
-    """Evaluate one model.
-
-    Parameters
-    ----------
-    model_dir : path
-        A model directory.
-    tasks : Suite or sequence of str
-        What to ask. For names, the next five parameters are those of
-        `mlflow_degrade.evaluation.suite.load_suite`; a suite has them already.
-    limit, seed, num_fewshot, include_path, prompting
-        See there.
-    settings : EvaluationSettings, optional
-        Device, batch size, resuming, progress bar.
-    path : {"shared-prefix", "batched", "one-by-one"}, optional
-        By default what this model's own probes allow. Models that are compared need one path:
-        use `evaluate_pair`, or `scoring_path`.
-    label : str, optional
-        What progress bars call the model; the directory's name by default.
-
-    Returns
-    -------
-    Evaluation
-        Scores and facts; finished tasks are taken from the cache.
-
-    Raises
-    ------
-    InputError
-        A task or setting is wrong.
-    ModelError
-        The directory is incomplete.
-    EngineError
-        The model cannot be run, or produces NaN.
-    NonFiniteScoreError
-        A metric of a task is not a number.
-
-    Notes
-    -----
-    A finished task is kept on disk under everything its scores depend on; answers of an unfinished
-    one are kept batch by batch. A killed evaluation therefore continues where it stopped.
-    """
+    """Evaluate one model."""
+    # A finished task is kept on disk under everything its scores depend on; answers of an
+    # unfinished one are kept batch by batch. A killed evaluation therefore continues where it
+    # stopped.
     suite = (
         tasks
         if isinstance(tasks, Suite)
@@ -200,21 +134,7 @@ def evaluate_model(
 def scoring_path(
     models: Mapping[str, str | Path], suite: Suite, settings: EvaluationSettings
 ) -> PathChoice:
-    """Probe models that are to be compared, and choose the path all of them take.
-
-    Parameters
-    ----------
-    models : mapping of str to path
-        Model directories by what progress bars call them.
-    suite : Suite
-        Its prompts are what is probed on.
-    settings : EvaluationSettings
-
-    Returns
-    -------
-    PathChoice
-        The path, and what was measured for it.
-    """
+    """Probe models that are to be compared, and choose the path all of them take."""
     return choose(
         {label: Arm(Path(model), suite, settings, label) for label, model in models.items()}
     )
@@ -226,12 +146,10 @@ def evaluate_pair(
     suite: Suite,
     settings: EvaluationSettings | None = None,
 ) -> tuple[Evaluation, Evaluation]:
-    """Evaluate two models on the same documents by the same path.
-
-    Both are probed first; if the scores of either depend on its batch, both run one sequence at a
-    time and unpadded, and if those of either change with shared prefixes, both run without. Other
-    parameters, errors and notes are those of `evaluate_model`.
-    """
+    """Evaluate two models on the same documents by the same path."""
+    # Both are probed first; if the scores of either depend on its batch, both run one sequence at
+    # a time and unpadded, and if those of either change with shared prefixes, both run without.
+    # Other parameters, errors and notes are those of `evaluate_model`.
     models = {"baseline": Path(baseline), "candidate": Path(candidate)}
     used = settings or EvaluationSettings()
     path = scoring_path(models, suite, used).path

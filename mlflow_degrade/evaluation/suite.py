@@ -10,16 +10,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .._question_names import absolute, names_questions
-from ..cache import digest_json
-from ..errors import InputError
-from ..prompting import Prompting
-from ..runtime.conversation import has_template
-from ..runtime.family import model_family
-from .literal_templates import note_literal_templates
-from .metric_fit import refuse_unfit_metrics
+from ..core.cache import digest_json
+from ..core.errors import InputError
+from ..core.prompting import Prompting
+from ..core.question_names import absolute, names_questions
+from ..core.quiet import quiet_libraries
+from ..engine.conversation import has_template
+from ..engine.family import model_family
 from .question_tasks import QuestionOptions
-from .quiet import quiet_libraries
+from .task_fit import note_literal_templates, refuse_unfit_metrics
 from .tasks import load_tasks
 
 #: Samples per task where nobody says how many: enough for the default policy on six tasks.
@@ -31,23 +30,12 @@ _ORIGIN = ("dataset_path", "dataset_name", "dataset_kwargs", "custom_dataset", "
 
 @dataclass(frozen=True)
 class SuiteTask:
-    """One lm-eval task and the documents it is evaluated on.
-
-    Attributes
-    ----------
-    name : str
-    task : lm_eval.api.task.Task
-        Ready to build requests.
-    available : int
-        Documents the task has.
-    indices : tuple of int
-        Those that were drawn, ascending.
-    """
+    """One lm-eval task and the documents it is evaluated on."""
 
     name: str
-    task: Any
-    available: int
-    indices: tuple[int, ...]
+    task: Any  # Ready to build requests.
+    available: int  # Documents the task has.
+    indices: tuple[int, ...]  # Those that were drawn, ascending.
 
     @property
     def version(self) -> str:
@@ -61,10 +49,8 @@ class SuiteTask:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the definition and of the drawn documents (and those for few-shot prompts).
-
-        Two suites with the same digest ask the same questions in the same words.
-        """
+        """SHA-256 of the definition and of the drawn documents (and those for few-shot prompts)."""
+        # Two suites with the same digest ask the same questions in the same words.
         config = {k: v for k, v in self.task.dump_config().items() if k not in _ORIGIN}
         documents = hashlib.sha256()
         for document in self.documents():
@@ -83,34 +69,17 @@ class SuiteTask:
 
 @dataclass(frozen=True)
 class Suite:
-    """The tasks of one evaluation.
+    """The tasks of one evaluation."""
 
-    Attributes
-    ----------
-    names : tuple of str
-        As the caller named them.
-    tasks : tuple of SuiteTask
-    limit : int or None
-        Most documents per task.
-    seed : int
-        Of the drawing and of few-shot examples.
-    num_fewshot : int or None
-        Few-shot examples per prompt, where the caller said so.
-    include_path : str or None
-        Directory the task files were looked for in.
-    prompting : Prompting
-        How questions become prompts. Its generation arguments are in the tasks.
-    questions : QuestionOptions
-        How files and data sets of questions were read and asked.
-    """
-
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # As the caller named them.
     tasks: tuple[SuiteTask, ...]
-    limit: int | None
-    seed: int
-    num_fewshot: int | None
-    include_path: str | None = None
+    limit: int | None  # Most documents per task.
+    seed: int  # Of the drawing and of few-shot examples.
+    num_fewshot: int | None  # Few-shot examples per prompt, where the caller said so.
+    include_path: str | None = None  # Directory the task files were looked for in.
+    # How questions become prompts. Its generation arguments are in the tasks.
     prompting: Prompting = field(default_factory=Prompting)
+    # How files and data sets of questions were read and asked.
     questions: QuestionOptions = field(default_factory=QuestionOptions)
 
     @property
@@ -155,18 +124,7 @@ class Suite:
 
 
 def default_tasks(model: str | Path) -> tuple[str, ...]:
-    """The packaged suite that fits a model, for those who name no tasks.
-
-    Parameters
-    ----------
-    model : path
-        Directory with its ``config.json``.
-
-    Raises
-    ------
-    InputError
-        None fits a classifier: its labels are its own.
-    """
+    """The packaged suite that fits a model, for those who name no tasks."""
     family = model_family(model)
     if family == "classifier":
         raise InputError(
@@ -200,42 +158,7 @@ def load_suite(
     prompting: Prompting | None = None,
     questions: QuestionOptions | None = None,
 ) -> Suite:
-    """Load tasks and draw their documents.
-
-    Parameters
-    ----------
-    names : sequence of str
-        lm-eval tasks, groups or tags; ``starter`` is the packaged suite,
-        ``starter-encoder`` its part for sentence encoders. Files and data sets of questions, see
-        `mlflow_degrade.evaluation.question_files.read_rows`, are tasks as well.
-    include_path : path, optional
-        Directory with task files of one's own.
-    limit : int, optional
-        Most documents per task, drawn at random; all by default. A smaller limit draws a subset
-        of what a larger one draws with the same seed.
-    seed : int
-        Of the drawing, and of the choice of few-shot examples.
-    num_fewshot : int, optional
-        Few-shot examples per prompt. As in lm-eval, a task that fixes zero keeps it.
-    prompting : Prompting, optional
-        Chat template, system instruction, few-shot as turns, generation arguments.
-    questions : QuestionOptions, optional
-        How files and data sets of questions are read and asked.
-
-    Returns
-    -------
-    Suite
-
-    Raises
-    ------
-    UnknownNameError
-        No such task; the nearest names are suggested.
-    InputError
-        A task that cannot be loaded, has no samples or metrics that do not fit it, or a bad
-        limit.
-    MissingExtraError
-        lm-eval is not installed.
-    """
+    """Load tasks and draw their documents."""
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}, it must be at least 1: leave it out to take all.")
     asked = prompting or Prompting()
@@ -265,17 +188,9 @@ def load_suite(
 
 
 def draw(task: str, available: int, limit: int | None, seed: int) -> tuple[int, ...]:
-    """Indices of the documents to evaluate, ascending.
-
-    Each index is ranked by a hash of seed, task and index, and the first `limit` are taken: the
-    same on every machine and in every version, and nested in the limit.
-
-    Examples
-    --------
-    >>> few, more = draw("qa", 1000, 10, seed=0), draw("qa", 1000, 20, seed=0)
-    >>> len(few), set(few) <= set(more)
-    (10, True)
-    """
+    """Indices of the documents to evaluate, ascending."""
+    # Each index is ranked by a hash of seed, task and index, and the first `limit` are taken: the
+    # same on every machine and in every version, and nested in the limit.
     if limit is None or limit >= available:
         return tuple(range(available))
 

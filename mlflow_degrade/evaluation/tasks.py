@@ -14,10 +14,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .._question_names import names_questions
-from ..errors import InputError, MissingExtraError, UnknownNameError
+from ..core.errors import InputError, MissingExtraError, UnknownNameError
+from ..core.question_names import names_questions
+from ..core.quiet import quiet_libraries
 from .question_tasks import QuestionOptions, question_tasks
-from .quiet import quiet_libraries
 from .starter import include_path as starter_path
 
 _NAMED = re.compile(r"^(task|group|tag):[ \t]*[\"']?([^\s\"'#\[]+)", re.MULTILINE)
@@ -33,33 +33,7 @@ def load_tasks(
     include_path: str | Path | None = None,
     questions: QuestionOptions | None = None,
 ) -> dict[str, Any]:
-    """Build the lm-eval tasks behind some names.
-
-    Parameters
-    ----------
-    names : sequence of str
-        Tasks, groups or tags. ``starter`` is the packaged suite. Files and data sets of questions
-        are tasks, too.
-    include_path : path, optional
-        Directory with task files of one's own; they win over lm-eval's.
-    questions : QuestionOptions, optional
-        How files and data sets of questions are read and asked.
-
-    Returns
-    -------
-    dict of str to lm_eval.api.task.Task
-        Leaf tasks by name, in order of first mention.
-
-    Raises
-    ------
-    UnknownNameError
-        No such task; the nearest names are suggested.
-    InputError
-        A task cannot be built, e.g. because its data set is not reachable; or two are called
-        alike.
-    MissingExtraError
-        lm-eval is not installed.
-    """
+    """Build the lm-eval tasks behind some names."""
     from rich.console import Console
 
     manager, specs = find_tasks(names, include_path=include_path, questions=questions)
@@ -92,29 +66,7 @@ def find_tasks(
     metadata: Mapping[str, Any] | None = None,
     questions: QuestionOptions | None = None,
 ) -> tuple[Any, list[Spec]]:
-    """Find tasks without loading their data, but for files of questions, which are read.
-
-    Parameters
-    ----------
-    names, include_path, questions
-        As for `load_tasks`.
-    metadata : mapping, optional
-        For tasks that make their data to measure, e.g. for the model's tokenizer.
-
-    Returns
-    -------
-    lm_eval.tasks.TaskManager, list of str or dict
-        A manager that knows the names, and what to ask it for, one per name.
-
-    Raises
-    ------
-    UnknownNameError
-        No such task; the nearest names are suggested.
-    InputError
-        There is no name, or no such directory or file; or a file holds no questions.
-    MissingExtraError
-        lm-eval is not installed.
-    """
+    """Find tasks without loading their data, but for files of questions, which are read."""
     from rich.console import Console
 
     try:
@@ -142,13 +94,7 @@ def find_tasks(
 
 
 def _task_files(names: Iterable[str], local: Iterable[str]) -> dict[str, Path | None]:
-    """The file of each name that is a plain task of lm-eval, None for groups and tags.
-
-    Raises
-    ------
-    UnknownNameError
-        No file defines the name.
-    """
+    """The file of each name that is a plain task of lm-eval, None for groups and tags."""
     import lm_eval.tasks
 
     found: dict[str, list[tuple[str, Path]]] = {}
@@ -173,26 +119,7 @@ def _task_files(names: Iterable[str], local: Iterable[str]) -> dict[str, Path | 
 
 
 def load(manager: Any, specs: Sequence[Spec], what: str) -> dict[str, Any]:
-    """Build tasks with a manager of lm-eval.
-
-    Parameters
-    ----------
-    manager : lm_eval.tasks.TaskManager
-    specs : sequence of str or dict
-        As `find_tasks` gives them.
-    what : str
-        What messages call them.
-
-    Returns
-    -------
-    dict
-        lm-eval's: ``"tasks"``, ``"groups"`` and how they belong together.
-
-    Raises
-    ------
-    InputError
-        A task cannot be built, e.g. because its data set is not reachable.
-    """
+    """Build tasks with a manager of lm-eval."""
     try:
         loaded: dict[str, Any] = manager.load(list(specs))
     except (StopIteration, IndexError) as error:

@@ -3,14 +3,16 @@
 ::
 
     resolve_model ──> export_onnx ──> optimize_graph ──> apply_scheme
-    source.py         export.py       graph.py           schemes.py
-    name -> files     PyTorch ->      fewer nodes,       the table of schemes, one function each:
-                      ONNX, fp32      same numbers       half.py, weight_only.py, dynamic.py;
-                                      fusion.py          simulate.py for each of formats/
+    source/           export.py       fusion/            schemes.py, passes/
+    name -> files     PyTorch ->      fewer nodes,       one file a technique;
+                      ONNX, fp32      same numbers       formats/ are simulated
 
-Each step takes a finished directory and returns a finished directory from the cache
-(`model_directory`), named by the content it was made from: what was done once is never done again,
-and what was interrupted leaves nothing. Each is compared with its predecessor after it was saved
-and loaded again (`parity`, on the texts in `prompts`). Which steps, and with which options, is a
-`recipe`: a list of `passes`, kept in a file.
+Each step takes a finished directory and returns a finished directory from the cache, named by the
+content it was made from: what was done once is never done again, and what was interrupted leaves
+nothing. Each is compared with its predecessor after it was saved and loaded again (``parity/``).
+Which steps, and with which options, is a recipe: a list of passes, kept in a file.
 """
+
+from lazy_loader import attach_stub
+
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)

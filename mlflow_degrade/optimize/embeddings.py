@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..errors import UnsupportedModelError
+from ..core.errors import UnsupportedModelError
 
 # What may stand between the projection and the output without changing which node projects:
 # casts, and the scaling and soft-capping that Granite and Gemma apply to their logits.
@@ -23,23 +23,7 @@ _AFTER_HEAD = {"Cast", "Identity", "Div", "Mul", "Tanh"}
 
 
 def head_node(model: Any) -> Any:
-    """The node that projects hidden states to the vocabulary.
-
-    Parameters
-    ----------
-    model : onnx.ModelProto
-        A graph with an output named ``logits``.
-
-    Returns
-    -------
-    onnx.NodeProto
-        Usually a ``MatMul``; ``MatMulNBits`` and the like after quantization.
-
-    Raises
-    ------
-    UnsupportedModelError
-        When the graph has no such output.
-    """
+    """The node that projects hidden states to the vocabulary."""
     makers = {output: node for node in model.graph.node for output in node.output}
     name = "logits"
     while (node := makers.get(name)) is not None and node.op_type in _AFTER_HEAD:
@@ -54,18 +38,7 @@ def head_node(model: Any) -> Any:
 
 
 def tie_head(model: Any) -> bool:
-    """Replace a head weight that is the transposed embedding by a ``Transpose`` of it.
-
-    Parameters
-    ----------
-    model : onnx.ModelProto
-        With weights; changed in place.
-
-    Returns
-    -------
-    bool
-        Whether the two were equal, bit for bit.
-    """
+    """Replace a head weight that is the transposed embedding by a ``Transpose`` of it."""
     import numpy as np
     from onnx import helper, numpy_helper
 
@@ -94,18 +67,7 @@ def tie_head(model: Any) -> bool:
 
 
 def untie_head(model: Any) -> bool:
-    """Give the head a weight of its own, so that a pass can change it.
-
-    Parameters
-    ----------
-    model : onnx.ModelProto
-        With weights; changed in place.
-
-    Returns
-    -------
-    bool
-        Whether it was tied.
-    """
+    """Give the head a weight of its own, so that a pass can change it."""
     import numpy as np
     from onnx import numpy_helper
 
@@ -134,19 +96,7 @@ def _has_head(model: Any) -> bool:
 
 
 def narrow_embedding(model: Any) -> list[str]:
-    """Store embeddings in half precision; looked-up rows are cast back.
-
-    Parameters
-    ----------
-    model : onnx.ModelProto
-        With weights; changed in place. Tied embeddings are left alone: untie first.
-
-    Returns
-    -------
-    list of str
-        Names of the matrices that were narrowed: those looked up and used for nothing else,
-        whose values are all within the range of float16.
-    """
+    """Store embeddings in half precision; looked-up rows are cast back."""
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper
 

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..cache import cached_directory, require_space
-from ..errors import (
+from ..core.cache import cached_directory, require_space
+from ..core.errors import (
     DegradeError,
     InputError,
     MissingExtraError,
@@ -24,26 +24,25 @@ from ..errors import (
     UnknownNameError,
     UnsupportedModelError,
 )
-from ..runtime.encoder import OnnxEncoder
-from ..runtime.family import (
-    UNSCORED_HEADS,
-    Family,
-    architecture,
-    model_family,
-    unscored_task,
-)
-from ..runtime.lengths import attention_window, exact_length
-from ..runtime.session import read_json
-from .agreement import agreement, check_agreement, export_tolerance
+from ..core.quiet import quiet_work
+from ..engine.encoder import OnnxEncoder
+from ..engine.family import UNSCORED_HEADS, Family, architecture, model_family, unscored_task
+from ..engine.lengths import attention_window, exact_length
+from ..engine.session import read_json
 from .embeddings import tie_head
-from .float_share import float_share
-from .model_directory import copy_companions, library_versions, missing_files, write_manifest
-from .onnx_files import MAX_IR, load_graph, save_graph
-from .prompts import window_compared
-from .quiet_work import quiet_work
-from .source import SourceModel
+from .onnx_graph.files import MAX_IR, load_graph, save_graph
+from .onnx_graph.float_share import float_share
+from .parity.agreement import agreement, check_agreement, export_tolerance
+from .parity.prompts import window_compared
+from .source.model_directory import (
+    copy_companions,
+    library_versions,
+    missing_files,
+    write_manifest,
+)
+from .source.resolve import SourceModel
+from .source.weight_files import check_whole
 from .unlisted import DESCRIBED_AS, REGISTERED, register_unlisted
-from .whole_weights import check_whole
 
 TASKS: Mapping[Family, str] = {
     "decoder": "text-generation-with-past",
@@ -89,9 +88,9 @@ def export_onnx(
     Parameters
     ----------
     source : SourceModel
-        From `mlflow_degrade.optimize.source.resolve_model`. A directory that is already an ONNX
-        model directory is returned as it is; an ONNX model made elsewhere is brought to the same
-        layout.
+        From `mlflow_degrade.optimize.source.resolve.resolve_model`. A directory that is already an
+        ONNX model directory is returned as it is; an ONNX model made elsewhere is brought to the
+        same layout.
     task : str, optional
         Optimum's name of what the model is for; by default what its config says. Those of
         `UNSCORED_TASKS` are exported, compared with PyTorch output by output, and not scored.
@@ -149,12 +148,7 @@ def export_onnx(
 
 
 def require_dtype(dtype: str) -> None:
-    """Raise unless a model can be exported in this data type.
-
-    Raises
-    ------
-    UnknownNameError
-    """
+    """Raise unless a model can be exported in this data type."""
     if dtype not in DTYPES:
         raise UnknownNameError("data type of an export", dtype, DTYPES)
 
@@ -180,10 +174,8 @@ def _require_task(source: SourceModel, task: str, usual: str) -> None:
 
 
 def _require_supported(source: SourceModel, task: str) -> bool:
-    """Raise unless Optimum knows how to export this architecture for its task.
-
-    Of decoders it is told more than it knows; whether that was so.
-    """
+    """Raise unless Optimum knows how to export this architecture for its task."""
+    # Of decoders it is told more than it knows; whether that was so.
     try:
         with quiet_work("Looking up the architecture", progress=False):
             import optimum.exporters.onnx.model_configs  # noqa: F401 - registers architectures

@@ -11,9 +11,9 @@
         scheme: int4-weight-only-gptq
         block_size: 64
 
-Keys and values are those of the classes in `mlflow_degrade.optimize.passes`; whatever is wrong is
-found when the file is read. Each finished pass is kept in the cache by what it was made from, so
-that recipes share what they have in common and an interrupted one goes on where it stopped.
+Keys and values are those of the classes in `mlflow_degrade.optimize.pass_table`; whatever is wrong
+is found when the file is read. Each finished pass is kept in the cache by what it was made from,
+so that recipes share what they have in common and an interrupted one goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from .._yaml_files import read_yaml
-from ..errors import InputError, UnknownNameError
-from ..runtime.providers import CPU
-from .passes import PASSES, ExportPass, GraphPass, Pass, QuantizePass
+from ..core.errors import InputError, UnknownNameError
+from ..core.yaml_files import read_yaml
+from ..engine.providers import CPU
+from .pass_table import PASSES, ExportPass, GraphPass, Pass, QuantizePass
 from .schemes import find_scheme
 
 _SUFFIXES = (".yaml", ".yml")
@@ -62,7 +62,7 @@ class Recipe:
     >>> Recipe.from_mapping({"passes": [{"pass": "graf"}]})
     Traceback (most recent call last):
     ...
-    mlflow_degrade.errors.InputError: recipe, pass 1: unknown pass 'graf': did you mean 'graph'?...
+    mlflow_degrade.core.errors.InputError: recipe, pass 1: unknown pass 'graf'...
     """
 
     name: str
@@ -228,7 +228,7 @@ def run_recipe(
     Parameters
     ----------
     model : str
-        As `mlflow_degrade.optimize.source.resolve_model` takes it.
+        As `mlflow_degrade.optimize.source.resolve.resolve_model` takes it.
     recipe : Recipe
         From `load_recipe`.
     providers : tuple of str

@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from ..errors import InputError, UnknownNameError
-from .exclusion import ExclusionRule
-from .model_directory import ModelDirectory
-from .smoothing import smooth_directory
+from ..core.errors import InputError, UnknownNameError
+from .passes.mixed_precision import ExclusionRule
+from .passes.smoothing import smooth_directory
+from .source.model_directory import ModelDirectory
 
 Smoothing = Literal["never", "where possible", "always"]
-"""Whether `mlflow_degrade.optimize.smoothing` comes first; ``"always"`` refuses other graphs."""
+"""Whether `mlflow_degrade.optimize.passes.smoothing` comes first; ``"always"`` refuses other
+graphs."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Scheme:
     simulated : bool
         Whether weights are only rounded: the file is neither smaller nor faster.
     calibrated : bool
-        Whether `rewrite` takes a `mlflow_degrade.optimize.calibration.Calibration`.
+        Whether `rewrite` takes a `mlflow_degrade.optimize.passes.calibration.Calibration`.
     smoothing : {"never", "where possible", "always"}
         Whether outliers of activations are moved into weights before `rewrite`.
     variants : mapping

@@ -1,6 +1,6 @@
 """Finding a scheme by its name, and the way each of them is applied and checked.
 
-What schemes there are says `mlflow_degrade.optimize.scheme_table`. Everything else (caching,
+What schemes there are says `mlflow_degrade.optimize.schemes`. Everything else (caching,
 saving, reading back, comparing) is the same for all of them.
 
 Words after a scheme's name change its options, ``int4-weight-only-gptq-block64``: see
@@ -16,34 +16,230 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..cache import cached_directory, digest_json, require_space
-from ..errors import (
+from ..core.cache import cached_directory, digest_json, require_space
+from ..core.errors import (
     DegradeError,
     InputError,
     MissingExtraError,
     QuantizationError,
     UnknownNameError,
 )
-from ..runtime.integer_probe import full_range
-from ..runtime.providers import CPU
-from .agreement import agreement
-from .calibration import Calibration, calibration_texts
-from .float_share import MIN_QUANTIZED_SHARE, float_share, require_quantized, require_share
-from .model_directory import (
+from ..core.plugins import Plugins
+from ..core.quiet import quiet_work
+from ..engine.integer_probe import full_range
+from ..engine.providers import CPU, CUDA, TENSORRT
+from .formats.number_format import parse_format
+from .onnx_graph.files import load_graph, save_graph
+from .onnx_graph.float_share import (
+    MIN_QUANTIZED_SHARE,
+    float_share,
+    require_quantized,
+    require_share,
+)
+from .parity.agreement import agreement
+from .passes.bfloat16 import convert_to_bfloat16
+from .passes.calibration import Calibration, calibration_texts
+from .passes.dynamic import quantize_dynamically
+from .passes.float16 import convert_to_half
+from .passes.mixed_precision import ExclusionRule
+from .passes.sensitivity_report import SENSITIVITY_FILE
+from .passes.simulate import rounded_weights, simulate_format
+from .passes.simulate_values import VALUE_FORMATS, require_value_format
+from .passes.static import CALIBRATIONS, quantize_statically
+from .passes.weight_only import BLOCK_SIZES, quantize_weights
+from .scheme import Scheme
+from .source.model_directory import (
     ModelDirectory,
     copy_companions,
     library_versions,
     size_bytes,
     write_manifest,
 )
-from .onnx_files import load_graph, save_graph
-from .quiet_work import quiet_work
-from .scheme import Scheme
-from .scheme_table import SCHEME_PLUGINS
-from .scheme_table import SCHEMES as SCHEMES
-from .sensitivity_report import SENSITIVITY_FILE
-from .simulate import rounded_weights
-from .simulated_schemes import SIMULATED, simulated_scheme
+
+# Schemes that round weights to a number format: ``simulated-<format>``.
+
+SIMULATED = "simulated-"
+"""What the names of simulated schemes begin with; a number format follows."""
+
+_ROUNDED_VALUES = {"act": ("activations", "activations"), "kv": ("cache", "key-value cache")}
+_CONTRACTED = (
+    "TensorRT may compute a product and a difference in one step, and rounding while running "
+    "depends on the bits of each: use device 'cuda' or 'cpu'"
+)
+_ADDITIONS = ("ends", *(f"{what}-{e}" for what in _ROUNDED_VALUES for e in VALUE_FORMATS))
+
+
+def simulated_scheme(name: str) -> Scheme:
+    """The scheme of a number format."""
+    number_format, *further = name.removeprefix(SIMULATED).split("+")
+    if number_format != "fp32" or not further:  # weights may stay when other values are rounded
+        parse_format(number_format)
+    options: dict[str, str | bool] = {"number_format": number_format}
+    summary = f"weights rounded to {number_format}"
+    for word in further:
+        what, _, element = word.partition("-")
+        if what in _ROUNDED_VALUES and element:
+            require_value_format(element)
+            option, said = _ROUNDED_VALUES[what]
+        elif word == "ends":
+            option, said = "ends", "embedding and projection too"
+        else:
+            raise UnknownNameError("addition to a simulated scheme", word, _ADDITIONS)
+        if option in options:
+            raise InputError(f"scheme {name!r} says {what!r} twice: keep one.")
+        options[option] = element or True
+        summary += f", {said}" + (f" to {element}" if element else "")
+    text = f"{summary}; stored and computed in float32: quality only"
+    running = any(option in options for option, _ in _ROUNDED_VALUES.values())
+    refused = {TENSORRT: _CONTRACTED} if running else {}
+    return Scheme(name, text, simulate_format, options, simulated=True, refused=refused)
+
+
+# The table of named optimizations.
+
+_Variants = Mapping[str, Mapping[str, Any]]
+_BLOCKS: _Variants = {f"block{size}": {"block_size": size} for size in BLOCK_SIZES}
+_ROUNDED_BLOCKS: _Variants = {**_BLOCKS, "asym": {"symmetric": False}}
+_RANGES: _Variants = {method: {"calibration_method": method} for method in CALIBRATIONS}
+_SMOOTHED: _Variants = {
+    "smooth": {"smoothing": "always"},
+    "unsmoothed": {"smoothing": "never"},
+}
+_TARGETS: _Variants = {"vnni": {"target": "vnni"}}
+_NO_PRODUCTS = (
+    "its products in 8 bits have no CUDA kernels, and each would run in float between two "
+    "roundings: use 'int8-weight-only' or 'fp16'"
+)
+_NO_BLOCKS = {TENSORRT: "TensorRT has no MatMulNBits: these products run on CUDA's kernel"}
+_CHOSEN_INTEGERS = {"bits": 4, "block_size": 32, "symmetric": False, "accuracy_level": 4}
+
+SCHEMES: Mapping[str, Scheme] = {
+    scheme.name: scheme
+    for scheme in (
+        Scheme("fp32", "the export as it is", None),
+        Scheme(
+            "fp16",
+            "weights, activations and cache in half precision; for GPUs",
+            convert_to_half,
+            notes={
+                CPU: "half the size, but not faster: CPU kernels compute in float32, so what "
+                "overflows on a GPU does not here; judge it there"
+            },
+        ),
+        Scheme(
+            "bf16",
+            "the same in bfloat16, which has float32's range and 8 significant bits; for GPUs",
+            convert_to_bfloat16,
+            notes={CPU: "half the size; computed in float32 between roundings, slower"},
+        ),
+        Scheme(
+            "int8-weight-only",
+            "weights in 8 bits, blocks of 32, float activations",
+            quantize_weights,
+            {"bits": 8, "block_size": 32, "symmetric": True, "accuracy_level": 4},
+            proof=("MatMulNBits",),
+            notes=_NO_BLOCKS,
+            variants=_ROUNDED_BLOCKS,
+        ),
+        Scheme(
+            "int4-weight-only",
+            "weights in 4 bits, blocks of 32, float activations",
+            quantize_weights,
+            {"bits": 4, "block_size": 32, "symmetric": True, "accuracy_level": 4},
+            proof=("MatMulNBits",),
+            notes=_NO_BLOCKS,
+            variants=_ROUNDED_BLOCKS,
+        ),
+        Scheme(
+            "int4-weight-only-hqq",
+            "the same with zero points fitted to the weights (HQQ); the vocabulary in 8 bits",
+            quantize_weights,
+            {**_CHOSEN_INTEGERS, "algorithm": "hqq"},
+            proof=("MatMulNBits",),
+            notes=_NO_BLOCKS,
+            variants=_BLOCKS,
+        ),
+        Scheme(
+            "int4-weight-only-gptq",
+            "the same with integers fitted to what the layers compute on texts (GPTQ)",
+            quantize_weights,
+            {**_CHOSEN_INTEGERS, "algorithm": "gptq"},
+            proof=("MatMulNBits",),
+            notes=_NO_BLOCKS,
+            calibrated=True,
+            variants=_BLOCKS,
+        ),
+        Scheme(
+            "int8-dynamic",
+            "weights in 8 bits per channel, activations in 8 bits per tensor, outliers moved into "
+            "weights, layers that stay sensitive in float; for CPUs",
+            quantize_dynamically,
+            {"target": "any"},
+            exclusion=ExclusionRule(),
+            proof=("MatMulInteger", "DynamicQuantizeMatMul"),
+            refused={
+                CUDA: "its integer products have no CUDA kernels and fall back to the CPU node by "
+                "node, many times slower than fp16: use 'int8-weight-only' or 'fp16'",
+                TENSORRT: "TensorRT takes no ranges found while running: use "
+                "'int8-static-symmetric'",
+            },
+            notes={CPU: "scores depend on the batch: samples are scored one at a time"},
+            smoothing="where possible",
+            variants={**_SMOOTHED, **_TARGETS},
+        ),
+        Scheme(
+            "int8-static",
+            "weights in 8 bits per channel, activations in 8 bits with ranges seen on texts, "
+            "outliers moved into weights",
+            quantize_statically,
+            {"calibration_method": "percentile", "symmetric": False, "target": "any"},
+            proof=("QuantizeLinear",),
+            refused={
+                CUDA: _NO_PRODUCTS,
+                TENSORRT: "TensorRT takes no zero points: use 'int8-static-symmetric'",
+            },
+            notes={CPU: "for encoders and classifiers: language models lose more by fixed ranges"},
+            calibrated=True,
+            smoothing="where possible",
+            variants={**_RANGES, **_SMOOTHED, **_TARGETS},
+        ),
+        Scheme(
+            "int8-static-symmetric",
+            "the same without zero points for activations; for TensorRT",
+            quantize_statically,
+            {"calibration_method": "percentile", "symmetric": True, "target": "any"},
+            proof=("QuantizeLinear",),
+            refused={CUDA: _NO_PRODUCTS},
+            notes={CPU: "made for TensorRT; 'int8-static' rounds activations more finely"},
+            calibrated=True,
+            smoothing="where possible",
+            variants={**_RANGES, **_SMOOTHED, **_TARGETS},
+        ),
+        Scheme(
+            "fp8-static",
+            "the same in 8-bit floats (E4M3); for TensorRT on GPUs of the Ada generation and later",
+            quantize_statically,
+            {"calibration_method": "minmax", "symmetric": True, "element": "fp8-e4m3"},
+            proof=("QuantizeLinear",),
+            refused={CUDA: _NO_PRODUCTS},
+            notes={CPU: "made for TensorRT: on the CPU it computes in float32, and more slowly"},
+            calibrated=True,
+            smoothing="never",
+            variants={**_RANGES, **_SMOOTHED},
+        ),
+    )
+}
+"""Every scheme that runs as it is, by its name, in the order in which they are shown."""
+
+
+def _taken(name: str) -> bool:
+    # Words after a built-in name are its variants.
+    return any(f"{name}-".startswith(f"{base}-") for base in (*SCHEMES, "simulated"))
+
+
+SCHEME_PLUGINS = Plugins("mlflow_degrade.schemes", "scheme", Scheme, _taken)
+"""Schemes of other distributions."""
+
 
 # Raise when a scheme's code changes what it writes, so that older cache entries are not reused.
 _VERSION = 2
@@ -63,7 +259,7 @@ def find_scheme(
     name : str
         A key of `SCHEMES`, or ``simulated-<format>``.
     providers : tuple of str
-        Where the model is to run, from `mlflow_degrade.runtime.providers.resolve_device`.
+        Where the model is to run, from `mlflow_degrade.engine.providers.resolve_device`.
     options : mapping, optional
         Options by their names instead of words after the scheme's: see `Scheme.choices`.
     force : bool
@@ -141,7 +337,7 @@ def apply_scheme(
     ----------
     model : path
         From `mlflow_degrade.optimize.export.export_onnx` or
-        `mlflow_degrade.optimize.graph.optimize_graph`; unchanged.
+        `mlflow_degrade.optimize.fusion.optimize_graph.optimize_graph`; unchanged.
     scheme : str
         A key of `SCHEMES`, or ``simulated-<format>``.
     providers : tuple of str
@@ -150,7 +346,7 @@ def apply_scheme(
         Apply a scheme even where it is refused.
     calibration : sequence of str, optional
         Texts on which activations are observed, for schemes that need it; by default
-        `mlflow_degrade.optimize.calibration_prompts.CALIBRATION_PROMPTS`.
+        `mlflow_degrade.optimize.passes.calibration.CALIBRATION_PROMPTS`.
     min_quantized_share : float
         Least share of the weights in products that must not be in float any more, where the scheme
         is one that quantizes them.

@@ -13,7 +13,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..errors import UnsupportedModelError
+from ..core.errors import UnsupportedModelError
 
 DESCRIBED_AS = "llama"
 """Whose inputs and outputs unlisted decoders are given."""
@@ -26,20 +26,7 @@ REGISTERED: set[str] = set()
 
 
 def register_unlisted(model_type: str, config: Mapping[str, Any]) -> None:
-    """Tell Optimum how to export a decoder that it does not know.
-
-    Parameters
-    ----------
-    model_type : str
-    config : mapping
-        Of the model.
-
-    Raises
-    ------
-    UnsupportedModelError
-        When it keeps states instead of keys and values, or is a mixture of experts that a trace
-        would not get right.
-    """
+    """Tell Optimum how to export a decoder that it does not know."""
     from optimum.exporters.onnx.model_configs import COMMON_TEXT_GENERATION_TASKS
     from optimum.exporters.tasks import TasksManager
 

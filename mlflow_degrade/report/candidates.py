@@ -10,9 +10,9 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from .. import _numbers as numbers
-from ..errors import InputError, UnknownNameError
-from ..results import Decision, Verdict
+from ..core import numbers
+from ..core.errors import InputError, UnknownNameError
+from ..decision.results import Decision, Verdict
 from .content import SIGNS
 from .cost import gain, in_words
 from .terminal import heading, table
@@ -38,26 +38,14 @@ _DPI = 150
 
 @dataclass(frozen=True)
 class Candidate:
-    """One decision on a candidate.
-
-    Attributes
-    ----------
-    run_id, run_name : str
-        The run that holds the evidence.
-    experiment_id : str
-    started : int
-        Milliseconds since 1970.
-    decision : Decision
-        As it was logged.
-    relative : mapping of str to float
-        Candidate's cost divided by the baseline's, e.g. ``{"size": 0.49}``; measured together.
-    """
+    """One decision on a candidate."""
 
     run_id: str
-    run_name: str
+    run_name: str  # The run that holds the evidence.
     experiment_id: str
-    started: int
-    decision: Decision
+    started: int  # Milliseconds since 1970.
+    decision: Decision  # As it was logged.
+    # Candidate's cost divided by the baseline's, e.g. ``{"size": 0.49}``; measured together.
     relative: Mapping[str, float]
 
     @property
@@ -77,21 +65,7 @@ class Candidate:
 
 
 def choose_axis(candidates: Sequence[Candidate], asked: str | None = None) -> str:
-    """Which measured quantity the candidates are compared by.
-
-    Parameters
-    ----------
-    candidates : sequence of Candidate
-    asked : str, optional
-        Its name, or the end of it, e.g. ``decode``.
-
-    Raises
-    ------
-    UnknownNameError
-        Nothing of that name was measured.
-    InputError
-        Nothing was measured at all, or the name fits several.
-    """
+    """Which measured quantity the candidates are compared by."""
     measured = sorted({name for candidate in candidates for name in candidate.relative})
     if not measured:
         raise InputError(
@@ -111,19 +85,7 @@ def choose_axis(candidates: Sequence[Candidate], asked: str | None = None) -> st
 
 
 def pareto(candidates: Sequence[Candidate], axis: str) -> list[bool]:
-    """Whether no other candidate is at least as good in both quality and cost.
-
-    Parameters
-    ----------
-    candidates : sequence of Candidate
-    axis : str
-        From `choose_axis`.
-
-    Returns
-    -------
-    list of bool
-        By the estimates; False where the cost was not measured. Intervals may overlap.
-    """
+    """Whether no other candidate is at least as good in both quality and cost."""
     points = [
         (c.decision.aggregate.delta, gain(axis, c.relative[axis])) if axis in c.relative else None
         for c in candidates
@@ -133,13 +95,7 @@ def pareto(candidates: Sequence[Candidate], axis: str) -> list[bool]:
 
 
 def candidates_view(candidates: Sequence[Candidate]) -> RenderableType:
-    """The candidates as a table for the terminal, newest first.
-
-    Parameters
-    ----------
-    candidates : sequence of Candidate
-        One group of `mlflow_degrade.tracking.candidates.find_candidates`.
-    """
+    """The candidates as a table for the terminal, newest first."""
     columns = [name for name in _COLUMNS if any(name in c.relative for c in candidates)]
     unit = " pp" if candidates[0].decision.aggregate.proportion else ""
     shown = table(
@@ -215,19 +171,7 @@ def records(candidates: Sequence[Candidate]) -> dict[str, Any]:
 
 
 def candidates_figure(candidates: Sequence[Candidate], axis: str) -> Any:
-    """Change in quality with its interval against speed or size; right and up is better.
-
-    Parameters
-    ----------
-    candidates : sequence of Candidate
-        Those without the measured quantity are left out.
-    axis : str
-        From `choose_axis`.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-    """
+    """Change in quality with its interval against speed or size; right and up is better."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .. import _numbers as numbers
-from ..results import AnswerChanges, Decision, TaskResult, Verdict
+from ..core import numbers
+from ..decision.results import AnswerChanges, Decision, TaskResult, Verdict
 
 #: Facts the caller knows about a run: ``scheme``, ``registered`` (the version, e.g.
 #: ``smollm2-int8/3``; None says that nothing was registered), ``command``, and any others to show.
@@ -52,10 +52,9 @@ def sides(decision: Decision) -> tuple[str, str]:
 
 
 def unit_of(*tasks: TaskResult) -> str:
-    """The unit of changes in tasks that are taken together: their metric, if it is one with a name.
-
-    Proportions are in percentage points and have ``pp``.
-    """
+    """The unit of changes in tasks that are taken together."""
+    # Their metric, if it is one with a name.
+    # Proportions are in percentage points and have ``pp``.
     units = {"pp" if task.proportion else task.metric for task in tasks}
     return next(iter(units - {"score"}), "") if len(units) == 1 else ""
 

@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .. import _numbers as numbers
-from ..runtime.ratios import LEVEL
+from ..bench.results import LEVEL
+from ..core import numbers
 
 RATIO = "×"
 """Unit of a candidate's figures that relate it to the baseline, such as ``speed_ratio/decode``."""
@@ -36,39 +36,21 @@ _SAME = 0.02
 
 @dataclass(frozen=True)
 class CostRow:
-    """One measured quantity of both sides.
+    """One measured quantity of both sides."""
 
-    Attributes
-    ----------
-    name : str
-        In words, e.g. ``throughput: prefill``.
-    baseline, candidate : str
-        Value with unit; an en dash where it was not measured.
-    relation : str
-        In words, e.g. ``2.03× smaller`` or, by ratios within rounds, ``2.1× faster [1.9, 2.5]``;
-        empty where there is nothing to compare.
-    better : bool or None
-        Whether the candidate is better; None when equal within 2%, when the interval contains 1,
-        or unknown.
-    """
-
-    name: str
+    name: str  # In words, e.g. ``throughput: prefill``.
     baseline: str
-    candidate: str
+    candidate: str  # Value with unit; an en dash where it was not measured.
+    # In words, e.g. ``2.03× smaller`` or, by ratios within rounds, ``2.1× faster [1.9, 2.5]``;
+    # empty where there is nothing to compare.
     relation: str
+    # Whether the candidate is better; None when equal within 2%, when the interval contains 1, or
+    # unknown.
     better: bool | None
 
 
 def cost_rows(cost: CostFigures | None) -> list[CostRow]:
-    """Rows of the cost table: size, latency, throughput, memory, energy, then the rest.
-
-    Examples
-    --------
-    >>> rows = cost_rows({"baseline": {"size/bytes": (538e6, "bytes")},
-    ...                   "candidate": {"size/bytes": (265e6, "bytes")}})
-    >>> rows[0].baseline, rows[0].candidate, rows[0].relation, rows[0].better
-    ('538 MB', '265 MB', '2.03× smaller', True)
-    """
+    """Rows of the cost table: size, latency, throughput, memory, energy, then the rest."""
     if not cost:
         return []
     left, right = cost.get("baseline", {}), cost.get("candidate", {})
@@ -90,15 +72,7 @@ def interval_note(cost: CostFigures | None) -> str:
 
 
 def slower_phases(cost: CostFigures | None) -> list[str]:
-    """A sentence for each phase in which the candidate is slower than the baseline for certain.
-
-    Examples
-    --------
-    >>> figures = {"speed_ratio/prefill": 0.67, "speed_ratio/prefill_ci_low": 0.61,
-    ...            "speed_ratio/prefill_ci_high": 0.72}
-    >>> slower_phases({"candidate": {name: (value, RATIO) for name, value in figures.items()}})
-    ["Slower in prefill: 0.67× [0.61, 0.72] the baseline's speed."]
-    """
+    """A sentence for each phase in which the candidate is slower than the baseline for certain."""
     figures = {} if not cost else cost.get("candidate", {})
     found = []
     for name, (value, unit) in figures.items():
@@ -123,20 +97,7 @@ def in_words(name: str) -> str:
 
 
 def relative_cost(cost: CostFigures | None) -> dict[str, float]:
-    """The candidate's cost divided by the baseline's, for what was measured on both sides.
-
-    Returns
-    -------
-    dict of str to float
-        ``relative/<name>``, units left out: below 1 is better for size, latency, memory and
-        energy, above 1 for throughput.
-
-    Examples
-    --------
-    >>> relative_cost({"baseline": {"throughput/decode_tokens_per_second": (20.0, "tokens/s")},
-    ...                "candidate": {"throughput/decode_tokens_per_second": (46.0, "tokens/s")}})
-    {'relative/throughput/decode': 2.3}
-    """
+    """The candidate's cost divided by the baseline's, for what was measured on both sides."""
     if not cost:
         return {}
     left, right = cost.get("baseline", {}), cost.get("candidate", {})

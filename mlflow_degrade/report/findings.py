@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict
 
-from .. import _numbers as numbers
-from ..errors import InputError
-from ..pairing import PairedScores
-from ..results import Decision
+from ..core import numbers
+from ..core.errors import InputError
+from ..decision.results import Decision
+from ..decision.subgroups import common_features, find_subgroups
+from ..samples.pairing import PairedScores
 from ..stats import Region, SubgroupResult
-from ..subgroups import common_features, find_subgroups
 
 #: What stands under every finding.
 CAVEAT = (
@@ -36,23 +36,14 @@ class _Record(BaseModel):
 
 
 class RegionRecord(_Record):
-    """Samples around the place where a feature's change is worst.
+    """Samples around the place where a feature's change is worst."""
 
-    Attributes
-    ----------
-    conditions : tuple of str
-        In words, e.g. ``"prompt_tokens in [812, 1190]"``; all hold.
-    n, regressions, improvements : int
-        Samples inside, and those on which the candidate is worse and better.
-    delta, delta_elsewhere : float
-        Mean change inside and outside, as proportions; None where nothing is outside.
-    """
-
-    conditions: tuple[str, ...]
+    conditions: tuple[str, ...]  # In words, e.g. ``"prompt_tokens in [812, 1190]"``; all hold.
     n: int
     regressions: int
-    improvements: int
+    improvements: int  # Samples inside, and those on which the candidate is worse and better.
     delta: float
+    # Mean change inside and outside, as proportions; None where nothing is outside.
     delta_elsewhere: float | None
 
 
@@ -67,35 +58,17 @@ class FeatureFinding(_Record):
 
 
 class SubgroupFindings(_Record):
-    """What `look_for_subgroups` found; JSON without loss, logged as ``subgroups.json``.
+    """What `look_for_subgroups` found; JSON without loss, logged as ``subgroups.json``."""
 
-    Attributes
-    ----------
-    enters_verdict : bool
-        Always False.
-    alpha : float
-        A feature is found when its corrected p-value is at most this.
-    p_value : float
-        That any of the features matters.
-    features : tuple of FeatureFinding
-    not_looked_at : tuple of str
-        Features of the samples that were left out, and tasks whose scores are no proportions.
-    n, changed : int
-        Samples looked at, and those of them that changed.
-    of : int
-        Samples there are; larger than `n` where some were drawn or lack a feature.
-    method, correction : str
-    resamples, seed : int
-    """
-
-    enters_verdict: bool = False
-    alpha: float
-    p_value: float
+    enters_verdict: bool = False  # Always False.
+    alpha: float  # A feature is found when its corrected p-value is at most this.
+    p_value: float  # That any of the features matters.
     features: tuple[FeatureFinding, ...]
+    # Features of the samples that were left out, and tasks whose scores are no proportions.
     not_looked_at: tuple[str, ...]
     n: int
-    changed: int
-    of: int
+    changed: int  # Samples looked at, and those of them that changed.
+    of: int  # Samples there are; larger than `n` where some were drawn or lack a feature.
     method: str
     correction: str
     resamples: int
@@ -108,13 +81,7 @@ class SubgroupFindings(_Record):
 
 @dataclass(frozen=True)
 class FindingRow:
-    """One line of the table of findings, every cell a text.
-
-    Attributes
-    ----------
-    feature, where, samples, flips, change, p : str
-    found : bool
-    """
+    """One line of the table of findings, every cell a text."""
 
     feature: str
     where: str
@@ -128,31 +95,7 @@ class FindingRow:
 def look_for_subgroups(
     decision: Decision, paired: PairedScores, features: Sequence[str] = ()
 ) -> SubgroupFindings | None:
-    """Look for damage that hides along features of the samples of the gating tasks.
-
-    Parameters
-    ----------
-    decision : Decision
-        From `mlflow_degrade.decide`; only its tasks' tiers and its alpha are used.
-    paired : PairedScores
-        What it was made from.
-    features : sequence of str
-        ``task``, or features of the tables, which are then looked at with all samples. By default
-        whatever suits (see `mlflow_degrade.subgroups.common_features`), with so many samples at
-        most that it takes about a second.
-
-    Returns
-    -------
-    SubgroupFindings or None
-        None where there is nothing to look at, which is an error for features asked for.
-
-    Raises
-    ------
-    InputError
-        No gating task has scores that are proportions, or no sample has all the features.
-    UnknownNameError
-        No such feature.
-    """
+    """Look for damage that hides along features of the samples of the gating tasks."""
     gating = [task for task in decision.tasks if task.tier == "gating"]
     tasks = [task.task for task in gating if task.proportion]
     if not tasks:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..pairing import PairedScores
+from ..samples.pairing import PairedScores
 from .samples import shorten
 
 #: Names one sample in every run, for the view that compares runs "grouped by" a column.
@@ -19,29 +19,10 @@ _BRIEF = 60
 
 
 def flips_table(paired: PairedScores, limit: int = 300) -> pd.DataFrame:
-    """Changed samples in reading order, regressions first, with short texts.
-
-    Parameters
-    ----------
-    paired : PairedScores
-        From `mlflow_degrade.pair`.
-    limit : int
-        At most so many rows, spread evenly over the tasks.
-
-    Returns
-    -------
-    DataFrame
-        ``sample`` (task/doc_id, one row each), ``change`` (worse or better, and both answers or
-        scores in brief), ``prompt``, ``target``, ``baseline`` and ``candidate`` (answers),
-        ``baseline_score``, ``candidate_score``, ``task``. Text columns that nobody logged are left
-        out. Empty without columns when nothing changed.
-
-    Notes
-    -----
-    Two candidates that were compared with one baseline have the same ``sample`` for the same
-    question. MLflow's artifact view groups by the first column and compares the second unless told
-    otherwise, so that it shows what both candidates made of a question without a click.
-    """
+    """Changed samples in reading order, regressions first, with short texts."""
+    # Two candidates that were compared with one baseline have the same ``sample`` for the same
+    # question. MLflow's artifact view groups by the first column and compares the second unless
+    # told otherwise, so that it shows what both candidates made of a question without a click.
     flips = paired.flips(limit)
     if flips.empty:
         return pd.DataFrame()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..results import Decision, IntervalRecord, TaskResult
+from ..decision.results import Decision, IntervalRecord, TaskResult
 from .content import ordered_tasks, total_name
 
 # An axis may be this much longer than what matters most before long intervals are cut.
@@ -19,46 +19,26 @@ _TICKS_WANTED = 5
 
 @dataclass(frozen=True)
 class ForestRow:
-    """One change with its interval, in the panel's unit.
-
-    Attributes
-    ----------
-    name : str
-    delta, low, high : float
-    margin : float or None
-        Largest drop accepted, positive; None where the policy names none in this unit.
-    kind : str
-        ``"total"``, ``"guilty"``, ``"gating"`` or ``"advisory"``.
-    """
+    """One change with its interval, in the panel's unit."""
 
     name: str
     delta: float
     low: float
     high: float
+    # Largest drop accepted, positive; None where the policy names none in this unit.
     margin: float | None
-    kind: str
+    kind: str  # ``"total"``, ``"guilty"``, ``"gating"`` or ``"advisory"``.
 
 
 @dataclass(frozen=True)
 class ForestPanel:
-    """Rows on one axis.
+    """Rows on one axis."""
 
-    Attributes
-    ----------
-    unit : str
-        ``"pp"``, or the metric's name.
-    rows : tuple of ForestRow
-    left, right : float
-        Ends of the axis; intervals beyond them are cut and get an arrow.
-    margin : float or None
-        The policy's margin in this unit, for the line; None where it names none.
-    ticks : tuple of float
-    """
-
-    unit: str
+    unit: str  # ``"pp"``, or the metric's name.
     rows: tuple[ForestRow, ...]
     left: float
-    right: float
+    right: float  # Ends of the axis; intervals beyond them are cut and get an arrow.
+    # The policy's margin in this unit, for the line; None where it names none.
     margin: float | None
     ticks: tuple[float, ...]
 
@@ -74,10 +54,8 @@ class ForestPanel:
 
 
 def forest_panels(decision: Decision) -> list[ForestPanel]:
-    """Panels of a decision's forest plot, percentage points first.
-
-    The total stands in the first row of the panel all gating tasks belong to, if there is one.
-    """
+    """Panels of a decision's forest plot, percentage points first."""
+    # The total stands in the first row of the panel all gating tasks belong to, if there is one.
     groups: dict[str, list[ForestRow]] = {}
     if decision.aggregate.proportion:
         groups["pp"] = []

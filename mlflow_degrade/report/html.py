@@ -6,15 +6,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from .. import _numbers as numbers
-from ..pairing import PairedScores
-from ..results import Decision, TaskResult
+from ..core import numbers
+from ..decision.results import Decision, TaskResult
+from ..samples.pairing import PairedScores
 from . import content, findings, tables
 from .content import Provenance
 from .cost import CostFigures, cost_rows, interval_note, slower_phases
 from .findings import SubgroupFindings
 from .forest import ForestPanel, forest_panels
-from .remedies import remedies
+from .recommendations import remedies
 from .samples import caption, worst_flips
 
 _SAMPLES_SHOWN = 12
@@ -65,28 +65,7 @@ def report(
     provenance: Provenance | None = None,
     subgroups: SubgroupFindings | None = None,
 ) -> str:
-    """The report people read: verdict, forest plot, flips, power, cost, samples, provenance.
-
-    Parameters
-    ----------
-    decision : Decision
-        From `mlflow_degrade.decide`.
-    paired : PairedScores
-        What it was made from; prompts and answers of flipped samples are taken from it.
-    cost : mapping, optional
-        Per side, "baseline" and "candidate": metric name to (value, unit), e.g.
-        ``{"baseline": {"size/bytes": (538e6, "bytes")}, "candidate": …}``.
-    provenance : mapping, optional
-        Facts about the run, see `mlflow_degrade.report.content.Provenance`.
-    subgroups : SubgroupFindings, optional
-        From `mlflow_degrade.report.findings.look_for_subgroups`.
-
-    Returns
-    -------
-    str
-        A self-contained document. The same input gives the same text; everything that comes from
-        samples or names is escaped, and a content security policy forbids scripts and requests.
-    """
+    """The report people read: verdict, forest plot, flips, power, cost, samples, provenance."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(

@@ -10,14 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from .. import _numbers as numbers
-from ..pairing import PairedScores
-from ..results import Decision
+from ..core import numbers
+from ..decision.results import Decision
+from ..samples.pairing import PairedScores
 from . import content, findings, tables
 from .content import Provenance
 from .cost import CostFigures, cost_rows, interval_note, slower_phases
 from .findings import SubgroupFindings
-from .remedies import remedies
+from .recommendations import remedies
 from .samples import FlippedSample, caption, worst_flips
 
 # MLflow's limit for a tag is 8,000 characters; 5,000 is what people still scroll through.
@@ -51,25 +51,7 @@ def summary_note(
     provenance: Provenance | None = None,
     subgroups: SubgroupFindings | None = None,
 ) -> str:
-    """The note on the run page: what was decided, why, and what would have to change.
-
-    Parameters
-    ----------
-    decision : Decision
-        From `mlflow_degrade.decide`.
-    cost : mapping, optional
-        Per side, "baseline" and "candidate": metric name to (value, unit).
-    provenance : mapping, optional
-        Facts about the run, see `mlflow_degrade.report.content.Provenance`.
-    subgroups : SubgroupFindings, optional
-        Mentioned where something was found.
-
-    Returns
-    -------
-    str
-        Markdown of fewer than 5,000 characters; where the tasks do not fit, the least remarkable
-        are left to the report.
-    """
+    """The note on the run page: what was decided, why, and what would have to change."""
     before = [f"{content.SIGNS[decision.verdict]} **{decision.verdict.value}**: {_plain(decision)}"]
     before += _bullets(_brief(decision.reasons))
     after = [content.power_sentence(decision), *_answers(decision)]
@@ -100,19 +82,7 @@ def report(
     provenance: Provenance | None = None,
     subgroups: SubgroupFindings | None = None,
 ) -> str:
-    """The full report as one Markdown file without images.
-
-    Parameters
-    ----------
-    decision : Decision
-        From `mlflow_degrade.decide`.
-    paired : PairedScores
-        What it was made from; prompts and answers of flipped samples are taken from it.
-    cost, provenance : mapping, optional
-        As for `summary_note`.
-    subgroups : SubgroupFindings, optional
-        From `mlflow_degrade.report.findings.look_for_subgroups`.
-    """
+    """The full report as one Markdown file without images."""
     baseline, candidate = content.sides(decision)
     parts = [
         f"# {content.SIGNS[decision.verdict]} {decision.verdict.value}: {_text(candidate)} against "

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from .. import _numbers as numbers
-from ..optimize.parity import Parity
-from ..optimize.pass_result import PassResult
+from ..core import numbers
+from ..optimize.parity.decoder import Parity
+from ..optimize.pass_table import PassResult
 from .cost import CostFigures, cost_rows, interval_note, slower_phases
 from .terminal import heading, table
 
@@ -24,18 +24,7 @@ _FIGURES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 
 
 def pass_rows(results: Sequence[PassResult]) -> tuple[list[str], list[list[str]]]:
-    """Titles and cells of the table of passes.
-
-    Parameters
-    ----------
-    results : sequence of PassResult
-        Of one recipe, in order.
-
-    Returns
-    -------
-    list of str, list of list of str
-        A row for each pass.
-    """
+    """Titles and cells of the table of passes."""
     shown = [figure for figure in _FIGURES if hasattr(results[0].parity, figure[0])]
     titles = ["pass", "nodes", "size", "in float", *(title for _, title, _ in shown)]
     rows = []
@@ -50,21 +39,7 @@ def pass_rows(results: Sequence[PassResult]) -> tuple[list[str], list[list[str]]
 
 
 def passes_view(results: Sequence[PassResult], cost: CostFigures | None = None) -> RenderableType:
-    """Every pass with its nodes, size and parity, and what the result costs to run.
-
-    Parameters
-    ----------
-    results : sequence of PassResult
-        Of one recipe, in order.
-    cost : mapping, optional
-        Of the first result as ``"baseline"`` and the last one as ``"candidate"``, see
-        `mlflow_degrade.runtime.cost.measure_cost`.
-
-    Returns
-    -------
-    renderable
-        For `rich.console.Console.print`.
-    """
+    """Every pass with its nodes, size and parity, and what the result costs to run."""
     (first, *others), rows = pass_rows(results)
     shown = table(first, *((title, "right") for title in others))
     for name, *cells in rows:

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .. import _numbers as numbers
-from ..results import Decision
+from ..core import numbers
+from ..decision.results import Decision
 from .content import headline, sides
 from .forest import ForestPanel, ForestRow, forest_panels
 
@@ -19,18 +19,7 @@ _DPI = 150
 
 
 def forest(decision: Decision) -> Any:
-    """Per-task changes with their intervals, the zero line and the margin.
-
-    Parameters
-    ----------
-    decision : Decision
-        From `mlflow_degrade.decide`.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        One panel per unit: percentage points first, then metrics that are not proportions.
-    """
+    """Per-task changes with their intervals, the zero line and the margin."""
     from matplotlib.figure import Figure
 
     panels = forest_panels(decision)
@@ -51,20 +40,7 @@ def forest(decision: Decision) -> Any:
 
 
 def save_plots(decision: Decision, folder: str | os.PathLike[str]) -> list[Path]:
-    """Write the plots as PNG and SVG.
-
-    Parameters
-    ----------
-    decision : Decision
-        From `mlflow_degrade.decide`.
-    folder : path
-        Created if it does not exist.
-
-    Returns
-    -------
-    list of Path
-        ``forest.png`` and ``forest.svg``; the same decision gives the same bytes.
-    """
+    """Write the plots as PNG and SVG."""
     import matplotlib as mpl
 
     target = Path(folder)

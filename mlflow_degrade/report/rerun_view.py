@@ -6,17 +6,17 @@ import numpy as np
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from .. import _numbers as numbers
-from ..origin import Origin
-from ..pairing import PairedTask
-from ..rerun import Rerun
-from ..results import Verdict
+from ..core import numbers
+from ..decision.rerun import Rerun
+from ..decision.results import Verdict
+from ..samples.origin import Origin
+from ..samples.pairing import PairedTask
 from . import content
 from .terminal import _COLOURS, _bullets, _one_line, heading, table
 
 
 def rerun_view(found: Rerun) -> RenderableType:
-    """Everything about two runs of one model, from `mlflow_degrade.rerun.compare_runs`."""
+    """Everything about two runs of one model, from `mlflow_degrade.decision.rerun.compare_runs`."""
     title = f"{content.SIGNS[found.verdict]} {found.verdict.value}"
     head = Text.assemble((title, f"bold {_COLOURS[found.verdict]}"), ("  ", ""), _headline(found))
     shown = table(

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import _numbers as numbers
-from ..pairing import PairedScores
-from ..results import Decision, TaskResult
+from ..core import numbers
+from ..decision.results import Decision, TaskResult
+from ..samples.pairing import PairedScores
 from .content import ordered_tasks
 
 _PROMPT_LENGTH = 900
@@ -19,38 +19,20 @@ _ANSWER_LENGTH = 500
 
 @dataclass(frozen=True)
 class FlippedSample:
-    """One sample on which the candidate did worse; texts are None where they were not logged.
-
-    Attributes
-    ----------
-    task, doc_id : str
-    prompt, target, baseline, candidate : str or None
-        Shortened; untrusted text, to be escaped by whoever renders it.
-    baseline_score, candidate_score : str
-        ``right`` or ``wrong`` for binary tasks, else the rounded score.
-    """
+    """One sample on which the candidate did worse; texts are None where they were not logged."""
 
     task: str
     doc_id: str
     prompt: str | None
     target: str | None
     baseline: str | None
-    candidate: str | None
+    candidate: str | None  # Shortened; untrusted text, to be escaped by whoever renders it.
     baseline_score: str
-    candidate_score: str
+    candidate_score: str  # ``right`` or ``wrong`` for binary tasks, else the rounded score.
 
 
 def worst_flips(decision: Decision, paired: PairedScores, limit: int) -> list[FlippedSample]:
-    """Regressions to look at first: those of the guilty tasks, the largest change first.
-
-    Parameters
-    ----------
-    decision : Decision
-    paired : PairedScores
-        What it was made from.
-    limit : int
-        At most so many, spread over the guilty tasks, or over all where none is.
-    """
+    """Regressions to look at first: those of the guilty tasks, the largest change first."""
     pairs = {task.name: task for task in paired.tasks}
     ordered = [t for t in ordered_tasks(decision) if t.regressions and t.task in pairs]
     # Where tasks are guilty the samples to read are theirs; others only fill up.
@@ -79,13 +61,7 @@ def caption(decision: Decision, shown: int) -> str:
 
 
 def shorten(text: str, length: int) -> str:
-    """Cut out the middle: few-shot prompts have the question at their end.
-
-    Examples
-    --------
-    >>> shorten("abcdefghij" * 10, 40)
-    'abcdefghij … [60 characters left out] … abcdefghijabcdefghijabcdefghij'
-    """
+    """Cut out the middle: few-shot prompts have the question at their end."""
     if len(text) <= length:
         return text
     head = length // 4

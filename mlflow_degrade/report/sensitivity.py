@@ -7,8 +7,8 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from .. import _numbers as numbers
-from ..optimize.sensitivity_report import LayerSensitivity, SensitivityReport
+from ..core import numbers
+from ..optimize.passes.sensitivity_report import LayerSensitivity, SensitivityReport
 from .terminal import heading, table
 
 _SHOWN = 12
@@ -18,20 +18,7 @@ _NAME_LENGTH = 44
 
 
 def sensitivity_view(report: SensitivityReport, *, layers: int = _SHOWN) -> RenderableType:
-    """The table of kinds, and the layers that are the most sensitive for their size.
-
-    Parameters
-    ----------
-    report : SensitivityReport
-        From `mlflow_degrade.optimize.sensitivity.measure_sensitivity`.
-    layers : int
-        How many single layers to show.
-
-    Returns
-    -------
-    renderable
-        For `rich.console.Console.print`.
-    """
+    """The table of kinds, and the layers that are the most sensitive for their size."""
     total = sum(row.weights for row in report.kinds)
     shown = table(
         "kind of layer",
@@ -67,16 +54,7 @@ def sensitivity_view(report: SensitivityReport, *, layers: int = _SHOWN) -> Rend
 
 
 def sensitivity_figure(report: SensitivityReport) -> Any:
-    """Bars for each kind, and for the layers that are the most sensitive for their size.
-
-    Parameters
-    ----------
-    report : SensitivityReport
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-    """
+    """Bars for each kind, and for the layers that are the most sensitive for their size."""
     from matplotlib.figure import Figure
 
     kinds = sorted(report.kinds, key=lambda row: row.alone)

@@ -8,46 +8,24 @@ from typing import Any, TypeVar
 
 import yaml
 
-from .. import _numbers as numbers
-from ..results import Decision, TaskResult
-from .content import (
-    Provenance,
-    changed_answers,
-    shown_margin,
-    total_name,
-    total_unit,
-    unit_of,
-)
+from ..core import numbers
+from ..decision.results import Decision, TaskResult
+from .content import Provenance, changed_answers, shown_margin, total_name, total_unit, unit_of
 
 _Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
 class TaskRow:
-    """One line of the table of tasks, every cell a text.
+    """One line of the table of tasks, every cell a text."""
 
-    Attributes
-    ----------
-    name : str
-        The task, or what the total stands for.
-    n, baseline, candidate, delta, interval, regressions, improvements, flip_rate, p, p_adjusted,
-    mde, margin, noninferiority_p, answers : str
-        Rounded for reading; an en dash where there is no value.
-    metric : str
-        With its answer filter; of the total, empty.
-    unit : str
-        Of `delta` and `interval`: ``pp``, a metric's name, or empty.
-    standing : str
-        ``"guilty"``, ``"advisory"`` or ``""``.
-    """
-
-    name: str
-    metric: str
+    name: str  # The task, or what the total stands for.
+    metric: str  # With its answer filter; of the total, empty.
     n: str
     baseline: str
     candidate: str
     delta: str
-    unit: str
+    unit: str  # Of `delta` and `interval`: ``pp``, a metric's name, or empty.
     interval: str
     regressions: str
     improvements: str
@@ -57,23 +35,18 @@ class TaskRow:
     mde: str
     margin: str
     noninferiority_p: str
-    answers: str
-    standing: str
+    answers: str  # Rounded for reading; an en dash where there is no value.
+    standing: str  # ``"guilty"``, ``"advisory"`` or ``""``.
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Right-or-wrong items by the outcome on either side, as texts.
-
-    Attributes
-    ----------
-    both_right, lost, gained, both_wrong : str
-        Right on both sides; right only in the baseline; right only in the candidate; neither.
-    """
+    """Right-or-wrong items by the outcome on either side, as texts."""
 
     both_right: str
     lost: str
     gained: str
+    # Right on both sides; right only in the baseline; right only in the candidate; neither.
     both_wrong: str
 
 

@@ -11,12 +11,12 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from .. import _numbers as numbers
-from ..pairing import PairedScores
-from ..results import Decision, Verdict
+from ..core import numbers
+from ..decision.results import Decision, Verdict
+from ..samples.pairing import PairedScores
 from . import content, findings, tables
 from .findings import SubgroupFindings
-from .remedies import remedies
+from .recommendations import remedies
 from .samples import FlippedSample, caption, shorten, worst_flips
 
 _COLOURS = {Verdict.PASS: "green", Verdict.FAIL: "red", Verdict.INCONCLUSIVE: "yellow"}
@@ -46,22 +46,7 @@ def console(*, stderr: bool = False) -> Console:
 def decision_view(
     decision: Decision, paired: PairedScores | None = None, *, samples: int = 3
 ) -> RenderableType:
-    """Everything about a decision that fits a terminal.
-
-    Parameters
-    ----------
-    decision : Decision
-        From `mlflow_degrade.decide`.
-    paired : PairedScores, optional
-        What it was made from; without it no flipped samples are shown.
-    samples : int
-        How many flipped samples to show.
-
-    Returns
-    -------
-    renderable
-        For `rich.console.Console.print`.
-    """
+    """Everything about a decision that fits a terminal."""
     parts: list[RenderableType] = [_verdict(decision), _TaskTable(decision)]
     sentences = [content.metrics_sentence(decision), content.power_sentence(decision)]
     parts.append(Text("\n" + "\n".join(filter(None, sentences))))

@@ -6,19 +6,20 @@ always candidate minus baseline, oriented so that more is better.
 
 from __future__ import annotations
 
-from mlflow_degrade.stats.aggregate import AggregateResult, aggregate, aggregate_counts
-from mlflow_degrade.stats.aggregate_intervals import aggregate_interval
-from mlflow_degrade.stats.benchmark import Benchmark
-from mlflow_degrade.stats.confidence_sequence import ConfidenceSequence, confidence_sequence
-from mlflow_degrade.stats.counting import discordant_counts
-from mlflow_degrade.stats.evalues import (
+from ._aggregate import AggregateResult, aggregate, aggregate_counts, aggregate_interval
+from ._benchmark import Benchmark
+from ._combination_rules import AggregationRule
+from ._confidence_sequence import ConfidenceSequence, confidence_sequence
+from ._evalues import (
     beta_mixture_log_e,
     betting_log_e,
     combine_log_e,
     degradation_log_e,
     noninferiority_bets,
 )
-from mlflow_degrade.stats.intervals import (
+from ._exact_rules import RuleOutcome
+from ._exchangeable_units import FlipUnits, flip_units
+from ._intervals import (
     Interval,
     clopper_pearson,
     melded,
@@ -27,17 +28,18 @@ from mlflow_degrade.stats.intervals import (
     tango,
     upper_proportion,
 )
-from mlflow_degrade.stats.kernels import Feature
-from mlflow_degrade.stats.ledger import RetryLedger, attempt_alpha, sample_inflation, spent
-from mlflow_degrade.stats.mcnemar import (
+from ._kernels import Feature
+from ._ledger import RetryLedger, attempt_alpha, sample_inflation, spent
+from ._mcnemar import (
     McNemarResult,
     critical_regressions,
+    discordant_counts,
     mcnemar,
     mcnemar_log10_p_worse,
     mcnemar_p_worse,
 )
-from mlflow_degrade.stats.means import mean_interval
-from mlflow_degrade.stats.multiplicity import (
+from ._means import mean_interval
+from ._multiplicity import (
     CombinedP,
     benjamini_hochberg,
     combine_fisher,
@@ -45,17 +47,13 @@ from mlflow_degrade.stats.multiplicity import (
     holm,
     simes,
 )
-from mlflow_degrade.stats.noninferiority import NonInferiorityResult, noninferiority
-from mlflow_degrade.stats.noninferiority_means import (
-    GradedNonInferiorityResult,
-    noninferiority_graded,
-)
-from mlflow_degrade.stats.power import guard_mde, mde, power_approximate, power_mcnemar
-from mlflow_degrade.stats.power_means import guard_mde_graded, mde_graded
-from mlflow_degrade.stats.ppi import PredictionPoweredDifference, prediction_powered_difference
-from mlflow_degrade.stats.regions import Region
-from mlflow_degrade.stats.sample_size import SampleSize, sample_size, sample_size_noninferiority
-from mlflow_degrade.stats.sequential import (
+from ._noninferiority import NonInferiorityResult, noninferiority
+from ._noninferiority_means import GradedNonInferiorityResult, noninferiority_graded
+from ._power import guard_mde, guard_mde_graded, mde, mde_graded, power_approximate, power_mcnemar
+from ._ppi import PredictionPoweredDifference, prediction_powered_difference
+from ._regions import Region
+from ._sample_size import SampleSize, sample_size, sample_size_noninferiority
+from ._sequential import (
     DegradationMonitor,
     NonInferiorityMonitor,
     SequentialResult,
@@ -63,11 +61,10 @@ from mlflow_degrade.stats.sequential import (
     sequential_degradation,
     sequential_noninferiority,
 )
-from mlflow_degrade.stats.signflip import SignFlipResult, signflip
-from mlflow_degrade.stats.stepdown import StepDownResult, step_down
-from mlflow_degrade.stats.subgroup import FeatureResult, SubgroupResult, kcm_test
-from mlflow_degrade.stats.units import FlipUnits, flip_units
-from mlflow_degrade.stats.variance import (
+from ._signflip import SignFlipResult, signflip
+from ._stepdown import StepDownResult, step_down
+from ._subgroup import FeatureResult, SubgroupResult, kcm_test
+from ._variance import (
     ClusteredDifference,
     NoiseFloor,
     RepeatedDifference,
@@ -81,6 +78,7 @@ __all__ = [
     "aggregate_counts",
     "aggregate_interval",
     "AggregateResult",
+    "AggregationRule",
     "attempt_alpha",
     "Benchmark",
     "benjamini_hochberg",
@@ -135,6 +133,7 @@ __all__ = [
     "repeated_difference",
     "RepeatedDifference",
     "RetryLedger",
+    "RuleOutcome",
     "sample_inflation",
     "sample_size",
     "sample_size_noninferiority",

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from ..errors import RegistryError, TrackingError
+from ..core.errors import RegistryError, TrackingError
 
 # Set by `mlflow server` for its worker processes.
 _SERVER_BACKEND = "_MLFLOW_SERVER_FILE_STORE"
@@ -46,33 +46,7 @@ def fetch(
     copy: bool = False,
     names: Collection[str] | None = None,
 ) -> Path | None:
-    """A folder of artifacts as a local folder, by one request for each file and each listing.
-
-    Parameters
-    ----------
-    location : str
-        Where a run or a model version keeps its artifacts.
-    path : str
-        Folder below it; empty for all of it.
-    scratch : Path
-        Directory to put copies into; made if absent.
-    tracking_uri : str, optional
-        For locations that are relative to a tracking server.
-    copy : bool
-        Copy even what lies on this machine already.
-    names : collection of str, optional
-        The files of the folder, where that is known: then it is not listed.
-
-    Returns
-    -------
-    Path or None
-        None where there is nothing.
-
-    Raises
-    ------
-    RegistryError
-        The location cannot be read, or is another server's.
-    """
+    """A folder of artifacts as a local folder, by one request for each file and each listing."""
     from mlflow.exceptions import MlflowException
     from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
@@ -104,13 +78,7 @@ def delete_artifact(location: str, path: str) -> None:
 
 
 def upload(folder: Path, location: str) -> None:
-    """Log all files of a folder to where a run keeps its artifacts.
-
-    Raises
-    ------
-    TrackingError
-        The store did not take them, as where its disk is full.
-    """
+    """Log all files of a folder to where a run keeps its artifacts."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -123,13 +91,7 @@ def upload(folder: Path, location: str) -> None:
 
 
 def read_json(location: str, path: str) -> Any:
-    """One artifact that holds JSON.
-
-    Raises
-    ------
-    RegistryError
-        There is no such file, or it cannot be read.
-    """
+    """One artifact that holds JSON."""
     folder, _, name = path.rpartition("/")
     with tempfile.TemporaryDirectory(prefix="mlflow-degrade-") as scratch:
         found = fetch(location, folder, Path(scratch), names=[name])
@@ -146,11 +108,10 @@ def list_names(location: str, path: str) -> list[str]:
 
 
 class _Listings:
-    """A repository's ``list_artifacts`` that asks once.
+    """A repository's ``list_artifacts`` that asks once."""
 
-    MLflow lists a folder to find out that it is one, again to see what is in it, and each file that
-    it is asked for to find out that it is none.
-    """
+    # MLflow lists a folder to find out that it is one, again to see what is in it, and each file
+    # that it is asked for to find out that it is none.
 
     def __init__(self, ask: Callable[[str | None], list[Any]]) -> None:
         self._ask = ask

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlparse
 
-from ..errors import TrackingUnreachableError
+from ..core.errors import TrackingUnreachableError
 
 # MLflow itself retries for about four minutes before it gives up.
 _TIMEOUT_SECONDS = 5.0
@@ -21,28 +21,7 @@ _SLOWEST = 10e6
 def require_tracking_server(
     uri: str | None = None, timeout: float = _TIMEOUT_SECONDS, *, try_it: bool = True
 ) -> str:
-    """Check that the tracking store can be used.
-
-    Parameters
-    ----------
-    uri : str, optional
-        Tracking URI; MLflow's current one by default.
-    timeout : float
-        Seconds to wait for a server.
-    try_it : bool
-        Whether a server that is there is asked something, too; without need where the caller does
-        at once.
-
-    Returns
-    -------
-    str
-        The URI that was checked.
-
-    Raises
-    ------
-    TrackingUnreachableError
-        Nothing listens there, it does not answer in time, or the database cannot be opened.
-    """
+    """Check that the tracking store can be used."""
     import mlflow
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
@@ -74,11 +53,9 @@ def require_tracking_server(
 
 @contextmanager
 def patience(size: int) -> Iterator[None]:
-    """Wait for a server's answer at least as long as it may take to read so many bytes.
-
-    A gated registry reads all files of a version before it answers, and MLflow's client hangs up
-    after two minutes, asks again, and has them read again.
-    """
+    """Wait for a server's answer at least as long as it may take to read so many bytes."""
+    # A gated registry reads all files of a version before it answers, and MLflow's client hangs up
+    # after two minutes, asks again, and has them read again.
     name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
     from mlflow import environment_variables
 

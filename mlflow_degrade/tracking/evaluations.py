@@ -17,12 +17,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..cache import digest_json
-from ..errors import RegistryError, TrackingError
-from ..origin import Agreement, Origin
-from ..readers.mlflow_runs import AGREEMENTS, downloaded, with_agreements
-from ..readers.mlflow_traces import READER as TRACES
-from ..scores import SampleScores
+from ..core.cache import digest_json
+from ..core.errors import RegistryError, TrackingError
+from ..samples.origin import Agreement, Origin
+from ..samples.readers.mlflow_runs import AGREEMENTS, downloaded, with_agreements
+from ..samples.readers.mlflow_traces import READER as TRACES
+from ..samples.table import SampleScores
 from .artifact_access import fetch, read_json, upload
 
 KIND_TAG = "degrade.kind"
@@ -53,23 +53,7 @@ def log_evaluation(
     facts: Mapping[str, Any] | None = None,
     reused_from: Any = None,
 ) -> None:
-    """Log one model's evaluation to the active run.
-
-    Parameters
-    ----------
-    samples : SampleScores
-        Written as ``samples/<task>.parquet``, one file per task.
-    key : mapping
-        Everything the scores depend on; see `find_evaluation`.
-    metrics : mapping, optional
-        Further metrics, e.g. ``throughput/documents_per_second``. Mean scores are logged as
-        ``<task>/<metric>`` anyway. Values that are not finite are left out: MLflow would store
-        infinity as 1.8e308.
-    facts : mapping, optional
-        Probes, timing and plan, logged as ``evaluation.json``.
-    reused_from : mlflow.entities.Run, optional
-        The one the scores were taken from instead of being computed.
-    """
+    """Log one model's evaluation to the active run."""
     import mlflow
 
     active: Any = mlflow.active_run() or mlflow.start_run()
@@ -180,17 +164,7 @@ def find_evaluation(
     samples_digest: str | None = None,
     experiments: Collection[str] | None = None,
 ) -> Any | None:
-    """Newest finished run with this evaluation key, or None.
-
-    Parameters
-    ----------
-    key : mapping
-        As it was given to `log_evaluation`.
-    samples_digest : str, optional
-        Only a run with these very scores.
-    experiments : collection of str, optional
-        Ids of the experiments to look in; the active one by default.
-    """
+    """Newest finished run with this evaluation key, or None."""
     import mlflow
 
     wanted = f"tags.`{KEY_TAG}` = '{digest_json(dict(key))}' and status = 'FINISHED'"
@@ -207,18 +181,7 @@ def find_evaluation(
 
 
 def load_samples(run: Any) -> SampleScores:
-    """Per-sample scores of an evaluation run, with what was logged of agreements elsewhere.
-
-    Parameters
-    ----------
-    run : mlflow.entities.Run or str
-        Or its id.
-
-    Raises
-    ------
-    TrackingError
-        The run does not exist, or holds no samples.
-    """
+    """Per-sample scores of an evaluation run, with what was logged of agreements elsewhere."""
     names = [] if isinstance(run, str) else _stated_files(run)
     if not names:
         run_id = run if isinstance(run, str) else run.info.run_id
@@ -237,10 +200,8 @@ def load_samples(run: Any) -> SampleScores:
 
 
 def _stated_files(run: Any) -> list[str]:
-    """The files of a run's samples as its tag names them; empty where they have to be listed.
-
-    A name that leads elsewhere is none: whoever may set tags must not choose other samples.
-    """
+    """The files of a run's samples as its tag names them; empty where they have to be listed."""
+    # A name that leads elsewhere is none: whoever may set tags must not choose other samples.
     try:
         names = json.loads(run.data.tags.get(FILES_TAG, "[]"))
         plain = all(name.endswith(".parquet") and not set(name) & set("/\\") for name in names)

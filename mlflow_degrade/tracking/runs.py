@@ -35,29 +35,10 @@ def tracked_run(
     nested: bool = False,
     tags: Mapping[str, str] | None = None,
 ) -> Iterator[Any]:
-    """Start (or join) a run that is given a final status whatever happens inside.
-
-    Parameters
-    ----------
-    name : str, optional
-        Name of a new run; a joined run takes it only in place of a random one.
-    run_id : str, optional
-        A run that exists already, such as the one ``mlflow run`` made.
-    nested : bool
-        Make it a child of the active run.
-    tags : mapping, optional
-        Tags to set; values over MLflow's limit raise instead of being cut.
-
-    Yields
-    ------
-    mlflow.ActiveRun
-
-    Notes
-    -----
-    Ends FINISHED, FAILED after an exception, KILLED after Ctrl-C or SIGTERM. The signal is turned
-    into an exception by `terminate_gracefully`. Nothing can be done for a run while its process is
-    killed outright: the next run of this machine in the experiment ends it.
-    """
+    """Start (or join) a run that is given a final status whatever happens inside."""
+    # Ends FINISHED, FAILED after an exception, KILLED after Ctrl-C or SIGTERM. The signal is
+    # turned into an exception by `terminate_gracefully`. Nothing can be done for a run while its
+    # process is killed outright: the next run of this machine in the experiment ends it.
     import mlflow
 
     if mlflow.active_run() is None:
@@ -161,12 +142,10 @@ def check_tag(key: str, value: str) -> str:
 
 @contextmanager
 def terminate_gracefully() -> Iterator[None]:
-    """Turn SIGTERM, and the death of a parent ``mlflow run``, into `Terminated`.
-
-    Python's default for SIGTERM ends the process on the spot, and MLflow's run stays RUNNING for
-    ever. ``mlflow run`` does not pass the signal on to the process it started, which would go on
-    computing for nobody: a thread notices that the parent is gone.
-    """
+    """Turn SIGTERM, and the death of a parent ``mlflow run``, into `Terminated`."""
+    # Python's default for SIGTERM ends the process on the spot, and MLflow's run stays RUNNING for
+    # ever. ``mlflow run`` does not pass the signal on to the process it started, which would go on
+    # computing for nobody: a thread notices that the parent is gone.
     if threading.current_thread() is not threading.main_thread():
         # Signal handlers belong to the main thread; a caller in a thread handles its own.
         yield
@@ -194,3 +173,8 @@ def _watch_parent(stop: threading.Event, parent: int) -> None:
         if os.getppid() != parent:
             os.kill(os.getpid(), signal.SIGTERM)
             return
+
+
+def joined_run_id() -> str | None:
+    """The run that ``mlflow run`` made for this process, if it did."""
+    return os.environ.get("MLFLOW_RUN_ID")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mlflow_degrade.recipes.export_command import main
+from mlflow_degrade.cli.export import main
 
 if __name__ == "__main__":
     main(obj=Path(__file__).with_name("presets"))

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mlflow_degrade.recipes.quantize_command import main
+from mlflow_degrade.cli.quantize import main
 
 if __name__ == "__main__":
     main(obj=Path(__file__).with_name("presets"))

@@ -10,7 +10,7 @@ import pytest
 _ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(_ROOT / "benchmarks"))
 
-from families import Row, sweep_decoder, sweep_encoder, tables  # noqa: E402
+from families import sweep_decoder, sweep_encoder, table  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -55,4 +55,4 @@ def test_encoders_are_fused(tmp_path: Path) -> None:
     assert "Attention 2" in row.fused
     assert row.parity is not None
     assert row.parity < 1e-4
-    assert "`modernbert`" in tables([row, Row("other", "no: reason")], ["int8-weight-only"])
+    assert "`modernbert`" in table("encoder", [row], ["int8-weight-only"])

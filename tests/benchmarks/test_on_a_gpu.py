@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_degrade.errors import InputError, ProviderUnavailableError
-from mlflow_degrade.runtime.providers import resolve_device
+from mlflow_degrade.core.errors import InputError, ProviderUnavailableError
+from mlflow_degrade.engine.providers import resolve_device
 
 _BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 _COMMAND = [sys.executable, str(_BENCHMARKS / "on_a_gpu.py")]

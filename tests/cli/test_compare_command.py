@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 from mlflow_degrade import Decision, GatePolicy, decide, pair
-from mlflow_degrade.readers import read_samples
-from mlflow_degrade.scores import SampleScores
+from mlflow_degrade.samples.readers import read_samples
+from mlflow_degrade.samples.table import SampleScores
 
 Call = Callable[..., Any]
 

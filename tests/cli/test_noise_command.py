@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from mlflow_degrade.origin import Origin, Processor
-from mlflow_degrade.readers import read_samples
-from mlflow_degrade.scores import SampleScores
+from mlflow_degrade.samples.origin import Origin, Processor
+from mlflow_degrade.samples.readers import read_samples
+from mlflow_degrade.samples.table import SampleScores
 
 Call = Callable[..., Any]
 

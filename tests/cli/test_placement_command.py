@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from engine_models import ModelDir, model_dir, tiny_source
 
-from mlflow_degrade.cli.placement import placement
+from mlflow_degrade.cli.node_assignment import placement
 
 __all__ = ["model_dir", "tiny_source"]
 

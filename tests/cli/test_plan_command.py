@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mlflow_degrade.errors import DegradeError, InputError
-from mlflow_degrade.pairing import pair
-from mlflow_degrade.planning import detectable_drop, needed_samples, suite_power
-from mlflow_degrade.readers import read_samples
+from mlflow_degrade.core.errors import DegradeError, InputError
+from mlflow_degrade.decision.planning import detectable_drop, needed_samples, suite_power
+from mlflow_degrade.samples.pairing import pair
+from mlflow_degrade.samples.readers import read_samples
 from mlflow_degrade.stats import guard_mde
 
 Call = Callable[..., Any]

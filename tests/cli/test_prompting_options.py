@@ -9,7 +9,7 @@ import pytest
 
 from mlflow_degrade.cli import run
 from mlflow_degrade.cli.prompting import prompting_options
-from mlflow_degrade.prompting import Prompting
+from mlflow_degrade.core.prompting import Prompting
 
 EVALUATE = ["evaluate", "--model", "onnx", "--model-args", "pretrained=absent", "--tasks", "t"]
 GATE = ["gate", "--candidate", "runs:/a", "--baseline", "runs:/b"]

@@ -9,7 +9,7 @@ import pytest
 from engine_models import ModelDir
 from local_tasks import ALL
 
-from mlflow_degrade.errors import InputError
+from mlflow_degrade.core.errors import InputError
 from mlflow_degrade.evaluation.backend import NAME, OnnxLM
 
 

@@ -16,12 +16,12 @@ from encoder_models import (
 from local_tasks import choice_items, write_choice_task
 from tiny_models import SENTENCES
 
-from mlflow_degrade.errors import InputError
+from mlflow_degrade.core.errors import InputError
+from mlflow_degrade.core.prompting import Prompting
 from mlflow_degrade.evaluation.encoder_backend import NAME, OnnxEncoderLM
 from mlflow_degrade.evaluation.harness import HarnessSettings, run_lm_eval
 from mlflow_degrade.evaluation.run import EvaluationSettings, evaluate_model, evaluate_pair
 from mlflow_degrade.evaluation.suite import default_tasks, load_suite
-from mlflow_degrade.prompting import Prompting
 
 __all__ = ["tiny_classifier", "tiny_encoder"]
 

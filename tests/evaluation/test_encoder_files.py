@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mlflow_degrade.errors import InputError
+from mlflow_degrade.core.errors import InputError
 from mlflow_degrade.evaluation.collection import SHORTLIST, Collection
 from mlflow_degrade.evaluation.question_files import Columns
 from mlflow_degrade.evaluation.question_tasks import QuestionOptions

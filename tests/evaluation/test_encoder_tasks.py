@@ -26,7 +26,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import matthews_corrcoef, ndcg_score
 from tiny_models import SENTENCES
 
-from mlflow_degrade.errors import InputError
+from mlflow_degrade.core.errors import InputError
 from mlflow_degrade.evaluation.collection import SHORTLIST
 from mlflow_degrade.evaluation.harness import HarnessSettings, run_lm_eval
 from mlflow_degrade.evaluation.question_files import Columns

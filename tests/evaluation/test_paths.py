@@ -10,14 +10,14 @@ import pytest
 from engine_models import ModelDir
 from local_tasks import write_choice_task
 
-from mlflow_degrade.evaluation.arm import Arm
-from mlflow_degrade.evaluation.paths import choose
+from mlflow_degrade.evaluation.model_evaluation import Arm
 from mlflow_degrade.evaluation.run import (
     EvaluationSettings,
     evaluate_model,
     evaluate_pair,
     scoring_path,
 )
+from mlflow_degrade.evaluation.scoring_path import choose
 from mlflow_degrade.evaluation.suite import Suite, load_suite
 
 pytestmark = pytest.mark.usefixtures("own_cache")

@@ -12,10 +12,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from mlflow_degrade._question_names import names_questions, task_of
-from mlflow_degrade.errors import InputError, UnknownNameError
-from mlflow_degrade.evaluation.question_files import Columns, read_rows
-from mlflow_degrade.evaluation.question_sources import one_row
+from mlflow_degrade.core.errors import InputError, UnknownNameError
+from mlflow_degrade.core.question_names import names_questions, task_of
+from mlflow_degrade.evaluation.question_files import Columns, one_row, read_rows
 from mlflow_degrade.evaluation.question_tasks import QuestionOptions, question_tasks
 
 ROWS = [

@@ -17,12 +17,12 @@ from local_tasks import choice_items, write_choice_task
 from tiny_models import SENTENCES
 
 from mlflow_degrade import GatePolicy
-from mlflow_degrade.errors import InputError
+from mlflow_degrade.core.errors import InputError
 from mlflow_degrade.evaluation.question_files import Columns
 from mlflow_degrade.evaluation.question_tasks import QuestionOptions, squad_scores
 from mlflow_degrade.evaluation.run import EvaluationSettings, evaluate_model, evaluation_key
 from mlflow_degrade.evaluation.suite import Suite, load_suite
-from mlflow_degrade.readers._score_values import squad_exact, squad_f1
+from mlflow_degrade.samples.readers._score_values import squad_exact, squad_f1
 
 QUIET = EvaluationSettings(device="cpu", progress=False)
 

@@ -16,7 +16,9 @@ import pytest
 from engine_models import ModelDir
 from local_tasks import ALL, choice_items, write_choice_task
 
-from mlflow_degrade.errors import ModelError
+from mlflow_degrade.core.errors import ModelError
+from mlflow_degrade.core.prompting import Prompting
+from mlflow_degrade.evaluation import dependent_operations
 from mlflow_degrade.evaluation.run import (
     Evaluation,
     EvaluationSettings,
@@ -26,8 +28,6 @@ from mlflow_degrade.evaluation.run import (
     model_digest,
 )
 from mlflow_degrade.evaluation.suite import load_suite
-from mlflow_degrade.prompting import Prompting
-from mlflow_degrade.runtime import dependent_operations
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -295,8 +295,8 @@ def test_a_model_that_gives_nan_leaves_nothing_that_looks_finished(
     import numpy as np
     from onnx import numpy_helper
 
-    from mlflow_degrade.errors import NonFiniteLogitsError
-    from mlflow_degrade.optimize.onnx_files import load_graph, save_graph
+    from mlflow_degrade.core.errors import NonFiniteLogitsError
+    from mlflow_degrade.optimize.onnx_graph.files import load_graph, save_graph
 
     folder = tmp_path / "broken"
     shutil.copytree(model_dir("fp32"), folder)

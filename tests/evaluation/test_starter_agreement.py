@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from mlflow_degrade.engine.decoder import OnnxDecoder
 from mlflow_degrade.evaluation.starter import TASKS, read_items
-from mlflow_degrade.evaluation.starter_model import fetch_starter_model
 from mlflow_degrade.optimize.export import export_onnx
-from mlflow_degrade.optimize.graph import optimize_graph
-from mlflow_degrade.optimize.source import resolve_model
-from mlflow_degrade.runtime.decoder import OnnxDecoder
+from mlflow_degrade.optimize.fusion.optimize_graph import optimize_graph
+from mlflow_degrade.optimize.source.resolve import resolve_model
+from mlflow_degrade.optimize.source.starter_model import fetch_starter_model
 
 SAMPLES = 200
 # Float sums in another order; the requirement of the acceptance test.

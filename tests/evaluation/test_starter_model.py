@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_degrade.errors import ModelError
-from mlflow_degrade.evaluation import starter_model
-from mlflow_degrade.evaluation.starter_model import fetch_starter_model
+from mlflow_degrade.core.errors import ModelError
+from mlflow_degrade.optimize.source import starter_model
+from mlflow_degrade.optimize.source.starter_model import fetch_starter_model
 
 # Token ids from llama.cpp (the /tokenize route of the server in xllamacpp 2026.10.11549, with
 # add_special and parse_special), given the same GGUF file.
@@ -119,7 +119,7 @@ def test_interrupt_in_the_middle_of_the_download_leaves_nothing(empty_cache):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}/simple"
     code = (
-        "from mlflow_degrade.evaluation.starter_model import fetch_starter_model\n"
+        "from mlflow_degrade.optimize.source.starter_model import fetch_starter_model\n"
         "fetch_starter_model(progress=False)"
     )
     process = subprocess.Popen(

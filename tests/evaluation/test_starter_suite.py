@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from mlflow_degrade.errors import UnknownNameError
+from mlflow_degrade.core.errors import UnknownNameError
 from mlflow_degrade.evaluation import starter
 
 ROOT = Path(__file__).parents[2]

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from local_tasks import ALL, choice_items, write_choice_task, write_task
 
-from mlflow_degrade.errors import InputError, UnknownNameError
-from mlflow_degrade.evaluation import metric_fit
+from mlflow_degrade.core.errors import InputError, UnknownNameError
+from mlflow_degrade.evaluation import task_fit
 from mlflow_degrade.evaluation.suite import draw, load_suite
 
 
@@ -163,7 +163,7 @@ class TestMetricsThatDoNotFit:
                 return {"acc": True, "my_score": None, "my_loss": None}
 
         with pytest.raises(InputError, match=r"\['my_loss'\].*higher_is_better"):
-            metric_fit.refuse_unfit_metrics("mine", Odd())
+            task_fit.refuse_unfit_metrics("mine", Odd())
 
     def test_the_lists_are_those_of_lm_eval(self) -> None:
         # Whatever lm-eval has registered for texts is not refused there, and the reverse.
@@ -172,6 +172,6 @@ class TestMetricsThatDoNotFit:
 
         for kind, names in DEFAULT_METRIC_REGISTRY.items():
             if kind != "generate_until":
-                assert set(names) <= metric_fit._PER_SAMPLE[kind]
+                assert set(names) <= task_fit._PER_SAMPLE[kind]
             else:
-                assert not set(names) & metric_fit._NOT_OF_TEXTS
+                assert not set(names) & task_fit._NOT_OF_TEXTS

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlflow_degrade.errors import InputError, UnknownNameError
-from mlflow_degrade.optimize.formats.elements import ELEMENTS, FloatElement, round_to_element
+from mlflow_degrade.core.errors import InputError, UnknownNameError
+from mlflow_degrade.optimize.formats.number_format import ELEMENTS, FloatElement, round_to_element
 
 ML_DTYPES = {
     "fp8-e4m3": ml_dtypes.float8_e4m3fn,

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from mlflow_degrade.errors import InputError, UnknownNameError
-from mlflow_degrade.optimize.formats.names import FAMILIES, OPTIONS, parse_format
-from mlflow_degrade.optimize.formats.number_format import NumberFormat
+from mlflow_degrade.core.errors import InputError, UnknownNameError
+from mlflow_degrade.optimize.formats.number_format import (
+    FAMILIES,
+    OPTIONS,
+    NumberFormat,
+    parse_format,
+)
 
 # Bits that the sources give for a weight of a large matrix, scales included.
 BITS = {

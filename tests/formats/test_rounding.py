@@ -13,11 +13,9 @@ from gguf.constants import GGMLQuantizationType
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlflow_degrade.errors import InputError
-from mlflow_degrade.optimize.formats.elements import ELEMENTS
-from mlflow_degrade.optimize.formats.names import FAMILIES, parse_format
+from mlflow_degrade.core.errors import InputError
+from mlflow_degrade.optimize.formats.number_format import ELEMENTS, FAMILIES, SCALES, parse_format
 from mlflow_degrade.optimize.formats.rounding import round_weights
-from mlflow_degrade.optimize.formats.scales import SCALES
 
 ONE = np.float32(1)
 

@@ -9,8 +9,8 @@ import pytest
 from tiny_models import make_tiny_llama
 
 from mlflow_degrade.optimize.export import export_onnx
-from mlflow_degrade.optimize.graph import optimize_graph
-from mlflow_degrade.optimize.source import resolve_model
+from mlflow_degrade.optimize.fusion.optimize_graph import optimize_graph
+from mlflow_degrade.optimize.source.resolve import resolve_model
 
 
 @pytest.fixture(autouse=True)

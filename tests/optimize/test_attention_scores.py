@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnxruntime import InferenceSession
 
-from mlflow_degrade.optimize.fusion import fuse_decoder
-from mlflow_degrade.runtime.providers import CPU
+from mlflow_degrade.engine.providers import CPU
+from mlflow_degrade.optimize.fusion.decoder import fuse_decoder
 
 _HEADS, _WIDTH, _VOCABULARY = 2, 4, 11
 _LOWEST = float(np.finfo(np.float32).min)

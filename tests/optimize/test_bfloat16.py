@@ -13,14 +13,14 @@ from safetensors.torch import load_file
 from tiny_models import make_tiny_llama
 from transformers import AutoModelForCausalLM
 
-from mlflow_degrade.errors import UnsupportedModelError
-from mlflow_degrade.optimize.bfloat16 import convert_to_bfloat16, round_tensor
+from mlflow_degrade.core.errors import UnsupportedModelError
+from mlflow_degrade.engine.ort_values import run_arrays
+from mlflow_degrade.engine.providers import open_session
 from mlflow_degrade.optimize.export import export_onnx
-from mlflow_degrade.optimize.model_directory import ModelDirectory
-from mlflow_degrade.optimize.onnx_files import load_graph
-from mlflow_degrade.optimize.source import resolve_model
-from mlflow_degrade.runtime.providers import open_session
-from mlflow_degrade.runtime.values import run_arrays
+from mlflow_degrade.optimize.onnx_graph.files import load_graph
+from mlflow_degrade.optimize.passes.bfloat16 import convert_to_bfloat16, round_tensor
+from mlflow_degrade.optimize.source.model_directory import ModelDirectory
+from mlflow_degrade.optimize.source.resolve import resolve_model
 
 
 def _bits(values: np.ndarray) -> np.ndarray:

@@ -7,15 +7,15 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from mlflow_degrade.errors import QuantizationError
-from mlflow_degrade.optimize.blockwise import (
+from mlflow_degrade.core.errors import QuantizationError
+from mlflow_degrade.optimize.passes.blockwise import (
     Blocks,
     _inverse_factor,
     gptq,
     half_quadratic,
     round_to_nearest,
 )
-from mlflow_degrade.optimize.nbits import pack, replace_product
+from mlflow_degrade.optimize.passes.matmul_nbits import pack, replace_product
 
 OUTPUTS, INPUTS, BLOCK = 48, 128, 32
 

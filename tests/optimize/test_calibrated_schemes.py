@@ -9,16 +9,15 @@ import pytest
 from encoder_models import TinyModel, tiny_encoder
 from tiny_models import SENTENCES
 
-from mlflow_degrade.cache import cache_root
-from mlflow_degrade.errors import InputError, QuantizationError, UnknownNameError
-from mlflow_degrade.optimize.calibration import Calibration
-from mlflow_degrade.optimize.calibration_prompts import CALIBRATION_PROMPTS
-from mlflow_degrade.optimize.model_directory import ModelDirectory
-from mlflow_degrade.optimize.onnx_files import load_graph
-from mlflow_degrade.optimize.prompts import PARITY_PROMPTS
+from mlflow_degrade.core.cache import cache_root
+from mlflow_degrade.core.errors import InputError, QuantizationError, UnknownNameError
+from mlflow_degrade.engine.providers import CPU, CUDA, TENSORRT
+from mlflow_degrade.optimize.onnx_graph.files import load_graph
+from mlflow_degrade.optimize.parity.prompts import PARITY_PROMPTS
+from mlflow_degrade.optimize.passes.calibration import CALIBRATION_PROMPTS, Calibration
+from mlflow_degrade.optimize.passes.static import CALIBRATIONS
 from mlflow_degrade.optimize.schemes import apply_scheme, find_scheme
-from mlflow_degrade.optimize.static import CALIBRATIONS
-from mlflow_degrade.runtime.providers import CPU, CUDA, TENSORRT
+from mlflow_degrade.optimize.source.model_directory import ModelDirectory
 
 __all__ = ["tiny_encoder"]
 
@@ -97,7 +96,7 @@ def test_every_way_to_choose_ranges_gives_its_own_model(tiny_base: Path) -> None
 
 
 def test_static_scores_do_not_depend_on_the_batch(tiny_encoder: TinyModel) -> None:
-    from mlflow_degrade.runtime.encoder import OnnxEncoder
+    from mlflow_degrade.engine.encoder import OnnxEncoder
 
     base = tiny_encoder.made("fp32")
     encoder = OnnxEncoder(made(base, "int8-static-minmax").path, device="cpu")

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import make_tiny_bert, make_tiny_llama
 
-from mlflow_degrade.errors import ModelError, UnsupportedModelError
+from mlflow_degrade.core.errors import ModelError, UnsupportedModelError
 from mlflow_degrade.optimize.export import export_onnx
-from mlflow_degrade.optimize.source import resolve_model
+from mlflow_degrade.optimize.source.resolve import resolve_model
 
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 123456\n"
 WEIGHTS, CONFIG = "model.safetensors", "config.json"

@@ -9,14 +9,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from mlflow_degrade.errors import UnsupportedModelError
-from mlflow_degrade.optimize.embeddings import (
-    head_node,
-    narrow_embedding,
-    tie_head,
-    untie_head,
+from mlflow_degrade.core.errors import UnsupportedModelError
+from mlflow_degrade.optimize.embeddings import head_node, narrow_embedding, tie_head, untie_head
+from mlflow_degrade.optimize.onnx_graph.files import (
+    MAX_IR,
+    MAX_OPSET,
+    pin_versions,
+    without_weights,
 )
-from mlflow_degrade.optimize.onnx_files import MAX_IR, MAX_OPSET, pin_versions, without_weights
 
 
 def _model(head: np.ndarray | None = None, *, scaled: bool = False, opset: int = 17) -> Any:

@@ -12,17 +12,17 @@ from encoder_models import TinyModel, tiny_classifier, tiny_encoder
 from model_families import ENCODERS
 from tiny_models import SENTENCES, make_tiny_encoder
 
-from mlflow_degrade.errors import InputError
-from mlflow_degrade.optimize import encoder_fusion
+from mlflow_degrade.bench.node_assignment import find_placement
+from mlflow_degrade.core.errors import InputError
+from mlflow_degrade.engine.encoder import OnnxEncoder
+from mlflow_degrade.engine.providers import CPU
 from mlflow_degrade.optimize.export import export_onnx
-from mlflow_degrade.optimize.fusion import Fused, fuse_attention
-from mlflow_degrade.optimize.graph import optimize_graph
-from mlflow_degrade.optimize.model_directory import ModelDirectory
+from mlflow_degrade.optimize.fusion import encoder
+from mlflow_degrade.optimize.fusion.decoder import Fused, fuse_attention
+from mlflow_degrade.optimize.fusion.optimize_graph import optimize_graph
 from mlflow_degrade.optimize.schemes import apply_scheme
-from mlflow_degrade.optimize.source import resolve_model
-from mlflow_degrade.runtime.encoder import OnnxEncoder
-from mlflow_degrade.runtime.placement import find_placement
-from mlflow_degrade.runtime.providers import CPU
+from mlflow_degrade.optimize.source.model_directory import ModelDirectory
+from mlflow_degrade.optimize.source.resolve import resolve_model
 
 __all__ = ["tiny_classifier", "tiny_encoder"]
 
@@ -104,7 +104,7 @@ def test_attention_that_onnxruntime_does_not_know_is_onnx_own(
                 node.input[3] = node.input[0]
         return found
 
-    monkeypatch.setattr(encoder_fusion, "fuse_attention", without_mask_rows)
+    monkeypatch.setattr(encoder, "fuse_attention", without_mask_rows)
     monkeypatch.setenv("MLFLOW_DEGRADE_CACHE", str(tmp_path / "other"))
     kept = ModelDirectory.load(optimize_graph(plain, "O2", progress=False))
     assert kept.recipe[-1]["fused"] == {"BiasGelu": 2, "SkipLayerNormalization": 5}

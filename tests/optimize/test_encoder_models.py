@@ -12,19 +12,19 @@ import pytest
 from encoder_models import LABELS, TinyModel, tiny_classifier, tiny_encoder
 from tiny_models import make_tiny_bert
 
-from mlflow_degrade.errors import (
+from mlflow_degrade.core.errors import (
     ModelError,
     ParityError,
     QuantizationError,
     UnsupportedModelError,
 )
-from mlflow_degrade.optimize.agreement import check_agreement
-from mlflow_degrade.optimize.encoder_parity import encoder_parity
 from mlflow_degrade.optimize.export import export_onnx
-from mlflow_degrade.optimize.model_directory import ModelDirectory
-from mlflow_degrade.optimize.onnx_files import load_graph, save_graph
+from mlflow_degrade.optimize.onnx_graph.files import load_graph, save_graph
+from mlflow_degrade.optimize.parity.agreement import check_agreement
+from mlflow_degrade.optimize.parity.encoder import encoder_parity
 from mlflow_degrade.optimize.schemes import SCHEMES, apply_scheme
-from mlflow_degrade.optimize.source import resolve_model
+from mlflow_degrade.optimize.source.model_directory import ModelDirectory
+from mlflow_degrade.optimize.source.resolve import resolve_model
 
 __all__ = ["tiny_classifier", "tiny_encoder"]
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnxruntime import InferenceSession
 
-from mlflow_degrade.optimize.experts import split_experts
-from mlflow_degrade.optimize.layers import find_layers
-from mlflow_degrade.runtime.providers import CPU
+from mlflow_degrade.engine.providers import CPU
+from mlflow_degrade.optimize.fusion.experts import split_experts
+from mlflow_degrade.optimize.onnx_graph.layers import find_layers
 
 _EXPERTS, _INPUTS, _OUTPUTS = 3, 8, 5
 _NAME = "/model/layers.0/mlp/experts/MatMul"

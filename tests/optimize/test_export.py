@@ -17,7 +17,7 @@ import torch
 from tiny_models import SENTENCES, make_tiny_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from mlflow_degrade.errors import (
+from mlflow_degrade.core.errors import (
     ModelError,
     QuantizationError,
     StorageError,
@@ -25,12 +25,12 @@ from mlflow_degrade.errors import (
 )
 from mlflow_degrade.optimize.embeddings import head_node
 from mlflow_degrade.optimize.export import export_onnx
-from mlflow_degrade.optimize.forward import OnnxForward
-from mlflow_degrade.optimize.graph import optimize_graph
-from mlflow_degrade.optimize.model_directory import ModelDirectory
-from mlflow_degrade.optimize.onnx_files import MAX_IR, MAX_OPSET, load_graph
+from mlflow_degrade.optimize.fusion.optimize_graph import optimize_graph
+from mlflow_degrade.optimize.onnx_graph.files import MAX_IR, MAX_OPSET, load_graph
+from mlflow_degrade.optimize.onnx_graph.forward import OnnxForward
 from mlflow_degrade.optimize.schemes import apply_scheme
-from mlflow_degrade.optimize.source import resolve_model
+from mlflow_degrade.optimize.source.model_directory import ModelDirectory
+from mlflow_degrade.optimize.source.resolve import resolve_model
 
 
 def test_logits_equal_pytorch_with_and_without_a_cache(
@@ -119,7 +119,7 @@ def test_an_interrupted_export_leaves_nothing(
     script = (
         "import sys, torch, optimum.exporters.onnx\n"
         "from mlflow_degrade.optimize.export import export_onnx\n"
-        "from mlflow_degrade.optimize.source import resolve_model\n"
+        "from mlflow_degrade.optimize.source.resolve import resolve_model\n"
         "source = resolve_model(sys.argv[1])\n"
         "print('ready', flush=True)\n"
         "export_onnx(source)\n"

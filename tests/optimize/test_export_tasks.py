@@ -27,15 +27,20 @@ from transformers import (
     WhisperConfig,
 )
 
-from mlflow_degrade.errors import InputError, ModelError, UnknownNameError, UnsupportedModelError
+from mlflow_degrade.core.errors import (
+    InputError,
+    ModelError,
+    UnknownNameError,
+    UnsupportedModelError,
+)
 from mlflow_degrade.evaluation.suite import default_tasks
 from mlflow_degrade.optimize.export import export_onnx
-from mlflow_degrade.optimize.graph import optimize_graph
-from mlflow_degrade.optimize.model_directory import ModelDirectory
-from mlflow_degrade.optimize.onnx_files import load_graph, save_graph
-from mlflow_degrade.optimize.output_parity import output_parity
+from mlflow_degrade.optimize.fusion.optimize_graph import optimize_graph
+from mlflow_degrade.optimize.onnx_graph.files import load_graph, save_graph
+from mlflow_degrade.optimize.parity.agreement import output_parity
 from mlflow_degrade.optimize.schemes import apply_scheme
-from mlflow_degrade.optimize.source import SourceModel, resolve_model
+from mlflow_degrade.optimize.source.model_directory import ModelDirectory
+from mlflow_degrade.optimize.source.resolve import SourceModel, resolve_model
 
 __all__ = ["tiny_encoder"]
 

@@ -15,14 +15,14 @@ from encoder_models import TinyModel, tiny_encoder
 from onnx import TensorProto, helper, numpy_helper
 from tiny_models import SENTENCES
 
-from mlflow_degrade.errors import InputError, QuantizationError, UnknownNameError
-from mlflow_degrade.optimize.calibration_prompts import CALIBRATION_PROMPTS
-from mlflow_degrade.optimize.model_directory import ModelDirectory
-from mlflow_degrade.optimize.onnx_files import load_graph
+from mlflow_degrade.core.errors import InputError, QuantizationError, UnknownNameError
+from mlflow_degrade.engine.providers import CPU, CUDA, TENSORRT, create_session, session_options
+from mlflow_degrade.optimize.onnx_graph.files import load_graph
+from mlflow_degrade.optimize.passes.calibration import CALIBRATION_PROMPTS
+from mlflow_degrade.optimize.passes.sensitivity import measure_sensitivity
+from mlflow_degrade.optimize.passes.static import quantize_statically
 from mlflow_degrade.optimize.schemes import apply_scheme, find_scheme
-from mlflow_degrade.optimize.sensitivity import measure_sensitivity
-from mlflow_degrade.optimize.static import quantize_statically
-from mlflow_degrade.runtime.providers import CPU, CUDA, TENSORRT, create_session, session_options
+from mlflow_degrade.optimize.source.model_directory import ModelDirectory
 
 __all__ = ["tiny_encoder"]
 
@@ -149,7 +149,7 @@ def test_the_graph_declares_an_operator_set_with_8_bit_floats(
 
 
 def test_scores_do_not_depend_on_the_batch(tiny_encoder: TinyModel) -> None:
-    from mlflow_degrade.runtime.encoder import OnnxEncoder
+    from mlflow_degrade.engine.encoder import OnnxEncoder
 
     encoder = OnnxEncoder(tiny_encoder.made("fp8-static"), device="cpu")
     together = encoder.vectors(SENTENCES)

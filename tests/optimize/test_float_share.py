@@ -11,12 +11,20 @@ import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from mlflow_degrade.errors import InputError, QuantizationError, UnknownNameError
-from mlflow_degrade.optimize.float_share import float_share, require_quantized, weights_sentence
-from mlflow_degrade.optimize.model_directory import MANIFEST_FILE, ModelDirectory, write_manifest
-from mlflow_degrade.optimize.onnx_files import load_graph, save_graph
+from mlflow_degrade.core.errors import InputError, QuantizationError, UnknownNameError
+from mlflow_degrade.optimize.onnx_graph.files import load_graph, save_graph
+from mlflow_degrade.optimize.onnx_graph.float_share import (
+    float_share,
+    require_quantized,
+    weights_sentence,
+)
 from mlflow_degrade.optimize.recipe import Recipe
 from mlflow_degrade.optimize.schemes import SCHEMES, apply_scheme
+from mlflow_degrade.optimize.source.model_directory import (
+    MANIFEST_FILE,
+    ModelDirectory,
+    write_manifest,
+)
 
 
 def _graph(nodes: list[Any], weights: dict[str, Any]) -> ModelProto:

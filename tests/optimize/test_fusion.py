@@ -14,17 +14,17 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnxruntime import InferenceSession
 from tiny_models import SENTENCES
 
-from mlflow_degrade.optimize import graph as graph_step
-from mlflow_degrade.optimize.forward import OnnxForward
-from mlflow_degrade.optimize.fusion import Fused, fuse_decoder
-from mlflow_degrade.optimize.graph import optimize_graph
-from mlflow_degrade.optimize.model_directory import ModelDirectory
-from mlflow_degrade.optimize.onnx_files import load_graph
-from mlflow_degrade.optimize.parity import parity
-from mlflow_degrade.optimize.wiring import attribute
-from mlflow_degrade.runtime.decoder import OnnxDecoder
-from mlflow_degrade.runtime.probes import probe_batch_invariance, probe_path_equivalence
-from mlflow_degrade.runtime.providers import CPU, open_session
+from mlflow_degrade.engine.decoder import OnnxDecoder
+from mlflow_degrade.engine.graph_editor import attribute
+from mlflow_degrade.engine.providers import CPU, open_session
+from mlflow_degrade.evaluation.probes import probe_batch_invariance, probe_path_equivalence
+from mlflow_degrade.optimize.fusion import optimize_graph as graph_step
+from mlflow_degrade.optimize.fusion.decoder import Fused, fuse_decoder
+from mlflow_degrade.optimize.fusion.optimize_graph import optimize_graph
+from mlflow_degrade.optimize.onnx_graph.files import load_graph
+from mlflow_degrade.optimize.onnx_graph.forward import OnnxForward
+from mlflow_degrade.optimize.parity.decoder import parity
+from mlflow_degrade.optimize.source.model_directory import ModelDirectory
 
 LAYERS = 2
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from tiny_models import make_tiny_tokenizer
 
-from mlflow_degrade.errors import ModelError, UnsupportedModelError
-from mlflow_degrade.optimize.gguf_files import convert_gguf
-from mlflow_degrade.optimize.source import resolve_model
+from mlflow_degrade.core.errors import ModelError, UnsupportedModelError
+from mlflow_degrade.optimize.source.gguf_files import convert_gguf
+from mlflow_degrade.optimize.source.resolve import resolve_model
 
 gguf = pytest.importorskip("gguf")
 

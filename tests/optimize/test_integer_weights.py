@@ -13,10 +13,10 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from integer_graphs import float_products, integer_product
 from numpy.typing import NDArray
 
-from mlflow_degrade.errors import UnknownNameError
-from mlflow_degrade.optimize.dynamic import quantize_dynamically
-from mlflow_degrade.optimize.integer_weights import TARGETS, round_columns
-from mlflow_degrade.runtime.providers import CPU, session_options
+from mlflow_degrade.core.errors import UnknownNameError
+from mlflow_degrade.engine.providers import CPU, session_options
+from mlflow_degrade.optimize.passes.dynamic import quantize_dynamically
+from mlflow_degrade.optimize.passes.integer_weights import TARGETS, round_columns
 
 INT16 = np.iinfo(np.int16)
 

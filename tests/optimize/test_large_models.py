@@ -8,11 +8,11 @@ import pytest
 from tiny_models import make_tiny_llama
 
 from mlflow_degrade.optimize.export import export_onnx
-from mlflow_degrade.optimize.graph import optimize_graph
-from mlflow_degrade.optimize.model_directory import ModelDirectory
-from mlflow_degrade.optimize.onnx_files import GRAPH_FILE, WEIGHTS_FILE
+from mlflow_degrade.optimize.fusion.optimize_graph import optimize_graph
+from mlflow_degrade.optimize.onnx_graph.files import GRAPH_FILE, WEIGHTS_FILE
 from mlflow_degrade.optimize.schemes import apply_scheme
-from mlflow_degrade.optimize.source import resolve_model
+from mlflow_degrade.optimize.source.model_directory import ModelDirectory
+from mlflow_degrade.optimize.source.resolve import resolve_model
 
 LIMIT = 2**31
 """Bytes of a protobuf message."""

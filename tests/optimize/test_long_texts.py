@@ -11,16 +11,16 @@ import torch
 from tiny_models import LLAMA_SIZES, SENTENCES, make_tiny_bert, make_tiny_decoder
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-from mlflow_degrade.errors import InputError, ParityError
+from mlflow_degrade.core.errors import InputError, ParityError
+from mlflow_degrade.engine.decoder import OnnxDecoder
+from mlflow_degrade.engine.generation import Sampling
+from mlflow_degrade.engine.lengths import attention_window, exact_length
 from mlflow_degrade.optimize.export import export_onnx
-from mlflow_degrade.optimize.graph import optimize_graph
-from mlflow_degrade.optimize.model_directory import ModelDirectory
-from mlflow_degrade.optimize.parity import check_parity, parity
-from mlflow_degrade.optimize.prompts import window_compared
-from mlflow_degrade.optimize.source import resolve_model
-from mlflow_degrade.runtime.decoder import OnnxDecoder
-from mlflow_degrade.runtime.generation import Sampling
-from mlflow_degrade.runtime.lengths import attention_window, exact_length
+from mlflow_degrade.optimize.fusion.optimize_graph import optimize_graph
+from mlflow_degrade.optimize.parity.decoder import check_parity, parity
+from mlflow_degrade.optimize.parity.prompts import window_compared
+from mlflow_degrade.optimize.source.model_directory import ModelDirectory
+from mlflow_degrade.optimize.source.resolve import resolve_model
 
 _LONGROPE = {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
 

@@ -11,7 +11,7 @@ from onnx import numpy_helper
 from scipy.special import log_softmax, rel_entr, softmax
 from tiny_models import SENTENCES, make_tiny_llama
 
-from mlflow_degrade.errors import (
+from mlflow_degrade.core.errors import (
     InputError,
     ModelError,
     NonFiniteLogitsError,
@@ -19,12 +19,12 @@ from mlflow_degrade.errors import (
     UnknownNameError,
 )
 from mlflow_degrade.optimize.embeddings import head_node
-from mlflow_degrade.optimize.graph import optimize_graph
-from mlflow_degrade.optimize.model_directory import ModelDirectory
-from mlflow_degrade.optimize.onnx_files import WEIGHTS_FILE, load_graph, save_graph
-from mlflow_degrade.optimize.parity import _kl_and_agreement, check_parity, parity
-from mlflow_degrade.optimize.prompts import PARITY_PROMPTS
+from mlflow_degrade.optimize.fusion.optimize_graph import optimize_graph
+from mlflow_degrade.optimize.onnx_graph.files import WEIGHTS_FILE, load_graph, save_graph
+from mlflow_degrade.optimize.parity.decoder import _kl_and_agreement, check_parity, parity
+from mlflow_degrade.optimize.parity.prompts import PARITY_PROMPTS
 from mlflow_degrade.optimize.schemes import apply_scheme
+from mlflow_degrade.optimize.source.model_directory import ModelDirectory
 
 
 def _changed(base: Path, target: Path, change: float) -> Path:

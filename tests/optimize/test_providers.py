@@ -7,9 +7,9 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
-from mlflow_degrade.errors import ModelError, ProviderUnavailableError, UnknownNameError
-from mlflow_degrade.runtime import providers
-from mlflow_degrade.runtime.tensorrt import tensorrt_options
+from mlflow_degrade.core.errors import ModelError, ProviderUnavailableError, UnknownNameError
+from mlflow_degrade.engine import providers
+from mlflow_degrade.engine.providers import tensorrt_options
 
 HAS_CUDA = providers.CUDA in onnxruntime.get_available_providers()
 

@@ -10,15 +10,15 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlflow_degrade.cache import cache_root
-from mlflow_degrade.errors import InputError, UnknownNameError
-from mlflow_degrade.optimize.calibration_prompts import CALIBRATION_PROMPTS
-from mlflow_degrade.optimize.model_directory import ModelDirectory
-from mlflow_degrade.optimize.passes import PASSES, QuantizePass
+from mlflow_degrade.core.cache import cache_root
+from mlflow_degrade.core.errors import InputError, UnknownNameError
+from mlflow_degrade.engine.integer_probe import full_range
+from mlflow_degrade.engine.providers import CPU, CUDA
+from mlflow_degrade.optimize.pass_table import PASSES, QuantizePass
+from mlflow_degrade.optimize.passes.calibration import CALIBRATION_PROMPTS
 from mlflow_degrade.optimize.recipe import Recipe, load_recipe, preset_files, run_recipe
 from mlflow_degrade.optimize.schemes import SCHEMES, apply_scheme, find_scheme
-from mlflow_degrade.runtime.integer_probe import full_range
-from mlflow_degrade.runtime.providers import CPU, CUDA
+from mlflow_degrade.optimize.source.model_directory import ModelDirectory
 
 _RECIPES = Path(__file__).parents[2] / "recipes"
 PRESETS = [file for folder in _RECIPES.glob("*/presets") for file in preset_files(folder).values()]

@@ -12,19 +12,19 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from tiny_models import SENTENCES
 
-from mlflow_degrade.cache import cache_root
-from mlflow_degrade.errors import (
+from mlflow_degrade.core.cache import cache_root
+from mlflow_degrade.core.errors import (
     InexactKernelError,
     InputError,
     ParityError,
     QuantizationError,
     UnknownNameError,
 )
+from mlflow_degrade.engine.integer_probe import full_range
+from mlflow_degrade.engine.providers import CPU, CUDA, session_options
 from mlflow_degrade.optimize.embeddings import head_node
 from mlflow_degrade.optimize.export import export_onnx
-from mlflow_degrade.optimize.forward import OnnxForward
-from mlflow_degrade.optimize.model_directory import ModelDirectory
-from mlflow_degrade.optimize.onnx_files import (
+from mlflow_degrade.optimize.onnx_graph.files import (
     WEIGHTS_FILE,
     _structure_digest,
     _weight_digests,
@@ -32,11 +32,11 @@ from mlflow_degrade.optimize.onnx_files import (
     load_graph,
     save_graph,
 )
-from mlflow_degrade.optimize.parity import parity
+from mlflow_degrade.optimize.onnx_graph.forward import OnnxForward
+from mlflow_degrade.optimize.parity.decoder import parity
 from mlflow_degrade.optimize.schemes import SCHEMES, apply_scheme, find_scheme
-from mlflow_degrade.optimize.source import resolve_model
-from mlflow_degrade.runtime.integer_probe import full_range
-from mlflow_degrade.runtime.providers import CPU, CUDA, session_options
+from mlflow_degrade.optimize.source.model_directory import ModelDirectory
+from mlflow_degrade.optimize.source.resolve import resolve_model
 
 REDUCED = [name for name, scheme in SCHEMES.items() if scheme.rewrite is not None]
 

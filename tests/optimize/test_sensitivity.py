@@ -13,21 +13,21 @@ import pytest
 from rich.console import Console
 from tiny_models import SENTENCES, make_tiny_bert, make_tiny_llama
 
-from mlflow_degrade.cache import cache_root
-from mlflow_degrade.errors import InputError, QuantizationError, UnknownNameError
-from mlflow_degrade.optimize.calibration import calibration_texts
-from mlflow_degrade.optimize.dynamic import quantize_dynamically
-from mlflow_degrade.optimize.exclusion import ExclusionRule
+from mlflow_degrade.core.cache import cache_root
+from mlflow_degrade.core.errors import InputError, QuantizationError, UnknownNameError
 from mlflow_degrade.optimize.export import export_onnx
-from mlflow_degrade.optimize.graph import optimize_graph
-from mlflow_degrade.optimize.layer_trials import LayerTrials
-from mlflow_degrade.optimize.model_directory import ModelDirectory, copy_companions
-from mlflow_degrade.optimize.onnx_files import WEIGHTS_FILE, load_graph, save_graph
-from mlflow_degrade.optimize.parity import parity
+from mlflow_degrade.optimize.fusion.optimize_graph import optimize_graph
+from mlflow_degrade.optimize.onnx_graph.files import WEIGHTS_FILE, load_graph, save_graph
+from mlflow_degrade.optimize.parity.decoder import parity
+from mlflow_degrade.optimize.passes.calibration import calibration_texts
+from mlflow_degrade.optimize.passes.dynamic import quantize_dynamically
+from mlflow_degrade.optimize.passes.layer_ablation import LayerTrials
+from mlflow_degrade.optimize.passes.mixed_precision import ExclusionRule
+from mlflow_degrade.optimize.passes.sensitivity import measure_sensitivity
+from mlflow_degrade.optimize.passes.sensitivity_report import SensitivityReport
 from mlflow_degrade.optimize.schemes import apply_scheme, find_scheme
-from mlflow_degrade.optimize.sensitivity import measure_sensitivity
-from mlflow_degrade.optimize.sensitivity_report import SensitivityReport
-from mlflow_degrade.optimize.source import resolve_model
+from mlflow_degrade.optimize.source.model_directory import ModelDirectory, copy_companions
+from mlflow_degrade.optimize.source.resolve import resolve_model
 from mlflow_degrade.report.sensitivity import sensitivity_figure, sensitivity_view
 
 OUTLIER = "/model/layers.1/mlp/down_proj/MatMul"

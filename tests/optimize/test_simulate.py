@@ -10,16 +10,16 @@ import pytest
 from onnx import helper, numpy_helper
 from tiny_models import make_tiny_llama
 
-from mlflow_degrade.errors import InputError, QuantizationError, UnknownNameError
+from mlflow_degrade.core.errors import InputError, QuantizationError, UnknownNameError
 from mlflow_degrade.optimize.export import export_onnx
-from mlflow_degrade.optimize.formats.names import parse_format
+from mlflow_degrade.optimize.formats.number_format import parse_format
 from mlflow_degrade.optimize.formats.rounding import round_weights
-from mlflow_degrade.optimize.graph import optimize_graph
-from mlflow_degrade.optimize.model_directory import ModelDirectory
-from mlflow_degrade.optimize.onnx_files import load_graph
+from mlflow_degrade.optimize.fusion.optimize_graph import optimize_graph
+from mlflow_degrade.optimize.onnx_graph.files import load_graph
+from mlflow_degrade.optimize.passes.simulate import simulate_weights
 from mlflow_degrade.optimize.schemes import apply_scheme, find_scheme
-from mlflow_degrade.optimize.simulate import simulate_weights
-from mlflow_degrade.optimize.source import resolve_model
+from mlflow_degrade.optimize.source.model_directory import ModelDirectory
+from mlflow_degrade.optimize.source.resolve import resolve_model
 
 
 def _weights(directory: Path) -> dict[str, np.ndarray]:

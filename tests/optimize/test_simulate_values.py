@@ -12,19 +12,18 @@ import pytest
 from onnx import helper, numpy_helper
 from tiny_models import SENTENCES
 
-from mlflow_degrade.errors import InputError, QuantizationError, UnknownNameError
-from mlflow_degrade.optimize.formats.elements import ELEMENTS
-from mlflow_degrade.optimize.formats.names import parse_format
+from mlflow_degrade.core.errors import InputError, QuantizationError, UnknownNameError
+from mlflow_degrade.optimize.formats.number_format import ELEMENTS, parse_format
 from mlflow_degrade.optimize.formats.rounding import round_weights
-from mlflow_degrade.optimize.forward import OnnxForward
-from mlflow_degrade.optimize.model_directory import ModelDirectory
-from mlflow_degrade.optimize.onnx_files import load_graph
-from mlflow_degrade.optimize.schemes import apply_scheme, find_scheme
-from mlflow_degrade.optimize.simulate_values import (
+from mlflow_degrade.optimize.onnx_graph.files import load_graph
+from mlflow_degrade.optimize.onnx_graph.forward import OnnxForward
+from mlflow_degrade.optimize.passes.simulate_values import (
     VALUE_FORMATS,
     simulate_activations,
     simulate_cache,
 )
+from mlflow_degrade.optimize.schemes import apply_scheme, find_scheme
+from mlflow_degrade.optimize.source.model_directory import ModelDirectory
 
 
 def _product(opset: int = 18, width: int = 64) -> onnx.ModelProto:

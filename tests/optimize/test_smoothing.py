@@ -16,18 +16,22 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from tiny_models import SENTENCES, make_tiny_llama, make_tiny_tokenizer
 
-from mlflow_degrade.errors import QuantizationError
-from mlflow_degrade.optimize.calibration import Calibration, calibration_texts
+from mlflow_degrade.core.errors import QuantizationError
 from mlflow_degrade.optimize.export import export_onnx
-from mlflow_degrade.optimize.forward import OnnxForward
-from mlflow_degrade.optimize.graph import optimize_graph
-from mlflow_degrade.optimize.joints import find_joints
-from mlflow_degrade.optimize.model_directory import ModelDirectory
-from mlflow_degrade.optimize.onnx_files import load_graph
-from mlflow_degrade.optimize.parity import prompt_tokens
+from mlflow_degrade.optimize.fusion.optimize_graph import optimize_graph
+from mlflow_degrade.optimize.onnx_graph.files import load_graph
+from mlflow_degrade.optimize.onnx_graph.forward import OnnxForward
+from mlflow_degrade.optimize.parity.decoder import prompt_tokens
+from mlflow_degrade.optimize.passes.calibration import Calibration, calibration_texts
+from mlflow_degrade.optimize.passes.smoothing import (
+    choose_factors,
+    find_joints,
+    smooth,
+    smooth_directory,
+)
 from mlflow_degrade.optimize.schemes import apply_scheme
-from mlflow_degrade.optimize.smoothing import choose_factors, smooth, smooth_directory
-from mlflow_degrade.optimize.source import resolve_model
+from mlflow_degrade.optimize.source.model_directory import ModelDirectory
+from mlflow_degrade.optimize.source.resolve import resolve_model
 
 __all__ = ["tiny_encoder"]
 

@@ -18,9 +18,9 @@ import pytest
 from mlflow_stores import use_empty_store
 from tiny_models import make_tiny_llama
 
-from mlflow_degrade.errors import ModelError, UnknownNameError
-from mlflow_degrade.optimize.model_directory import ModelDirectory
-from mlflow_degrade.optimize.source import resolve_model
+from mlflow_degrade.core.errors import ModelError, UnknownNameError
+from mlflow_degrade.optimize.source.model_directory import ModelDirectory
+from mlflow_degrade.optimize.source.resolve import resolve_model
 
 COMMIT = "1" * 40
 
@@ -170,8 +170,8 @@ def _resolve_at(endpoint: str, name: str, home: Path) -> str:
     """What resolving `name` says in a process that takes `endpoint` for the hub."""
     script = (
         "import sys\n"
-        "from mlflow_degrade.errors import DegradeError\n"
-        "from mlflow_degrade.optimize.source import resolve_model\n"
+        "from mlflow_degrade.core.errors import DegradeError\n"
+        "from mlflow_degrade.optimize.source.resolve import resolve_model\n"
         "try:\n"
         "    m = resolve_model(sys.argv[1])\n"
         "    print(m.kind, m.revision, *sorted(p.name for p in m.path.iterdir()))\n"

@@ -9,16 +9,15 @@ import pytest
 from model_families import DECODERS
 from tiny_models import SENTENCES, make_tiny_decoder
 
-from mlflow_degrade.optimize.calibration import Calibration
-from mlflow_degrade.optimize.calibration_prompts import CALIBRATION_PROMPTS
+from mlflow_degrade.engine.decoder import OnnxDecoder
 from mlflow_degrade.optimize.export import export_onnx
-from mlflow_degrade.optimize.graph import optimize_graph
-from mlflow_degrade.optimize.layers import find_layers
-from mlflow_degrade.optimize.model_directory import ModelDirectory
-from mlflow_degrade.optimize.onnx_files import load_graph
+from mlflow_degrade.optimize.fusion.optimize_graph import optimize_graph
+from mlflow_degrade.optimize.onnx_graph.files import load_graph
+from mlflow_degrade.optimize.onnx_graph.layers import find_layers
+from mlflow_degrade.optimize.passes.calibration import CALIBRATION_PROMPTS, Calibration
 from mlflow_degrade.optimize.schemes import apply_scheme
-from mlflow_degrade.optimize.source import resolve_model
-from mlflow_degrade.runtime.decoder import OnnxDecoder
+from mlflow_degrade.optimize.source.model_directory import ModelDirectory
+from mlflow_degrade.optimize.source.resolve import resolve_model
 
 _TEXTS = CALIBRATION_PROMPTS[:12]
 

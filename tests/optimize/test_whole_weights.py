@@ -11,10 +11,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 from tiny_models import make_tiny_bert, make_tiny_llama
 
-from mlflow_degrade.cache import cache_root
-from mlflow_degrade.errors import ModelError
+from mlflow_degrade.core.cache import cache_root
+from mlflow_degrade.core.errors import ModelError
 from mlflow_degrade.optimize.export import export_onnx
-from mlflow_degrade.optimize.source import resolve_model
+from mlflow_degrade.optimize.source.resolve import resolve_model
 
 _LAYER = "model.layers.1.mlp.up_proj.weight"
 

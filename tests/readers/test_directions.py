@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 from log_files import lm_folder, lm_record, lm_results, write
 
-from mlflow_degrade._metric_names import higher_is_better
-from mlflow_degrade.errors import SampleSchemaError
-from mlflow_degrade.pairing import pair
-from mlflow_degrade.readers import ReaderNote, read_samples
-from mlflow_degrade.scores import SampleScores
+from mlflow_degrade.core.errors import SampleSchemaError
+from mlflow_degrade.samples.pairing import pair
+from mlflow_degrade.samples.readers import ReaderNote, read_samples
+from mlflow_degrade.samples.schema import higher_is_better
+from mlflow_degrade.samples.table import SampleScores
 
 
 def directions(scores: SampleScores) -> dict[str, bool]:

@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from mlflow_degrade.errors import EmptySamplesError, SampleSchemaError
-from mlflow_degrade.pairing import pair
-from mlflow_degrade.readers import ReaderNote, read_samples
+from mlflow_degrade.core.errors import EmptySamplesError, SampleSchemaError
+from mlflow_degrade.samples.pairing import pair
+from mlflow_degrade.samples.readers import ReaderNote, read_samples
 
 # Records as the engine's evaluation loop writes them (version 0.4), values made up.
 RECORD = {

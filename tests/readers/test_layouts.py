@@ -12,11 +12,11 @@ import pandas as pd
 import pytest
 from log_files import write
 
-from mlflow_degrade.errors import SampleSchemaError, UnknownNameError
-from mlflow_degrade.pairing import pair
-from mlflow_degrade.readers import ReaderNote, read_samples
-from mlflow_degrade.readers._score_values import exact, squad_exact, squad_f1
-from mlflow_degrade.scores import SampleScores
+from mlflow_degrade.core.errors import SampleSchemaError, UnknownNameError
+from mlflow_degrade.samples.pairing import pair
+from mlflow_degrade.samples.readers import ReaderNote, read_samples
+from mlflow_degrade.samples.readers._score_values import exact, squad_exact, squad_f1
+from mlflow_degrade.samples.table import SampleScores
 
 SCORES = [1.0, 0.0, 1.0, None]
 

@@ -12,10 +12,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from mlflow_degrade.errors import NonFiniteScoreError, SampleSchemaError, UnknownNameError
-from mlflow_degrade.pairing import pair
-from mlflow_degrade.readers import ReaderNote, read_samples
-from mlflow_degrade.scores import SampleScores
+from mlflow_degrade.core.errors import NonFiniteScoreError, SampleSchemaError, UnknownNameError
+from mlflow_degrade.samples.pairing import pair
+from mlflow_degrade.samples.readers import ReaderNote, read_samples
+from mlflow_degrade.samples.table import SampleScores
 
 pytest.importorskip("lm_eval")
 pytestmark = pytest.mark.slow

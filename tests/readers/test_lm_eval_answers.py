@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mlflow_degrade.evaluation.records import sample_records
-from mlflow_degrade.readers._lm_eval_answers import choices_of, chosen
+from mlflow_degrade.evaluation.lm_eval_task import sample_records
+from mlflow_degrade.samples.readers._lm_eval_answers import choices_of, chosen
 
 # lm-eval 0.4.13, ConfigurableTask.process_results for multiple_choice.
 RULES = {

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from log_files import DATE, lm_folder, lm_record, lm_results, write
 
-from mlflow_degrade.errors import EmptySamplesError, SampleSchemaError, UnpairedSamplesError
-from mlflow_degrade.pairing import pair
-from mlflow_degrade.readers import ReaderNote, read_samples
+from mlflow_degrade.core.errors import EmptySamplesError, SampleSchemaError, UnpairedSamplesError
+from mlflow_degrade.samples.pairing import pair
+from mlflow_degrade.samples.readers import ReaderNote, read_samples
 
 LATER = DATE.replace("2025-03-01", "2025-03-02")
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 from mlflow_state import mlflow_state_kept
 
-from mlflow_degrade.errors import SampleSchemaError, TrackingError, UnknownNameError
-from mlflow_degrade.readers import read_samples
-from mlflow_degrade.scores import SampleScores
+from mlflow_degrade.core.errors import SampleSchemaError, TrackingError, UnknownNameError
+from mlflow_degrade.samples.readers import read_samples
+from mlflow_degrade.samples.table import SampleScores
 
 pytestmark = pytest.mark.slow
 

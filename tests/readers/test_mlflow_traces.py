@@ -14,14 +14,14 @@ from mlflow_stores import use_empty_store
 
 from mlflow_degrade import GatePolicy, Verdict, decide, pair, promote
 from mlflow_degrade.cli import run as cli
-from mlflow_degrade.errors import (
+from mlflow_degrade.core.errors import (
     EmptySamplesError,
     InputError,
     TrackingError,
     UnknownNameError,
     UnpairedSamplesError,
 )
-from mlflow_degrade.readers import ReaderNote, read_samples
+from mlflow_degrade.samples.readers import ReaderNote, read_samples
 
 COUNT = 12
 Answer = Callable[[int], str]
@@ -110,7 +110,7 @@ class TestRuns:
         assert frame["prompt"].str.contains('"question": "What is 3').sum() == 4
         assert frame["prompt_hash"].notna().all()
 
-    @pytest.mark.filterwarnings("ignore::mlflow_degrade.readers.ReaderNote")
+    @pytest.mark.filterwarnings("ignore::mlflow_degrade.samples.readers.ReaderNote")
     def test_two_runs_are_paired_by_their_inputs(self, runs: tuple[str, str]) -> None:
         sides = [read_samples(f"runs:/{run}") for run in runs]
         (task,) = pair(*sides, metric="exact").tasks
@@ -136,14 +136,14 @@ class TestRuns:
         with pytest.raises(UnknownNameError, match="unknown scorer 'exac': did you mean 'exact'"):
             read_samples(f"runs:/{runs[0]}", scorers="exac")
 
-    @pytest.mark.filterwarnings("ignore::mlflow_degrade.readers.ReaderNote")
+    @pytest.mark.filterwarnings("ignore::mlflow_degrade.samples.readers.ReaderNote")
     def test_a_gate_takes_them(self, runs: tuple[str, str]) -> None:
         policy = GatePolicy(metric="exact")
         done = promote(f"runs:/{runs[1]}", f"runs:/{runs[0]}", policy, register_as=None)
         assert done.decision.verdict is Verdict.FAIL
         assert done.decision.tasks[0].n == COUNT
 
-    @pytest.mark.filterwarnings("ignore::mlflow_degrade.readers.ReaderNote")
+    @pytest.mark.filterwarnings("ignore::mlflow_degrade.samples.readers.ReaderNote")
     def test_other_inputs_are_not_paired(self, runs: tuple[str, str]) -> None:
         other = evaluated(str, _records(COUNT, "Which"))
         sides = [read_samples(f"runs:/{run}") for run in (runs[0], other)]

@@ -10,10 +10,10 @@ import pytest
 from log_files import write
 
 from mlflow_degrade.cli import run
-from mlflow_degrade.errors import DuplicateSampleError, SampleSchemaError, UnknownNameError
-from mlflow_degrade.pairing import pair
-from mlflow_degrade.readers import ReaderNote, read_samples
-from mlflow_degrade.scores import SampleScores
+from mlflow_degrade.core.errors import DuplicateSampleError, SampleSchemaError, UnknownNameError
+from mlflow_degrade.samples.pairing import pair
+from mlflow_degrade.samples.readers import ReaderNote, read_samples
+from mlflow_degrade.samples.table import SampleScores
 
 ROWS = (
     "id,worker,score,prompt\na,x,1,qa\na,y,0,qa\na,z,1,qa\nb,x,0,qb\nb,y,1,qb\nc,z,,qc\nd,z,1,qd\n"

@@ -10,16 +10,16 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from mlflow_degrade.errors import (
+from mlflow_degrade.core.errors import (
     EmptySamplesError,
     InputError,
     NonFiniteScoreError,
     SampleSchemaError,
     UnknownNameError,
 )
-from mlflow_degrade.pairing import pair
-from mlflow_degrade.readers import READERS, ReaderNote, read_samples
-from mlflow_degrade.scores import SampleScores
+from mlflow_degrade.samples.pairing import pair
+from mlflow_degrade.samples.readers import READERS, ReaderNote, read_samples
+from mlflow_degrade.samples.table import SampleScores
 
 PAIRS = Path(__file__).parents[3] / "shared" / "data" / "pairs" / "kristenmartino"
 

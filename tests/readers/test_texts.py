@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 from log_files import lm_folder, lm_record, sha, write
 
-from mlflow_degrade.errors import PromptMismatchError
-from mlflow_degrade.pairing import pair
-from mlflow_degrade.readers import read_samples
-from mlflow_degrade.scores import SampleScores
+from mlflow_degrade.core.errors import PromptMismatchError
+from mlflow_degrade.samples.pairing import pair
+from mlflow_degrade.samples.readers import read_samples
+from mlflow_degrade.samples.table import SampleScores
 
 
 class TestTables:

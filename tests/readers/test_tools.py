@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from log_files import write
 
-from mlflow_degrade.errors import SampleSchemaError, UnknownNameError
-from mlflow_degrade.pairing import pair
-from mlflow_degrade.readers import ReaderNote, read_samples
-from mlflow_degrade.scores import SampleScores
+from mlflow_degrade.core.errors import SampleSchemaError, UnknownNameError
+from mlflow_degrade.samples.pairing import pair
+from mlflow_degrade.samples.readers import ReaderNote, read_samples
+from mlflow_degrade.samples.table import SampleScores
 
 
 def scores(found: SampleScores, metric: str) -> dict[str, float | None]:

@@ -23,8 +23,8 @@ from tiny_models import (
 )
 
 from mlflow_degrade import GatePolicy, QuantizeOptions, Verdict, quantize_and_gate
-from mlflow_degrade.recipes.quantize_command import main
-from mlflow_degrade.tracking.promotion import promote
+from mlflow_degrade.cli.quantize import main
+from mlflow_degrade.registry.promotion import promote
 
 _RECIPE = Path(__file__).parents[2] / "recipes" / "quantize"
 _WORDS = sorted({word for text in SENTENCES for word in text.split()})

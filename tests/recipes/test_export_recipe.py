@@ -11,11 +11,11 @@ from click.testing import CliRunner
 from tiny_models import make_tiny_bert, make_tiny_bert_for
 from transformers import BertForMaskedLM
 
-from mlflow_degrade.optimize.model_directory import ModelDirectory
-from mlflow_degrade.optimize.passes import ExportPass
+from mlflow_degrade.cli.export import main
+from mlflow_degrade.optimize.pass_table import ExportPass
 from mlflow_degrade.optimize.recipe import Recipe
-from mlflow_degrade.recipes.export import ExportOptions, export_model
-from mlflow_degrade.recipes.export_command import main
+from mlflow_degrade.optimize.source.model_directory import ModelDirectory
+from mlflow_degrade.workflows.optimize import ExportOptions, export_model
 
 _PRESETS = Path(__file__).parents[2] / "recipes" / "export" / "presets"
 

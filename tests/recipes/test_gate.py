@@ -17,7 +17,7 @@ from recipe_cases import make_items
 
 from mlflow_degrade import GatePolicy, QuantizeOptions, Verdict, promote, quantize_and_gate
 from mlflow_degrade.cli import run as cli
-from mlflow_degrade.recipes.gate_command import main
+from mlflow_degrade.cli.recipe_gate import main
 
 _RECIPE = Path(__file__).parents[2] / "recipes" / "gate"
 

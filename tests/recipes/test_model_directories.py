@@ -15,12 +15,12 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from mlflow_degrade.cli import run
+from mlflow_degrade.cli.export import main as export_main
+from mlflow_degrade.cli.optimize import main as optimize_main
+from mlflow_degrade.cli.quantize import main as quantize_main
 from mlflow_degrade.optimize.export import export_onnx
-from mlflow_degrade.optimize.source import resolve_model
-from mlflow_degrade.recipes.export import ExportOptions, export_model
-from mlflow_degrade.recipes.export_command import main as export_main
-from mlflow_degrade.recipes.optimize_command import main as optimize_main
-from mlflow_degrade.recipes.quantize_command import main as quantize_main
+from mlflow_degrade.optimize.source.resolve import resolve_model
+from mlflow_degrade.workflows.optimize import ExportOptions, export_model
 
 WEIGHTS = "model.safetensors"
 

@@ -12,14 +12,14 @@ import pytest
 from click.testing import CliRunner
 
 from mlflow_degrade import GatePolicy, QuantizeOptions, Verdict, quantize_and_gate
-from mlflow_degrade.errors import InputError
-from mlflow_degrade.optimize.calibration_prompts import CALIBRATION_PROMPTS
-from mlflow_degrade.optimize.model_directory import ModelDirectory
+from mlflow_degrade.cli import optimize, quantize
+from mlflow_degrade.core.errors import InputError
+from mlflow_degrade.engine.providers import CPU, CUDA
+from mlflow_degrade.optimize.passes.calibration import CALIBRATION_PROMPTS
 from mlflow_degrade.optimize.recipe import Recipe
-from mlflow_degrade.recipes import optimize_command, quantize_command
-from mlflow_degrade.recipes.optimize import OptimizeOptions, optimize_model
-from mlflow_degrade.recipes.pass_steps import apply_passes
-from mlflow_degrade.runtime.providers import CPU, CUDA
+from mlflow_degrade.optimize.source.model_directory import ModelDirectory
+from mlflow_degrade.workflows.optimize import OptimizeOptions, optimize_model
+from mlflow_degrade.workflows.pass_steps import apply_passes
 
 _RECIPES = Path(__file__).parents[2] / "recipes"
 _BLOCKS = """\
@@ -143,7 +143,7 @@ def test_recipes_that_cannot_be_gated(
     Path("plain.yaml").write_text("passes: [{pass: export}]")
     arguments = [part for name, value in changes.items() for part in (f"--{name}", value)]
     presets = _RECIPES / "quantize" / "presets"
-    result = CliRunner().invoke(quantize_command.main, arguments, obj=presets)
+    result = CliRunner().invoke(quantize.main, arguments, obj=presets)
     assert result.exit_code == 3, result.output
     assert message in result.output
     assert "Traceback" not in result.output
@@ -165,7 +165,7 @@ def test_bad_input(store: mlflow.MlflowClient, changes: dict[str, str], message:
     Path("mine.yaml").write_text(_BLOCKS)
     arguments = [part for name, value in changes.items() for part in (f"--{name}", value)]
     presets = _RECIPES / "optimize" / "presets"
-    result = CliRunner().invoke(optimize_command.main, arguments, obj=presets)
+    result = CliRunner().invoke(optimize.main, arguments, obj=presets)
     assert result.exit_code == 3, result.output
     assert message in result.output
     assert "Traceback" not in result.output

@@ -16,7 +16,8 @@ _NAMES = sorted(file.parent.name for file in _RECIPES.glob("*/MLproject"))
 
 
 def _command(name: str) -> click.Command:
-    found = import_module(f"mlflow_degrade.recipes.{name}_command").main
+    module = "recipe_gate" if name == "gate" else name
+    found = import_module(f"mlflow_degrade.cli.{module}").main
     assert isinstance(found, click.Command)
     return found
 

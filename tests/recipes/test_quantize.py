@@ -14,10 +14,10 @@ from mlflow.tracking import MlflowClient
 from recipe_cases import make_items, write_task
 
 from mlflow_degrade import GatePolicy, QuantizeOptions, SampleScores, Verdict, quantize_and_gate
-from mlflow_degrade.optimize.float_share import weights_sentence
-from mlflow_degrade.optimize.model_directory import ModelDirectory
-from mlflow_degrade.results import Decision
-from mlflow_degrade.runtime.machine import current_processor
+from mlflow_degrade.bench.machine import current_processor
+from mlflow_degrade.decision.results import Decision
+from mlflow_degrade.optimize.onnx_graph.float_share import weights_sentence
+from mlflow_degrade.optimize.source.model_directory import ModelDirectory
 
 TASKS = ("tiny_boats", "tiny_trains")
 

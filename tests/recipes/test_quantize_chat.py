@@ -13,11 +13,11 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from mlflow_degrade import GatePolicy, QuantizeOptions, Verdict, quantize_and_gate
-from mlflow_degrade.errors import InputError, PromptMismatchError
-from mlflow_degrade.recipes.gate_command import main as gate_recipe
-from mlflow_degrade.runtime.conversation import template_digest
+from mlflow_degrade.cli.recipe_gate import main as gate_recipe
+from mlflow_degrade.core.errors import InputError, PromptMismatchError
+from mlflow_degrade.engine.conversation import template_digest
+from mlflow_degrade.registry.promotion import promote
 from mlflow_degrade.tracking.evaluations import load_facts, load_samples
-from mlflow_degrade.tracking.promotion import promote
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }}\n{% endfor %}"

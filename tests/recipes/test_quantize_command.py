@@ -20,18 +20,18 @@ from click.testing import CliRunner, Result
 from mlflow.tracking import MlflowClient
 from recipe_cases import make_items, write_task
 
-from mlflow_degrade.errors import InputError
+from mlflow_degrade.cli import recipe_options
+from mlflow_degrade.cli.quantize import main
+from mlflow_degrade.core.errors import InputError
+from mlflow_degrade.decision.policy import GatePolicy
+from mlflow_degrade.engine.providers import CPU
 from mlflow_degrade.optimize.recipe import Recipe
 from mlflow_degrade.optimize.scheme import Scheme
 from mlflow_degrade.optimize.schemes import SCHEMES
-from mlflow_degrade.policy import GatePolicy
-from mlflow_degrade.recipes import command
-from mlflow_degrade.recipes.quantize_command import main
-from mlflow_degrade.recipes.steps import make_models
-from mlflow_degrade.runtime.providers import CPU
-from mlflow_degrade.tracking.missing import _require_same_questions, _suite
-from mlflow_degrade.tracking.references import asked_of
+from mlflow_degrade.registry.evaluate_missing import _require_same_questions, _suite
+from mlflow_degrade.registry.references import asked_of
 from mlflow_degrade.tracking.runs import tracked_run
+from mlflow_degrade.workflows.steps import make_models
 
 _RECIPE = Path(__file__).parents[2] / "recipes" / "quantize"
 
@@ -101,10 +101,10 @@ def test_tasks_are_found_where_the_caller_stands(
 ) -> None:
     (tmp_path / "starter").mkdir()
     (tmp_path / "mine.csv").touch()
-    monkeypatch.setattr(command, "_caller_directories", lambda: [tmp_path])
+    monkeypatch.setattr(recipe_options, "_caller_directories", lambda: [tmp_path])
     names = "starter, mine.csv,./starter:dev,other.csv,hf:org/x:test,mlflow:y"
     # A folder that is called like a task is meant only where it is written as a path.
-    assert command.caller_tasks(names) == [
+    assert recipe_options.caller_tasks(names) == [
         "starter", f"{tmp_path}/mine.csv", f"{tmp_path}/starter:dev", "other.csv",
         "hf:org/x:test", "mlflow:y",
     ]  # fmt: skip
@@ -281,7 +281,7 @@ def test_killed_evaluation_resumes(store: MlflowClient, workshop: Path, tmp_path
         write_task(tasks, name, make_items(3000, seed=seed))
     changes = {"tasks": "tiny_first,tiny_second", "include-path": str(tasks)}
     command = [
-        sys.executable, "-m", "mlflow_degrade.recipes.quantize_command",
+        sys.executable, "-m", "mlflow_degrade.cli.quantize",
         *_arguments(workshop, **changes),
     ]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

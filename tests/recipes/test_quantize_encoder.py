@@ -10,7 +10,7 @@ from recipe_cases import make_items, write_task
 from tiny_models import make_tiny_bert
 
 from mlflow_degrade import GatePolicy, QuantizeOptions, Verdict, quantize_and_gate
-from mlflow_degrade.errors import InputError
+from mlflow_degrade.core.errors import InputError
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from mlflow_degrade import GatePolicy, QuantizeOptions, Verdict, quantize_and_gate
-from mlflow_degrade.optimize.model_directory import ModelDirectory
+from mlflow_degrade.optimize.source.model_directory import ModelDirectory
 
 
 @pytest.mark.slow

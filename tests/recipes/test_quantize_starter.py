@@ -11,7 +11,7 @@ import mlflow
 import pytest
 
 from mlflow_degrade import GatePolicy, QuantizeOptions, Verdict, quantize_and_gate
-from mlflow_degrade.cache import cache_root
+from mlflow_degrade.core.cache import cache_root
 
 pytestmark = [pytest.mark.slow, pytest.mark.starter]
 

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlflow_degrade.runtime.benchmark_results import (
-    BenchmarkReport,
-    ModelCost,
-    Phase,
-    PhaseTimes,
-    Shape,
-)
-from mlflow_degrade.runtime.memory import MemoryUse
-from mlflow_degrade.runtime.roofline import ModelWork, Roof
+from mlflow_degrade.bench.memory import MemoryUse
+from mlflow_degrade.bench.results import BenchmarkReport, ModelCost, Phase, PhaseTimes, Shape
+from mlflow_degrade.bench.roofline import ModelWork, Roof
 
 SHAPES = (Shape(1, 128, 2), Shape(8, 512, 2))
 

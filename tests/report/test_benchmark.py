@@ -8,8 +8,8 @@ from io import StringIO
 import benchmark_cases as cases
 from rich.console import Console
 
-from mlflow_degrade.report.benchmark import benchmark_figure, benchmark_view
-from mlflow_degrade.runtime.benchmark_results import BenchmarkReport
+from mlflow_degrade.bench.results import BenchmarkReport
+from mlflow_degrade.report.bench import benchmark_figure, benchmark_view
 
 
 def shown(report: BenchmarkReport, width: int = 120) -> str:

@@ -18,7 +18,7 @@ from mlflow_degrade.report.cost import cost_rows, interval_note, slower_phases
 from mlflow_degrade.report.forest import forest_panels
 from mlflow_degrade.report.html import report as html_report
 from mlflow_degrade.report.markdown import report as markdown_report
-from mlflow_degrade.report.remedies import remedies
+from mlflow_degrade.report.recommendations import remedies
 from mlflow_degrade.report.samples import shorten, worst_flips
 from mlflow_degrade.report.terminal import decision_view
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from mlflow_degrade import GatePolicy, PairedScores, SampleScores, decide, pair
-from mlflow_degrade.errors import InputError, UnknownNameError
+from mlflow_degrade.core.errors import InputError, UnknownNameError
 from mlflow_degrade.report import findings, html, markdown
 from mlflow_degrade.report.findings import SubgroupFindings, look_for_subgroups
 

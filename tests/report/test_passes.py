@@ -7,9 +7,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mlflow_degrade.optimize.encoder_parity import EncoderParity
-from mlflow_degrade.optimize.parity import Parity
-from mlflow_degrade.optimize.pass_result import PassResult
+from mlflow_degrade.optimize.parity.decoder import Parity
+from mlflow_degrade.optimize.parity.encoder import EncoderParity
+from mlflow_degrade.optimize.pass_table import PassResult
 from mlflow_degrade.report.passes import pass_rows, passes_note, passes_view
 
 _PASSES = (

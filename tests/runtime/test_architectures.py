@@ -8,16 +8,16 @@ import pytest
 from model_families import DECODERS, UNLISTED, model_type
 from tiny_models import SENTENCES, make_tiny_decoder
 
+from mlflow_degrade.engine.decoder import OnnxDecoder
+from mlflow_degrade.engine.generation import Sampling
+from mlflow_degrade.engine.graph_editor import attribute
+from mlflow_degrade.evaluation.probes import probe_batch_invariance
 from mlflow_degrade.optimize.export import export_onnx
-from mlflow_degrade.optimize.graph import optimize_graph
-from mlflow_degrade.optimize.model_directory import ModelDirectory
-from mlflow_degrade.optimize.onnx_files import load_graph
+from mlflow_degrade.optimize.fusion.optimize_graph import optimize_graph
+from mlflow_degrade.optimize.onnx_graph.files import load_graph
 from mlflow_degrade.optimize.schemes import apply_scheme
-from mlflow_degrade.optimize.source import resolve_model
-from mlflow_degrade.optimize.wiring import attribute
-from mlflow_degrade.runtime.decoder import OnnxDecoder
-from mlflow_degrade.runtime.generation import Sampling
-from mlflow_degrade.runtime.probes import probe_batch_invariance
+from mlflow_degrade.optimize.source.model_directory import ModelDirectory
+from mlflow_degrade.optimize.source.resolve import resolve_model
 
 # Learned, rotary and ALiBi positions; graphs with and without position_ids; one and several
 # key-value heads; windows; experts; logits scaled by a constant (granite).

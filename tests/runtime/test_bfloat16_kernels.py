@@ -22,15 +22,15 @@ from onnx import TensorProto, helper
 from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
 from tiny_models import SENTENCES
 
-from mlflow_degrade.optimize.forward import OnnxForward
-from mlflow_degrade.runtime.bfloat16 import BFLOAT16, Operators, add_missing_kernels
-from mlflow_degrade.runtime.decoder import OnnxDecoder
-from mlflow_degrade.runtime.generation import Sampling
-from mlflow_degrade.runtime.memory import measure_memory
-from mlflow_degrade.runtime.placement import find_placement
-from mlflow_degrade.runtime.probes import probe_path_equivalence
-from mlflow_degrade.runtime.providers import CPU, open_session, session_options
-from mlflow_degrade.runtime.values import array_of, bind_array, run_arrays, value_of
+from mlflow_degrade.bench.memory import measure_memory
+from mlflow_degrade.bench.node_assignment import find_placement
+from mlflow_degrade.engine.bfloat16 import BFLOAT16, Operators, add_missing_kernels
+from mlflow_degrade.engine.decoder import OnnxDecoder
+from mlflow_degrade.engine.generation import Sampling
+from mlflow_degrade.engine.ort_values import array_of, bind_array, run_arrays, value_of
+from mlflow_degrade.engine.providers import CPU, open_session, session_options
+from mlflow_degrade.evaluation.probes import probe_path_equivalence
+from mlflow_degrade.optimize.onnx_graph.forward import OnnxForward
 
 BF16, FLOAT, INT64 = TensorProto.BFLOAT16, TensorProto.FLOAT, TensorProto.INT64
 

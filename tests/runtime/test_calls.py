@@ -10,9 +10,9 @@ import pytest
 from engine_models import ModelDir
 from tiny_models import SENTENCES
 
-from mlflow_degrade.runtime import calls as calls_module
-from mlflow_degrade.runtime.calls import Calls, CapturedCalls
-from mlflow_degrade.runtime.decoder import OnnxDecoder
+from mlflow_degrade.engine import session_calls as calls_module
+from mlflow_degrade.engine.decoder import OnnxDecoder
+from mlflow_degrade.engine.session_calls import Calls, CapturedCalls
 
 Pairs = list[tuple[list[int], list[int]]]
 

@@ -11,8 +11,8 @@ import pytest
 from tiny_models import make_tiny_tokenizer
 from transformers import AutoTokenizer
 
-from mlflow_degrade.errors import InputError, UnknownNameError
-from mlflow_degrade.runtime.conversation import (
+from mlflow_degrade.core.errors import InputError, UnknownNameError
+from mlflow_degrade.engine.conversation import (
     check_messages,
     choose_template,
     has_template,

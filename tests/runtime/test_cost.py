@@ -10,12 +10,11 @@ import pytest
 from encoder_models import TinyModel
 from engine_models import ModelDir
 
-from mlflow_degrade.errors import InputError, SameModelError
-from mlflow_degrade.runtime.benchmark_results import BenchmarkReport
-from mlflow_degrade.runtime.cost import measure_cost
-from mlflow_degrade.runtime.encoder import OnnxEncoder
-from mlflow_degrade.runtime.plan import Batch, Row
-from mlflow_degrade.runtime.ratios import MIN_ROUNDS
+from mlflow_degrade.bench.cost import measure_cost
+from mlflow_degrade.bench.results import MIN_ROUNDS, BenchmarkReport
+from mlflow_degrade.core.errors import InputError, SameModelError
+from mlflow_degrade.engine.encoder import OnnxEncoder
+from mlflow_degrade.engine.schedule import Batch, Row
 
 
 @pytest.fixture(scope="module")

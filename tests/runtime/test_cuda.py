@@ -7,14 +7,14 @@ import pytest
 from engine_models import ModelDir
 from tiny_models import SENTENCES
 
-from mlflow_degrade.errors import ProviderUnavailableError
-from mlflow_degrade.runtime.calls import CapturedCalls
-from mlflow_degrade.runtime.decoder import OnnxDecoder
-from mlflow_degrade.runtime.fixed_stepping import FixedStepper
-from mlflow_degrade.runtime.generation import Sampling
-from mlflow_degrade.runtime.memory import measure_memory
-from mlflow_degrade.runtime.placement import find_placement
-from mlflow_degrade.runtime.providers import CPU, resolve_device
+from mlflow_degrade.bench.memory import measure_memory
+from mlflow_degrade.bench.node_assignment import find_placement
+from mlflow_degrade.core.errors import ProviderUnavailableError
+from mlflow_degrade.engine.decoder import OnnxDecoder
+from mlflow_degrade.engine.fixed_stepping import FixedStepper
+from mlflow_degrade.engine.generation import Sampling
+from mlflow_degrade.engine.providers import CPU, resolve_device
+from mlflow_degrade.engine.session_calls import CapturedCalls
 
 
 def _has_cuda() -> bool:

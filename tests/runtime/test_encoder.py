@@ -19,18 +19,18 @@ from encoder_models import (
 from engine_models import ModelDir, with_broken_embedding
 from tiny_models import SENTENCES
 
-from mlflow_degrade.errors import (
+from mlflow_degrade.core.errors import (
     EngineError,
     InputError,
     ModelError,
     NonFiniteLogitsError,
     UnsupportedModelError,
 )
-from mlflow_degrade.runtime.encoder import OnnxEncoder, Vectors
-from mlflow_degrade.runtime.encoder_probe import probe_encoder
-from mlflow_degrade.runtime.family import model_family
-from mlflow_degrade.runtime.plan import Tokens
-from mlflow_degrade.runtime.pooling import Pooling, read_pooling
+from mlflow_degrade.engine.encoder import OnnxEncoder, Vectors
+from mlflow_degrade.engine.family import model_family
+from mlflow_degrade.engine.pooling import Pooling, read_pooling
+from mlflow_degrade.engine.schedule import Tokens
+from mlflow_degrade.evaluation.probes import probe_encoder
 
 # Of many lengths, one of them twice and one longer than the model takes.
 TEXTS = [*SENTENCES, "boat", "the red cars", SENTENCES[0], " ".join(SENTENCES)]

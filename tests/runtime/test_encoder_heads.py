@@ -11,15 +11,13 @@ import pytest
 from encoder_models import TinyModel, tiny_embedder, tiny_ranker, torch_last, torch_numbers
 from tiny_models import SENTENCES
 
-from mlflow_degrade.errors import InputError, ModelError, UnsupportedModelError
-from mlflow_degrade.optimize.encoder_parity import encoder_parity
+from mlflow_degrade.core.errors import InputError, ModelError, UnsupportedModelError
+from mlflow_degrade.engine.encoder import PROMPTS_FILE, OnnxEncoder, retrieval_prompts
+from mlflow_degrade.engine.pooling import Pooling, head_answer, head_labels, read_pooling
+from mlflow_degrade.evaluation.probes import probe_encoder
 from mlflow_degrade.optimize.export import export_onnx
-from mlflow_degrade.optimize.source import resolve_model
-from mlflow_degrade.runtime.encoder import OnnxEncoder
-from mlflow_degrade.runtime.encoder_probe import probe_encoder
-from mlflow_degrade.runtime.heads import head_answer, head_labels
-from mlflow_degrade.runtime.pooling import Pooling, read_pooling
-from mlflow_degrade.runtime.retrieval import PROMPTS_FILE, retrieval_prompts
+from mlflow_degrade.optimize.parity.encoder import encoder_parity
+from mlflow_degrade.optimize.source.resolve import resolve_model
 
 __all__ = ["tiny_embedder", "tiny_ranker"]
 
@@ -96,7 +94,7 @@ def test_parity_of_one_number_is_a_correlation(tiny_ranker: TinyModel, tmp_path:
 
 def _shuffled(source: Path, target: Path) -> Path:
     """A model whose largest weights are noise."""
-    from mlflow_degrade.optimize.onnx_files import load_graph, save_graph
+    from mlflow_degrade.optimize.onnx_graph.files import load_graph, save_graph
 
     shutil.copytree(source, target)
     model = load_graph(source)

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from tiny_models import SENTENCES
 
-from mlflow_degrade.errors import ModelError, UnsupportedModelError
-from mlflow_degrade.optimize.forward import OnnxForward
-from mlflow_degrade.runtime.distinct_positions import DISTINCT, PLACES
-from mlflow_degrade.runtime.engine_graph import (
+from mlflow_degrade.core.errors import ModelError, UnsupportedModelError
+from mlflow_degrade.engine.distinct_positions import DISTINCT, PLACES
+from mlflow_degrade.engine.engine_graph import (
     ARGMAX,
     POSITIONS,
     ROW_LOGITS,
@@ -24,11 +23,12 @@ from mlflow_degrade.runtime.engine_graph import (
     DerivedGraph,
     build_engine_graph,
 )
-from mlflow_degrade.runtime.layout import Layout
-from mlflow_degrade.runtime.providers import CPU, open_session
-from mlflow_degrade.runtime.session import decoder_inputs, open_derived
-from mlflow_degrade.runtime.tokenization import TextEncoder
-from mlflow_degrade.runtime.values import run_arrays
+from mlflow_degrade.engine.layout import Layout
+from mlflow_degrade.engine.ort_values import run_arrays
+from mlflow_degrade.engine.providers import CPU, open_session
+from mlflow_degrade.engine.session import decoder_inputs, open_derived
+from mlflow_degrade.engine.tokenization import TextEncoder
+from mlflow_degrade.optimize.onnx_graph.forward import OnnxForward
 
 GATHERS = {
     "fp32": "before MatMul",

@@ -8,9 +8,9 @@ import pytest
 from engine_models import ModelDir
 from tiny_models import SENTENCES
 
-from mlflow_degrade.errors import InputError
-from mlflow_degrade.runtime.decoder import OnnxDecoder
-from mlflow_degrade.runtime.generation import Sampling
+from mlflow_degrade.core.errors import InputError
+from mlflow_degrade.engine.decoder import OnnxDecoder
+from mlflow_degrade.engine.generation import Sampling
 
 PROMPTS = [s[:cut] for s, cut in zip(SENTENCES, (4, 11, 18, 25, 32, 39, 46, 50), strict=True)]
 

@@ -17,24 +17,24 @@ import pytest
 from engine_models import ModelDir, with_broken_embedding
 from tiny_models import LLAMA_SIZES, SENTENCES, make_tiny_decoder
 
-from mlflow_degrade.errors import (
+from mlflow_degrade.core.errors import (
     EngineError,
     ModelError,
     NonFiniteLogitsError,
     UnsupportedModelError,
 )
+from mlflow_degrade.engine import fixed_stepping
+from mlflow_degrade.engine.decode_step import Stepper, checked
+from mlflow_degrade.engine.decoder import OnnxDecoder
+from mlflow_degrade.engine.engine_graph import build_engine_graph
+from mlflow_degrade.engine.fixed_stepping import FixedModel, FixedStepper, open_fixed
+from mlflow_degrade.engine.generation import Sampling
+from mlflow_degrade.engine.gpu_graph import FILLED, PAST_ROWS
+from mlflow_degrade.engine.providers import CPU
+from mlflow_degrade.evaluation.probes import probe_batch_invariance, probe_path_equivalence
 from mlflow_degrade.optimize.export import export_onnx
-from mlflow_degrade.optimize.graph import optimize_graph
-from mlflow_degrade.optimize.source import resolve_model
-from mlflow_degrade.runtime import fixed_stepping
-from mlflow_degrade.runtime.decoder import OnnxDecoder
-from mlflow_degrade.runtime.engine_graph import build_engine_graph
-from mlflow_degrade.runtime.fixed_stepping import FixedModel, FixedStepper, open_fixed
-from mlflow_degrade.runtime.generation import Sampling
-from mlflow_degrade.runtime.gpu_graph import FILLED, PAST_ROWS
-from mlflow_degrade.runtime.probes import probe_batch_invariance, probe_path_equivalence
-from mlflow_degrade.runtime.providers import CPU
-from mlflow_degrade.runtime.stepping import Stepper, checked
+from mlflow_degrade.optimize.fusion.optimize_graph import optimize_graph
+from mlflow_degrade.optimize.source.resolve import resolve_model
 
 _OTHERS = ("fp16", "bf16", "int8-weight-only", "int4-weight-only")
 SCHEMES = ("fp32", *(pytest.param(name, marks=pytest.mark.slow) for name in _OTHERS))

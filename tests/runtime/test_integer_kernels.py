@@ -18,21 +18,17 @@ from integer_graphs import (
 )
 from numpy.typing import NDArray
 
-from mlflow_degrade.errors import InexactKernelError, InputError, ModelError
-from mlflow_degrade.optimize.schemes import find_scheme
-from mlflow_degrade.runtime.integer_kernels import (
-    choose_kernels,
-    integer_products,
-    require_exact,
-)
-from mlflow_degrade.runtime.integer_probe import (
+from mlflow_degrade.core.errors import InexactKernelError, InputError, ModelError
+from mlflow_degrade.engine.integer_kernels import choose_kernels, integer_products, require_exact
+from mlflow_degrade.engine.integer_probe import (
     PRECISE,
     KernelCheck,
     Product,
     check_kernel,
     full_range,
 )
-from mlflow_degrade.runtime.providers import CPU, create_session, open_session, session_options
+from mlflow_degrade.engine.providers import CPU, create_session, open_session, session_options
+from mlflow_degrade.optimize.schemes import find_scheme
 
 ALL = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
 DYNAMIC = Product("MatMulInteger", "uint8", "int8")

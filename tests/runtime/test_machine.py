@@ -10,15 +10,15 @@ import sys
 import onnxruntime
 import pytest
 
-from mlflow_degrade.origin import Processor
-from mlflow_degrade.runtime.machine import (
+from mlflow_degrade.bench.machine import (
     _KERNELS,
     _instruction_sets,
     _numpy_found,
     current_processor,
     processor_name,
 )
-from mlflow_degrade.runtime.providers import CPU
+from mlflow_degrade.engine.providers import CPU
+from mlflow_degrade.samples.origin import Processor
 
 _XEON = {"avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "avx_vnni"}
 
@@ -104,7 +104,7 @@ def test_kinds_of_processors_and_what_tells_them_apart() -> None:
 def test_the_model_name_does_not_matter_to_other_processes() -> None:
     """Another process on this machine sees the same processor."""
     code = (
-        "from mlflow_degrade.runtime.machine import current_processor as p;"
+        "from mlflow_degrade.bench.machine import current_processor as p;"
         f"print(p(({CPU!r},)).model_dump_json())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -10,9 +10,9 @@ import pytest
 from encoder_models import TinyModel
 from engine_models import ModelDir
 
-from mlflow_degrade.errors import EngineError, ModelError, ProviderUnavailableError
-from mlflow_degrade.runtime.memory import measure_memory
-from mlflow_degrade.runtime.providers import CUDA, available_providers
+from mlflow_degrade.bench.memory import measure_memory
+from mlflow_degrade.core.errors import EngineError, ModelError, ProviderUnavailableError
+from mlflow_degrade.engine.providers import CUDA, available_providers
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")

@@ -12,10 +12,10 @@ import pytest
 from encoder_models import TinyModel
 from engine_models import ModelDir
 
-from mlflow_degrade.errors import InputError, ModelError, UnsupportedModelError
-from mlflow_degrade.optimize.onnx_files import load_graph, save_graph
-from mlflow_degrade.runtime.placement import Placement, find_placement
-from mlflow_degrade.runtime.providers import CPU, CUDA
+from mlflow_degrade.bench.node_assignment import Placement, find_placement
+from mlflow_degrade.core.errors import InputError, ModelError, UnsupportedModelError
+from mlflow_degrade.engine.providers import CPU, CUDA
+from mlflow_degrade.optimize.onnx_graph.files import load_graph, save_graph
 
 # Part of every wheel for CPUs; it takes no node of a plain model.
 AZURE = "AzureExecutionProvider"

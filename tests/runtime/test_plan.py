@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlflow_degrade.errors import InputError
-from mlflow_degrade.runtime.plan import UNPADDED, Limits, Plan, make_plan
+from mlflow_degrade.core.errors import InputError
+from mlflow_degrade.engine.schedule import UNPADDED, Limits, Plan, make_plan
 
 # A small alphabet makes shared contexts and prefixes frequent.
 _TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=6)

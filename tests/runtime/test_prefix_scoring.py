@@ -12,10 +12,10 @@ from engine_models import ModelDir, with_broken_embedding
 from numpy.typing import NDArray
 from tiny_models import SENTENCES
 
-from mlflow_degrade.errors import InputError, NonFiniteLogitsError
-from mlflow_degrade.runtime.decoder import OnnxDecoder, Score
-from mlflow_degrade.runtime.engine_graph import build_engine_graph
-from mlflow_degrade.runtime.probes import (
+from mlflow_degrade.core.errors import InputError, NonFiniteLogitsError
+from mlflow_degrade.engine.decoder import OnnxDecoder, Score
+from mlflow_degrade.engine.engine_graph import build_engine_graph
+from mlflow_degrade.evaluation.probes import (
     choose_path,
     probe_batch_invariance,
     probe_path_equivalence,
@@ -173,7 +173,7 @@ def test_a_graph_that_does_not_follow_the_rules_is_left_as_it_is(
     """Hidden states times a number that depends on the input: a scalar has no positions."""
     from onnx import helper
 
-    from mlflow_degrade.optimize.onnx_files import load_graph, save_graph
+    from mlflow_degrade.optimize.onnx_graph.files import load_graph, save_graph
 
     shutil.copytree(model_dir("fp32"), tmp_path / "scaled")
     model = load_graph(tmp_path / "scaled")

@@ -8,9 +8,9 @@ import pytest
 from engine_models import ModelDir
 from tiny_models import SENTENCES
 
-from mlflow_degrade.errors import InputError
-from mlflow_degrade.runtime.decoder import OnnxDecoder
-from mlflow_degrade.runtime.probes import BatchInvariance, choose_path, probe_batch_invariance
+from mlflow_degrade.core.errors import InputError
+from mlflow_degrade.engine.decoder import OnnxDecoder
+from mlflow_degrade.evaluation.probes import BatchInvariance, choose_path, probe_batch_invariance
 
 
 def _probe(folder: object, *, generation: bool = False) -> BatchInvariance:

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from mlflow_degrade.errors import InputError
-from mlflow_degrade.runtime.ratios import MIN_ROUNDS, paired_ratio
+from mlflow_degrade.bench.results import MIN_ROUNDS, paired_ratio
+from mlflow_degrade.core.errors import InputError
 
 
 def rounds(random: np.random.Generator, count: int, ratio: float) -> tuple[np.ndarray, np.ndarray]:

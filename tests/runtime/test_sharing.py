@@ -8,9 +8,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlflow_degrade.runtime.layout import Layout
-from mlflow_degrade.runtime.plan import Limits, Row, make_plan
-from mlflow_degrade.runtime.sharing import CACHE_BYTES, Sharing, batch_cost, share
+from mlflow_degrade.engine.layout import Layout
+from mlflow_degrade.engine.schedule import Limits, Row, make_plan
+from mlflow_degrade.engine.sharing import CACHE_BYTES, Sharing, batch_cost, share
 
 # Beginnings built from few long pieces make deep trees; short tails make rows differ.
 _PIECE = st.sampled_from([tuple(range(k, k + n)) for k in (0, 50) for n in (5, 8, 17, 30)])

@@ -8,8 +8,8 @@ import pytest
 from engine_models import ModelDir
 from tiny_models import SENTENCES
 
-from mlflow_degrade.errors import InputError, ModelError
-from mlflow_degrade.runtime.tokenization import TextEncoder
+from mlflow_degrade.core.errors import InputError, ModelError
+from mlflow_degrade.engine.tokenization import TextEncoder
 
 PAIRS = [
     ("Question: which city is the capital of Norway? Answer:", " Oslo"),

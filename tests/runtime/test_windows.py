@@ -10,11 +10,11 @@ import torch
 from tiny_models import LLAMA_SIZES, SENTENCES, make_tiny_decoder
 from transformers import AutoModelForCausalLM
 
+from mlflow_degrade.engine.decoder import OnnxDecoder
+from mlflow_degrade.engine.generation import Sampling
 from mlflow_degrade.optimize.export import export_onnx
-from mlflow_degrade.optimize.graph import optimize_graph
-from mlflow_degrade.optimize.source import resolve_model
-from mlflow_degrade.runtime.decoder import OnnxDecoder
-from mlflow_degrade.runtime.generation import Sampling
+from mlflow_degrade.optimize.fusion.optimize_graph import optimize_graph
+from mlflow_degrade.optimize.source.resolve import resolve_model
 
 _NEW = 12
 # With a window in every layer, in every second one, and counted by the oldest family that has one.

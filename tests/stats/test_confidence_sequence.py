@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlflow_degrade.errors import StatisticsInputError
-from mlflow_degrade.stats.confidence_sequence import STAKES, confidence_sequence
-from mlflow_degrade.stats.evalues import betting_log_e, combine_log_e
+from mlflow_degrade.core.errors import StatisticsInputError
+from mlflow_degrade.stats._confidence_sequence import STAKES, confidence_sequence
+from mlflow_degrade.stats._evalues import betting_log_e, combine_log_e
 
 
 def log_wealth(values: np.ndarray, change: float) -> float:

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from mlflow_degrade.errors import StatisticsInputError
+from mlflow_degrade.core.errors import StatisticsInputError
 from mlflow_degrade.stats import discordant_counts
 
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, special, stats
 
-from mlflow_degrade.errors import StatisticsInputError
-from mlflow_degrade.stats.evalues import (
+from mlflow_degrade.core.errors import StatisticsInputError
+from mlflow_degrade.stats._evalues import (
     BET_FACTORS,
     CONCENTRATIONS,
     beta_mixture_log_e,

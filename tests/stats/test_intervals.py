@@ -12,7 +12,7 @@ from scipy.special import logsumexp, ndtri
 from scipy.stats import beta, multinomial
 from statsmodels.stats.proportion import proportion_confint
 
-from mlflow_degrade.errors import StatisticsInputError
+from mlflow_degrade.core.errors import StatisticsInputError
 from mlflow_degrade.stats import (
     clopper_pearson,
     mcnemar,
@@ -23,8 +23,7 @@ from mlflow_degrade.stats import (
     tango,
     upper_proportion,
 )
-from mlflow_degrade.stats.intervals import tango_score
-from mlflow_degrade.stats.melding import melded_cdf
+from mlflow_degrade.stats._intervals import melded_cdf, tango_score
 
 
 @st.composite

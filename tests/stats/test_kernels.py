@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from mlflow_degrade.errors import StatisticsInputError
-from mlflow_degrade.stats.kernels import CELLS, parse_features, quadratic_forms
+from mlflow_degrade.core.errors import StatisticsInputError
+from mlflow_degrade.stats._kernels import CELLS, parse_features, quadratic_forms
 
 
 def double_loop(signs: np.ndarray, w: np.ndarray, kernel: np.ndarray) -> tuple[float, float]:

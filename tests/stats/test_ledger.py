@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special
 
-from mlflow_degrade.errors import StatisticsInputError
-from mlflow_degrade.stats.ledger import RetryLedger, attempt_alpha, sample_inflation, spent
+from mlflow_degrade.core.errors import StatisticsInputError
+from mlflow_degrade.stats._ledger import RetryLedger, attempt_alpha, sample_inflation, spent
 
 
 def test_levels_by_hand() -> None:

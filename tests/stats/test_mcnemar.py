@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from mlflow_degrade.errors import StatisticsInputError
+from mlflow_degrade.core.errors import StatisticsInputError
 from mlflow_degrade.stats import (
     critical_regressions,
     mcnemar,

@@ -10,9 +10,9 @@ import statsmodels.api as sm
 from scipy.stats import bootstrap, ttest_1samp
 from scipy.stats import t as student
 
-from mlflow_degrade.errors import StatisticsInputError
+from mlflow_degrade.core.errors import StatisticsInputError
 from mlflow_degrade.stats import flip_units, mean_interval
-from mlflow_degrade.stats.means import Bootstrap
+from mlflow_degrade.stats._means import Bootstrap
 
 
 def test_t_interval_is_the_usual_one() -> None:

@@ -10,14 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, multinomial, ttest_1samp
 
-from mlflow_degrade.errors import StatisticsInputError
-from mlflow_degrade.stats import (
-    mcnemar,
-    noninferiority,
-    noninferiority_graded,
-    upper_proportion,
-)
-from mlflow_degrade.stats.unconditional import _fewest_improvements, _tail_probability
+from mlflow_degrade.core.errors import StatisticsInputError
+from mlflow_degrade.stats import mcnemar, noninferiority, noninferiority_graded, upper_proportion
+from mlflow_degrade.stats._noninferiority import _fewest_improvements, _tail_probability
 
 
 @st.composite

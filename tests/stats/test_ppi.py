@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from mlflow_degrade.errors import StatisticsInputError
-from mlflow_degrade.stats.ppi import prediction_powered_difference
+from mlflow_degrade.core.errors import StatisticsInputError
+from mlflow_degrade.stats._ppi import prediction_powered_difference
 
 DIFFERENCE = st.sampled_from([-1.0, 0.0, 1.0])
 

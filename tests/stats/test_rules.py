@@ -15,21 +15,27 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from mlflow_degrade import GatePolicy
-from mlflow_degrade.errors import PolicyError, StatisticsInputError
-from mlflow_degrade.planning import needed_samples
-from mlflow_degrade.policy import AGGREGATIONS
+from mlflow_degrade.core.errors import PolicyError, StatisticsInputError
+from mlflow_degrade.decision.planning import needed_samples
+from mlflow_degrade.decision.policy import AGGREGATIONS
 from mlflow_degrade.stats import (
     Benchmark,
+    _benchmark,
+    _suite,
     aggregate,
     aggregate_counts,
-    benchmark,
     mcnemar,
     step_down,
-    suite,
 )
-from mlflow_degrade.stats.nulls import Nulls
-from mlflow_degrade.stats.rules import DEFAULT_RULE, RULE_NAMES, RULES, pooled_level, rule_named
-from mlflow_degrade.stats.suite import Suite
+from mlflow_degrade.stats._combination_rules import (
+    DEFAULT_RULE,
+    RULE_NAMES,
+    RULES,
+    pooled_level,
+    rule_named,
+)
+from mlflow_degrade.stats._null_distributions import Nulls
+from mlflow_degrade.stats._suite import Suite
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,7 +68,7 @@ def test_names_are_written_in_the_table_only() -> None:
     assert GatePolicy().aggregation == DEFAULT_RULE
     # The words are ordinary ones as well: a module that quotes two of them spells the table again.
     quoted = re.compile(r"[\"'](" + "|".join(set(RULE_NAMES) - {"combined", "pooled"}) + r")[\"']")
-    allowed = {"rules.py", "aggregate.py", "multiplicity.py", "aggregate_intervals.py"}
+    allowed = {"_combination_rules.py", "_aggregate.py", "_multiplicity.py"}
     for path in (ROOT / "mlflow_degrade").rglob("*.py"):
         names = set(quoted.findall(path.read_text(encoding="utf-8")))
         assert len(names) < 2 or path.name in allowed, (path, names)
@@ -286,7 +292,7 @@ def test_near_the_level_flips_are_not_spared() -> None:
 
 def test_units_are_joined_and_flipped_once(monkeypatch: pytest.MonkeyPatch) -> None:
     joined, drawn = [], []
-    join, flips = benchmark._join, suite.JointFlips
+    join, flips = _benchmark._join, _suite.JointFlips
 
     def counted_join(benchmarks: object) -> object:
         joined.append(1)
@@ -297,8 +303,8 @@ def test_units_are_joined_and_flipped_once(monkeypatch: pytest.MonkeyPatch) -> N
             drawn.append(1)
             super().__init__(*args, **kwargs)
 
-    monkeypatch.setattr(benchmark, "_join", counted_join)
-    monkeypatch.setattr(suite, "JointFlips", CountedFlips)
+    monkeypatch.setattr(_benchmark, "_join", counted_join)
+    monkeypatch.setattr(_suite, "JointFlips", CountedFlips)
     tasks = Suite(shared_suite(1, "abc", np.arange(80), np.arange(160)))
     whole = aggregate(tasks)
     step_down(tasks)

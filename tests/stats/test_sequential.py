@@ -10,13 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from mlflow_degrade.errors import StatisticsInputError
-from mlflow_degrade.stats.evalues import (
-    combine_log_e,
-    degradation_log_e,
-    noninferiority_bets,
-)
-from mlflow_degrade.stats.sequential import (
+from mlflow_degrade.core.errors import StatisticsInputError
+from mlflow_degrade.stats._evalues import combine_log_e, degradation_log_e, noninferiority_bets
+from mlflow_degrade.stats._sequential import (
     GRADED_BETS,
     DegradationMonitor,
     NonInferiorityMonitor,

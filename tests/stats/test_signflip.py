@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import permutation_test
 
-from mlflow_degrade.errors import StatisticsInputError
+from mlflow_degrade.core.errors import StatisticsInputError
 from mlflow_degrade.stats import flip_units, mcnemar, signflip
-from mlflow_degrade.stats.resampling import SubsetSums, sequential_p
+from mlflow_degrade.stats._resampling import SubsetSums, sequential_p
 
 
 def brute_force(values: list[float]) -> tuple[float, float]:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlflow_degrade.errors import StatisticsInputError
+from mlflow_degrade.core.errors import StatisticsInputError
 from mlflow_degrade.stats import Benchmark, mcnemar, step_down
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from mlflow_degrade.errors import StatisticsInputError, UnknownNameError
-from mlflow_degrade.stats.subgroup import kcm_test
+from mlflow_degrade.core.errors import StatisticsInputError, UnknownNameError
+from mlflow_degrade.stats._subgroup import kcm_test
 
 
 def hidden_damage(

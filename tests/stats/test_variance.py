@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from mlflow_degrade.errors import StatisticsInputError
-from mlflow_degrade.stats.variance import clustered_difference, noise_floor, repeated_difference
+from mlflow_degrade.core.errors import StatisticsInputError
+from mlflow_degrade.stats._variance import clustered_difference, noise_floor, repeated_difference
 
 SCORES = st.integers(-4, 4).map(float)
 

@@ -85,7 +85,7 @@ def test_remembering_changes_no_decision(designs: ModuleType, kind: str) -> None
     with designs.remembered():
         kept = [decide(paired, policy).to_json() for _, policy in design.policies()]
     assert plain == kept
-    assert decide.__module__ == "mlflow_degrade.decision"
+    assert decide.__module__ == "mlflow_degrade.decision.verdict"
     again = decide(paired, GatePolicy())
     assert not hasattr(again, "__wrapped__")
 

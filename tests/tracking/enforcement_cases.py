@@ -25,13 +25,13 @@ from mlflow.tracking import MlflowClient
 from mlflow_state import mlflow_state_kept
 
 from mlflow_degrade import GatePolicy, SampleScores, decide, pair
-from mlflow_degrade.cache import digest_directory
-from mlflow_degrade.origin import Origin
-from mlflow_degrade.tracking.evidence import log_decision
-from mlflow_degrade.tracking.model_content import ARTIFACT_TAG, bind_content, read_content
-from mlflow_degrade.tracking.references import logged_content
-from mlflow_degrade.tracking.registration import log_model
-from mlflow_degrade.tracking.registry_listing import versions_of
+from mlflow_degrade.core.cache import digest_directory
+from mlflow_degrade.registry.evidence import log_decision
+from mlflow_degrade.registry.model_content import ARTIFACT_TAG, bind_content, read_content
+from mlflow_degrade.registry.references import logged_content
+from mlflow_degrade.registry.registration import log_model
+from mlflow_degrade.registry.registry_listing import versions_of
+from mlflow_degrade.samples.origin import Origin
 
 LAX = GatePolicy(margin_pp=99)
 STRICT = GatePolicy()

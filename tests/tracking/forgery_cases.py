@@ -31,11 +31,11 @@ from mlflow.tracking import MlflowClient
 from mlflow_stores import make_store
 
 from mlflow_degrade import GatePolicy, SampleScores
-from mlflow_degrade.cache import digest_json
-from mlflow_degrade.errors import DegradeError, PromotionRefusedError
-from mlflow_degrade.tracking.attestation import KNOWN
-from mlflow_degrade.tracking.evidence import EVIDENCE_TAG, POLICY_TAG, VERDICT_TAG, write_evidence
-from mlflow_degrade.tracking.gate_config import VARIABLE, GateConfig
+from mlflow_degrade.core.cache import digest_json
+from mlflow_degrade.core.errors import DegradeError, PromotionRefusedError
+from mlflow_degrade.registry.attestation import KNOWN
+from mlflow_degrade.registry.evidence import EVIDENCE_TAG, POLICY_TAG, VERDICT_TAG, write_evidence
+from mlflow_degrade.registry.gate_config import VARIABLE, GateConfig
 
 Files = dict[str, bytes]
 

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from mlflow_degrade import SampleScores
+from mlflow_degrade.registry.references import content_digest
 from mlflow_degrade.tracking.evaluations import log_evaluation
-from mlflow_degrade.tracking.references import content_digest
 
 _CODE = """\
 from mlflow.models import set_model

@@ -21,13 +21,13 @@ from cryptography.hazmat.primitives.serialization import (
 from mlflow.tracking import MlflowClient
 
 from mlflow_degrade import Decision, GatePolicy, PairedScores, SampleScores, decide, pair
-from mlflow_degrade.tracking.attestation import sign_evidence
-from mlflow_degrade.tracking.evidence import log_decision
-from mlflow_degrade.tracking.gating import seal
-from mlflow_degrade.tracking.model_content import bind_content, read_content
-from mlflow_degrade.tracking.references import logged_content
-from mlflow_degrade.tracking.registration import verdict_tags
-from mlflow_degrade.tracking.signing import SigningKey
+from mlflow_degrade.registry.attestation import sign_evidence
+from mlflow_degrade.registry.evidence import log_decision
+from mlflow_degrade.registry.model_content import bind_content, read_content
+from mlflow_degrade.registry.references import logged_content
+from mlflow_degrade.registry.register_on_pass import seal
+from mlflow_degrade.registry.registration import verdict_tags
+from mlflow_degrade.registry.signing import SigningKey
 
 
 def make_key(path: Path, kind: str = "P-256", password: str | None = None) -> Path:

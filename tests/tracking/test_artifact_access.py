@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_degrade.errors import RegistryError, TrackingError
+from mlflow_degrade.core.errors import RegistryError, TrackingError
 from mlflow_degrade.tracking.artifact_access import fetch, list_names, read_json, upload
 
 

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
 
 import benchmark_cases as cases
 
-from mlflow_degrade.tracking.benchmarks import log_benchmark
+from mlflow_degrade.tracking.bench import log_benchmark
 
 
 @pytest.mark.usefixtures("store")

@@ -14,10 +14,10 @@ from http_relay import relayed
 from mlflow import MlflowClient
 
 from mlflow_degrade import Verdict, promote
-from mlflow_degrade.tracking import model_content
+from mlflow_degrade.registry import model_content
+from mlflow_degrade.registry.references import logged_content
 from mlflow_degrade.tracking.connection import patience
 from mlflow_degrade.tracking.evaluations import log_evaluation
-from mlflow_degrade.tracking.references import logged_content
 
 _TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 

@@ -13,10 +13,10 @@ from gate_cases import make_samples
 
 from mlflow_degrade import GatePolicy, pair
 from mlflow_degrade.cli import run
-from mlflow_degrade.errors import InputError, TrackingError, UnknownNameError
+from mlflow_degrade.core.errors import InputError, TrackingError, UnknownNameError
+from mlflow_degrade.registry.candidates import find_candidates
+from mlflow_degrade.registry.register_on_pass import log_conclusion
 from mlflow_degrade.report.candidates import candidates_figure, choose_axis, pareto
-from mlflow_degrade.tracking.candidates import find_candidates
-from mlflow_degrade.tracking.gating import log_conclusion
 
 _SCRIPT = Path(__file__).parents[2] / "scripts" / "take_screenshots.py"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_degrade.errors import TrackingUnreachableError
+from mlflow_degrade.core.errors import TrackingUnreachableError
 from mlflow_degrade.tracking.connection import require_tracking_server
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from mlflow_degrade import SampleScores, pair
-from mlflow_degrade.tracking.document_sketch import DocumentSketch
+from mlflow_degrade.registry.retry_ledger import DocumentSketch
 
 
 def _sketch(documents: range, **columns: object) -> DocumentSketch:

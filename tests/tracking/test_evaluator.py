@@ -12,7 +12,7 @@ import pytest
 from gate_cases import log_constant, log_evaluated, registry_state
 from mlflow import MlflowClient
 
-from mlflow_degrade.errors import InputError, PolicyError, RegistryError, UnknownNameError
+from mlflow_degrade.core.errors import InputError, PolicyError, RegistryError, UnknownNameError
 
 pytestmark = pytest.mark.usefixtures("store")
 

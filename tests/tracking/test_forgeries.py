@@ -23,9 +23,9 @@ from forgery_cases import Files, Forgery, Scene, all_forgeries, other_value, sce
 from mlflow.tracking import MlflowClient
 
 from mlflow_degrade import Decision, GatePolicy, PairedScores, SampleScores, pair, verify_version
-from mlflow_degrade.errors import DegradeError
-from mlflow_degrade.tracking.evidence import EVIDENCE_TAG, VERDICT_TAG
-from mlflow_degrade.tracking.evidence_bundle import export_evidence, verify_bundle
+from mlflow_degrade.core.errors import DegradeError
+from mlflow_degrade.registry.evidence import EVIDENCE_TAG, VERDICT_TAG
+from mlflow_degrade.registry.evidence_bundle import export_evidence, verify_bundle
 
 pytest.importorskip("securesystemslib", reason='pip install "mlflow-degrade[signing]"')
 

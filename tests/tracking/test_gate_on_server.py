@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from mlflow.server import get_app_client
 
 from mlflow_degrade import Verdict, promote
-from mlflow_degrade.errors import DegradeError
+from mlflow_degrade.core.errors import DegradeError
 
 pytestmark = pytest.mark.slow
 

@@ -82,7 +82,7 @@ def test_a_model_that_is_evaluated_now_is_downloaded_once(relay: Relay, tmp_path
     from tiny_models import make_tiny_llama
 
     from mlflow_degrade.optimize.export import export_onnx
-    from mlflow_degrade.optimize.source import resolve_model
+    from mlflow_degrade.optimize.source.resolve import resolve_model
 
     (tmp_path / "tasks").mkdir()
     write_task(tmp_path / "tasks", "tiny_boats", make_items(60, 1))

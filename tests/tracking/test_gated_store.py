@@ -23,8 +23,8 @@ from mlflow.tracking import MlflowClient
 from mlflow_stores import make_store
 
 from mlflow_degrade import GatePolicy, load_verified_model, promote, verify_version
-from mlflow_degrade.errors import PolicyError, PromotionRefusedError
-from mlflow_degrade.tracking.gate_config import VARIABLE, GateConfig
+from mlflow_degrade.core.errors import PolicyError, PromotionRefusedError
+from mlflow_degrade.registry.gate_config import VARIABLE, GateConfig
 
 _PROMPT = "mlflow.prompt.is_prompt"
 _NUMBERS = itertools.count(30)

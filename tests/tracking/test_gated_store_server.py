@@ -17,9 +17,9 @@ from mlflow.exceptions import RestException
 from mlflow.tracking import MlflowClient
 
 from mlflow_degrade import GatePolicy, verify_version
-from mlflow_degrade.cache import digest_file, digest_json
-from mlflow_degrade.errors import PromotionRefusedError
-from mlflow_degrade.tracking.gate_config import VARIABLE
+from mlflow_degrade.core.cache import digest_file, digest_json
+from mlflow_degrade.core.errors import PromotionRefusedError
+from mlflow_degrade.registry.gate_config import VARIABLE
 
 _PROMPT = "mlflow.prompt.is_prompt"
 _REQUIRED = "policy: {margin_pp: 2}\n"
@@ -141,14 +141,14 @@ def _replace_weights(server: Server, case: cases.Case, _honest: cases.Case) -> c
 
 def _replace_code(server: Server, case: cases.Case, _honest: cases.Case) -> cases.Case:
     location = MlflowClient().get_model_version_download_uri(*case.at)
-    server.overwrite(location, "pyfunc_model.py", b"print('hello')")
+    server.overwrite(location, "served_model.py", b"print('hello')")
     return case
 
 
 def _add_byte_code(server: Server, case: cases.Case, _honest: cases.Case) -> cases.Case:
     """Python runs a compiled file in place of the source next to it that was checked."""
     location = MlflowClient().get_model_version_download_uri(*case.at)
-    server.overwrite(location, "__pycache__/pyfunc_model.cpython-311.pyc", b"\x00")
+    server.overwrite(location, "__pycache__/served_model.cpython-311.pyc", b"\x00")
     return case
 
 

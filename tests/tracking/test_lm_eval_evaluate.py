@@ -14,9 +14,9 @@ from gate_cases import log_constant
 from lm_eval_cases import all_runs, logged, question_key
 from mlflow.exceptions import MlflowException
 
-from mlflow_degrade.origin import Origin
-from mlflow_degrade.runtime.machine import current_processor
-from mlflow_degrade.tracking import lm_eval_runs
+from mlflow_degrade.bench.machine import current_processor
+from mlflow_degrade.registry import lm_eval_runs
+from mlflow_degrade.samples.origin import Origin
 from mlflow_degrade.tracking.evaluations import load_samples
 
 pytest.importorskip("lm_eval")
@@ -145,7 +145,7 @@ class TestEvaluate:
     @pytest.mark.slow
     def test_our_own_engine(self, made: Path, tmp_path: Path, call: Any) -> None:
         from mlflow_degrade.optimize.export import export_onnx
-        from mlflow_degrade.optimize.source import resolve_model
+        from mlflow_degrade.optimize.source.resolve import resolve_model
 
         exported = export_onnx(resolve_model(str(made / "model1")))
         arguments = {"model": "onnx", "model-args": f"pretrained={exported}"}

@@ -9,8 +9,12 @@ from typing import Any
 import pytest
 from lm_eval_cases import change_results, samples_file
 
-from mlflow_degrade.tracking.lm_eval_facts import evaluation_key, run_note, run_params
-from mlflow_degrade.tracking.lm_eval_runs import read_directory
+from mlflow_degrade.registry.lm_eval_runs import (
+    evaluation_key,
+    read_directory,
+    run_note,
+    run_params,
+)
 
 pytest.importorskip("lm_eval")
 

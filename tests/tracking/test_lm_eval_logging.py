@@ -18,10 +18,11 @@ from lm_eval_cases import all_runs, change_results, logged, question_key, result
 from mlflow import MlflowClient
 
 from mlflow_degrade import GatePolicy, SampleScores, Verdict, promote
-from mlflow_degrade.tracking import evaluations, lm_eval_runs
+from mlflow_degrade.registry import lm_eval_runs
+from mlflow_degrade.registry.lm_eval_runs import read_directory
+from mlflow_degrade.registry.references import content_digest, match_evaluations
+from mlflow_degrade.tracking import evaluations
 from mlflow_degrade.tracking.evaluations import KEY_TAG, MODEL_DIGEST_TAG, load_samples
-from mlflow_degrade.tracking.lm_eval_runs import read_directory
-from mlflow_degrade.tracking.references import content_digest, match_evaluations
 
 pytest.importorskip("lm_eval")
 

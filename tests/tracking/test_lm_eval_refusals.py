@@ -15,7 +15,8 @@ import psutil
 import pytest
 from lm_eval_cases import TASKS, all_runs, logged, samples_file
 
-from mlflow_degrade.tracking import evaluations, lm_eval_runs
+from mlflow_degrade.registry import lm_eval_runs
+from mlflow_degrade.tracking import evaluations
 from mlflow_degrade.tracking.evaluations import KEY_TAG, load_samples
 
 pytest.importorskip("lm_eval")

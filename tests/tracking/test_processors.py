@@ -24,16 +24,16 @@ from mlflow_degrade import (
     promote,
     verify_version,
 )
+from mlflow_degrade.bench.machine import current_processor
 from mlflow_degrade.cli import run as run_cli
-from mlflow_degrade.errors import VerificationError
-from mlflow_degrade.origin import Agreement, Origin, Processor
-from mlflow_degrade.rerun import compare_runs
-from mlflow_degrade.runtime.machine import current_processor
-from mlflow_degrade.tracking.elsewhere import ProcessorWarning, look_elsewhere
+from mlflow_degrade.core.errors import VerificationError
+from mlflow_degrade.decision.rerun import compare_runs
+from mlflow_degrade.registry.evidence import write_evidence
+from mlflow_degrade.registry.evidence_review import review_evidence
+from mlflow_degrade.registry.references import match_evaluations
+from mlflow_degrade.registry.verification import ProcessorWarning, look_elsewhere
+from mlflow_degrade.samples.origin import Agreement, Origin, Processor
 from mlflow_degrade.tracking.evaluations import load_samples, log_evaluation
-from mlflow_degrade.tracking.evidence import write_evidence
-from mlflow_degrade.tracking.evidence_review import review_evidence
-from mlflow_degrade.tracking.references import match_evaluations
 
 HERE = current_processor()
 THERE = HERE.model_copy(

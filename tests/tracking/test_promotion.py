@@ -19,7 +19,7 @@ from gate_cases import log_constant, log_evaluated, make_samples, register_champ
 from mlflow import MlflowClient
 
 from mlflow_degrade import GatePolicy, Verdict, promote, verify_version
-from mlflow_degrade.errors import (
+from mlflow_degrade.core.errors import (
     InputError,
     RegistryError,
     SameModelError,
@@ -27,16 +27,16 @@ from mlflow_degrade.errors import (
     UnknownNameError,
     UnpairedSamplesError,
 )
-from mlflow_degrade.tracking.attempts import ATTEMPT_TAG
+from mlflow_degrade.registry.gate_config import VARIABLE
+from mlflow_degrade.registry.references import content_digest
+from mlflow_degrade.registry.registration import log_model
+from mlflow_degrade.registry.retry_ledger import ATTEMPT_TAG
 from mlflow_degrade.tracking.evaluations import (
     FILES_TAG,
     MODEL_URI_TAG,
     load_samples,
     log_evaluation,
 )
-from mlflow_degrade.tracking.gate_config import VARIABLE
-from mlflow_degrade.tracking.references import content_digest
-from mlflow_degrade.tracking.registration import log_model
 from mlflow_degrade.tracking.runs import Terminated, terminate_gracefully
 
 pytestmark = pytest.mark.usefixtures("store")

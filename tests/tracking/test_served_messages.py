@@ -13,9 +13,8 @@ import pandas as pd
 import pytest
 from engine_models import ModelDir, model_dir, tiny_source
 
-from mlflow_degrade.errors import InputError
-from mlflow_degrade.prompting import Prompting
-from mlflow_degrade.tracking.registration import log_model
+from mlflow_degrade.core.prompting import Prompting
+from mlflow_degrade.registry.registration import log_model
 
 __all__ = ["model_dir", "tiny_source"]
 
@@ -92,7 +91,7 @@ def test_the_recorded_instruction_holds_unless_another_is_given(
 def test_a_template_without_system_role_is_served_as_it_was_tested(served: Serve) -> None:
     model = served(NO_SYSTEM + TEMPLATE, system_instruction="Be brief.").unwrap_python_model()
     assert model._conversation([ASK]) == "<user>The harbour<assistant>"
-    with pytest.raises(InputError, match="refuses the conversation: no system"):
+    with pytest.raises(ValueError, match="refuses the conversation: no system"):
         model._conversation([LONG, ASK])
 
 
@@ -108,12 +107,12 @@ def test_a_template_without_system_role_is_served_as_it_was_tested(served: Serve
 def test_rows_that_cannot_be_answered_are_refused(
     served: Serve, row: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(ValueError, match=message):
         served().predict(pd.DataFrame([row]))
 
 
 def test_a_model_without_template_says_so(served: Serve) -> None:
-    with pytest.raises(InputError, match="has no chat template"):
+    with pytest.raises(ValueError, match="has no chat template"):
         served(None).predict(pd.DataFrame([{"messages": [ASK]}]))
 
 

@@ -22,17 +22,17 @@ from mlflow_stores import make_store
 
 from mlflow_degrade import Decision, GatePolicy, load_verified_model, promote, verify_version
 from mlflow_degrade.cli import run as run_cli
-from mlflow_degrade.errors import (
+from mlflow_degrade.core.errors import (
     InputError,
     PromotionRefusedError,
     RegistryError,
     VerificationError,
 )
-from mlflow_degrade.tracking.attestation import sign_evidence
-from mlflow_degrade.tracking.gate_config import VARIABLE, GateConfig, allowed_signers
-from mlflow_degrade.tracking.model_content import read_content
-from mlflow_degrade.tracking.signing import KEY_VARIABLE, SigningKey
-from mlflow_degrade.tracking.signing_keys import PASSWORD_VARIABLE, AllowedSigner
+from mlflow_degrade.registry.attestation import sign_evidence
+from mlflow_degrade.registry.gate_config import VARIABLE, GateConfig, allowed_signers
+from mlflow_degrade.registry.model_content import read_content
+from mlflow_degrade.registry.signing import KEY_VARIABLE, SigningKey
+from mlflow_degrade.registry.signing_keys import PASSWORD_VARIABLE, AllowedSigner
 
 pytest.importorskip("securesystemslib", reason='pip install "mlflow-degrade[signing]"')
 

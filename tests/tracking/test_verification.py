@@ -15,14 +15,14 @@ from mlflow.tracking import MlflowClient
 from mlflow_stores import make_store
 
 from mlflow_degrade import GatePolicy, decide, load_verified_model, pair, promote, verify_version
-from mlflow_degrade.cache import digest_file, digest_json
 from mlflow_degrade.cli import run as run_cli
-from mlflow_degrade.errors import InputError, RegistryError, VerificationError
+from mlflow_degrade.core.cache import digest_file, digest_json
+from mlflow_degrade.core.errors import InputError, RegistryError, VerificationError
+from mlflow_degrade.registry.evidence import write_evidence
+from mlflow_degrade.registry.evidence_review import review_evidence
+from mlflow_degrade.registry.gate_config import VARIABLE
+from mlflow_degrade.registry.model_content import ARTIFACT_TAG
 from mlflow_degrade.tracking.artifact_access import fetch
-from mlflow_degrade.tracking.evidence import write_evidence
-from mlflow_degrade.tracking.evidence_review import review_evidence
-from mlflow_degrade.tracking.gate_config import VARIABLE
-from mlflow_degrade.tracking.model_content import ARTIFACT_TAG
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +191,7 @@ def test_scores_from_logs_prove_nothing_about_files(workplace: Path) -> None:
 
 def test_code_around_the_tested_files(workplace: Path) -> None:
     case = cases.register_case(workplace, "wrapper", bind=False)
-    with (_files(case) / "pyfunc_model.py").open("a") as code:
+    with (_files(case) / "served_model.py").open("a") as code:
         code.write("# serves something else\n")
     assert "code around the ONNX model is not this version" in _problem(case)
 
@@ -199,7 +199,7 @@ def test_code_around_the_tested_files(workplace: Path) -> None:
 def test_bound_files_may_come_from_another_version_of_the_package(workplace: Path) -> None:
     case = cases.register_case(workplace, "bound", bind=False)
     files = _files(case)
-    (files / "pyfunc_model.py").write_text("# of another version\n")
+    (files / "served_model.py").write_text("# of another version\n")
     digest = cases.bind_artifact(case.model_uri, case.run_id)
     MlflowClient().set_model_version_tag(*case.at, ARTIFACT_TAG, digest)
     assert verify_version(*case.at).ok
@@ -212,7 +212,7 @@ def test_bound_files_may_come_from_another_version_of_the_package(workplace: Pat
 def test_links_and_byte_code(workplace: Path) -> None:
     case = cases.register_case(workplace, "links")
     files = _files(case)
-    compiled = files / "__pycache__" / "pyfunc_model.cpython-311.pyc"
+    compiled = files / "__pycache__" / "served_model.cpython-311.pyc"
     compiled.parent.mkdir(exist_ok=True)
     compiled.write_bytes(b"")
     found = verify_version(*case.at)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ...errors import UnknownNameError
+from ...core.errors import UnknownNameError
 from .loader import read_items as _read_items
 
 GROUP = "starter"
@@ -26,41 +26,12 @@ TASKS = (
 
 
 def include_path() -> Path:
-    """Directory of the task files, for ``lm_eval --include_path`` or ``TaskManager``.
-
-    Examples
-    --------
-    >>> (include_path() / "starter.yaml").is_file()
-    True
-    """
+    """Directory of the task files, for ``lm_eval --include_path`` or ``TaskManager``."""
     return Path(__file__).parent
 
 
 def read_items(task: str) -> list[dict[str, Any]]:
-    """Items of one task, shuffled once and for all: any prefix is a random sample.
-
-    Parameters
-    ----------
-    task : str
-        One of `TASKS`.
-
-    Returns
-    -------
-    list of dict
-        ``id``, ``category``, ``question``, ``choices`` (two to four continuations of the
-        question after one space) and ``answer``, the index of the right one.
-
-    Raises
-    ------
-    UnknownNameError
-        When there is no such task.
-
-    Examples
-    --------
-    >>> item = read_items("starter_numbers")[0]
-    >>> item["choices"][item["answer"]] not in item["question"]
-    True
-    """
+    """Items of one task, shuffled once and for all: any prefix is a random sample."""
     if task not in TASKS:
         raise UnknownNameError("starter task", task, TASKS)
     return _read_items(task)

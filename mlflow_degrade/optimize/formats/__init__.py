@@ -10,6 +10,6 @@
                                                  ├─ scales.py     how its scale is stored
                                                  └─ elements.py   the grid its codes stand for
 
-Arrays in, arrays out: nothing here knows about ONNX. `mlflow_degrade.optimize.simulate` applies a
-format to a model.
+Arrays in, arrays out: nothing here knows about ONNX. `mlflow_degrade.optimize.passes.simulate`
+applies a format to a model.
 """

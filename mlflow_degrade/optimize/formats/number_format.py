@@ -3,11 +3,251 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from ...errors import InputError
-from .elements import ELEMENTS, Element, IntegerElement
-from .scales import SCALES, ScaleType
+import numpy as np
+from numpy.typing import NDArray
+
+from ...core.errors import InputError, UnknownNameError
+
+# The grids that the codes of a number format stand for, and rounding to the nearest point.
+
+Float32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class IntegerElement:
+    """Integers in two's complement."""
+
+    name: str
+    bits: float  # Bits of one stored code.
+    lowest: float
+    largest: float  # The smallest and the largest integer.
+
+    @property
+    def power(self) -> int:
+        """Exponent of the largest power of two on the grid."""
+        return math.frexp(self.largest)[1] - 1
+
+    def round_(self, values: Float32) -> Float32:
+        """Replace values by the nearest points of the grid, in place."""
+        np.rint(values, out=values)
+        return np.clip(values, self.lowest, self.largest, out=values)
+
+
+@dataclass(frozen=True)
+class FloatElement:
+    """Small floating-point numbers with subnormals."""
+
+    name: str
+    bits: float  # Bits of one stored code: sign, exponent, mantissa.
+    mantissa: int  # Stored bits of the mantissa.
+    # Exponent of the smallest normal number; subnormals have the same spacing.
+    lowest_exponent: int
+    largest: float  # The largest finite number.
+
+    @property
+    def power(self) -> int:
+        """Exponent of the largest power of two on the grid: emax of the MX specification."""
+        return math.frexp(self.largest)[1] - 1
+
+    def round_(self, values: Float32) -> Float32:
+        """Replace values by the nearest points of the grid, in place."""
+        # 1.5 · 2^23 times the spacing of the grid around a value is a float32 whose own spacing is
+        # that of the grid: adding it rounds, as the processor rounds, and subtracting it is exact.
+        # Five times as fast as a cast to the types of ml_dtypes and back, which give the same
+        # bits.
+        np.clip(values, -self.largest, self.largest, out=values)
+        # The exponent field alone is the power of two at or below a value's magnitude.
+        shift: Float32 = (values.view(np.uint32) & np.uint32(0x7F800000)).view(np.float32)
+        np.maximum(shift, np.float32(2.0**self.lowest_exponent), out=shift)
+        shift *= np.float32(1.5 * 2.0 ** (23 - self.mantissa))
+        rounded = values + shift
+        rounded -= shift
+        np.copysign(rounded, values, out=values)
+        return values
+
+
+Element = IntegerElement | FloatElement
+
+
+def _integer(bits: int) -> IntegerElement:
+    return IntegerElement(f"int{bits}", bits, -(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1)
+
+
+_TABLE: tuple[Element, ...] = (
+    *(_integer(bits) for bits in range(2, 9)),
+    # Five values of three fit into a byte: 3^5 = 243.
+    IntegerElement("ternary", 8 / 5, -1.0, 1.0),
+    # The codes above 448 are NaN, so the last binade is cut short (Micikevicius et al. 2022).
+    FloatElement("fp8-e4m3", 8, 3, -6, 448.0),
+    FloatElement("fp8-e5m2", 8, 2, -14, 57344.0),
+    # The types below have neither infinity nor NaN (OCP MX v1.0, section 5.3).
+    FloatElement("fp6-e3m2", 6, 2, -2, 28.0),
+    FloatElement("fp6-e2m3", 6, 3, 0, 7.5),
+    FloatElement("fp4-e2m1", 4, 1, 0, 6.0),
+)
+
+ELEMENTS: Mapping[str, Element] = {element.name: element for element in _TABLE}
+"""Every grid by its name."""
+
+
+def round_to_element(values: Float32, name: str) -> Float32:
+    """Round numbers to the nearest that an element type can hold, without any scale."""
+    # Grids: [1] for the 8-bit types, [2] for those of 6 and 4 bits.
+    # [1] Micikevicius et al., "FP8 Formats for Deep Learning", 2022, arXiv:2209.05433.
+    # [2] Open Compute Project, "OCP Microscaling Formats (MX) Specification", v1.0, 2023.
+    if name not in ELEMENTS:
+        raise UnknownNameError("element type", name, ELEMENTS)
+    require_finite(values)
+    return ELEMENTS[name].round_(np.array(values, np.float32))
+
+
+def require_finite(values: Float32) -> None:
+    """Raise `InputError` when a number is NaN or infinite."""
+    if bad := int(np.size(values) - np.isfinite(values).sum()):
+        raise InputError(
+            f"{bad:,} of {np.size(values):,} weights are NaN or infinite, and no format has a "
+            "nearest number for them: the model is broken before it is rounded."
+        )
+
+
+# Names of number formats: an element or block format, then what is done differently.
+
+_MX = {"group": 32, "scale": "e8m0"}
+
+FAMILIES: Mapping[str, Mapping[str, Any]] = {
+    **{name: {"element": name} for name in ELEMENTS},
+    "ternary": {"element": "ternary", "clip": "mean"},
+    "mxfp8-e4m3": {"element": "fp8-e4m3", **_MX},
+    "mxfp8-e5m2": {"element": "fp8-e5m2", **_MX},
+    "mxfp6-e3m2": {"element": "fp6-e3m2", **_MX},
+    "mxfp6-e2m3": {"element": "fp6-e2m3", **_MX},
+    "mxfp4": {"element": "fp4-e2m1", **_MX},
+    "mxint8": {"element": "int8", **_MX},
+    "nvfp4": {"element": "fp4-e2m1", "group": 16, "scale": "e4m3"},
+    "fp32": {"element": None},
+}
+"""What a name may begin with, and the fields of `NumberFormat` that it stands for."""
+
+OPTIONS: Mapping[str, str] = {
+    "tensor": "one scale for the matrix",
+    "channel": "a scale for each output channel (the default)",
+    "group<n>": "a float16 scale for n neighbouring inputs of an output",
+    "asym": "a zero point for each scale; integers only",
+    "max": "ranges reach to the largest magnitude (the default, but for ternary)",
+    "p<percentile>": "ranges reach to a percentile of the magnitudes, such as p99.9",
+    "mse": "ranges with the least squared error",
+    "outliers<percent>": "the largest weights of the matrix stay in float16",
+    "split": "a fine inner and a coarse outer range with a scale each; integers from 3 bits",
+    "2:4": "of four neighbouring inputs the two smallest are zero",
+    "prune<percent>": "the smallest weights of the matrix are zero",
+}
+"""What may follow, joined by hyphens, in any order."""
+
+_NUMBERED = re.compile(r"(group|prune|outliers|p)(\d+(?:\.\d+)?)")
+_KINDS = {"group": "scales", "prune": "pruning", "outliers": "outliers", "p": "clipping"}
+_WORDS: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "tensor": ("scales", {"group": None, "scale": "float32"}),
+    "channel": ("scales", {"group": 0, "scale": "float32"}),
+    "asym": ("zero points", {"symmetric": False}),
+    "max": ("clipping", {"clip": "max"}),
+    "mse": ("clipping", {"clip": "mse"}),
+    "split": ("ranges", {"split": True}),
+    "2:4": ("pruning", {"pruned": "2:4"}),
+}
+
+
+def parse_format(name: str) -> NumberFormat:
+    """Read the name of a number format."""
+    heads = [head for head in FAMILIES if name == head or name.startswith(f"{head}-")]
+    if not heads:
+        raise UnknownNameError(
+            "number format", name, FAMILIES, f"Options follow: {', '.join(OPTIONS)}."
+        )
+    head = max(heads, key=len)
+    fields: dict[str, Any] = dict(FAMILIES[head])
+    given: dict[str, str] = {}
+    for word in name[len(head) + 1 :].split("-") if name != head else ():
+        kind, changes = _option(word)
+        if kind in given:
+            raise InputError(
+                f"number format {name!r} says {given[kind]!r} and {word!r}, which are both about "
+                f"{kind}: keep one."
+            )
+        if kind == "scales" and "scale" in FAMILIES[head]:
+            raise InputError(f"number format {name!r}: the scales of {head} are part of it.")
+        given[kind] = word
+        fields |= changes
+    return NumberFormat(name, **fields)
+
+
+def _option(word: str) -> tuple[str, dict[str, Any]]:
+    """What an option is about, and the fields it changes."""
+    if word in _WORDS:
+        return _WORDS[word]
+    found = _NUMBERED.fullmatch(word)
+    if not found:
+        raise UnknownNameError("option of a number format", word, OPTIONS)
+    what, number = found[1], float(found[2])
+    if what == "group":
+        if number != int(number) or not 2 <= number <= 4096:
+            raise InputError(f"groups of {number:g} inputs: take a whole number from 2 to 4096.")
+        return _KINDS[what], {"group": int(number), "scale": "float16"}
+    if what == "prune":
+        return _KINDS[what], {"pruned": number / 100}
+    if what == "outliers":
+        return _KINDS[what], {"outliers": number / 100}
+    return _KINDS[what], {"clip": "percentile", "percentile": number}
+
+
+# How the scale of a group is stored, which is part of a format's error and of its size.
+
+_HALF = np.finfo(np.float16)
+
+
+@dataclass(frozen=True)
+class ScaleType:
+    """A type that scales are rounded to."""
+
+    name: str
+    bits: int  # Of one scale.
+    # Whether it holds powers of two only, so that the range of a group must be covered by the next
+    # lower one.
+    power_of_two: bool = False
+    per_tensor: bool = False  # Whether scales are relative to one float32 per tensor.
+
+    def encode(self, scales: Float32, tensor_scale: np.float32) -> Float32:
+        """Round positive scales to the type; zeros, the scales of empty groups, become 1."""
+        stored = np.where(scales > 0, scales, np.float32(1))
+        if self.name == "float16":
+            # Without the lower bound, tiny groups would be divided by zero.
+            np.clip(stored, _HALF.smallest_subnormal, _HALF.max, out=stored)
+            stored = stored.astype(np.float16).astype(np.float32)
+        elif self.name == "e8m0":
+            exponent = np.clip(np.frexp(stored)[1] - 1, -127, 127)
+            stored = np.ldexp(np.float32(1), exponent).astype(np.float32)
+        elif self.name == "e4m3":
+            stored /= tensor_scale
+            np.clip(stored, np.float32(2.0**-9), None, out=stored)
+            stored = ELEMENTS["fp8-e4m3"].round_(stored) * tensor_scale
+        return stored.astype(np.float32, copy=False)
+
+
+SCALES: Mapping[str, ScaleType] = {
+    scale.name: scale
+    for scale in (
+        ScaleType("float32", 32),
+        ScaleType("float16", 16),
+        ScaleType("e8m0", 8, power_of_two=True),
+        ScaleType("e4m3", 8, per_tensor=True),
+    )
+}
+"""Every type of scale by its name."""
+
 
 OUTLIER_BITS = 32
 """Of a weight kept apart: its value in float16 and its column in 16 bits, as in SpQR."""
@@ -15,49 +255,26 @@ OUTLIER_BITS = 32
 
 @dataclass(frozen=True)
 class NumberFormat:
-    """How the weights of a matrix are stored.
+    """How the weights of a matrix are stored."""
 
-    Attributes
-    ----------
-    name : str
-        As `mlflow_degrade.optimize.formats.names.parse_format` reads it.
-    element : str or None
-        A key of `ELEMENTS`; None keeps float32, for pruning alone.
-    group : int or None
-        Neighbouring inputs of one output that share a scale. 0 is a whole row (one output
-        channel), None the whole matrix. The last group of a row may be shorter.
-    scale : str
-        A key of `SCALES`.
-    symmetric : bool
-        Whether the grid is centred on 0; otherwise each group has a zero point.
-    clip : {"max", "mean", "percentile", "mse"}
-        What a group's range is taken from: its largest magnitude, the mean magnitude (the scale
-        itself, for ternary weights), a percentile of the magnitudes, or a search for the least
-        squared error that starts from the largest magnitude.
-    percentile : float
-        Of the magnitudes, for that clip.
-    outliers : float
-        Share of the weights, the largest of the matrix, kept in float16 beside the others.
-    split : bool
-        Whether a group's range has a dense inner and a coarse outer part, with a scale each.
-    pruned : str or float
-        ``"2:4"`` zeroes two of four neighbouring inputs, a share zeroes the smallest of the matrix.
-
-    Raises
-    ------
-    InputError
-        When the parts do not go together.
-    """
-
-    name: str
-    element: str | None
+    name: str  # As `mlflow_degrade.optimize.formats.number_format.parse_format` reads it.
+    element: str | None  # A key of `ELEMENTS`; None keeps float32, for pruning alone.
+    # Neighbouring inputs of one output that share a scale. 0 is a whole row (one output channel),
+    # None the whole matrix. The last group of a row may be shorter.
     group: int | None = 0
-    scale: str = "float32"
+    scale: str = "float32"  # A key of `SCALES`.
+    # Whether the grid is centred on 0; otherwise each group has a zero point.
     symmetric: bool = True
+    # What a group's range is taken from: its largest magnitude, the mean magnitude (the scale
+    # itself, for ternary weights), a percentile of the magnitudes, or a search for the least
+    # squared error that starts from the largest magnitude.
     clip: str = "max"
-    percentile: float = 100.0
+    percentile: float = 100.0  # Of the magnitudes, for that clip.
+    # Share of the weights, the largest of the matrix, kept in float16 beside the others.
     outliers: float = 0.0
+    # Whether a group's range has a dense inner and a coarse outer part, with a scale each.
     split: bool = False
+    # ``"2:4"`` zeroes two of four neighbouring inputs, a share zeroes the smallest of the matrix.
     pruned: str | float = 0.0
 
     def __post_init__(self) -> None:
@@ -78,21 +295,7 @@ class NumberFormat:
         return SCALES[self.scale]
 
     def bits_per_weight(self, outputs: int, inputs: int) -> float:
-        """Bits that a weight of a matrix takes, scales and all else included.
-
-        Parameters
-        ----------
-        outputs, inputs : int
-            Shape of the matrix.
-
-        Examples
-        --------
-        >>> from mlflow_degrade.optimize.formats.names import parse_format
-        >>> parse_format("mxfp4").bits_per_weight(1024, 1024)
-        4.25
-        >>> parse_format("int4-group128").bits_per_weight(1024, 1024)
-        4.125
-        """
+        """Bits that a weight of a matrix takes, scales and all else included."""
         weights = outputs * inputs
         bits = 32.0 if self.element is None else self.grid.bits
         if self.pruned == "2:4":

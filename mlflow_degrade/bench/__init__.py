@@ -1,0 +1,1 @@
+"""The stopwatch: latency, memory, energy, roofline and where each node runs."""

@@ -1,0 +1,217 @@
+"""Memory that one model takes, measured in a process of its own.
+
+Models that are measured side by side share a process, and what an allocator got from the system
+for one of them serves the next. So each is loaded once more, alone: ``python -m
+mlflow_degrade.bench.memory`` reads a request on standard input and answers on standard output.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..core import errors
+from ..core.errors import DegradeError, EngineError, ModelError
+from ..engine.decode_step import Stepper
+from ..engine.encoder import EncoderSession
+from ..engine.engine_graph import build_engine_graph
+from ..engine.family import model_family
+from ..engine.fixed_stepping import FixedModel, FixedStepper, open_fixed
+from ..engine.providers import CUDA, memory_name, on_gpu, resolve_device
+from ..engine.schedule import Row, Tokens
+from ..engine.session import DecoderInputs, decoder_inputs, open_derived, run_error
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """Memory of one model; None where it was not measured."""
+
+    loaded_bytes: int | None  # Growth of the process by opening the model and running one token.
+    peak_above_loaded_bytes: int | None  # Largest further growth while the longest case ran.
+    device_loaded_bytes: int | None = None
+    # The same on the GPU, by what it has less free: onnxruntime keeps what it reserved.
+    device_peak_above_loaded_bytes: int | None = None
+    not_measured: tuple[str, ...] = ()  # Why something is None.
+
+
+def measure_memory(
+    folder: Path,
+    prompts: Sequence[Tokens],
+    *,
+    new_tokens: int = 1,
+    device: str = "auto",
+    threads: int | None = None,
+) -> MemoryUse:
+    """Load a model in a fresh process, run one batch, and see how the process grew."""
+    # The peak is ``VmHWM`` of ``/proc/self/status``, set back after loading (proc(5), clear_refs);
+    # ``ru_maxrss`` would begin with that of the process which started this one.
+    request = {
+        "folder": str(folder),
+        "prompts": [list(prompt) for prompt in prompts],
+        "new_tokens": new_tokens,
+        "device": device,
+        "threads": threads,
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", __name__],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode < 0:
+        raise EngineError(
+            f"the process that measured the memory of {folder} was ended by signal "
+            f"{-done.returncode}; signal 9 usually means that memory ran out: use smaller batch "
+            "sizes and lengths."
+        )
+    try:
+        answer = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError) as error:
+        reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise EngineError(f"the memory of {folder} could not be measured: {reason}") from error
+    if "error" in answer:
+        kind = getattr(errors, answer["kind"], EngineError)
+        raise (kind if issubclass(kind, (EngineError, ModelError)) else EngineError)(
+            answer["error"]
+        )
+    answer["not_measured"] = tuple(answer["not_measured"])
+    return MemoryUse(**answer)
+
+
+@dataclass(frozen=True)
+class _Decoder:
+    """A decoder without its tokenizer, whose import takes seconds and hundreds of megabytes."""
+
+    folder: Path
+    session: Any
+    inputs: DecoderInputs
+    device_type: str
+    fixed: FixedModel | None = None
+
+    def run(self, prompts: Sequence[Tokens], new_tokens: int) -> None:
+        stepper = (
+            Stepper(self, greedy=True, prefill_only=not self.inputs.cache)
+            if self.fixed is None
+            else FixedStepper(self.fixed, new_tokens, greedy=True)
+        )
+        tokens = stepper.prefill(prompts, len(prompts[0]))
+        for _ in range(new_tokens if self.inputs.cache else 0):
+            tokens = stepper.step(tokens.tolist())
+
+
+@dataclass(frozen=True)
+class _Encoder:
+    """An encoder or a classifier without its tokenizer."""
+
+    folder: Path
+    session: EncoderSession
+
+    def run(self, prompts: Sequence[Tokens], new_tokens: int) -> None:  # noqa: ARG002
+        try:
+            rows = [Row(tuple(tokens)) for tokens in prompts]
+            self.session.run(rows, len(prompts[0]), pad_id=0)  # nothing is padded
+        except Exception as error:
+            raise run_error(error, self.folder) from error
+
+
+def _opener(
+    folder: Path, providers: tuple[str, ...], threads: int | None
+) -> Callable[[], _Decoder | _Encoder]:
+    """What opens the model; deriving the engine's graph is done before, and not counted."""
+    family = model_family(folder)
+    if family != "decoder":
+        classifier = family == "classifier"
+        return lambda: _Encoder(
+            folder, EncoderSession(folder, providers, classifier=classifier, threads=threads)
+        )
+    graph = build_engine_graph(folder / "model.onnx")
+
+    def decoder() -> _Decoder:
+        if providers[0] == CUDA:  # as `OnnxDecoder` does
+            with suppress(ModelError, EngineError):
+                fixed = open_fixed(folder, providers, threads=threads, capture=True)
+                return _Decoder(folder, fixed.session, fixed.inputs, fixed.device, fixed)
+        session = open_derived(graph, providers, threads=threads)
+        inputs = decoder_inputs(session, folder)
+        return _Decoder(folder, session, inputs, memory_name(providers))
+
+    return decoder
+
+
+def _measure(request: dict[str, Any]) -> MemoryUse:
+    folder, prompts = Path(request["folder"]), request["prompts"]
+    providers = resolve_device(request["device"])
+    gpu, reasons = _gpu(on_gpu(providers))
+    open_model = _opener(folder, providers, request["threads"])
+    importlib.import_module("onnx")  # which opening needs, and is not the model's memory
+    gc.collect()
+    start, device_start = resident_bytes("VmRSS"), gpu and gpu.used_bytes()
+    model = open_model()
+    model.run([prompts[0][:1]], 1)
+    loaded, device_loaded = resident_bytes("VmRSS"), gpu and gpu.used_bytes()
+    forget_peak()
+    model.run(prompts, request["new_tokens"])
+    peak, device_peak = resident_bytes("VmHWM"), gpu and gpu.used_bytes()
+    if start is None:
+        reasons.append(f"host memory: this system has no {_STATUS}")
+    return MemoryUse(
+        _growth(start, loaded),
+        _growth(loaded, peak),
+        _growth(device_start, device_loaded),
+        _growth(device_loaded, device_peak),
+        tuple(reasons),
+    )
+
+
+def _gpu(used: bool) -> tuple[Any, list[str]]:
+    if not used:
+        return None, ["device memory: no CUDA device is used"]
+    from .energy import open_gpu
+
+    found = open_gpu()
+    return (None, [f"device memory: {found}"]) if isinstance(found, str) else (found, [])
+
+
+def _growth(before: int | None, after: int | None) -> int | None:
+    return None if before is None or after is None else max(0, after - before)
+
+
+def resident_bytes(name: str) -> int | None:
+    """A line of the process's status in bytes, where the system tells it (Linux)."""
+    try:
+        lines = _STATUS.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return None
+    values = [int(line.split()[1]) for line in lines if line.startswith(f"{name}:")]
+    return 1024 * values[0] if values else None
+
+
+def forget_peak() -> None:
+    """Let the peak start again at what is in use; where that is not allowed loading counts too."""
+    try:
+        _CLEAR.write_text("5", encoding="ascii")
+    except OSError:
+        return
+
+
+def _answer() -> None:
+    try:
+        answer = asdict(_measure(json.load(sys.stdin)))
+    except DegradeError as error:
+        answer = {"error": str(error), "kind": type(error).__name__}
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    _answer()

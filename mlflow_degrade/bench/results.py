@@ -1,0 +1,283 @@
+"""What a cost benchmark measured, and what follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from ..core.errors import InputError
+from .memory import MemoryUse
+from .roofline import ModelWork, Roof, Work
+
+# How much faster one model is than another, from rounds that measured both.
+
+LEVEL = 0.95
+MIN_ROUNDS = 6
+"""Fewest rounds with which an interval at level 0.95 exists: 2 · 0.5⁶ ≤ 0.05 < 2 · 0.5⁵."""
+
+
+class Ratio(NamedTuple):
+    """A ratio of two times with its confidence interval."""
+
+    estimate: float  # Median over the rounds.
+    low: float | None
+    high: float | None  # Ends of the interval; None where there were too few rounds for one.
+
+
+def paired_ratio(
+    numerator: Sequence[float], denominator: Sequence[float], *, level: float = LEVEL
+) -> Ratio:
+    """Median of the ratios within rounds, with a distribution-free interval."""
+    # What slows the machine down for a while slows both members of a pair and leaves their ratio;
+    # what hits one of them is an outlier, which a median survives. The interval lies between the
+    # order statistics that the binomial distribution with p = 1/2 names (Conover, Practical
+    # Nonparametric Statistics, 3rd ed., section 3.2; `scipy.stats.quantile_test`). Whatever the
+    # distribution of the ratios, independent rounds make it cover their median with at least the
+    # stated probability, also when there are few; a bootstrap promises that for many only.
+    from scipy.stats import quantile_test
+
+    over, under = np.asarray(numerator, float), np.asarray(denominator, float)
+    if over.ndim != 1 or over.shape != under.shape or not over.size:
+        raise InputError(
+            f"{over.size} times against {under.size}: a ratio needs one of each per round."
+        )
+    if not (np.isfinite(over) & (over > 0) & np.isfinite(under) & (under > 0)).all():
+        raise InputError("a time that is not a positive number has no ratio: measure again.")
+    ratios = over / under
+    low = high = None
+    if 2 * 0.5**ratios.size <= 1 - level:
+        found = quantile_test(ratios, q=1.0, p=0.5).confidence_interval(level)
+        low, high = float(found.low), float(found.high)
+    return Ratio(float(np.median(ratios)), low, high)
+
+
+Figures = dict[str, tuple[float, str]]
+"""Metric name → value and unit."""
+
+Phase = Literal["prefill", "decode", "encode"]
+"""A decoder's two, and the one of an encoder or a classifier."""
+PHASES: tuple[Phase, ...] = ("prefill", "decode", "encode")
+
+PERCENTILES = (50, 90, 99)
+_LATENCY_NAMES: Mapping[Phase, str] = {
+    "prefill": "first_token",
+    "decode": "next_token",
+    "encode": "text",
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is run: so many prompts of so many tokens, and tokens generated after each."""
+
+    batch_size: int
+    length: int
+    new_tokens: int  # Nothing is generated after the texts of an encoder: `new_tokens` is 0.
+
+    @property
+    def name(self) -> str:
+        """Part of a metric's name, e.g. ``batch8_length512``."""
+        return f"batch{self.batch_size}_length{self.length}"
+
+
+def most_tokens(shapes: Sequence[Shape]) -> Shape:
+    """The shape on which memory is measured; of equals the one with the longest prompts."""
+    return max(shapes, key=lambda shape: (shape.batch_size * shape.length, shape.length))
+
+
+@dataclass(frozen=True)
+class PhaseTimes:
+    """One phase of one model on one shape."""
+
+    # Reading the prompts until the first token is known, generating the tokens after it, or
+    # reading texts until their vectors are known.
+    phase: Phase
+    shape: Shape
+    rounds: tuple[float, ...]  # Seconds per round.
+    # Seconds per call: of decode there is one per generated token, else one a round.
+    calls: tuple[float, ...]
+    joules: Mapping[str, float]  # Energy over all rounds, per counter.
+
+    @property
+    def tokens(self) -> int:
+        """Tokens per round."""
+        each = self.shape.new_tokens if self.phase == "decode" else self.shape.length
+        return self.shape.batch_size * each
+
+    @property
+    def tokens_per_second(self) -> float:
+        """By the median round."""
+        return self.tokens / float(np.median(self.rounds))
+
+    @property
+    def joules_per_token(self) -> Mapping[str, float]:
+        """Per counter."""
+        tokens = self.tokens * len(self.rounds)
+        return {name: joules / tokens for name, joules in self.joules.items()}
+
+    def latency_ms(self, percent: float) -> float:
+        """Percentile of the calls in milliseconds."""
+        return 1000 * float(np.percentile(self.calls, percent))
+
+    def work(self, model: ModelWork) -> Work:
+        """What a round asks of the machine."""
+        shape = self.shape
+        if self.phase != "decode":
+            return model.prefill(shape.batch_size, shape.length)
+        # The cache grows by a token a step; the mean context stands for all steps.
+        step = model.decode(shape.batch_size, shape.length + (shape.new_tokens + 1) / 2)
+        return Work(step.bytes * shape.new_tokens, step.flops * shape.new_tokens)
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """One model's measurements."""
+
+    label: str
+    folder: Path
+    size_bytes: int  # Graph and weights on disk.
+    memory: MemoryUse  # On the shape with most tokens.
+    work: ModelWork
+    times: tuple[PhaseTimes, ...]
+    not_measured: tuple[str, ...]  # What is missing of this model, and why.
+
+    def of(self, phase: str, shape: Shape) -> PhaseTimes | None:
+        """One phase on one shape, where it was measured."""
+        found = (times for times in self.times if (times.phase, times.shape) == (phase, shape))
+        return next(found, None)
+
+    def figures(self, *, named_shapes: bool = True) -> Figures:
+        """Everything as metrics."""
+        found: Figures = {"size/bytes": (float(self.size_bytes), "bytes")}
+        for name, value in asdict(self.memory).items():
+            if name.endswith("_bytes") and value is not None:
+                found[f"memory/{name}"] = (float(value), "bytes")
+        for times in self.times:
+            at = f"{times.shape.name}/" if named_shapes else ""
+            for percent in PERCENTILES:
+                name = f"latency/{at}{_LATENCY_NAMES[times.phase]}_ms_p{percent}"
+                found[name] = (times.latency_ms(percent), "ms")
+            name = f"throughput/{at}{times.phase}_tokens_per_second"
+            found[name] = (times.tokens_per_second, "tokens/s")
+            for counter, joules in times.joules_per_token.items():
+                name = f"energy/{at}{times.phase}_{counter.replace(' ', '_')}_joules_per_token"
+                found[name] = (joules, "J/token")
+        return found
+
+
+@dataclass(frozen=True)
+class SpeedRatio:
+    """How many times as fast as the baseline a candidate is in one phase on one shape."""
+
+    label: str
+    phase: Phase
+    shape: Shape
+    ratio: Ratio
+
+
+@dataclass(frozen=True)
+class BenchmarkReport:
+    """A whole benchmark."""
+
+    models: tuple[ModelCost, ...]  # The baseline first.
+    shapes: tuple[Shape, ...]
+    device: str
+    processor: str
+    threads: int
+    rounds: int
+    seed: int  # Of the order of models within rounds.
+    roof: Roof | None  # None where it was not measured.
+    energy: tuple[str, ...]  # Counters that were read.
+    not_measured: tuple[str, ...]  # What is missing of all models, and why.
+
+    @property
+    def baseline(self) -> ModelCost:
+        """The first model."""
+        return self.models[0]
+
+    def ratios(self) -> list[SpeedRatio]:
+        """Speed of each candidate relative to the baseline, wherever both were measured."""
+        found = []
+        for model in self.models[1:]:
+            for times in model.times:
+                base = self.baseline.of(times.phase, times.shape)
+                if base is not None:
+                    ratio = paired_ratio(base.rounds, times.rounds)
+                    found.append(SpeedRatio(model.label, times.phase, times.shape, ratio))
+        return found
+
+    def compression(self, model: ModelCost) -> float:
+        """Size of the baseline's files divided by that of the model's."""
+        return self.baseline.size_bytes / model.size_bytes
+
+    def utilization(self, model: ModelCost, times: PhaseTimes) -> float | None:
+        """Shortest possible time by the roofline, divided by the time it took."""
+        if self.roof is None:
+            return None
+        return self.roof.least_seconds(times.work(model.work)) / float(np.median(times.rounds))
+
+    def ratio_metrics(self, label: str, *, named_shapes: bool = True) -> dict[str, float]:
+        """A candidate against the baseline: compression, and speed with its interval."""
+        (model,) = (model for model in self.models if model.label == label)
+        found = {"size/compression_ratio": self.compression(model)}
+        for speed in self.ratios():
+            if speed.label == label:
+                at = f"{speed.shape.name}/" if named_shapes else ""
+                name = f"speed_ratio/{at}{speed.phase}"
+                found[name] = speed.ratio.estimate
+                if speed.ratio.low is not None and speed.ratio.high is not None:
+                    found[f"{name}_ci_low"] = speed.ratio.low
+                    found[f"{name}_ci_high"] = speed.ratio.high
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, with every single time, ready for JSON."""
+        return {
+            "device": self.device,
+            "processor": self.processor,
+            "threads": self.threads,
+            "rounds": self.rounds,
+            "seed": self.seed,
+            "interval_level": LEVEL,
+            "roof": None if self.roof is None else asdict(self.roof),
+            "energy_counters": list(self.energy),
+            "not_measured": list(self.not_measured),
+            "models": [self._model_dict(model) for model in self.models],
+            "speed_ratios": [
+                {
+                    "candidate": speed.label,
+                    "phase": speed.phase,
+                    **asdict(speed.shape),
+                    **speed.ratio._asdict(),
+                }
+                for speed in self.ratios()
+            ],
+        }
+
+    def _model_dict(self, model: ModelCost) -> dict[str, Any]:
+        return {
+            "label": model.label,
+            "folder": str(model.folder),
+            "size_bytes": model.size_bytes,
+            "compression_ratio": self.compression(model),
+            "memory": {**asdict(model.memory), "not_measured": list(model.memory.not_measured)},
+            "work": asdict(model.work),
+            "not_measured": list(model.not_measured),
+            "cases": [
+                {
+                    "phase": times.phase,
+                    **asdict(times.shape),
+                    "tokens_per_second": times.tokens_per_second,
+                    "latency_ms": {f"p{p}": times.latency_ms(p) for p in PERCENTILES},
+                    "joules_per_token": dict(times.joules_per_token),
+                    "roofline_utilization": self.utilization(model, times),
+                    "round_seconds": list(times.rounds),
+                    "call_seconds": list(times.calls),
+                }
+                for times in model.times
+            ],
+        }

@@ -1,0 +1,1 @@
+"""What every room needs: errors, the cache, YAML files, numbers, progress and redaction."""

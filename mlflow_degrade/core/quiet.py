@@ -1,0 +1,138 @@
+"""Keep lm-eval and datasets from writing over the one progress bar that matters."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+
+# One line with a spinner while a library works, instead of its chatter.
+
+_log = logging.getLogger(__name__)
+
+# Loggers of libraries whose messages concern how they work, not what the user asked for. "root" is
+# what logging.warning() itself writes to, which onnxruntime's quantizer uses.
+_CHATTY = ("transformers", "optimum", "onnxruntime", "onnx", "torch", "fusion", "root")
+
+
+class _Capture(logging.Handler):
+    """Keep the warnings of chatty libraries; hand everything else to the handlers it replaces."""
+
+    def __init__(self, replaced: list[logging.Handler]) -> None:
+        super().__init__()
+        self.replaced = replaced
+        self.caught: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name.split(".")[0] in _CHATTY:
+            if record.levelno >= logging.WARNING:
+                self.caught.append(f"{record.name}: {record.getMessage()}")
+            return
+        for handler in self.replaced:
+            if record.levelno >= handler.level:
+                handler.handle(record)
+
+
+@contextmanager
+def quiet_work(title: str, progress: bool = True) -> Iterator[None]:
+    """Show `title` with a spinner and the time, and send the libraries' messages to the log."""
+    # Warnings are collected through Python's global filters, so only one such block should be
+    # active at a time.
+    captures: list[_Capture] = []
+    caught: list[warnings.WarningMessage] | None = None
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(_spinner(title, progress))
+            caught = stack.enter_context(warnings.catch_warnings(record=True))
+            warnings.simplefilter("always")
+            # The root's name is "root", but only getLogger() without a name returns it.
+            names = (None, *(name for name in _CHATTY if name != "root"))
+            captures += [stack.enter_context(_captured(logging.getLogger(n))) for n in names]
+            yield
+    finally:
+        messages = [f"{w.category.__name__}: {w.message}" for w in caught or []]
+        for text in [*messages, *(line for capture in captures for line in capture.caught)]:
+            _log.debug("%s: %s", title, text)
+
+
+@contextmanager
+def _captured(logger: logging.Logger) -> Iterator[_Capture]:
+    """Put a `_Capture` in the place of a logger's handlers, and them back afterwards."""
+    handlers, level = list(logger.handlers), logger.level
+    capture = _Capture(handlers)
+    # A logger without handlers of its own reaches the root's, which is captured as well.
+    if handlers or logger.parent is None:
+        logger.handlers[:] = [capture]
+    try:
+        yield capture
+    finally:
+        # A library imported meanwhile may have added the handler it needs from now on.
+        added = [h for h in logger.handlers if h is not capture and h not in handlers]
+        logger.handlers[:] = handlers + (added if logger.parent is not None else [])
+        if logger.parent is None:
+            logger.setLevel(level)
+
+
+@contextmanager
+def _spinner(title: str, visible: bool) -> Iterator[None]:
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(finished_text="✓"), TextColumn("{task.description}"))
+    with Progress(
+        *columns, TimeElapsedColumn(), console=Console(stderr=True), disable=not visible
+    ) as bar:
+        task = bar.add_task(title, total=None)
+        yield
+        bar.update(task, total=1, completed=1)
+
+
+@contextmanager
+def counted_work(title: str, total: int, progress: bool = True) -> Iterator[Callable[[], None]]:
+    """Show `title` with a bar; the function that is yielded tells that one of `total` is done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(
+        *columns, TimeElapsedColumn(), console=Console(stderr=True), disable=not progress
+    ) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda: bar.advance(task)
+
+
+# Their messages below this level tell how the libraries work, not what the user asked for.
+_LOGGERS = ("lm_eval", "datasets", "huggingface_hub", "transformers", "filelock", "fsspec")
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Silence log messages below ERROR and the progress bars of lm-eval and datasets."""
+    # Everything is put back afterwards, so that a program which uses lm-eval itself is not
+    # affected.
+    import datasets
+    import lm_eval.api.model
+    import lm_eval.api.task
+
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    levels = [logger.level for logger in loggers]
+    bars = datasets.are_progress_bars_disabled()
+    # lm-eval has no switch for these bars; they are looked up in its modules at each use.
+    modules = (lm_eval.api.model, lm_eval.api.task)
+    shown = [module.tqdm for module in modules]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        datasets.disable_progress_bars()
+        for module in modules:
+            module.tqdm = partial(module.tqdm, disable=True)
+        yield
+    finally:
+        for module, bar in zip(modules, shown, strict=True):
+            module.tqdm = bar
+        if not bars:
+            datasets.enable_progress_bars()
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

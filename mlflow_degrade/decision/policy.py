@@ -1,0 +1,326 @@
+"""The gate policy: what must be shown before a model may pass, as strict, validated data."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Collection, Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+    model_serializer,
+)
+
+from ..core.cache import digest_json
+from ..core.errors import PolicyError, PromptMismatchError
+from ..core.prompting import Prompting
+from ..core.question_names import task_of
+from ..core.yaml_files import read_yaml
+from ..samples.pairing import ALLOWABLE, PairedScores, pair
+from ..samples.table import SampleScores
+from ..stats._combination_rules import DEFAULT_RULE, RULE_NAMES, rule_named, rule_names
+
+Rule = Literal["no_degradation", "non_inferiority"]
+Tier = Literal["gating", "advisory"]
+
+#: Names of the built-in aggregation rules.
+AGGREGATIONS = RULE_NAMES
+
+
+def _usable_rule(name: str) -> str:
+    known = rule_names()
+    if name not in known:
+        raise ValueError(f"no aggregation rule has this name; known are {', '.join(known)}")
+    rule_named(name)  # one of another package is loaded before any work
+    return name
+
+
+Aggregation = Annotated[
+    str,
+    AfterValidator(_usable_rule),
+    WithJsonSchema({"type": "string", "enum": list(AGGREGATIONS)}),
+]
+
+
+class TaskPolicy(BaseModel):
+    """What a policy says about one task, or about a pattern of task names such as ``mmlu_*``.
+
+    Attributes
+    ----------
+    tier : {"gating", "advisory"}
+        Advisory tasks are tested and shown but do not enter the aggregated test.
+    metric : str, optional
+        Which metric counts for this task.
+    filter : str, optional
+        Which answer filter counts for this task.
+    margin_pp : float, optional
+        A margin of the task's own, in percentage points: on top of the aggregated decision this
+        task alone must meet the rule with it.
+    margin : float, optional
+        The same in the metric's own unit, for scores that are not proportions.
+    min_samples : int, optional
+        Fewer paired samples of this task make the verdict INCONCLUSIVE.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tier: Tier = "gating"
+    metric: str | None = None
+    filter: str | None = None
+    margin_pp: float | None = Field(default=None, gt=0, lt=100)
+    margin: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    min_samples: int | None = Field(default=None, ge=1)
+
+    @property
+    def has_margin(self) -> bool:
+        """Whether the task must meet the rule by itself."""
+        return self.margin_pp is not None or self.margin is not None
+
+
+class GatePolicy(Prompting):
+    """When a candidate passes, and how both models must have been asked, if that is given.
+
+    Attributes
+    ----------
+    rule : {"no_degradation", "non_inferiority"}
+        ``no_degradation``: FAIL when the aggregated one-sided test finds the candidate worse; PASS
+        when it does not and the data could have shown a drop of the margin, or rule it out; else
+        INCONCLUSIVE. ``non_inferiority``: PASS only when a drop as large as the margin is rejected,
+        for all gating tasks together and for each that is established as worse (with ``min_p`` and
+        ``max_drop`` for every one).
+    alpha : float
+        One-sided significance level: the chance to refuse a candidate that is not worse or, under
+        ``non_inferiority``, to accept one that is worse by the margin.
+    margin_pp : float
+        The largest drop that would be accepted, in percentage points.
+    margin : float, optional
+        The same in the metric's own unit, e.g. nats; needed where scores are not proportions, and
+        then in place of `margin_pp`.
+    power : float
+        Probability with which a drop of the margin must be detectable.
+    aggregation : str
+        How the gating tasks become one decision.
+    metric : str, optional
+        Metric of all tasks; by default the most usual one that a task has, see
+        `mlflow_degrade.samples.pairing.pair`.
+    filter : str, optional
+        Answer filter of all tasks, e.g. ``strict-match``; by default as for the metric.
+    tasks : mapping from task name or pattern to TaskPolicy
+        Overrides; an exact name wins over patterns, patterns are tried in order. A file of
+        questions may be named as ``mine.csv`` or by its task, ``mine``.
+    min_samples : int
+        Fewer paired samples in all gating tasks make the verdict INCONCLUSIVE.
+    on_underpowered : {"inconclusive", "warn"}
+        Under ``no_degradation``, what to do when the data could not have shown a drop of the
+        margin: no PASS, or a PASS with a warning among its reasons.
+    implausible_gain_pp : float, optional
+        A gain larger than this is INCONCLUSIVE: look for a leak or a wrong baseline first.
+    portable : bool
+        Whether a PASS must hold on other processors: without it being shown that the candidate's
+        numbers do not depend on where it runs, the verdict is INCONCLUSIVE.
+    confidence : float, optional
+        Confidence level of the intervals shown; by default 1 − 2·alpha, so that they agree with the
+        one-sided tests. The verdict does not depend on it.
+    allow : tuple of str
+        Refusals of the pairing to switch off, see `mlflow_degrade.samples.pairing.pair`.
+    evidence_experiments : tuple of str
+        MLflow experiments whose evaluations a gate may use; by default those of the gate's own
+        experiment. A gate file's list comes before this one.
+
+    Examples
+    --------
+    >>> policy = GatePolicy.from_mapping({"margin_pp": 1, "tasks": {"gsm8k": {"tier": "advisory"}}})
+    >>> policy.margin_pp, policy.task("gsm8k").tier, policy.task("arc_easy").tier
+    (1.0, 'advisory', 'gating')
+    >>> GatePolicy.from_mapping({"margn_pp": 1})
+    Traceback (most recent call last):
+    ...
+    mlflow_degrade.core.errors.PolicyError: policy: unknown key 'margn_pp', did you mean ...
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rule: Rule = "no_degradation"
+    alpha: float = Field(default=0.05, gt=0, le=0.5)
+    margin_pp: float = Field(default=2.0, gt=0, lt=100)
+    margin: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    power: float = Field(default=0.8, gt=0, lt=1)
+    aggregation: Aggregation = DEFAULT_RULE
+    metric: str | None = None
+    filter: str | None = None
+    tasks: dict[str, TaskPolicy] = Field(default_factory=dict)
+    min_samples: int = Field(default=1, ge=1)
+    on_underpowered: Literal["inconclusive", "warn"] = "inconclusive"
+    implausible_gain_pp: float | None = Field(default=None, gt=0, le=100)
+    portable: bool = False
+    confidence: float | None = Field(default=None, gt=0.5, lt=1)
+    allow: tuple[str, ...] = ()
+    evidence_experiments: tuple[str, ...] = ()
+
+    @field_validator("allow")
+    @classmethod
+    def _known_allowances(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = sorted(set(names) - set(ALLOWABLE))
+        if unknown:
+            raise ValueError(f"{unknown} cannot be allowed; known are {list(ALLOWABLE)}")
+        return tuple(sorted(set(names)))
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without keys that came later and are off: the digest of an older policy stays."""
+        values: dict[str, Any] = dump(self)
+        later = {"portable": self.portable or None, **dict.fromkeys(Prompting.model_fields)}
+        later |= self.stated()
+        return {name: value for name, value in values.items() if later.get(name, 0) is not None}
+
+    @property
+    def shown_confidence(self) -> float:
+        """Confidence level of the intervals: as given, else 1 − 2·alpha, at least one half."""
+        if self.confidence is not None:
+            return self.confidence
+        return max(round(1 - 2 * self.alpha, 12), 0.5)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], source: str = "policy") -> GatePolicy:
+        """Validate a mapping; errors name `source`, the key, the value and the limit.
+
+        Raises
+        ------
+        PolicyError
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise PolicyError("\n".join(explain(error, source, cls, TaskPolicy))) from error
+
+    @classmethod
+    def from_yaml(cls, path: str | os.PathLike[str]) -> GatePolicy:
+        """Read a policy file.
+
+        Raises
+        ------
+        PolicyError
+            The file cannot be read, is not YAML, gives a key twice, or violates the schema.
+        """
+        values = read_yaml(path, f"policy file {path}", PolicyError)
+        if values is None:
+            values = {}
+        if not isinstance(values, dict):
+            kind = type(values).__name__
+            raise PolicyError(f"policy file {path} holds a {kind}; a mapping of keys is needed.")
+        return cls.from_mapping(values, str(path))
+
+    def task(self, name: str) -> TaskPolicy:
+        """What holds for one task: its own entry, else the first matching pattern, else default."""
+        # A file of questions may be named as it is where tasks are asked.
+        tasks = {task_of(key): entry for key, entry in self.tasks.items()}
+        override = tasks.get(name)
+        if override is None:
+            matches = (p for pattern, p in tasks.items() if fnmatchcase(name, pattern))
+            override = next(matches, TaskPolicy())
+        return override.model_copy(
+            update={
+                "metric": override.metric or self.metric,
+                "filter": override.filter or self.filter,
+            }
+        )
+
+    def margin_of(self, task: str | None = None, *, proportion: bool = True) -> float | None:
+        """The margin that holds for a task, or for all of them, in the unit of the scores.
+
+        Parameters
+        ----------
+        task : str, optional
+        proportion : bool
+            Whether the scores are proportions, so that percentage points apply.
+
+        Returns
+        -------
+        float or None
+            None where scores are no proportions and no margin in their unit is given.
+        """
+        for level in (self,) if task is None else (self.task(task), self):
+            if level.margin is not None:
+                return level.margin
+            if proportion and level.margin_pp is not None:
+                return level.margin_pp / 100
+        return None
+
+    def choices(self, column: Literal["metric", "filter"], tasks: Iterable[str]) -> dict[str, str]:
+        """Metric or filter per task, for `mlflow_degrade.pair`; unset ones are left out."""
+        found = {name: getattr(self.task(name), column) for name in tasks}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def pair(
+        self,
+        baseline: SampleScores,
+        candidate: SampleScores,
+        *,
+        allow: Collection[str] | None = None,
+    ) -> PairedScores:
+        """Pair two models' samples with this policy's metrics and filters.
+
+        Parameters
+        ----------
+        baseline, candidate : SampleScores
+        allow : collection of str, optional
+            Refusals to switch off; those of the policy by default.
+
+        Notes
+        -----
+        Errors are those of `mlflow_degrade.pair`; models that were not asked as the policy says are
+        refused in the same way.
+        """
+        common = sorted(set(baseline.tasks) & set(candidate.tasks))
+        paired = pair(
+            baseline,
+            candidate,
+            metric=self.choices("metric", common),
+            filter=self.choices("filter", common),
+            allow=self.allow if allow is None else allow,
+        )
+        for side, scores in (("baseline", baseline), ("candidate", candidate)):
+            if wrong := self.contradictions(scores.prompting):
+                raise PromptMismatchError(
+                    f"the {side} was not asked as the policy says: {'; '.join(wrong)}. Evaluate "
+                    "both again as the policy says, or change it."
+                )
+        return paired
+
+    def digest(self) -> str:
+        """SHA-256 of the policy's canonical JSON."""
+        return digest_json(self.model_dump(mode="json"))
+
+
+def explain(error: ValidationError, source: str, *levels: type[BaseModel]) -> Iterable[str]:
+    """One line per mistake in a strict configuration: key, value, limit, nearest known key.
+
+    Parameters
+    ----------
+    error : pydantic.ValidationError
+    source : str
+        Name of the file or argument.
+    *levels : type of BaseModel
+        The configuration's class, and that of the entries nested in it, if any.
+    """
+    for item in error.errors():
+        path = [str(part) for part in item["loc"]]
+        name = ".".join(path)
+        if item["type"] == "extra_forbidden":
+            known = levels[-1 if len(path) > 2 else 0].model_fields
+            near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.4)
+            guess = f"did you mean {near[0]!r}?" if near else f"known: {list(known)}."
+            yield f"{source}: unknown key {name!r}, {guess}"
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            where = f"{source}: {name} = {item['input']!r}" if name else source
+            yield f"{where}: {message}."

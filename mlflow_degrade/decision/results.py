@@ -1,0 +1,372 @@
+"""The records of a decision: frozen, complete, and JSON without loss.
+
+Scores and differences are in the metric's own unit, which for accuracies is a proportion in
+[0, 1]; only what is printed for people is in percentage points. p-values are not rounded, and
+come with their logarithm because some of them underflow.
+"""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
+
+from ..core.cache import digest_json
+from ..core.errors import PluginError, SampleSchemaError
+from ..samples.origin import Processor
+from ..stats._combination_rules import RULE_PLUGINS
+from .policy import GatePolicy
+
+SideName = Literal["baseline", "candidate"]
+#: Version of the records below and of the rules that fill them. Raise it when either changes:
+#: decisions of an earlier version are then judged again instead of being compared number by number.
+SCHEMA_VERSION = 2
+
+
+class Verdict(StrEnum):
+    """PASS, FAIL or INCONCLUSIVE; invalid input is an error, not a verdict."""
+
+    PASS = "PASS"
+    FAIL = "FAIL"
+    INCONCLUSIVE = "INCONCLUSIVE"
+
+    @property
+    def exit_code(self) -> int:
+        """Exit code of the command line: 0, 1 or 2."""
+        return {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 2}[self.value]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class IntervalRecord(_Record):
+    """A confidence interval: ``low``, ``high``, ``confidence`` and the ``method`` it came from.
+
+    Ends are None where nothing bounds the change: fewer than 15 changes of unbounded scores.
+    """
+
+    low: float | None
+    high: float | None
+    confidence: float
+    method: str
+
+
+class AnswerChanges(_Record):
+    """How often the answer itself changed, right or wrong; shown, not decided on."""
+
+    n: int  # Items compared; of repeated runs the first.
+    changed: int  # Items with another answer, blanks around it aside.
+    # Those of them that are wrong on both sides, which the accuracies do not show; None for graded
+    # scores.
+    between_wrong: int | None
+    rate: float  # Share of items that changed.
+    low: float
+    high: float
+    confidence: float  # Clopper–Pearson interval for `rate`.
+
+
+class TaskResult(_Record):
+    """One task's paired test.
+
+    Attributes
+    ----------
+    task, metric, filter, tier : str
+        What was tested, and whether it decides (``gating``) or is only shown (``advisory``).
+    n : int
+        Paired items; repeats are averaged, so they do not add to it.
+    regressions, improvements : int
+        b and c: items on which the candidate is worse, and better.
+    baseline, candidate : float
+        Mean scores.
+    delta : float
+        Mean of candidate − baseline, oriented so that positive is better.
+    interval : IntervalRecord
+        For `delta`.
+    flip_rate : float
+        Share of items that changed.
+    p_worse, log10_p_worse : float
+        One-sided p-value of "the candidate is worse", and its logarithm.
+    p_adjusted : float or None
+        Step-down min-p adjusted over the gating tasks; None for advisory tasks.
+    p_named : float or None
+        The same by closed testing under the aggregate, so never below the aggregate's p-value.
+    guilty : bool
+        Whether `p_named` is at or below alpha, which it never is beside an aggregate that does not
+        reject; for a task with a margin of its own, which decides by itself, `p_adjusted`.
+    mde : float or None
+        Smallest drop of this task alone that would have been found (see `PowerResult`), at the
+        level that is left to one of the gating tasks after adjusting for all of them.
+    noninferiority_p : float or None
+        p-value of "the drop is at least the margin"; small is good.
+    margin : float or None
+        The margin it refers to; None for an advisory task whose scores are no proportions and
+        for which the policy gives no margin in their unit.
+    test : str
+        Name of the test.
+    binary : bool
+        Whether every item is a single right-or-wrong outcome.
+    proportion : bool
+        Whether the scores are shares, so that percentage points mean something.
+    unscored : tuple of int
+        Items left out for lack of a score: (baseline only, candidate only, both).
+    skewness : float
+        Of the differences, where it makes a test doubtful that assumes symmetry; 0 else.
+    notes : tuple of str
+    answers : AnswerChanges or None
+        None where not every item has an answer on both sides.
+    """
+
+    task: str
+    metric: str
+    filter: str
+    tier: str
+    n: int
+    regressions: int
+    improvements: int
+    baseline: float
+    candidate: float
+    delta: float
+    interval: IntervalRecord
+    flip_rate: float
+    p_worse: float
+    log10_p_worse: float
+    p_adjusted: float | None
+    p_named: float | None = None
+    guilty: bool
+    mde: float | None
+    noninferiority_p: float | None
+    margin: float | None
+    test: str
+    binary: bool
+    proportion: bool
+    unscored: tuple[int, int, int]
+    skewness: float = 0.0
+    notes: tuple[str, ...] = ()
+    answers: AnswerChanges | None = None
+
+
+class AggregateResult(_Record):
+    """All gating tasks together.
+
+    Attributes
+    ----------
+    aggregation : str
+        The rule, see `mlflow_degrade.decision.policy.GatePolicy`.
+    proportion : bool
+        Whether the scores are shares, so that percentage points mean something.
+    method : str
+        How its null distribution was computed.
+    shared_items : int
+        Documents that occur in several tasks; their differences were flipped together.
+    n, regressions, improvements : int
+        Sums over the gating tasks.
+    delta : float
+        Mean difference over all items (``macro``: mean over the tasks), positive is better.
+    interval : IntervalRecord
+    p_worse, log10_p_worse : float
+        One-sided p-value of "the candidate is worse".
+    resamples : int
+        Joint flips that were drawn; 0 where the null law was computed.
+    standard_error : float
+        Monte-Carlo standard error of `p_worse`; 0 where there is none.
+    components : dict
+        p-values the rule is made of, e.g. ``pooled`` and ``min_p`` for ``combined``.
+    noninferiority_p : float
+        p-value of "the drop is at least the margin"; small is good.
+    reliable : bool
+        Whether a degradation may be concluded from `p_worse`: not where differences are skewed by
+        rare large gains and no limit of the change that is free of symmetry excludes 0.
+    notes : tuple of str
+        What the interval and the non-inferiority rest on, where that is an assumption.
+    answers : AnswerChanges or None
+        None where a gating task has none.
+    """
+
+    aggregation: str
+    proportion: bool
+    method: str
+    shared_items: int
+    n: int
+    regressions: int
+    improvements: int
+    delta: float
+    interval: IntervalRecord
+    p_worse: float
+    log10_p_worse: float
+    resamples: int = 0
+    standard_error: float = 0.0
+    components: dict[str, float] = {}
+    noninferiority_p: float
+    reliable: bool = True
+    notes: tuple[str, ...] = ()
+    answers: AnswerChanges | None = None
+
+
+class PowerResult(_Record):
+    """What the data could have shown.
+
+    Attributes
+    ----------
+    flip_rate, flip_rate_upper : float
+        Share of items that changed, and its one-sided 95% Clopper–Pearson upper bound, for which
+        m copies of a document are one trial (Kish's effective sample size).
+    mde : float or None
+        Minimum detectable effect: the smallest drop that these samples reveal with probability
+        `power`, computed from an upper 95% bound of the regressions (of the mean square of the
+        losses for graded scores); None where no drop is revealed that often.
+    alpha, power, margin : float
+        What it refers to. `alpha` is the level the pooled test gets within the aggregation.
+    samples_needed : int or None
+        Samples of different documents at which the MDE would be about the margin, or, where nothing
+        changed, a drop of the margin would be ruled out; None when the MDE already is, or when
+        nothing tells.
+    sufficient : bool
+        Whether the MDE is at most the margin.
+    """
+
+    flip_rate: float
+    flip_rate_upper: float
+    mde: float | None
+    alpha: float
+    power: float
+    margin: float
+    samples_needed: int | None
+    sufficient: bool
+
+
+class PluginUse(_Record):
+    """Something of another package that a decision rests on."""
+
+    # `Decision.versions` has its version.
+
+    kind: str  # What it is, ``aggregation rule``.
+    name: str
+    distribution: str  # Its name, and that of the package.
+
+
+class Decision(_Record):
+    """The verdict with every number behind it; made by `mlflow_degrade.decide`.
+
+    Attributes
+    ----------
+    verdict : Verdict
+        PASS, FAIL or INCONCLUSIVE.
+    reasons : tuple of str
+        Plain sentences, the decisive one first.
+    policy : GatePolicy
+        The policy that was applied.
+    attempt : int or None
+        Number of this attempt on one evaluation set, where a ledger counts them.
+    alpha_attempt : float
+        Level left for the non-inferiority claim at this attempt.
+    tasks : tuple of TaskResult
+        Sorted by name.
+    aggregate : AggregateResult
+        All gating tasks together.
+    power : PowerResult
+        What the data could have shown.
+    baseline, candidate : dict
+        Name, model digest and samples digest of either side.
+    versions : dict
+        Versions of the libraries that computed the numbers, packages of `plugins` among them.
+    notes : tuple of str
+        What the pairing had to report.
+    processors : dict
+        Side to the processor its scores were computed on, where the evaluation says so.
+    schema_version : int
+        Of the rules behind the numbers: 1 for decisions made before it was recorded.
+    plugins : tuple of PluginUse
+        What the decision takes from other packages: an aggregation rule that is not built in.
+    """
+
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    policy: GatePolicy
+    attempt: int | None
+    alpha_attempt: float
+    tasks: tuple[TaskResult, ...]
+    aggregate: AggregateResult
+    power: PowerResult
+    baseline: dict[str, str | None]
+    candidate: dict[str, str | None]
+    versions: dict[str, str]
+    notes: tuple[str, ...] = ()
+    processors: dict[SideName, Processor] = {}
+    schema_version: int = 1
+    plugins: tuple[PluginUse, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_plugins(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the key where there are none: the bytes of such decisions stay."""
+        values: dict[str, Any] = dump(self)
+        if not self.plugins:
+            values.pop("plugins", None)
+        return values
+
+    @property
+    def exit_code(self) -> int:
+        """0 PASS, 1 FAIL, 2 INCONCLUSIVE."""
+        return self.verdict.exit_code
+
+    @property
+    def guilty(self) -> tuple[str, ...]:
+        """Names of the gating tasks that are worse, with family-wise error control."""
+        return tuple(task.task for task in self.tasks if task.guilty)
+
+    def to_json(self) -> str:
+        """The decision as indented JSON; the same decision gives the same bytes."""
+        return self.model_dump_json(indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Decision:
+        """Read back what `to_json` wrote.
+
+        Raises
+        ------
+        SampleSchemaError
+            The text is not a decision.
+        PluginError
+            It was made by a rule of a package that is not installed here.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            if missing := _missing_plugins(text):
+                raise PluginError(missing) from error
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the text"
+            more = f" and {error.error_count() - 1} more" if error.error_count() > 1 else ""
+            raise SampleSchemaError(
+                f"not a decision of this version of mlflow-degrade: {where}: {first['msg']}{more}. "
+                "Decide again on the samples it was made from."
+            ) from error
+
+    def digest(self) -> str:
+        """SHA-256 of the decision's canonical JSON."""
+        dumped: dict[str, Any] = self.model_dump(mode="json")
+        return digest_json(dumped)
+
+
+def _missing_plugins(text: str) -> str:
+    """What a recorded decision takes from packages that are not here; empty for nothing."""
+    try:
+        record = json.loads(text)
+        uses = [PluginUse.model_validate(use) for use in record.get("plugins", ())]
+        missing = [use for use in uses if use.name not in RULE_PLUGINS.names]
+        return " ".join(
+            f"The decision rests on {use.kind} {use.name!r} of package {use.distribution!r} "
+            f"{record['versions'].get(use.distribution, 'of unknown version')}, which is not "
+            "installed here: install it where you trust it, and try again."
+            for use in missing
+        )
+    except (ValueError, AttributeError, KeyError, TypeError):
+        return ""  # not even a record; the caller says what is wrong with it

@@ -1,0 +1,217 @@
+"""The decoder advancing by one token per call on caches of fixed size, as a GPU likes it.
+
+Every call after the prompts has the same shapes and the same addresses: keys and values are written
+to their place in a cache that is already long enough, tokens are chosen where the model runs, and
+the call is captured as a CUDA graph where that is possible.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..core.errors import DegradeError, EngineError, ModelError, UnsupportedModelError
+from .decode_step import checked, outputs_of
+from .engine_graph import ARGMAX, POSITIONS, ROW_LOGITS, TARGETS, build_engine_graph
+from .gpu_graph import FILLED, WRITTEN_AT
+from .layout import right_padded
+from .ort_values import value_of
+from .providers import memory_name, on_gpu
+from .schedule import Tokens
+from .session import decoder_inputs, open_derived, ran_out_of_memory, run_error
+from .session_calls import Arrays, Buffers
+
+_log = logging.getLogger(__name__)
+
+_MOST_GRAPHS = 16
+"""Combinations of rows and places that are captured; further ones are run without."""
+
+# Places are rounded up, so that few combinations occur.
+_PLACES = 64
+_APART = 0.1
+"""Largest difference between ways to read a text, relative to the spread of its logits."""
+
+# What has to run on the GPU for this to be any faster.
+_OPERATORS = {"Attention", "TensorScatter"}
+
+
+class FixedModel:
+    """A session of the graph with fixed caches, and the buffers its calls are captured with."""
+
+    def __init__(
+        self,
+        folder: Path,
+        providers: tuple[str, ...],
+        *,
+        threads: int | None = None,
+        capture: bool = False,
+    ) -> None:
+        self.folder, self.device, self.captures = folder, memory_name(providers), capture
+        graph = build_engine_graph(folder / "model.onnx", distinct=False, form="fixed")
+        self.session = open_derived(graph, providers, threads=threads, capture=capture)
+        if on_gpu(providers):
+            _require_on_gpu(self.session, providers[0], folder)
+        self.inputs = decoder_inputs(self.session, folder)
+        shapes = {node.name: node.shape for node in self.session.get_outputs()}
+        self._vocabulary = shapes[ROW_LOGITS][-1]
+        if not isinstance(self._vocabulary, int):
+            raise UnsupportedModelError(
+                f"the model in {folder} does not say how many logits it has: it is run as exported."
+            )
+        self._buffers: dict[tuple[int, int, bool], Buffers] = {}
+        self._caches: dict[tuple[int, int], list[Any]] = {}
+
+    def caches(self, rows: int, places: int) -> list[Any]:
+        """Caches of that size; used again by the next batch like it, whatever is left in them."""
+        key = rows, places
+        if key not in self._caches:
+            # Zeros: what is hidden must be finite all the same, since 0 · NaN is NaN.
+            made = [
+                value_of(np.zeros(spec.shape_after(*key), spec.dtype), self.device)
+                for spec in self.inputs.cache
+            ]
+            if len(self._caches) >= _MOST_GRAPHS:
+                return made
+            self._caches[key] = made
+        return self._caches[key]
+
+    def run(self, feeds: Arrays, caches: list[Any], *, greedy: bool, step: bool) -> NDArray[Any]:
+        """One call; those of single tokens are captured."""
+        rows, places = caches[0].shape()[:2]
+        key = rows, places, greedy
+        kept = step and self._caches.get((rows, places)) is caches
+        try:
+            buffers = self._buffers.get(key) if kept else None
+            if buffers is None:
+                number = len(self._buffers) + 1 if kept and self.captures else -1
+                buffers = self._bound(number, feeds, caches, greedy)
+                if kept:
+                    self._buffers[key] = buffers
+            return checked(buffers.run(feeds), self.folder)
+        except DegradeError:
+            raise
+        except Exception as error:
+            hint = ""
+            if ran_out_of_memory(error):
+                hint = f" Use a smaller batch_size than {rows}, or shorter prompts."
+            raise run_error(error, self.folder, hint) from error
+
+    def _bound(self, number: int, feeds: Arrays, caches: list[Any], greedy: bool) -> Buffers:
+        rows = len(feeds["input_ids"])
+        shapes = {ARGMAX: ((rows,), "int64"), ROW_LOGITS: ((rows, self._vocabulary), "float32")}
+        outputs = {name: shapes.get(name, ((rows, 1), "float32")) for name in outputs_of(greedy)}
+        specs = zip(self.inputs.cache, caches, strict=True)
+        changed = {(spec.name, spec.output): value for spec, value in specs}
+        return Buffers(self.session, self.device, number, feeds, outputs, changed)
+
+
+def _require_on_gpu(session: Any, provider: str, folder: Path) -> None:
+    for part in session.get_provider_graph_assignment_info():
+        elsewhere = {node.op_type for node in part.get_nodes()} & _OPERATORS
+        if part.ep_name != provider and elsewhere:
+            raise UnsupportedModelError(
+                f"{', '.join(sorted(elsewhere))} of the model in {folder} would run on "
+                f"{part.ep_name}: it is run as exported."
+            )
+
+
+class FixedStepper:
+    """One batch of prompts and its caches; used as `mlflow_degrade.engine.decode_step.Stepper`."""
+
+    def __init__(self, model: FixedModel, new_tokens: int, *, greedy: bool = False) -> None:
+        self._model, self._greedy, self._new_tokens = model, greedy, new_tokens
+        self._caches: list[Any] = []
+        self._places = np.zeros(0, np.int64)
+        self._rows: list[int] = []
+
+    def prefill(self, prompts: Sequence[Tokens], length: int) -> NDArray[Any]:
+        """Read the prompts, right-padded to `length`; see `Stepper.prefill`."""
+        count = len(prompts)
+        places = -(-(length + self._new_tokens) // _PLACES) * _PLACES
+        self._caches = self._model.caches(count, places)
+        self._rows = list(range(count))
+        ids, mask = right_padded(prompts, length)
+        self._places = mask.sum(axis=1)
+        everywhere = np.tile(np.arange(length, dtype=np.int64), (count, 1))
+        last = np.arange(count, dtype=np.int64) * length + self._places - 1
+        return self._run(ids, everywhere, np.zeros(count, np.int64), last)
+
+    def step(self, tokens: Sequence[int]) -> NDArray[Any]:
+        """Append one token to each row; see `Stepper.step`."""
+        count = len(self._places)
+        ids = np.zeros((count, 1), np.int64)
+        ids[self._rows, 0] = tokens
+        at = self._places.copy()
+        # Rows that are done stay where they are and write one place again and again.
+        self._places[sorted(set(self._rows))] += 1
+        found = self._run(ids, at.reshape(count, 1), at, np.arange(count, dtype=np.int64))
+        return found[self._rows]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with some rows only, in the order given; the others cost what they did."""
+        self._rows = [self._rows[row] for row in rows]
+
+    def _run(
+        self,
+        ids: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        written_at: NDArray[np.int64],
+        rows: NDArray[np.int64],
+    ) -> NDArray[Any]:
+        feeds = {
+            "input_ids": ids,
+            "position_ids": positions,
+            WRITTEN_AT: written_at,
+            # The padding of prompts is filled as well: it stands behind what looks at the cache.
+            FILLED: written_at + ids.shape[1],
+            POSITIONS: rows,
+            TARGETS: np.zeros((len(rows), 1), np.int64),
+        }
+        step = ids.shape[1] == 1
+        return self._model.run(feeds, self._caches, greedy=self._greedy, step=step)
+
+
+def open_fixed(
+    folder: Path,
+    providers: tuple[str, ...],
+    *,
+    threads: int | None = None,
+    capture: bool = False,
+) -> FixedModel:
+    """A `FixedModel` whose attention was seen to look where it should."""
+    # It captures if asked to, unless onnxruntime refuses that, as it does for nodes on the CPU.
+    # Which keys a query may see depends on how a kernel counts places that are not filled. So one
+    # text is read whole, with padding after it, and all but its last token first: what follows it
+    # must be the same. Half precision differs by some percent of the logits' spread, attention to
+    # other places by much more.
+    if capture:
+        try:
+            return _viewing(FixedModel(folder, providers, threads=threads, capture=True))
+        except UnsupportedModelError:
+            raise
+        except (ModelError, EngineError) as error:
+            _log.info("%s: steps are not captured: %s", folder, error)
+    return _viewing(FixedModel(folder, providers, threads=threads))
+
+
+def _viewing(model: FixedModel) -> FixedModel:
+    """The model, if its attention looks where it should."""
+    text = list(range(1, 10))
+    whole = FixedStepper(model, 1).prefill([text], len(text))[0]
+    padded = FixedStepper(model, 1).prefill([text], 16)[0]
+    stepper = FixedStepper(model, 1)
+    stepper.prefill([text[:-1]], 16)
+    for other in (padded, stepper.step(text[-1:])[0]):
+        apart = float(np.linalg.norm(other - whole) / np.linalg.norm(whole - whole.mean()))
+        if apart > _APART:
+            raise EngineError(
+                f"the model in {model.folder} with fixed caches reads a text differently in pieces "
+                f"than as a whole (by {apart:.0%} of its logits' spread, the limit is "
+                f"{_APART:.0%}): it is run as exported."
+            )
+    return model

@@ -1,0 +1,139 @@
+"""One call of the engine's graph on rows of tokens, with or without a past."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .distinct_positions import DISTINCT, PLACES
+from .engine_graph import ARGMAX, POSITIONS, TARGET_LOGPROBS, TARGETS
+from .gpu_graph import PAST_ROWS
+from .layout import Layout, right_padded
+from .schedule import Row
+from .session import DecoderInputs
+from .session_calls import Calls
+
+Cache = list[Any]
+"""Keys and values of every layer, in the order of the graph's inputs: arrays, or values that stay
+on the device where the graph takes `mlflow_degrade.engine.gpu_graph.PAST_ROWS`."""
+
+
+class Answers:
+    """What the model said about one row."""
+
+    def __init__(self, found: Mapping[int, tuple[Mapping[int, float], int]]) -> None:
+        self._found = found
+
+    @classmethod
+    def of_parts(cls, parts: Iterable[Answers]) -> Answers:
+        """Answers of a row from those of its parts, which count positions as the row does."""
+        return cls({position: said for part in parts for position, said in part._found.items()})
+
+    def after(self, start: int) -> Answers:
+        """The same answers in a row that has `start` tokens before this one."""
+        return Answers({start + position: said for position, said in self._found.items()})
+
+    def at(self, position: int, token: int) -> tuple[float, bool]:
+        """Log-probability of `token` after `position`, and whether it is the most likely."""
+        values, winner = self._found[position]
+        return values[token], token == winner
+
+    def first_non_finite(self) -> int:
+        """First position with a log-probability that is not a finite number."""
+        return next(
+            position
+            for position, (values, _) in sorted(self._found.items())
+            if not all(map(math.isfinite, values.values()))
+        )
+
+
+# Fills a batch up to the number of rows that it is given.
+_NOTHING = Row((0,))
+
+
+def run_rows(
+    calls: Calls,
+    inputs: DecoderInputs,
+    rows: Sequence[Row],
+    length: int,
+    *,
+    multiple: int,
+    share: bool = False,
+    past: Cache | None = None,
+    keep_cache: bool = False,
+) -> tuple[list[Answers], Cache]:
+    """Run rows, right-padded to one length, and read what is wanted of each."""
+    if keep_cache or past is not None:
+        calls = calls.exact
+    count, length = calls.size(len(rows)), calls.size(length)
+    given, rows = len(rows), [*rows, *[_NOTHING] * (count - len(rows))]
+    layout = Layout.shared(rows, length) if share else Layout.whole(count, length)
+    if share:
+        layout = layout.repeated(calls.size(len(layout.distinct), multiple))
+    wanted: dict[int, list[int]] = {}
+    for index, row in enumerate(rows):
+        for position, tokens in row.wanted.items():
+            asked = wanted.setdefault(int(layout.places[index, position]), [])
+            asked += [token for token in tokens if token not in asked]
+    # A beginning that is only read wants nothing, but the graph wants to be fed.
+    size = calls.size(max(1, len(wanted)), multiple)
+    positions = np.zeros(size, np.int64)
+    positions[: len(wanted)] = list(wanted)
+    width = calls.size(max(map(len, wanted.values()), default=1))
+    targets = np.zeros((size, width), np.int64)
+    for line, tokens in zip(targets, wanted.values(), strict=False):
+        line[: len(tokens)] = tokens
+
+    ids, mask = right_padded([row.tokens for row in rows], length)
+    before = 0 if past is None else _shape(past[0])[inputs.cache[0].length_axis]
+    if past is None:
+        caches: Cache = [np.empty(spec.empty_shape(count), spec.dtype) for spec in inputs.cache]
+    elif inputs.past_rows:
+        caches = past
+    else:
+        specs = zip(past, inputs.cache, strict=True)
+        caches = [np.repeat(value, count, axis=spec.batch_axis) for value, spec in specs]
+    feeds: dict[str, Any] = {
+        "input_ids": ids,
+        "attention_mask": np.pad(mask, ((0, 0), (before, 0)), constant_values=1),
+        POSITIONS: positions,
+        TARGETS: targets,
+        **{spec.name: value for spec, value in zip(inputs.cache, caches, strict=True)},
+    }
+    if inputs.position_ids:
+        everywhere = np.arange(before, before + length, dtype=np.int64)
+        feeds["position_ids"] = np.tile(everywhere, (count, 1))
+    if inputs.distinct:
+        feeds[DISTINCT], feeds[PLACES] = layout.distinct, layout.places
+
+    if inputs.past_rows:
+        own = np.arange(count, dtype=np.int64)
+        feeds[PAST_ROWS] = own if past is None else np.zeros_like(own)
+
+    outputs = {TARGET_LOGPROBS: (targets.shape, "float32"), ARGMAX: ((size,), "int64")}
+    if keep_cache:
+        outputs |= {
+            spec.output: (spec.shape_after(count, before + length), spec.dtype)
+            for spec in inputs.cache
+        }
+    stay = [spec.output for spec in inputs.cache] if keep_cache and inputs.past_rows else []
+    logprobs, best, *cache = calls.run(feeds, outputs, stay=stay)
+
+    said = {
+        place: (dict(zip(tokens, values.tolist(), strict=False)), int(winner))
+        for (place, tokens), values, winner in zip(wanted.items(), logprobs, best, strict=False)
+    }
+    answers = [
+        Answers({p: said[int(layout.places[index, p])] for p in row.wanted})
+        for index, row in enumerate(rows[:given])
+    ]
+    return answers, cache
+
+
+def _shape(value: Any) -> Sequence[int]:
+    """Of an array or of an `onnxruntime.OrtValue`."""
+    shape: Sequence[int] = value.shape if isinstance(value, np.ndarray) else value.shape()
+    return shape

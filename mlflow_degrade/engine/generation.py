@@ -1,0 +1,268 @@
+"""Token by token generation with the key-value cache kept inside ONNX Runtime."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..core.errors import InputError
+from .lengths import attention_window, require_exact
+from .schedule import Tokens
+
+if TYPE_CHECKING:
+    from .decoder import OnnxDecoder
+
+# Sequences decoded together unless the caller says otherwise.
+_ROWS = 8
+# An odd number of rows goes through another kernel than an even one (see `plan.ROW_MULTIPLE`);
+# a spare row costs little, because decoding waits for the weights.
+_ROWS_MULTIPLE = 2
+# Padding moves the keys of later tokens, which changes the order of floating-point sums; 8-bit
+# activations then amplify the last bit until another token wins. So the padding of a prompt depends
+# on its own length only: to the next multiple of this, alone or in a batch of its equals.
+_PROMPT_MULTIPLE = 16
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen and when to stop.
+
+    Attributes
+    ----------
+    max_new_tokens : int
+        Most tokens to generate.
+    stop : tuple of str
+        The text ends before the first of these; none is empty.
+    temperature : float
+        0 takes the most likely token; otherwise logits are divided by it and one is drawn.
+    top_k, top_p : int, float
+        Keep only the k most likely tokens, or the smallest set with probability `top_p`. The
+        defaults are those of transformers' `GenerationConfig`; unused at temperature 0.
+    repetition_penalty : float
+        As in transformers; 1 is none.
+    seed : int
+        Each prompt draws from its own stream, so what it draws does not depend on its batch; a
+        repeated prompt draws anew.
+    """
+
+    max_new_tokens: int = 256
+    stop: tuple[str, ...] = ()
+    temperature: float = 0.0
+    top_k: int = 50
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise InputError(
+                f"max_new_tokens {self.max_new_tokens}, temperature {self.temperature} and top_p "
+                f"{self.top_p} must be at least 1, at least 0, and in (0, 1]."
+            )
+        if not all(self.stop):
+            raise InputError("an empty stop sequence would end every text: leave it out.")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most likely token is taken as the model gives it."""
+        return self.temperature == 0 and self.repetition_penalty == 1
+
+
+@dataclass(eq=False)
+class _Running:
+    """One prompt, its padded length, how often it was seen before, and what it became."""
+
+    index: int
+    prompt: tuple[int, ...]
+    length: int
+    repeat: int
+    generated: list[int] = field(default_factory=list)
+    done: bool = False
+
+
+def generate(
+    decoder: OnnxDecoder,
+    prompts: Sequence[Tokens],
+    sampling: Sampling,
+    on_texts: Callable[[list[tuple[int, str]]], None] | None = None,
+) -> list[str]:
+    """Continue each prompt.
+
+    Parameters
+    ----------
+    decoder : OnnxDecoder
+        The model. With ``decoder.unpadded`` prompts run one at a time.
+    prompts : sequence of tokens
+        Token ids, at least one each. What does not leave room for `sampling.max_new_tokens` within
+        the context length is cut on the left.
+    sampling : Sampling
+        How tokens are chosen and when to stop.
+    on_texts : callable, optional
+        Called after each batch with (index of prompt, text) pairs.
+
+    Returns
+    -------
+    list of str
+        Generated texts without the prompt, in order, cut before the first stop sequence.
+
+    Raises
+    ------
+    InputError
+        An empty prompt, a `max_new_tokens` that leaves no room for one, or a text that would become
+        too long for what was exported (see `mlflow_degrade.engine.lengths.exact_length`).
+    NonFiniteLogitsError
+        The model produced NaN.
+    UnsupportedModelError
+        The model has no key-value cache.
+    EngineError
+        Onnxruntime failed.
+
+    Notes
+    -----
+    Prompts whose lengths round to the same multiple of 16 share a batch, right-padded to it. The
+    attention mask and explicit position ids make the gap invisible, no query ever faces a fully
+    masked row, and the layout of a prompt does not depend on its neighbours. Graphs that count
+    positions themselves cannot skip gaps: there only prompts of equal length share a batch. Nor can
+    layers with a window, once a text is longer than it: they count keys, and a gap would push as
+    many tokens out of the window.
+    """
+    room = decoder.context_length - sampling.max_new_tokens
+    if room < 1 or not all(prompts):
+        raise InputError(
+            f"{sampling.max_new_tokens} new tokens leave {room} tokens for the prompt within the "
+            f"context of {decoder.context_length}, and a prompt needs at least 1: lower "
+            "max_new_tokens, or give a prompt."
+        )
+    longest = max(map(len, prompts), default=0) + sampling.max_new_tokens
+    require_exact(longest, decoder.config, "a prompt with its new tokens")
+    multiple = _PROMPT_MULTIPLE if decoder.inputs.position_ids and not decoder.unpadded else 1
+    window = attention_window(decoder.config)
+    padded_up_to = None if window is None else window - sampling.max_new_tokens
+    size = 1 if decoder.unpadded else (decoder.batch_size or _ROWS)
+    texts = [""] * len(prompts)
+    ends = _end_ids(decoder)
+    for batch in _batches([tuple(p[-room:]) for p in prompts], multiple, size, padded_up_to):
+        _finish(decoder, batch, sampling, ends)
+        finished = [(s.index, _text(decoder, s, sampling)) for s in batch]
+        for index, text in finished:
+            texts[index] = text
+        if on_texts is not None:
+            on_texts(finished)
+    return texts
+
+
+def _batches(
+    prompts: Sequence[tuple[int, ...]], multiple: int, size: int, most: int | None
+) -> Iterator[list[_Running]]:
+    """Batches of at most `size` prompts with the same padded length, longest first."""
+    # What would be longer than `most` is not padded.
+    seen: Counter[tuple[int, ...]] = Counter()
+    groups: dict[int, list[_Running]] = {}
+    for index, prompt in enumerate(prompts):
+        length = -(-len(prompt) // multiple) * multiple
+        if most is not None and length > most:
+            length = len(prompt)
+        groups.setdefault(length, []).append(_Running(index, prompt, length, seen[prompt]))
+        seen[prompt] += 1
+    for length in sorted(groups, reverse=True):
+        group = groups[length]
+        for start in range(0, len(group), size):
+            yield group[start : start + size]
+
+
+def _end_ids(decoder: OnnxDecoder) -> frozenset[int]:
+    """Ids that end a text: the tokenizer's, and those of the model's generation settings."""
+    stated = decoder.generation_config.get("eos_token_id")
+    listed = stated if isinstance(stated, list) else [stated]
+    return frozenset({decoder.encoder.end_id, *(int(i) for i in listed if i is not None)})
+
+
+def _text(decoder: OnnxDecoder, sequence: _Running, sampling: Sampling) -> str:
+    text = decoder.encoder.decode(sequence.generated)
+    for stop in sampling.stop:
+        text = text.split(stop)[0]
+    return text
+
+
+def _finish(
+    decoder: OnnxDecoder, batch: Sequence[_Running], sampling: Sampling, ends: frozenset[int]
+) -> None:
+    """Generate for one batch until each of its prompts has stopped."""
+    multiple = 1 if decoder.unpadded else _ROWS_MULTIPLE
+    choose = _chooser(sampling, batch)
+    # Only the tail of a text can contain a stop sequence that has just been completed. A character
+    # takes at most four byte-level tokens.
+    tail = max((4 * len(stop) for stop in sampling.stop), default=0) + 4
+    stepper = decoder.stepper(sampling.max_new_tokens, greedy=sampling.greedy)
+    rows = _filled(list(batch), multiple)
+    said = stepper.prefill([row.prompt for row in rows], batch[0].length)
+    for made in range(1, sampling.max_new_tokens + 1):
+        # Repeated rows stand at the end, so the distinct ones pair with the first answers.
+        for running, answer in zip(dict.fromkeys(rows), said, strict=False):
+            if not running.done:
+                token = choose(running, answer)
+                running.generated.append(token)
+                text = decoder.encoder.decode(running.generated[-tail:]) if sampling.stop else ""
+                running.done = token in ends or any(stop in text for stop in sampling.stop)
+        active = [running for running in batch if not running.done]
+        if not active or made == sampling.max_new_tokens:
+            return
+        # Finished rows cost as much as others; once half are, the rest goes on without them.
+        remaining = _filled(active, multiple)
+        if 2 * len(remaining) <= len(rows):
+            stepper.keep([rows.index(running) for running in remaining])
+            rows = remaining
+        said = stepper.step([running.generated[-1] for running in rows])
+
+
+def _filled(rows: list[_Running], multiple: int) -> list[_Running]:
+    """Repeat the last row until the rows fill a tile."""
+    return rows + [rows[-1]] * (-len(rows) % multiple)
+
+
+def _chooser(sampling: Sampling, batch: Sequence[_Running]) -> Callable[[_Running, Any], int]:
+    """The function that picks a token from one row of logits, or takes the one that was found."""
+    if sampling.greedy:
+        return lambda _, token: int(token)
+
+    import torch
+    from transformers import (
+        LogitsProcessorList,
+        RepetitionPenaltyLogitsProcessor,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
+
+    steps = LogitsProcessorList()
+    if sampling.repetition_penalty != 1:
+        steps.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+    if sampling.temperature > 0:
+        steps.append(TemperatureLogitsWarper(sampling.temperature))
+        if sampling.top_k > 0:
+            steps.append(TopKLogitsWarper(sampling.top_k))
+        if sampling.top_p < 1:
+            steps.append(TopPLogitsWarper(sampling.top_p))
+    streams = {s.index: torch.Generator().manual_seed(_stream(sampling, s)) for s in batch}
+
+    def choose(sequence: _Running, logits: NDArray[np.float32]) -> int:
+        ids = torch.tensor([[*sequence.prompt, *sequence.generated]])
+        scores = steps(ids, torch.from_numpy(logits.copy())[None])
+        if sampling.temperature == 0:
+            return int(scores.argmax())
+        weights = torch.softmax(scores[0], dim=-1)
+        return int(torch.multinomial(weights, 1, generator=streams[sequence.index]))
+
+    return choose
+
+
+def _stream(sampling: Sampling, sequence: _Running) -> int:
+    """Seed of one prompt's own random stream."""
+    text = repr((sampling.seed, sequence.repeat, sequence.prompt))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")

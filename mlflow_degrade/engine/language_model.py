@@ -1,0 +1,137 @@
+"""What a registered ONNX directory answers in MLflow: texts, scores of choices, or embeddings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+
+from ..core.errors import InputError
+from .conversation import check_messages, choose_template, render
+from .decoder import OnnxDecoder
+from .encoder import OnnxEncoder
+from .family import model_family
+from .generation import Sampling
+
+
+class OnnxLanguageModel(PythonModel):
+    """Text generation, choice scoring and embeddings over ONNX Runtime."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Open the model directory, on CUDA where it works and on the CPU otherwise."""
+        folder = context.artifacts["model_dir"]
+        kind = OnnxDecoder if model_family(folder) == "decoder" else OnnxEncoder
+        self._model = kind(folder, device="auto")
+        # Whether scores depend on the batch was measured before the model was registered.
+        config = context.model_config or {}
+        self._model.unpadded = bool(config.get("one_by_one", False))
+        self._folder = Path(folder)
+        self._prompting = dict(config.get("prompting") or {})
+
+    def predict(
+        self,
+        context: PythonModelContext,  # noqa: ARG002 - part of MLflow's interface
+        model_input: pd.DataFrame,
+        params: dict[str, Any] | None = None,
+    ) -> pd.DataFrame:
+        """Answer each row."""
+        prompts = self._prompts(model_input)
+        # After a template nothing is put before a choice, as in the evaluation.
+        spaced = [messages is None for messages in _column(model_input, "messages")]
+        listed = _column(model_input, "choices")
+        choices = [None if options is None else list(options) for options in listed]
+        embeddings = None
+        if isinstance(self._model, OnnxEncoder):
+            if self._model.labels:
+                labels = list(self._model.labels)
+                choices = [labels if options is None else options for options in choices]
+            elif self._model.answer == "embedding":
+                embeddings = self._model.embed(prompts)
+        scored = [i for i, options in enumerate(choices) if options is not None]
+        asked = [i for i, options in enumerate(choices) if options is None]
+        texts = [""] * len(prompts)
+        likelihoods: list[list[float] | None] = [None] * len(prompts)
+        for i, (best, values) in zip(
+            scored, self._score([(prompts[i], choices[i], spaced[i]) for i in scored]), strict=True
+        ):
+            texts[i], likelihoods[i] = best, values
+        if embeddings is not None:
+            vectors = [vector.tolist() for vector in embeddings]
+            return pd.DataFrame(
+                {"text": texts, "log_likelihoods": likelihoods, "embedding": vectors}
+            )
+        if isinstance(self._model, OnnxEncoder):  # a number
+            if asked:
+                ratings = self._model.ratings([prompts[i] for i in asked]).tolist()
+                for i, rating in zip(asked, ratings, strict=True):
+                    likelihoods[i] = [rating]
+            return pd.DataFrame({"text": texts, "log_likelihoods": likelihoods})
+        length = int((params or {}).get("max_new_tokens", 64))
+        for i, text in zip(asked, self._generate([prompts[i] for i in asked], length), strict=True):
+            texts[i] = text
+        return pd.DataFrame({"text": texts, "log_likelihoods": likelihoods})
+
+    def _prompts(self, given: pd.DataFrame) -> list[str]:
+        """The text of each row's prompt."""
+        prompts = []
+        pairs = zip(_column(given, "prompt"), _column(given, "messages"), strict=True)
+        for row, (text, messages) in enumerate(pairs):
+            if (text is None) == (messages is None):
+                has = "neither a prompt nor" if text is None else "both a prompt and"
+                raise InputError(f"row {row} has {has} messages: give one of the two.")
+            prompts.append(str(text) if messages is None else self._conversation(messages))
+        return prompts
+
+    def _conversation(self, given: Any) -> str:
+        """A prompt in the chat template, as in the evaluation."""
+        if not isinstance(self._model, OnnxDecoder):
+            raise InputError("an encoder or classifier holds no conversation: give prompts.")
+        tokenizer = self._model.encoder.tokenizer
+        choice = self._prompting.get("apply_chat_template") or True
+        template = choose_template(tokenizer, choice, self._folder)
+        messages = check_messages(given)
+        instruction = self._prompting.get("system_instruction")
+        if instruction is None or messages[0]["role"] == "system":
+            return render(tokenizer, messages, template, self._folder)
+        whole = [{"role": "system", "content": instruction}, *messages]
+        try:
+            return render(tokenizer, whole, template, self._folder)
+        except InputError:
+            # A template that knows no system message was evaluated without it.
+            return render(tokenizer, messages, template, self._folder)
+
+    def _score(self, rows: list[tuple[str, Any, bool]]) -> list[tuple[str, list[float]]]:
+        pairs = []
+        for prompt, options, spaced in rows:
+            if not options:
+                raise InputError(f"no choices for the prompt {prompt[:80]!r}: give at least one.")
+            for option in options:
+                bare = not spaced or prompt[-1:].isspace() or option[:1].isspace()
+                pairs.append((prompt, option if bare else f" {option}"))
+        if not pairs:
+            return []
+        if isinstance(self._model, OnnxDecoder):
+            found = self._model.score(self._model.encoder.encode_pairs(pairs))
+        else:
+            found = self._model.score(pairs)
+        scores = iter(found)
+        answers = []
+        for _, options, _ in rows:
+            values = [next(scores).logprob for _ in options]
+            answers.append((options[values.index(max(values))], values))
+        return answers
+
+    def _generate(self, prompts: list[str], max_new_tokens: int) -> list[str]:
+        if not prompts or not isinstance(self._model, OnnxDecoder):
+            return []
+        tokens = self._model.encoder.encode(prompts)
+        return self._model.generate(tokens, Sampling(max_new_tokens=max_new_tokens))
+
+
+def _column(given: pd.DataFrame, name: str) -> list[Any]:
+    """The values of a column that may be absent, or have none in some rows."""
+    if name not in given:
+        return [None] * len(given)
+    return [None if isinstance(value, float) else value for value in given[name]]

@@ -1,0 +1,251 @@
+"""One task on one model, through lm-eval."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..core.prompting import Prompting
+from ..core.quiet import quiet_libraries
+from .journal import Journal, ResumedModel
+from .suite import SuiteTask
+
+if TYPE_CHECKING:
+    from .model_evaluation import Model
+from collections.abc import Collection, Sequence
+
+from ..core.cache import digest_json
+from ..core.errors import InputError
+from ..samples.readers._lm_eval_answers import choices_of, chosen
+from ..samples.readers._lm_eval_metrics import NOT_PER_SAMPLE, sample_score
+from .encoder_files import ENCODER_TYPES
+
+# From lm-eval's samples to rows of the sample table.
+
+# What people read of a prompt: its end, because a long one begins with few-shot examples.
+_SHOWN = 2000
+
+
+def sample_records(
+    task: str,
+    output_type: str,
+    samples: Sequence[Mapping[str, Any]],
+    directions: Mapping[str, bool],
+    prompt_tokens: Sequence[int],
+) -> Iterator[dict[str, Any]]:
+    """Rows of one task: one per document, metric and filter."""
+    # lm-eval's ``prompt_hash`` covers the first request's context. Here it covers everything the
+    # model was asked about a document: all contexts, all choices, stop sequences.
+    for sample, tokens in zip(samples, prompt_tokens, strict=True):
+        common = {
+            "task": task,
+            "doc_id": str(sample["doc_id"]),
+            "doc_hash": sample["doc_hash"],
+            "prompt_hash": digest_json([output_type, *map(_arguments, sample["arguments"])]),
+            "target_hash": sample["target_hash"],
+            "filter": sample["filter"],
+            "prompt": str(sample["arguments"][-1][0])[-_SHOWN:],
+            "target": _target(sample),
+            "feature.prompt_tokens": float(tokens),
+        }
+        category = sample["doc"].get("category") if isinstance(sample["doc"], dict) else None
+        if category is not None:
+            common["feature.category"] = str(category)
+        for metric in sample["metrics"]:
+            score = sample_score(metric, sample[metric])
+            if score is not NOT_PER_SAMPLE:
+                higher = directions.get(metric)
+                yield {
+                    **common,
+                    "metric": metric,
+                    "score": score,
+                    "higher_is_better": higher,
+                    "response": _response(output_type, sample, metric),
+                }
+
+
+def keep_metrics(found: dict[str, Any], kept: Collection[str]) -> None:
+    """Remove metrics that say nothing of a model from lm-eval's results and samples, in place."""
+    for task, samples in found["samples"].items():
+        names = {name for sample in samples for name in sample["metrics"]}
+        if not names & set(kept):
+            raise InputError(
+                f"task {task!r} has the metrics {sorted(names)}, none of which says something "
+                f"about an encoder or classifier: add one of {sorted(kept)} to its metric_list."
+            )
+        for sample in samples:
+            for name in set(sample["metrics"]) - set(kept):
+                sample.pop(name, None)
+            sample["metrics"] = [name for name in sample["metrics"] if name in kept]
+    for part in ("results", "groups", "higher_is_better"):
+        for stated in found.get(part, {}).values():
+            for name in [n for n in stated if _metric(n, part) not in (None, *kept)]:
+                del stated[name]
+
+
+def _metric(name: str, part: str) -> str | None:
+    """The metric a key of lm-eval's results is about; None where it is about none."""
+    if part == "higher_is_better":
+        return name
+    head, comma, _ = name.partition(",")
+    return head.removesuffix("_stderr") if comma else None
+
+
+def _arguments(arguments: Sequence[Any]) -> list[Any]:
+    return [a if isinstance(a, (str, dict, int, float)) else str(a) for a in arguments]
+
+
+def _choices(sample: Mapping[str, Any]) -> list[str]:
+    mutual = "acc_mutual_info" in sample["metrics"]
+    return choices_of(sample["arguments"], mutual_information=mutual)
+
+
+def _target(sample: Mapping[str, Any]) -> str:
+    target = sample["target"]
+    if isinstance(target, int) and not isinstance(target, bool):
+        choices = _choices(sample)
+        if 0 <= target < len(choices) > 1:
+            return choices[target]
+    return str(target).strip()
+
+
+def _response(output_type: str, sample: Mapping[str, Any], metric: str) -> str | None:
+    answers = sample["filtered_resps"]
+    if output_type == "multiple_choice":
+        return chosen(metric, [float(answer[0]) for answer in answers], _choices(sample))
+    if output_type == "generate_until":
+        return str(answers[0])
+    if output_type in ENCODER_TYPES:
+        from .encoder_tasks import KINDS
+
+        return KINDS[output_type].response(sample)
+    if output_type == "loglikelihood":
+        # The model was not asked for a text; what it would have said is known only if it agrees.
+        return str(sample["arguments"][0][1]).strip() if answers[0][1] else None
+    return None
+
+
+@dataclass(frozen=True)
+class TaskOutcome:
+    """What came out of one task."""
+
+    records: list[dict[str, Any]]  # Rows of the sample table.
+    # lm-eval's own aggregates, by metric (``metric,filter`` where there are several filters).
+    results: dict[str, float]
+    # Seconds, requests, requests answered by an earlier run, and the plans that were run.
+    facts: dict[str, Any]
+
+
+class _Indices(list[int]):
+    """Document indices; lm-eval asks for membership once per document of the data set."""
+
+    def __init__(self, indices: Iterable[int]) -> None:
+        super().__init__(indices)
+        self._set = frozenset(self)
+
+    def __contains__(self, index: object) -> bool:
+        return index in self._set
+
+
+def run_task(
+    model: Model,
+    task: SuiteTask,
+    journal: Journal,
+    *,
+    seed: int,
+    prompting: Prompting,
+    started: Callable[[int, int], None] | None = None,
+) -> TaskOutcome:
+    """Evaluate one task; what the journal answers is not asked again."""
+    from lm_eval.evaluator import evaluate
+
+    begin = time.perf_counter()
+    counts = {"requests": 0, "resumed": 0}
+
+    def count(total: int, done: int) -> None:
+        counts["requests"] += total
+        counts["resumed"] += done
+        if started is not None:
+            started(total, done)
+
+    model.plans.clear()
+    everything = len(task.indices) == task.available
+    with quiet_libraries(), _seeded(seed):
+        task.task.set_fewshot_seed(seed=seed)
+        model.chat_template(prompting.apply_chat_template or False)
+        found = evaluate(
+            lm=ResumedModel(model, journal, count),
+            task_dict={"tasks": {task.name: task.task}, "groups": {}, "group_map": {}},
+            samples=None if everything else {task.name: _Indices(task.indices)},
+            # Intervals are this package's own business; lm-eval's bootstrap takes minutes.
+            bootstrap_iters=0,
+            system_instruction=prompting.system_instruction,
+            apply_chat_template=bool(prompting.apply_chat_template),
+            fewshot_as_multiturn=prompting.multiturn,
+        )
+    if model.metrics is not None:
+        keep_metrics(found, model.metrics)
+    samples = found["samples"][task.name]
+    prompts = [str(sample["arguments"][-1][0]) for sample in samples]
+    tokens = [len(ids) for ids in model.encode(prompts)]
+    directions = found["higher_is_better"][task.name]
+    return TaskOutcome(
+        records=list(sample_records(task.name, task.output_type, samples, directions, tokens)),
+        results=_results(found["results"][task.name]),
+        facts={
+            "seconds": time.perf_counter() - begin,
+            "documents": len(task.indices),
+            **counts,
+            "plans": list(model.plans),
+        },
+    )
+
+
+def prompts_of(
+    model: Model, task: SuiteTask, count: int, *, seed: int, prompting: Prompting
+) -> list[list[int]]:
+    """Token ids of what the model is asked about the first `count` drawn documents."""
+    template = bool(prompting.apply_chat_template)
+    with quiet_libraries(), _seeded(seed):
+        task.task.set_fewshot_seed(seed=seed)
+        model.chat_template(prompting.apply_chat_template or False)
+        task.task.build_all_requests(
+            samples=_Indices(task.indices[:count]),
+            system_instruction=prompting.system_instruction,
+            apply_chat_template=template,
+            fewshot_as_multiturn=prompting.multiturn,
+            chat_template=model.apply_chat_template if template else None,
+            tokenizer_name=model.tokenizer_name if template else "",
+        )
+        instances = list(task.task.instances)
+    first = {instance.doc_id: instance.args for instance in reversed(instances)}
+    texts = ["".join(a for a in args if isinstance(a, str)) for args in first.values()]
+    return model.encode(texts)
+
+
+def _results(stated: Mapping[str, Any]) -> dict[str, float]:
+    """Aggregates without error bars, by metric and, where it says something, filter."""
+    return {
+        name.removesuffix(",none"): float(value)
+        for name, value in stated.items()
+        if "," in name and "_stderr" not in name and isinstance(value, (int, float))
+    }
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed the global generators that some tasks draw from, and put them back."""
+    import numpy as np
+
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - tasks that draw use the legacy generator
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)  # noqa: NPY002

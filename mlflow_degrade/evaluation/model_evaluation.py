@@ -1,0 +1,352 @@
+"""One model of an evaluation: its probes, its tasks, and what is kept of both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import date
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from ..core.cache import digest_directory
+from ..core.errors import InputError, ModelError
+from ..core.progress import progress_bar
+from ..engine.conversation import says_the_date, template_digest, template_of
+from ..engine.decoder import OnnxDecoder
+from ..engine.encoder import OnnxEncoder
+from ..engine.family import model_family
+from ..engine.integer_kernels import choose_kernels
+from ..engine.integer_probe import KernelCheck
+from ..engine.providers import on_gpu, resolve_device, session_options
+from ..engine.session import read_json
+from ..optimize.onnx_graph.files import load_graph
+from ..optimize.source.model_directory import MANIFEST_FILE, library_versions
+from ..samples.origin import Origin
+from ..samples.table import SampleScores
+from .dependent_operations import origin_of
+from .journal import Journal
+from .probes import (
+    PROBED_PROMPTS,
+    SHORTEST_PROMPT,
+    TOLERANCE,
+    BatchInvariance,
+    PathEquivalence,
+    ScoringPath,
+    probe_path_equivalence,
+)
+from .suite import Suite, SuiteTask
+from .task_fit import fitted_suite
+
+if TYPE_CHECKING:
+    from .backend import OnnxLM
+    from .encoder_backend import OnnxEncoderLM
+    from .run import EvaluationSettings
+
+    Model: TypeAlias = OnnxLM | OnnxEncoderLM
+import json
+import os
+import uuid
+from collections.abc import Mapping
+
+from ..core.cache import cache_root, digest_json, storing
+
+# Finished tasks on disk: scores and facts under the key of everything they depend on.
+
+_SAMPLES = "samples.parquet"
+_FACTS = "facts.json"
+_JOURNAL = "journal.jsonl"
+_PARQUET_END = b"PAR1"
+
+
+class Entry:
+    """Place of one piece of work: finished, begun, or not yet there."""
+
+    def __init__(self, kind: str, key: Mapping[str, Any]) -> None:
+        self.key = dict(key)
+        name = digest_json(self.key).removeprefix("sha256:")[:24]
+        self.folder: Path = cache_root() / kind / name
+
+    @property
+    def journal(self) -> Path:
+        """File for the answers of work that is under way."""
+        return self.folder / _JOURNAL
+
+    def facts(self) -> dict[str, Any] | None:
+        """What was stored beside the scores; None when the work is not finished, or was cut off."""
+        path = self.folder / _FACTS
+        if not path.is_file() or _cut_off(self.folder / _SAMPLES):
+            return None
+        try:
+            facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            return None
+        return facts
+
+    def samples(self) -> SampleScores:
+        """The finished scores."""
+        return SampleScores.read_parquet(self.folder / _SAMPLES)
+
+    def finish(self, facts: Mapping[str, Any], samples: SampleScores | None = None) -> None:
+        """Store the result. The facts come last: an entry that has them has everything."""
+        scratch = self.folder / f".{_FACTS}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+        with storing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if samples is not None:
+                samples.write_parquet(self.folder / _SAMPLES)
+            try:
+                scratch.write_text(
+                    json.dumps({**facts, "key": self.key}, indent=1, sort_keys=True),
+                    encoding="utf-8",
+                )
+                os.replace(scratch, self.folder / _FACTS)
+            finally:
+                scratch.unlink(missing_ok=True)
+        self.journal.unlink(missing_ok=True)
+
+    def forget(self) -> None:
+        """Remove what is there, so that the work is done again from the start."""
+        for name in (_FACTS, _SAMPLES, _JOURNAL):
+            (self.folder / name).unlink(missing_ok=True)
+
+
+def _cut_off(samples: Path) -> bool:
+    """Whether there is a Parquet file that lacks its end."""
+    if not samples.is_file():
+        return False
+    with samples.open("rb") as stream:
+        stream.seek(max(0, samples.stat().st_size - len(_PARQUET_END)))
+        return stream.read() != _PARQUET_END
+
+
+# Raised when the engine computes other numbers than before: older results are not reused then.
+_ENGINE = 3
+
+
+def model_digest(model_dir: str | Path) -> str:
+    """Content digest of a model directory: its manifest's, or computed where it has none."""
+    folder = Path(model_dir)
+    if not folder.is_dir():
+        raise ModelError(f"there is no model directory {folder}: export the model first.")
+    stated = read_json(folder, MANIFEST_FILE, needed=False).get("digest")
+    return str(stated) if stated else digest_directory(folder, ignore=(MANIFEST_FILE,))
+
+
+class Arm:
+    """One model on the way through a suite; it is opened when it is first needed."""
+
+    def __init__(
+        self,
+        folder: Path,
+        suite: Suite,
+        settings: EvaluationSettings,
+        label: str | None = None,
+    ) -> None:
+        self.folder, self._settings = folder, settings
+        self._suite = fitted_suite(suite, folder)
+        self._label = label or folder.name
+        self._advance: Callable[[int], None] | None = None
+
+    @cached_property
+    def _origin(self) -> Origin:
+        return origin_of(self.folder, self._settings.device)
+
+    @cached_property
+    def _common(self) -> dict[str, Any]:
+        versions = library_versions()
+        return {
+            "model": model_digest(self.folder),
+            "backend": f"mlflow-degrade-onnx/{_ENGINE}",
+            "provider": resolve_device(self._settings.device)[0],
+            # What one processor computed is not taken for what another would.
+            "processor": self._origin.processor.model_dump(mode="json"),
+            "seed": self._suite.seed,
+            **self._asked,
+            "versions": {
+                "lm_eval": version("lm_eval"),
+                "tokenizers": version("tokenizers"),
+                "transformers": versions["transformers"],
+            },
+        }
+
+    @cached_property
+    def _template(self) -> str | None:
+        choice = self._suite.prompting.apply_chat_template
+        if not choice:
+            return None
+        if model_family(self.folder) != "decoder":
+            raise InputError(
+                f"{self.folder} is an encoder or classifier and has no chat template: evaluate it "
+                "without apply_chat_template."
+            )
+        return template_of(self.folder, choice)
+
+    @property
+    def _facts(self) -> dict[str, Any]:
+        """How the model is asked, as scores carry it."""
+        digest = None if self._template is None else template_digest(self._template)
+        return self._suite.prompting.facts(digest)
+
+    @property
+    def _asked(self) -> dict[str, Any]:
+        """The same for the key, which keeps its form where plain prompts are asked."""
+        template = self._template
+        given = self._suite.prompting.stated()
+        asked: dict[str, Any] = {"apply_chat_template": given.pop("apply_chat_template", False)}
+        if template is not None:
+            given |= {
+                name: self._facts[name] for name in ("chat_template_sha", "fewshot_as_multiturn")
+            }
+            if says_the_date(template):
+                given["date"] = date.today().isoformat()
+        else:
+            given.pop("fewshot_as_multiturn", None)
+        return {**asked, **given}
+
+    def key(self, path: ScoringPath) -> dict[str, Any]:
+        """Key of the whole evaluation."""
+        suite = self._suite
+        return {
+            **self._common,
+            "suite": suite.digest,
+            "tasks": [task.name for task in suite.tasks],
+            "limit": suite.limit,
+            "num_fewshot": suite.num_fewshot,
+            "path": path,
+        }
+
+    @cached_property
+    def _model(self) -> Model:
+        device, batch_size = self._settings.device, self._settings.batch_size
+
+        def advance(count: int) -> None:
+            if self._advance is not None:
+                self._advance(count)
+
+        # Which path is taken is decided here, for both models of a comparison.
+        if model_family(self.folder) == "decoder":
+            from .backend import OnnxLM
+
+            decoder = OnnxDecoder(self.folder, device=device, batch_size=batch_size)
+            return OnnxLM(decoder, path="batched", advance=advance)
+        from .encoder_backend import OnnxEncoderLM
+
+        encoder = OnnxEncoder(self.folder, device=device, batch_size=batch_size)
+        return OnnxEncoderLM(encoder, path="batched", advance=advance)
+
+    @cached_property
+    def probe(self) -> BatchInvariance:
+        """Whether this model's scores depend on the batch, measured on the suite's own prompts."""
+        key = {**self._common, "suite": self._suite.digest, "tolerance": TOLERANCE}
+        entry = Entry("probe", key)
+        known = entry.facts()
+        if known is not None:
+            return BatchInvariance(**known["probe"])
+        with progress_bar(f"Probing {self._label}", self._settings.progress) as bar:
+            bar(1, 0)
+            probe = self._model.probe(self._probed, generation=self._suite.generates)
+            bar(0, 1)
+        entry.finish({"probe": probe.fields()})
+        return probe
+
+    @cached_property
+    def kernels(self) -> tuple[KernelCheck, ...]:
+        """Whether this processor gets the model's integer products right."""
+        # One it gets wrong is refused when it is opened.
+        if on_gpu(resolve_device(self._settings.device)):
+            return ()
+        return choose_kernels(
+            load_graph(self.folder, weights=False), self.folder, session_options()
+        )
+
+    @cached_property
+    def _probed(self) -> list[list[int]]:
+        """Prompts of all tasks of the suite."""
+        tasks = self._suite.tasks
+        share = -(-PROBED_PROMPTS // len(tasks))
+        return [p for task in tasks for p in self._prompts(task, share)][:PROBED_PROMPTS]
+
+    def _prompts(self, task: SuiteTask, count: int) -> list[list[int]]:
+        from .lm_eval_task import prompts_of
+
+        return prompts_of(
+            self._model,
+            task,
+            count,
+            seed=self._suite.seed,
+            prompting=self._suite.prompting,
+        )
+
+    @property
+    def _equivalence_entry(self) -> Entry:
+        key = {**self._common, "suite": self._suite.digest, "tolerance": TOLERANCE}
+        return Entry("equivalence", key)
+
+    def known_equivalence(self) -> PathEquivalence | None:
+        """What `equivalence` found, if it was ever measured."""
+        known = self._equivalence_entry.facts()
+        return None if known is None else PathEquivalence(**known["equivalence"])
+
+    @cached_property
+    def equivalence(self) -> PathEquivalence | None:
+        """Whether this model's scores change with shared prefixes; None where it cannot share."""
+        from .backend import OnnxLM
+
+        found = self.known_equivalence()
+        if found is not None:
+            return found
+        prompts = [prompt for prompt in self._probed if len(prompt) >= SHORTEST_PROMPT]
+        model = self._model
+        if not prompts or not isinstance(model, OnnxLM) or not model.decoder.can_reuse_prefixes:
+            return None
+        with progress_bar(f"Probing {self._label}", self._settings.progress) as bar:
+            bar(1, 0)
+            found = probe_path_equivalence(model.decoder, prompts)
+            bar(0, 1)
+        self._equivalence_entry.finish({"equivalence": found.fields()})
+        return found
+
+    def evaluate(
+        self, path: ScoringPath
+    ) -> tuple[list[SampleScores], dict[str, dict[str, float]], dict[str, dict[str, Any]]]:
+        """Run, or fetch, every task."""
+        parts, results, tasks = [], {}, {}
+        for task in self._suite.tasks:
+            entry = Entry("evaluation", {**self._common, "task": task.digest, "path": path})
+            if not self._settings.resume:
+                entry.forget()
+            known = entry.facts()
+            facts = known or self._run(task, entry, path)
+            parts.append(entry.samples())
+            results[task.name] = facts["results"]
+            tasks[task.name] = {**facts["run"], "reused": known is not None}
+        if "_model" in self.__dict__:
+            self._model.close()
+        return parts, results, tasks
+
+    def _run(self, task: SuiteTask, entry: Entry, path: ScoringPath) -> dict[str, Any]:
+        from .lm_eval_task import run_task
+
+        self._model.take(path)
+        title = f"{task.name} ({self._label})"
+        with progress_bar(title, self._settings.progress) as bar, Journal(entry.journal) as journal:
+            self._advance = lambda count: bar(0, count)
+            outcome = run_task(
+                self._model,
+                task,
+                journal,
+                seed=self._suite.seed,
+                prompting=self._suite.prompting,
+                started=bar,
+            )
+        samples = SampleScores.from_records(
+            outcome.records,
+            model=self.folder.name,
+            model_digest=self._common["model"],
+            task_versions={task.name: task.version},
+            origin=self._origin,
+            prompting=self._facts,
+        )
+        facts = {"results": outcome.results, "run": outcome.facts}
+        entry.finish(facts, samples)
+        return facts

@@ -1,0 +1,16 @@
+from .export import export_onnx as export_onnx
+from .fusion.optimize_graph import optimize_graph as optimize_graph
+from .parity.decoder import Parity as Parity
+from .parity.decoder import check_parity as check_parity
+from .pass_table import PassResult as PassResult
+from .passes.sensitivity import measure_sensitivity as measure_sensitivity
+from .passes.sensitivity_report import SensitivityReport as SensitivityReport
+from .recipe import Recipe as Recipe
+from .recipe import load_recipe as load_recipe
+from .recipe import run_recipe as run_recipe
+from .scheme import Scheme as Scheme
+from .schemes import apply_scheme as apply_scheme
+from .schemes import find_scheme as find_scheme
+from .source.model_directory import ModelDirectory as ModelDirectory
+from .source.resolve import SourceModel as SourceModel
+from .source.resolve import resolve_model as resolve_model

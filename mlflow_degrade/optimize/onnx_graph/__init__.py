@@ -1,0 +1,1 @@
+"""Files, layers and weights of ONNX graphs."""

@@ -1,0 +1,150 @@
+"""Bfloat16: weights, activations and key-value cache in 16 bits with float32's range.
+
+What float16 cannot hold overflows; what bfloat16 cannot hold is rounded, to 8 significant bits. So
+the same nodes stay in float32 as with `mlflow_degrade.optimize.passes.float16`: angles, of
+positions that are not even integers above 256, and the mean square inside a norm.
+
+Onnxruntime's converter knows float16 only, and cuts off what is outside its range.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...core.errors import UnsupportedModelError
+from ...engine.bfloat16 import BFLOAT16, FLOAT32, Operators, compute_in_float32
+from .float16 import precise_nodes
+
+_LARGEST = np.array(0x7F7F0000, np.uint32).view(np.float32)[()]
+"""Bfloat16's largest number."""
+
+
+def convert_to_bfloat16(model: Any) -> dict[str, Any]:
+    """Convert a float32 graph to bfloat16, in place."""
+    from onnx import TensorProto
+    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST
+
+    graph = model.graph
+    _require_flat(graph)
+    _lift_constants(graph)
+    operators = Operators(model)
+    single = {name for name, kind in operators.types(graph).items() if kind == FLOAT32}
+    names = precise_nodes(model)
+    kept = {
+        index
+        for index, node in enumerate(graph.node)
+        if (
+            node.name in names
+            or node.op_type in DEFAULT_OP_BLOCK_LIST
+            or not operators.takes(node, BFLOAT16)
+        )
+        and single.intersection((*node.input, *node.output))
+    }
+    wanted = {
+        name for i, node in enumerate(graph.node) if i not in kept for name in node.input if name
+    }
+    for tensor in graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT:
+            continue
+        half = tensor.name in wanted
+        tensor.CopyFrom(round_tensor(tensor) if half else _within_range(tensor))
+        if not half:
+            single.remove(tensor.name)
+    for index, node in enumerate(graph.node):
+        _retype(node, half=index not in kept)
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        if value.name in single:
+            value.type.tensor_type.elem_type = TensorProto.BFLOAT16
+    _keep_outputs(graph, single)
+    compute_in_float32(graph, kept, single, rounded=False)
+    return {"kept_in_float32": len(kept)}
+
+
+def round_tensor(tensor: Any) -> Any:
+    """A tensor of float32 in bfloat16: to nearest, ties to even, and finite where it was."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    values: NDArray[np.float32] = numpy_helper.to_array(_within_range(tensor))
+    kind: Any = helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16)
+    return numpy_helper.from_array(values.astype(kind), tensor.name)
+
+
+def _within_range(tensor: Any) -> Any:
+    """A tensor whose finite numbers are at most bfloat16's largest, in float32."""
+    # Masks are made of float32's lowest number, which is nearer to infinity than to any other, and
+    # infinity in a whole row is NaN behind the softmax.
+    from onnx import numpy_helper
+
+    values: NDArray[np.float32] = numpy_helper.to_array(tensor)
+    beyond = (np.abs(values) > _LARGEST) & np.isfinite(values)
+    if not beyond.any():
+        return tensor
+    return numpy_helper.from_array(
+        np.where(beyond, np.copysign(_LARGEST, values), values), tensor.name
+    )
+
+
+def _require_flat(graph: Any) -> None:
+    for node in graph.node:
+        if any(a.HasField("g") or a.graphs for a in node.attribute):
+            raise UnsupportedModelError(
+                f"the graph's {node.op_type} {node.name!r} has a graph inside, which is not "
+                "converted to bfloat16: use scheme 'fp16'."
+            )
+
+
+def _lift_constants(graph: Any) -> None:
+    """Make initializers of constants: then it is their readers that decide on their type."""
+    from onnx import helper, numpy_helper
+
+    nodes = []
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            node.attribute[0].t.name = node.output[0]
+            graph.initializer.append(node.attribute[0].t)
+        elif node.op_type == "Constant" and node.attribute[0].name in (
+            "value_float",
+            "value_floats",
+        ):
+            array = np.array(helper.get_attribute_value(node.attribute[0]), np.float32)
+            graph.initializer.append(numpy_helper.from_array(array, node.output[0]))
+        else:
+            nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _retype(node: Any, *, half: bool) -> None:
+    """Let a node that makes float32 by an attribute make bfloat16, or at least what fits."""
+    from onnx import TensorProto
+
+    for attribute in node.attribute:
+        if node.op_type == "Cast" and attribute.name == "to":
+            if half and attribute.i == TensorProto.FLOAT:
+                attribute.i = TensorProto.BFLOAT16
+        elif attribute.t.data_type == TensorProto.FLOAT:
+            rounded = round_tensor if half else _within_range
+            attribute.t.CopyFrom(rounded(attribute.t))
+
+
+def _keep_outputs(graph: Any, half: set[str]) -> None:
+    """Cast what is read to float32; the cache goes back into the model."""
+    from onnx import TensorProto, helper
+
+    for value in graph.output:
+        name = value.name
+        if name not in half or name.startswith("present"):
+            continue
+        inner = f"{name}/bfloat16"
+        for node in graph.node:
+            for names in (node.input, node.output):
+                for place, found in enumerate(names):
+                    if found == name:
+                        names[place] = inner
+        graph.node.append(helper.make_node("Cast", [inner], [name], to=TensorProto.FLOAT))
+        value.type.tensor_type.elem_type = TensorProto.FLOAT
+        half.remove(name)
+        half.add(inner)

@@ -1,0 +1,195 @@
+"""Weight-only quantization: weights in 4 or 8 bits, activations in float.
+
+Each column of a weight matrix is cut into blocks; a block keeps one float scale and small integers.
+``MatMulNBits`` multiplies them with float activations. Scores do not depend on how samples were
+batched, which int8 activations cannot promise.
+
+Which integers: the nearest (onnxruntime's quantizer), or those that `mlflow_degrade.optimize.
+blockwise` finds for HQQ or GPTQ. Onnxruntime 1.31 has a GPTQ of its own, which reads the wrong
+triangle of its Cholesky factor and gives, byte for byte, the nearest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...core.errors import InputError, QuantizationError
+from ..embeddings import head_node, narrow_embedding, untie_head
+from .blockwise import Blocks, Matrix, gptq, half_quadratic
+from .calibration import Calibration
+from .matmul_nbits import replace_product
+
+ALGORITHMS = ("nearest", "hqq", "gptq")
+"""How integers are chosen."""
+
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+"""Block sizes that ``MatMulNBits`` has kernels for."""
+
+
+def quantize_weights(
+    model: Any,
+    *,
+    bits: int,
+    block_size: int,
+    symmetric: bool,
+    accuracy_level: int,
+    algorithm: str = "nearest",
+    calibration: Calibration | None = None,
+) -> dict[str, Any]:
+    """Replace every ``MatMul`` by a constant matrix with ``MatMulNBits``, in place."""
+    _require_options(bits, block_size, symmetric, algorithm, calibration)
+    untied = untie_head(model)
+    replace_gemm(model)
+    products = constant_products(model)
+    _require_division(products, block_size)
+    findings: dict[str, Any] = {"untied_head": untied}
+    if algorithm == "nearest":
+        _nearest(model, bits, block_size, symmetric, accuracy_level)
+    else:
+        solved: Iterable[tuple[Any, Blocks, int]]
+        if algorithm == "gptq" and calibration is not None:
+            findings["calibration_tokens"] = calibration.n_tokens
+            solved = _solve_gptq(products, bits, block_size, calibration)
+        else:
+            solved = _solve_hqq(products, bits, block_size, _head_output(model))
+        for node, blocks, used in solved:
+            replace_product(model, node, blocks, used, accuracy_level)
+    findings["half_embeddings"] = narrow_embedding(model)
+    return findings
+
+
+def replace_gemm(model: Any) -> None:
+    """Turn each ``Gemm`` into ``MatMul`` and ``Add``, which is what quantizers look for."""
+    from onnxruntime.quantization.onnx_model import ONNXModel
+
+    ONNXModel(model).replace_gemm_with_matmul()
+
+
+def _nearest(model: Any, bits: int, block_size: int, symmetric: bool, accuracy_level: int) -> None:
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    quantizer = MatMulNBitsQuantizer(
+        model,
+        bits=bits,
+        block_size=block_size,
+        is_symmetric=symmetric,
+        accuracy_level=accuracy_level,
+    )
+    quantizer.process()
+    rewritten = quantizer.model.model
+    if rewritten is not model:
+        model.CopyFrom(rewritten)
+
+
+def constant_products(model: Any) -> list[tuple[Any, Any]]:
+    """``MatMul`` nodes with a constant matrix of float32, and the matrices."""
+    from onnx import TensorProto
+
+    weights = {
+        tensor.name: tensor
+        for tensor in model.graph.initializer
+        if len(tensor.dims) == 2 and tensor.data_type == TensorProto.FLOAT
+    }
+    return [
+        (node, weights[node.input[1]])
+        for node in model.graph.node
+        if node.op_type == "MatMul" and node.input[1] in weights
+    ]
+
+
+def _solve_hqq(
+    products: list[tuple[Any, Any]], bits: int, block_size: int, head: str | None
+) -> Iterable[tuple[Any, Blocks, int]]:
+    for node, tensor in products:
+        # Engines gather rows in front of the projection to the vocabulary, so it must be one
+        # product, which leaves it whole zero points. With 8 bits they suffice.
+        whole = node.output[0] == head
+        used = 8 if whole else bits
+        yield node, half_quadratic(_rows(tensor), used, block_size, whole_zeros=whole), used
+
+
+def _solve_gptq(
+    products: list[tuple[Any, Any]], bits: int, block_size: int, calibration: Calibration
+) -> Iterable[tuple[Any, Blocks, int]]:
+    readers: dict[str, list[tuple[Any, Any]]] = {}
+    for node, tensor in products:
+        readers.setdefault(node.input[0], []).append((node, tensor))
+    widths = {name: int(found[0][1].dims[0]) for name, found in readers.items()}
+    for name, moment in calibration.second_moments(widths):
+        # Layers that read the same activations are solved as one: the factor is the same.
+        together = readers[name]
+        rows = [_rows(tensor) for _, tensor in together]
+        blocks = gptq(np.concatenate(rows), moment, bits, block_size)
+        starts = np.cumsum([0, *map(len, rows)])
+        for (node, _), start, stop in zip(together, starts, starts[1:], strict=False):
+            part = slice(int(start), int(stop))
+            found = Blocks(blocks.codes[part], blocks.scales[part], blocks.zeros[part])
+            yield node, found, bits
+
+
+def _rows(tensor: Any) -> Matrix:
+    """A matrix of a ``MatMul`` with output channels as rows."""
+    from onnx import numpy_helper
+
+    matrix: NDArray[np.float32] = numpy_helper.to_array(tensor)
+    return np.ascontiguousarray(matrix.T)
+
+
+def _head_output(model: Any) -> str | None:
+    if all(output.name != "logits" for output in model.graph.output):
+        return None
+    return str(head_node(model).output[0])
+
+
+def _require_options(
+    bits: int,
+    block_size: int,
+    symmetric: bool,
+    algorithm: str,
+    calibration: Calibration | None,
+) -> None:
+    checks: tuple[tuple[bool, Callable[[], str]], ...] = (
+        (bits in (4, 8), lambda: f"weights of {bits} bits have no kernel: use 4 or 8"),
+        (
+            block_size in BLOCK_SIZES,
+            lambda: f"blocks of {block_size} have no kernel: use {_listed(BLOCK_SIZES)}",
+        ),
+        (
+            algorithm in ALGORITHMS,
+            lambda: f"unknown algorithm {algorithm!r}: use {_listed(ALGORITHMS)}",
+        ),
+        (
+            algorithm == "nearest" or not symmetric,
+            lambda: f"{algorithm!r} chooses zero points: it has no symmetric form",
+        ),
+        (
+            algorithm != "gptq" or calibration is not None,
+            lambda: "'gptq' needs activations to calibrate on, and none were given",
+        ),
+    )
+    for fine, message in checks:
+        if not fine:
+            raise InputError(f"{message()}.")
+
+
+def _require_division(products: list[tuple[Any, Any]], block_size: int) -> None:
+    widths = {
+        int(tensor.dims[0]): node.name or node.output[0] for node, tensor in reversed(products)
+    }
+    odd = {width: name for width, name in widths.items() if width % block_size}
+    if not odd:
+        return
+    width, name = next(iter(odd.items()))
+    fits = [size for size in BLOCK_SIZES if all(w % size == 0 for w in widths)]
+    remedy = f"use blocks of {_listed(fits)}" if fits else "no block size does"
+    raise QuantizationError(
+        f"blocks of {block_size} do not divide the {width} inputs of {name}: {remedy}."
+    )
+
+
+def _listed(values: Sequence[object]) -> str:
+    return " or ".join([", ".join(map(str, values[:-1]))] * (len(values) > 1) + [str(values[-1])])

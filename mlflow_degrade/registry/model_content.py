@@ -1,0 +1,233 @@
+"""What a logged model consists of: digests of the very bytes that would be served.
+
+Of a model that this package logged, the ONNX directory is what was tested; the code around it
+decides what is run, and is checked as well. Of any other model all files count.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..core.cache import digest_file, digest_json
+from ..core.errors import RegistryError
+from ..core.progress import progress_bar
+from ..tracking.artifact_access import list_names, read_json, upload
+from .served_code import SCRIPT, served_files
+
+ARTIFACT_TAG = "degrade.artifact_digest"
+BINDING_FILE = "artifact.json"
+"""In the evidence folder: the digest of all files of the logged model."""
+
+# MLflow writes this one into its own copy whenever it resolves a registered model.
+_NOT_CONTENT = ("registered_model_meta",)
+_EVIDENCE = "evidence"
+_MANIFEST = "degrade.json"
+_BYTECODE = "__pycache__"
+_OURS = "model_dir"
+_LOADER = "mlflow.pyfunc.loaders.code_model"
+
+_MEGABYTE = 1 << 20
+_LARGE = 64 * _MEGABYTE
+# From here on reading takes so long that a bar shows it.
+_LONG = 1_024 * _MEGABYTE
+_SETTLED_NS = 3_000_000_000
+_LOCK = threading.Lock()
+_HASHING: dict[tuple[int, ...], threading.Lock] = {}
+_DIGESTS: dict[tuple[int, ...], str] = {}
+
+
+@dataclass(frozen=True)
+class ModelContent:
+    """Digests of a logged model."""
+
+    # Of all its files, byte code and MLflow's notes on the registration left out.
+    artifact_digest: str
+    # Of the ONNX directory inside, without its manifest; None for a model of another kind.
+    onnx_digest: str | None
+    # What the model itself says its digest is: not to be trusted, only to be compared.
+    declared: str | None
+    # Files around the ONNX directory that are not those of the installed package.
+    wrapper_differences: tuple[str, ...]
+    # What makes the digests say nothing, such as links to places outside.
+    problems: tuple[str, ...]
+    bytecode: tuple[str, ...]  # Compiled Python files, which could run instead of their source.
+    # Digest of each file that `artifact_digest` is about, by its name in the model.
+    files: Mapping[str, str] = field(repr=False, default_factory=dict)
+    size: int = 0  # Bytes of all its files: whoever checks them needs the time to read them.
+
+    @property
+    def digest(self) -> str:
+        """The digest evidence is about: of the ONNX directory where there is one, else of all."""
+        return self.onnx_digest or self.artifact_digest
+
+
+def read_content(directory: Path) -> ModelContent:
+    """Hash a logged model."""
+    flavor = _python_flavor(directory)
+    problems = [
+        f"{p.relative_to(directory)} is a link: what it points to can change unseen"
+        for p in sorted(directory.rglob("*"))
+        if p.is_symlink()
+    ]
+    onnx = _onnx_directory(directory, flavor, problems)
+    digests = _file_digests(directory)
+    return ModelContent(
+        artifact_digest=_listing_digest(digests, directory),
+        onnx_digest=None if onnx is None else _onnx_digest(digests, onnx),
+        declared=None if onnx is None else _declared(onnx),
+        wrapper_differences=() if onnx is None else tuple(_differences(directory, flavor)),
+        problems=tuple(problems),
+        bytecode=tuple(str(p.relative_to(directory)) for p in sorted(_bytecode(directory))),
+        files={p.relative_to(directory).as_posix(): d for p, d in digests.items()},
+        size=sum(path.stat().st_size for path in digests),
+    )
+
+
+def bind_content(content: ModelContent, run_id: str) -> None:
+    """Log the digest of all files of a logged model to a run's evidence."""
+    # The evidence names the ONNX directory that was tested. The code, the signature and the
+    # requirements around it exist only once the model is logged: this binds them. What is bound
+    # already is left as it is.
+    from mlflow import MlflowClient
+
+    location = MlflowClient().get_run(run_id).info.artifact_uri
+    if bound_artifact(location) is None:
+        with tempfile.TemporaryDirectory(prefix="mlflow-degrade-") as scratch:
+            (Path(scratch) / _EVIDENCE).mkdir()
+            write_binding(content, Path(scratch))
+            upload(Path(scratch), location)
+
+
+def write_binding(content: ModelContent, folder: Path) -> None:
+    """Write what binds evidence to a logged model among artifacts that are about to be logged."""
+    text = json.dumps({"artifact_digest": content.artifact_digest})
+    (folder / _EVIDENCE / BINDING_FILE).write_text(text, encoding="utf-8")
+
+
+def bound_artifact(location: str) -> str | None:
+    """The digest that evidence is bound to, if it is, from where its run keeps artifacts."""
+    if BINDING_FILE not in list_names(location, _EVIDENCE):
+        return None
+    return str(read_json(location, f"{_EVIDENCE}/{BINDING_FILE}").get("artifact_digest"))
+
+
+def _python_flavor(directory: Path) -> Mapping[str, Any]:
+    import yaml
+
+    try:
+        model = yaml.safe_load((directory / "MLmodel").read_text(encoding="utf-8"))
+        flavor = model["flavors"].get("python_function")
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise RegistryError(
+            f"the artifacts are no logged model: the file MLmodel is missing or unreadable "
+            f"({type(error).__name__}). Was the upload of the model interrupted?"
+        ) from error
+    return flavor if isinstance(flavor, Mapping) else {}
+
+
+def _onnx_directory(directory: Path, flavor: Mapping[str, Any], problems: list[str]) -> Path | None:
+    """The directory that our pyfunc model hands to ONNX Runtime."""
+    artifacts = flavor.get("artifacts")
+    entry = artifacts.get(_OURS) if isinstance(artifacts, Mapping) else None
+    if not isinstance(entry, Mapping) or not (directory / str(entry.get("path"))).is_dir():
+        return None
+    relative = Path(os.path.normpath(str(entry["path"])))
+    if relative.is_absolute() or ".." in relative.parts:
+        problems.append(f"MLmodel points to {entry['path']}, which is outside the model")
+        return None
+    return directory / relative
+
+
+def _file_digests(directory: Path) -> dict[Path, str]:
+    """Digest of each file, but for what merely loading the model may leave there."""
+    leftover = {*_bytecode(directory), *(directory / name for name in _NOT_CONTENT)}
+    files = sorted(p for p in directory.rglob("*") if p.is_file() and p not in leftover)
+    total = sum(path.stat().st_size for path in files)
+    digests = {}
+    shown = total > _LONG and sys.stderr.isatty()
+    with progress_bar("Hash the model's files, MB", shown) as advance:
+        advance(total // _MEGABYTE, 0)
+        for path in files:
+            digests[path] = _known_digest(path)
+            advance(0, path.stat().st_size // _MEGABYTE)
+    return digests
+
+
+def _known_digest(path: Path) -> str:
+    """Digest of a file, of a large one only once for as long as it is not touched."""
+    # A client that lost patience asks a server again, and gets its answer from the first time.
+    # Each write sets the time of the change to now, which nobody can set back but who owns the
+    # machine.
+    stat = path.stat()
+    # Clocks of file systems are coarse: what was written just now may be written again unseen.
+    settled = time.time_ns() - max(stat.st_ctime_ns, stat.st_mtime_ns) > _SETTLED_NS
+    if stat.st_size < _LARGE or not settled:
+        return digest_file(path)
+    key = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    with _LOCK:
+        lock = _HASHING.setdefault(key, threading.Lock())
+    with lock:  # two that ask at once do not both read it
+        if key not in _DIGESTS:
+            _DIGESTS[key] = digest_file(path)
+            changed = path.stat()
+            if (changed.st_mtime_ns, changed.st_ctime_ns) != key[3:]:
+                return _DIGESTS.pop(key)  # written meanwhile
+        return _DIGESTS[key]
+
+
+def _listing_digest(digests: Mapping[Path, str], base: Path) -> str:
+    # The same as mlflow_degrade.core.cache.digest_directory, without reading the files again.
+    return digest_json([[p.relative_to(base).as_posix(), d] for p, d in digests.items()])
+
+
+def _onnx_digest(digests: Mapping[Path, str], onnx: Path) -> str:
+    inside = {p: d for p, d in digests.items() if onnx in p.parents and p.name != _MANIFEST}
+    return _listing_digest(inside, onnx)
+
+
+def _declared(onnx: Path) -> str | None:
+    try:
+        return str(json.loads((onnx / _MANIFEST).read_text(encoding="utf-8"))["digest"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _differences(directory: Path, flavor: Mapping[str, Any]) -> list[str]:
+    """How the code around the ONNX directory differs from the one installed here."""
+    code = os.path.basename(str(flavor.get("model_code_path")))
+    found = []
+    if (
+        flavor.get("loader_module") != _LOADER
+        or flavor.get("code") != "code"
+        or code != SCRIPT.name
+    ):
+        found.append("MLmodel: another loader")
+    if set(flavor.get("artifacts", ())) != {_OURS}:
+        found.append("MLmodel: further artifacts")
+    installed = {f"code/{name}": path for name, path in served_files().items()}
+    carried = {p.relative_to(directory).as_posix() for p in _source_files(directory / "code")}
+    found += [f"{name} is not part of the package" for name in sorted(carried - set(installed))]
+    for name, own in {SCRIPT.name: SCRIPT, **installed}.items():
+        path = directory / name
+        if not path.is_file():
+            found.append(f"{name} is missing")
+        elif digest_file(path) != digest_file(own):
+            found.append(name)
+    return found
+
+
+def _source_files(folder: Path) -> list[Path]:
+    return [p for p in folder.rglob("*") if p.is_file() and _BYTECODE not in p.parts]
+
+
+def _bytecode(directory: Path) -> list[Path]:
+    return [p for p in directory.rglob("*") if p.is_file() and p.parent.name == _BYTECODE]

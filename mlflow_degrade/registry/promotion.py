@@ -1,0 +1,352 @@
+"""The promotion gate: decide on two models' evaluations, and move an alias only on PASS."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+from ..core.errors import RegistryError, SameModelError, TrackingError
+from ..decision.policy import GatePolicy
+from ..decision.results import Decision, SideName, Verdict
+from ..decision.verdict import decide
+from ..samples.pairing import PairedScores
+from ..tracking.artifact_access import read_json
+from ..tracking.evaluations import load_samples
+from .evidence import EVIDENCE, EVIDENCE_TAG, GATE, EvaluationSource
+from .gate_config import TrustedExperiments
+from .model_content import ModelContent, bound_artifact
+from .references import (
+    ModelFiles,
+    Subject,
+    asked_of,
+    evaluations_of,
+    find_subject,
+    match_evaluations,
+)
+from .register_on_pass import Placement, log_conclusion, place, tested_content
+
+if TYPE_CHECKING:
+    from .evaluate_missing import Evaluated
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """What a gate decided and did.
+
+    Attributes
+    ----------
+    decision : Decision
+    paired : PairedScores
+        What it was made from.
+    run_id : str
+        Run with the evidence.
+    evidence : str
+        Digest of the evidence.
+    reused : bool
+        Whether the decision had been made before; then no run was added.
+    sources : mapping
+        Side to the evaluation its scores are from.
+    placement : Placement or None
+        Version and alias in the registry; None unless the verdict is PASS and a registered model
+        is known.
+    """
+
+    decision: Decision
+    paired: PairedScores = field(repr=False)
+    run_id: str
+    evidence: str
+    reused: bool
+    sources: Mapping[SideName, EvaluationSource]
+    placement: Placement | None = None
+
+
+def promote(
+    candidate: str,
+    baseline: str,
+    policy: GatePolicy | None = None,
+    *,
+    register_as: str | None = "auto",
+    alias: str | None = None,
+    model_uri: str | None = None,
+    questions: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    fresh: bool = False,
+    signing_key: str | os.PathLike[str] | None = None,
+) -> Promotion:
+    """Compare a candidate with a baseline; register it and move an alias when it passes.
+
+    Parameters
+    ----------
+    candidate, baseline : str
+        See `mlflow_degrade.registry.references.find_subject`.
+    policy : GatePolicy, optional
+        The default policy by default.
+    register_as : str, optional
+        Registered model. ``"auto"``: the one the candidate is a version of, else the baseline's,
+        else none; None registers nothing.
+    alias : str, optional
+        Alias to point to the passing version.
+    model_uri : str, optional
+        The candidate's logged model, where the run does not tell.
+    questions : mapping, optional
+        What to ask where no evaluation of both models is logged: the arguments of
+        `mlflow_degrade.evaluation.suite.load_suite`, those of its `prompting` by their names. By
+        default what the one was asked that has
+        been evaluated.
+    device : {"auto", "cpu", "cuda", "tensorrt"}
+        Where to evaluate.
+    fresh : bool
+        Evaluate both again, whatever is logged.
+    signing_key : path, optional
+        Private key to sign the evidence of a version with, or ``sigstore``;
+        ``MLFLOW_DEGRADE_SIGNING_KEY`` by default.
+
+    Returns
+    -------
+    Promotion
+
+    Raises
+    ------
+    TrackingError, RegistryError
+        A reference leads nowhere, or the registry refused; nothing is registered then.
+    InputError
+        The evaluations cannot be paired, or the policy does not fit them.
+
+    Notes
+    -----
+    The same gate twice changes nothing the second time: the decision, the version and the alias
+    are found. Under the non-inferiority rule every further decision on the same samples is tested
+    at a smaller level, see `mlflow_degrade.registry.retry_ledger`.
+
+    Examples
+    --------
+    >>> promotion = promote("runs:/1f3c…", "models:/chat@champion", alias="champion")
+    ... # doctest: +SKIP
+    """
+    from ..tracking.connection import require_tracking_server
+    from .attestation import load_allowed_key
+    from .gate_config import GateConfig
+
+    policy = policy or GatePolicy()
+    signers = GateConfig.load().signers
+    key = load_allowed_key(signing_key, signers)
+    require_tracking_server(try_it=False)  # the first look-up does
+    sides = find_subject(baseline), find_subject(candidate)
+    name = _registry_name(register_as, *sides)
+    if alias is not None and name is None:
+        raise RegistryError(
+            f"alias {alias!r} needs a registered model: neither side is registered, so name one "
+            "with register_as."
+        )
+    _refuse_itself(*sides, policy)
+    trusted = TrustedExperiments.of(policy)
+    sides = _only_trusted(sides[0], trusted), _only_trusted(sides[1], trusted)
+    uri = model_uri or sides[1].model_uri
+    if name is not None and uri is None:
+        raise TrackingError(
+            f"{candidate} has no logged model to register as {name!r}: name it with model_uri, or "
+            "only decide (register_as none)."
+        )
+    with ModelFiles() as files:
+        used = _evaluations(
+            *sides,
+            policy,
+            files=files,
+            questions=questions,
+            device=device,
+            fresh=fresh,
+            experiments=trusted.ids,
+        )
+        paired = policy.pair(*(load_samples(each.run) for each in used))
+        content = None
+        if name is not None and uri is not None:
+            content = tested_content(uri, paired.candidate, files)
+    unsigned = content is not None and bool(signers) and key is None
+    done, bound = _decide(paired, policy, used, sides, content, trusted.ids, anew=not unsigned)
+    if done.decision.verdict is not Verdict.PASS or None in (name, uri, content):
+        return done
+    own = sides[1].registered
+    placed = place(
+        done.decision,
+        done.evidence,
+        done.run_id,
+        str(name),
+        str(uri),
+        cast(ModelContent, content),
+        version=own[1] if own is not None and own[0] == name else None,
+        alias=alias,
+        key=key,
+        bound=bound,
+        fresh=not done.reused,
+        is_model=name in {side.registered[0] for side in sides if side.registered is not None},
+    )
+    return replace(done, placement=placed)
+
+
+def _only_trusted(side: Subject, trusted: TrustedExperiments) -> Subject:
+    """A side without the evaluation it names, where that lies outside the trusted experiments."""
+    from mlflow import MlflowClient
+
+    if side.run is None or trusted.admits(side.run):
+        return side
+    if side.model_uri is None:
+        name = MlflowClient().get_experiment(side.run.info.experiment_id).name
+        raise TrackingError(
+            f"{side.reference} lies in experiment {name!r}, and evaluations count only from "
+            f"{list(trusted.names)}: log it there, or name its model, which is then evaluated."
+        )
+    return replace(side, run=None)
+
+
+def _refuse_itself(baseline: Subject, candidate: Subject, policy: GatePolicy) -> None:
+    """Refuse two names of one run or model before anything is evaluated."""
+    same_run = baseline.run_id is not None and baseline.run_id == candidate.run_id
+    same_model = baseline.model_uri is not None and baseline.model_uri == candidate.model_uri
+    if (same_run or same_model) and "same-model" not in policy.allow:
+        raise SameModelError(
+            f"{candidate.reference} and {baseline.reference} are the same "
+            f"{'run' if same_run else 'model'}: a model is never worse than itself. Name another "
+            "candidate or baseline."
+        )
+
+
+def _registry_name(register_as: str | None, baseline: Subject, candidate: Subject) -> str | None:
+    if register_as != "auto":
+        return register_as
+    named = candidate.registered or baseline.registered
+    return None if named is None else named[0]
+
+
+def _evaluations(
+    baseline: Subject,
+    candidate: Subject,
+    policy: GatePolicy,
+    *,
+    files: ModelFiles,
+    questions: Mapping[str, Any] | None,
+    device: str,
+    fresh: bool,
+    experiments: Collection[str],
+) -> tuple[Evaluated, Evaluated]:
+    """Evaluations of both sides that asked the same, made now where they are missing."""
+    from .evaluate_missing import Evaluated, evaluate_both
+
+    evaluate = partial(
+        evaluate_both,
+        baseline,
+        candidate,
+        policy=policy,
+        files=files,
+        device=device,
+        fresh=fresh,
+        experiments=experiments,
+    )
+    if fresh:
+        return evaluate(questions)
+    if baseline.run is not None and candidate.run is not None:
+        return Evaluated(baseline.run, False), Evaluated(candidate.run, False)
+    known = [_known_runs(side, files, experiments) for side in (baseline, candidate)]
+    found = match_evaluations(*known)
+    if found is not None and questions is None:
+        return Evaluated(found[0], False), Evaluated(found[1], False)
+    if questions is None and any(known):
+        asked = next(runs[0] for runs in reversed(known) if runs)
+        return evaluate(asked_of(asked))
+    return evaluate(questions)
+
+
+def _known_runs(side: Subject, files: ModelFiles, experiments: Collection[str]) -> list[Any]:
+    if side.run is not None:
+        return [side.run]
+    return evaluations_of(files.content(side.model_uri or side.reference).digest, experiments)
+
+
+def _decide(
+    paired: PairedScores,
+    policy: GatePolicy,
+    used: tuple[Evaluated, Evaluated],
+    sides: tuple[Subject, Subject],
+    content: ModelContent | None,
+    experiments: Collection[str],
+    *,
+    anew: bool,
+) -> tuple[Promotion, bool]:
+    """The decision and its run, the earlier one on these very scores or a new one."""
+    # And whether its evidence is bound to the candidate's files.
+    from ..tracking.evaluations import KIND_TAG
+    from ..tracking.runs import terminate_gracefully, tracked_run
+    from .retry_ledger import DECISION_KEY_TAG, find_decision, ledger_tags
+    from .signing import KEY_VARIABLE
+
+    entry = ledger_tags(paired, policy)
+    # One that lies elsewhere may not count where this gate's evidence is asked for.
+    earlier = find_decision(entry[DECISION_KEY_TAG], experiments)
+    bound = None if earlier is None else bound_artifact(earlier.info.artifact_uri)
+    logged = None if earlier is None else _repeated(earlier, paired, policy, content, bound)
+    if earlier is not None and logged is not None:
+        evidence, run_id = earlier.data.tags[EVIDENCE_TAG], str(earlier.info.run_id)
+        manifest = read_json(earlier.info.artifact_uri, f"{EVIDENCE}/manifest.json")
+        stated = EvaluationSource.read(manifest)
+        return Promotion(logged, paired, run_id, evidence, True, stated), bound is not None
+    if not anew:
+        raise RegistryError(
+            "the gate file lists signers, and there is no key to sign a new decision with: give "
+            f"one with --signing-key or {KEY_VARIABLE}, or only decide (register_as none)."
+        )
+    sources: dict[SideName, EvaluationSource] = {
+        "baseline": EvaluationSource.of(used[0].run, now=used[0].now),
+        "candidate": EvaluationSource.of(used[1].run, now=used[1].now),
+    }
+    tags = {
+        **entry,
+        KIND_TAG: GATE,
+        "degrade.baseline": sides[0].reference,
+        "degrade.candidate": sides[1].reference,
+        "degrade.baseline_run_id": used[0].run.info.run_id,
+        "degrade.candidate_run_id": used[1].run.info.run_id,
+    }
+    name = f"gate {sides[1].reference}"
+    with terminate_gracefully(), tracked_run(name, tags=tags, nested=True) as run:
+        gate = f"{sides[1].reference} against {sides[0].reference}"
+        decision, evidence = log_conclusion(
+            paired,
+            policy,
+            provenance={"gate": gate},
+            sources=sources,
+            content=content,
+            # The candidate's own, so that the gates of several candidates compare in charts.
+            figures=used[1].run.data.metrics,
+            entry=entry,
+        )
+        run_id = str(run.info.run_id)
+        return Promotion(decision, paired, run_id, evidence, False, sources), True
+
+
+def _repeated(
+    earlier: Any,
+    paired: PairedScores,
+    policy: GatePolicy,
+    content: ModelContent | None,
+    bound: str | None,
+) -> Decision | None:
+    """A logged decision, if it may stand for a new one."""
+    # What is logged is believed when it can be computed again, and used again when it is not the
+    # evidence of another copy of the model, with other code around the same bytes.
+    location = earlier.info.artifact_uri
+    logged = Decision.from_json(json.dumps(read_json(location, f"{EVIDENCE}/decision.json")))
+    again = decide(paired, policy, attempt=logged.attempt)
+    if not _same(logged, again):
+        return None
+    if content is not None and bound not in (None, content.artifact_digest):
+        return None
+    return logged
+
+
+def _same(a: Decision, b: Decision) -> bool:
+    """Whether two decisions agree in everything but the libraries that computed them."""
+    left, right = (d.model_dump(mode="json", exclude={"versions"}) for d in (a, b))
+    return left == right

@@ -1,0 +1,216 @@
+"""The end of every gate: decide and log on the active run, then register what passed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..core.errors import RegistryError
+from ..decision.policy import GatePolicy
+from ..decision.results import Decision, SideName
+from ..decision.verdict import decide
+from ..samples.pairing import PairedScores
+from ..samples.table import SampleScores
+from ..tracking.connection import patience
+from .evidence import EvaluationSource
+from .model_content import ModelContent, bind_content, write_binding
+from .references import ModelFiles, logged_content
+from .registry_listing import plain_registry
+
+if TYPE_CHECKING:
+    from .evidence import Collected
+    from .signing import SigningKey
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a passing model stands in the registry."""
+
+    version: str  # ``models:/name/version``, which carries the verdict.
+    created: bool  # Whether the version is new, rather than found.
+    alias: str | None  # Alias that points to it.
+    moved: bool  # Whether the alias was set, rather than found where it belongs.
+
+
+def log_conclusion(
+    paired: PairedScores,
+    policy: GatePolicy,
+    *,
+    cost: Mapping[str, Mapping[str, tuple[float, str]]] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    sources: Mapping[SideName, EvaluationSource] | None = None,
+    content: ModelContent | None = None,
+    figures: Mapping[str, float] | None = None,
+    entry: Mapping[str, str] | None = None,
+) -> tuple[Decision, str]:
+    """Decide, and log ledger entry, evidence, metrics and report to the active run."""
+    from .evidence import collected
+    from .reporting import add_report
+
+    with collected() as found:
+        decision, digest = _decide(found, paired, policy, sources, entry)
+        if content is not None:
+            write_binding(content, found.folder)
+        stated = {f"{side} scores": str(source) for side, source in (sources or {}).items()}
+        add_report(found, decision, paired, cost=cost, provenance={**(provenance or {}), **stated})
+        found.metrics |= figures or {}
+    return decision, digest
+
+
+def log_verdict(
+    paired: PairedScores,
+    policy: GatePolicy,
+    sources: Mapping[SideName, EvaluationSource] | None = None,
+) -> tuple[Decision, str]:
+    """Decide, and log ledger entry, evidence and metrics to the active run."""
+    from .evidence import collected
+
+    with collected() as found:
+        return _decide(found, paired, policy, sources, None)
+
+
+def _decide(
+    found: Collected,
+    paired: PairedScores,
+    policy: GatePolicy,
+    sources: Mapping[SideName, EvaluationSource] | None,
+    entry: Mapping[str, str] | None,
+) -> tuple[Decision, str]:
+    import mlflow
+
+    from .evidence import add_decision
+    from .retry_ledger import ATTEMPT_TAG, count_attempt, ledger_tags
+
+    if entry is None:
+        entry = ledger_tags(paired, policy)
+        mlflow.set_tags(dict(entry))
+    decision = decide(paired, policy, attempt=count_attempt(entry))
+    found.tags[ATTEMPT_TAG] = str(decision.attempt)
+    return decision, add_decision(found, decision, paired, sources)
+
+
+def tested_content(
+    uri: str,
+    samples: SampleScores,
+    files: ModelFiles | None = None,  # noqa: PT028 - no test
+) -> ModelContent:
+    """The files of a logged model, refused when they are not those that were evaluated."""
+    found = logged_content(uri) if files is None else files.content(uri)
+    if samples.model_digest is not None and found.digest != samples.model_digest:
+        raise RegistryError(
+            f"{uri} is not the model that was evaluated: its bytes have digest {found.digest}, the "
+            f"samples are of {samples.model_digest}. Evaluate this model, or name the other one."
+        )
+    return found
+
+
+def place(
+    decision: Decision,
+    evidence: str,
+    run_id: str,
+    name: str,
+    model_uri: str,
+    content: ModelContent,
+    *,
+    version: str | None = None,
+    alias: str | None = None,
+    key: SigningKey | None = None,
+    bound: bool = False,
+    fresh: bool = False,
+    is_model: bool = False,
+) -> Placement:
+    """Register a passing model, or find it registered, and point an alias to it."""
+    from ..tracking.runs import uninterrupted
+    from .registration import verdict_tags
+
+    with uninterrupted():  # a version with a PASS and without its alias would be half of a gate
+        seal(decision, run_id, content, key, bound=bound)
+        tags = verdict_tags(decision, evidence, run_id, content)
+        found, created = _version(decision, tags, name, model_uri, version, fresh)
+        with patience(content.size):
+            moved = alias is not None and _point(name, alias, found, created, is_model)
+    return Placement(f"models:/{name}/{found}", created, alias, moved)
+
+
+def seal(
+    decision: Decision,
+    run_id: str,
+    content: ModelContent,
+    key: SigningKey | None = None,
+    *,
+    bound: bool = False,
+    register: bool = True,
+) -> None:
+    """Bind passing evidence to the files of its model, and sign it where there is a key."""
+    from .attestation import require_signature, sign_evidence
+    from .gate_config import GateConfig
+
+    if not bound:
+        bind_content(content, run_id)
+    if key is not None:
+        sign_evidence(run_id, decision, content, key)
+    if register:
+        require_signature(run_id, content, GateConfig.load().signers)
+
+
+def _version(
+    decision: Decision,
+    tags: Mapping[str, str],
+    name: str,
+    model_uri: str,
+    version: str | None,
+    fresh: bool,
+) -> tuple[str, bool]:
+    """The version that carries the verdict: the candidate's own, an earlier one, or a new one."""
+    from mlflow import MlflowClient
+
+    from .evidence import EVIDENCE_TAG
+    from .registration import register
+    from .registry_listing import versions_of
+    from .verification import RUN_TAG
+
+    client = MlflowClient()
+    if version is not None:
+        have = client.get_model_version(name, version).tags
+        for key, value in tags.items():
+            if have.get(key) != value:
+                client.set_model_version_tag(name, version, key, value)
+        return version, False
+    for found in [] if fresh else versions_of(client, name):
+        if found.tags.get(EVIDENCE_TAG) == tags[EVIDENCE_TAG]:
+            return str(found.version), False
+    new = register(
+        model_uri,
+        name,
+        run_id=tags[RUN_TAG],
+        tags=tags,
+        description=decision.reasons[0],
+        model_id=model_uri.removeprefix("models:/") if model_uri.startswith("models:/m-") else None,
+    )
+    return str(new.version), True
+
+
+def _point(name: str, alias: str, version: str, created: bool, is_model: bool) -> bool:
+    """Set an alias unless it is there already; a version made for it does not outlive a refusal."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    client = MlflowClient()
+    try:
+        if not created and str(client.get_model_version_by_alias(name, alias).version) == version:
+            return False
+    except MlflowException:
+        pass  # no such alias yet
+    registry: Any = plain_registry() if is_model else client
+    try:
+        registry.set_registered_model_alias(name, alias, version)
+    except BaseException as error:
+        if created:
+            client.delete_model_version(name, version)
+        if isinstance(error, MlflowException):
+            raise RegistryError(
+                f"the registry refused to point {name}@{alias} to version {version}: {error}"
+            ) from error
+        raise
+    return True

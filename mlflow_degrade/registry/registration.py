@@ -1,0 +1,212 @@
+"""Log a model directory as a pyfunc model, and register it: a whole version or none."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import RegistryError
+from ..decision.results import Decision
+from ..tracking.evaluations import MODEL_DIGEST_TAG
+from .evidence import EVIDENCE_TAG, POLICY_TAG, VERDICT_TAG
+from .model_content import ARTIFACT_TAG, ModelContent
+from .served_code import SCRIPT, served_package
+
+_SERVING = (
+    "mlflow",
+    "numpy",
+    "pandas",
+    "onnx",
+    "onnxruntime",
+    "transformers",
+    "jinja2",
+    "pydantic",
+)
+
+
+def log_model(
+    model_dir: Path,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    one_by_one: bool = False,
+    prompting: Mapping[str, Any] | None = None,
+) -> Any:
+    """Log a model directory to the active run as a pyfunc model that carries its own code.
+
+    Parameters
+    ----------
+    model_dir : Path
+        ONNX graph, weights, configuration and tokenizer; logged byte for byte.
+    metadata : mapping, optional
+        Stored in the ``MLmodel`` file.
+    one_by_one : bool
+        Run prompts one at a time when serving, for a model whose scores depend on the batch.
+    prompting : mapping, optional
+        How it was asked when it was evaluated; conversations are served with the same template and
+        system instruction. See `mlflow_degrade.core.prompting.Prompting.facts`.
+
+    Returns
+    -------
+    mlflow.models.model.ModelInfo
+
+    Notes
+    -----
+    ``predict`` generates text for the rows of a column ``prompt`` or ``messages``, or scores the
+    strings of a column ``choices`` as its continuations, and gives an encoder's embeddings; see
+    `mlflow_degrade.engine.language_model`.
+    """
+    import mlflow
+
+    with served_package() as code, warnings.catch_warnings():
+        # An input example would make MLflow load and run the model once more, only to find the
+        # signature that is given here.
+        warnings.filterwarnings("ignore", message=".*input example was not provided.*")
+        return mlflow.pyfunc.log_model(
+            name="model",
+            # Models from code: MLflow runs this file where the model is loaded, nothing is pickled.
+            python_model=str(SCRIPT),
+            artifacts={"model_dir": str(model_dir)},
+            code_paths=[str(code)],
+            pip_requirements=[f"{name}=={version(name)}" for name in _serving_packages()],
+            model_config={"one_by_one": one_by_one, "prompting": dict(prompting or {})},
+            signature=_signature(),
+            metadata=dict(metadata or {}),
+        )
+
+
+def log_files(model_dir: Path) -> str:
+    """Log a model directory to the active run as files, and give their URI."""
+    import mlflow
+
+    mlflow.log_artifacts(str(model_dir), "model")
+    return mlflow.get_artifact_uri("model")
+
+
+def register(
+    model_uri: str,
+    name: str,
+    *,
+    run_id: str,
+    tags: Mapping[str, str],
+    description: str = "",
+    model_id: str | None = None,
+) -> Any:
+    """Create a model version; on any failure nothing of it is left.
+
+    Parameters
+    ----------
+    model_uri : str
+        Of a logged model.
+    name : str
+        Registered model, created when it does not exist.
+    run_id : str
+        Run that holds the evidence.
+    tags : mapping
+        Set together with the version, so that no version is ever seen without them.
+    description : str
+        Shown on the version's page.
+    model_id : str, optional
+        Id of the logged model.
+
+    Returns
+    -------
+    mlflow.entities.model_registry.ModelVersion
+
+    Raises
+    ------
+    RegistryError
+        The registry refused; the message is its own.
+    """
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient()
+    created = False
+    make = partial(
+        client.create_model_version,
+        name,
+        source=model_uri,
+        run_id=run_id,
+        tags=dict(tags),
+        description=description,
+        model_id=model_id,
+    )
+    try:
+        try:
+            return make()
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+        created = _create_registered_model(client, name)
+        return make()
+    except BaseException as error:
+        # Ctrl-C too: an empty registered model would look like a model that once passed.
+        if created:
+            client.delete_registered_model(name)
+        if isinstance(error, MlflowException):
+            raise RegistryError(f"{name!r} could not be registered: {error}") from error
+        raise
+
+
+def verdict_tags(
+    decision: Decision, evidence_digest: str, run_id: str, content: ModelContent
+) -> dict[str, str]:
+    """Tags by which a version points to its verdict; proof is the evidence in the run."""
+    tags = {
+        VERDICT_TAG: decision.verdict.value,
+        EVIDENCE_TAG: evidence_digest,
+        POLICY_TAG: decision.policy.digest(),
+        "degrade.run_id": run_id,
+        ARTIFACT_TAG: content.artifact_digest,
+    }
+    digest = decision.candidate.get("model_digest")
+    return tags if digest is None else {**tags, MODEL_DIGEST_TAG: digest}
+
+
+def _create_registered_model(client: Any, name: str) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        return False
+    return True
+
+
+def _serving_packages() -> list[str]:
+    """What the logged model needs at serving time, under the names installed here."""
+    import onnxruntime
+
+    gpu = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    return ["onnxruntime-gpu" if gpu and name == "onnxruntime" else name for name in _SERVING]
+
+
+def _signature() -> Any:
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import Array, DataType, Object, Property
+
+    message = Object([Property(name, DataType.string) for name in ("role", "content")])
+    return ModelSignature(
+        inputs=Schema(
+            [
+                ColSpec(DataType.string, "prompt", required=False),
+                ColSpec(Array(message), "messages", required=False),
+                ColSpec(Array(DataType.string), "choices", required=False),
+            ]
+        ),
+        outputs=Schema(
+            [
+                ColSpec(DataType.string, "text"),
+                ColSpec(Array(DataType.double), "log_likelihoods", required=False),
+                ColSpec(Array(DataType.double), "embedding", required=False),
+            ]
+        ),
+        params=ParamSchema([ParamSpec("max_new_tokens", DataType.integer, 64)]),
+    )

@@ -1,1 +1,0 @@
-"""Running ONNX models: providers, the scoring engine, generation, probes and cost."""

@@ -1,0 +1,319 @@
+"""Which sample of one side belongs to which of the other: the joins behind `pair`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..core.errors import DuplicateSampleError, UnpairedSamplesError
+from .row_index import HASHES, RowIndex, count_repeated, encode, sort_codes
+from .table import SampleScores
+
+IntArray = npt.NDArray[np.int64]
+Sides = tuple["Side", "Side"]
+
+SIDE_NAMES = ("baseline", "candidate")
+
+
+class Side:
+    """One model's table, with its rows grouped by task once."""
+
+    def __init__(self, scores: SampleScores) -> None:
+        self.table = scores.table
+        self.index = scores.row_index
+        self._alike: dict[str, bool] = {}
+        names, codes = self.index.labels("task")
+        self._ends = np.cumsum(np.bincount(codes, minlength=len(names)))
+        grouped = not (codes[1:] < codes[:-1]).any()
+        self._order = None if grouped else sort_codes(codes)
+
+    def rows(self, task: str) -> IntArray:
+        """Rows of a task, ascending."""
+        code = self.index.labels("task")[0].index(task)
+        start, end = (0 if code == 0 else int(self._ends[code - 1])), int(self._ends[code])
+        return np.arange(start, end) if self._order is None else self._order[start:end]
+
+    def labels(self, column: str, rows: IntArray) -> tuple[list[str], npt.NDArray[np.int32]]:
+        """Distinct labels of a column in the whole table, and the code of each row's label."""
+        names, codes = self.index.labels(column)
+        return names, codes[_span(rows)]
+
+    def numbers(self, column: str, rows: IntArray) -> npt.NDArray[np.generic]:
+        """Numbers of a column at some rows; nulls become NaN."""
+        array: npt.NDArray[np.generic] = self.column(column, rows).to_numpy()
+        return array
+
+    def column(self, name: str, rows: IntArray) -> pa.ChunkedArray:
+        """A column at some rows, without a copy where these follow each other or are all alike."""
+        if self._all_alike(name):
+            return self.table[name].slice(0, rows.size)
+        span = _span(rows)
+        if isinstance(span, slice):
+            return self.table[name].slice(span.start, rows.size)
+        return self.table[name].take(pa.array(rows))
+
+    def _all_alike(self, name: str) -> bool:
+        if name not in self._alike:
+            column = self.table[name]
+            alike = column.null_count == len(column)
+            if not column.null_count and not pa.types.is_string(column.type):
+                bounds = pc.min_max(column)
+                alike = bounds["min"] == bounds["max"]
+            self._alike[name] = alike
+        return self._alike[name]
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Two tables that agree row by row in canonical order."""
+
+    partner: IntArray  # The candidate's row for each row of the baseline.
+    same: tuple[str, ...]  # Columns that are equal in all of these pairs.
+
+
+def align(baseline: SampleScores, candidate: SampleScores) -> Alignment | None:
+    """Find all partners at once, where both tables in canonical order agree row by row."""
+    # This is what two runs of one suite give, in whatever order they were written, and costs no
+    # join. None where tasks, filters, metrics or documents differ somewhere, or with repeats.
+    indices = baseline.row_index, candidate.row_index
+    if len(baseline) != len(candidate) or any(_has_repeats(index.table) for index in indices):
+        return None
+    # Sorting and gathering release the interpreter's lock, and the digests need both as well.
+    with ThreadPoolExecutor(2) as pool:
+        orders = pool.map(lambda index: index.canonical_order, indices)
+        pool.submit(lambda: indices[0].documents_differ)
+        left, right = orders
+        if not all(_same_labels(indices, name) for name in indices[0].label_names):
+            return None
+        agree = pool.map(lambda name: _same_column(indices, name), HASHES)
+        same = tuple(name for name, equal in zip(HASHES, agree, strict=True) if equal)
+    if "doc_hash" not in same:
+        return None
+    rows = np.arange(len(baseline)) if right is None else right
+    if left is None:
+        return Alignment(rows, same)
+    partner = np.empty_like(rows)
+    partner[left] = rows
+    return Alignment(partner, same)
+
+
+def _same_labels(indices: tuple[RowIndex, RowIndex], name: str) -> bool:
+    (names, codes), (others, other_codes) = (index.labels(name) for index in indices)
+    if names != others or len(names) == 1:
+        return names == others
+    left, right = (index.canonical_order for index in indices)
+    return np.array_equal(_at(codes, left), _at(other_codes, right))
+
+
+def _same_column(indices: tuple[RowIndex, RowIndex], name: str) -> bool:
+    return bool(indices[0].ordered(name).equals(indices[1].ordered(name)))
+
+
+def _has_repeats(table: pa.Table) -> bool:
+    return bool(pc.any(table["repeat"].cast(pa.bool_())).as_py())
+
+
+def _at(codes: npt.NDArray[np.int32], order: IntArray | None) -> npt.NDArray[np.int32]:
+    return codes if order is None else codes[order]
+
+
+def _span(rows: IntArray) -> slice | IntArray:
+    """The slice that covers the rows, if they follow each other."""
+    if rows.size and rows[-1] - rows[0] == rows.size - 1 and (rows[1:] > rows[:-1]).all():
+        return slice(int(rows[0]), int(rows[-1]) + 1)
+    return rows
+
+
+@dataclass(frozen=True)
+class Match:
+    """The pairs of one task."""
+
+    baseline: IntArray
+    candidate: IntArray  # Rows of the two tables, in the order of the baseline.
+    # Code of the item each pair is a run of; None when every pair is an item of its own.
+    item: IntArray | None
+    surplus: int  # Samples that share their document with another one.
+    notes: list[str]
+    same: tuple[str, ...] = ()  # Columns that are known to be equal in all pairs.
+    # Code of each pair's document; None when every item has one of its own.
+    document: IntArray | None = None
+
+    def documents_of(self, pairs: IntArray) -> IntArray | None:
+        """Codes from 0 of the documents of some pairs, one pair an item; None if all differ."""
+        if self.document is None:
+            return None
+        found, codes = np.unique(self.document[pairs], return_inverse=True)
+        return None if found.size == pairs.size else codes.reshape(-1).astype(np.int64)
+
+
+def match(
+    task: str,
+    sides: Sides,
+    rows: tuple[IntArray, IntArray],
+    alignment: Alignment | None,
+    allowed: tuple[str, ...],
+) -> Match:
+    """Pair the rows of a task by document and repeat, or say which ones have no partner."""
+    if alignment is not None and _all_differ(sides[0].index, rows[0]):
+        return Match(rows[0], alignment.partner[_span(rows[0])], None, 0, [], alignment.same)
+    notes: list[str] = []
+    item, document, surplus = None, None, 0
+    repeats = _both(side.numbers("repeat", own) for side, own in zip(sides, rows, strict=True))
+    paired = None if repeats[0].any() or repeats[1].any() else _pair_distinct(sides, rows)
+    if paired is None:
+        originals = documents = _exact_codes("doc_hash", sides, rows)
+        keys = _join(documents, repeats)
+        surplus = max(count_repeated(key) for key in keys)
+        if surplus:
+            # The same document twice: its id tells the copies apart.
+            documents = _join(documents, _exact_codes("doc_id", sides, rows))
+            keys = _join(documents, repeats)
+            documents, keys = _number_duplicates(task, sides, rows, documents, keys, allowed, notes)
+        paired = _intersect(keys)
+        item = documents[0][paired[0]]
+        document = originals[0][paired[0]] if surplus else None
+    if paired[0].size < max(rows[0].size, rows[1].size):
+        _report_unpaired(task, sides, rows, paired, allowed, notes)
+    left, right = rows[0][paired[0]], rows[1][paired[1]]
+    return Match(left, right, item, surplus, notes, document=document)
+
+
+def _both(arrays: Iterable[npt.NDArray[np.generic]]) -> tuple[IntArray, IntArray]:
+    first, second = (array.astype(np.int64) for array in arrays)
+    return first, second
+
+
+def _all_differ(index: RowIndex, rows: IntArray) -> bool:
+    return index.documents_differ or not count_repeated(index.document_keys[_span(rows)])
+
+
+def _pair_distinct(
+    sides: Sides, rows: tuple[IntArray, IntArray]
+) -> tuple[IntArray, IntArray] | None:
+    """Pair documents that occur once per side; None where that is not so, or not certain."""
+    keys = _both(s.index.document_keys[_span(own)] for s, own in zip(sides, rows, strict=True))
+    if any(count_repeated(key) for key in (keys[:1] if np.array_equal(*keys) else keys)):
+        return None
+    left, right = _intersect(keys)
+    # Different hashes may share a 64-bit key, if hardly ever: compare the partners' texts.
+    texts = [
+        side.column("doc_hash", own[chosen])
+        for side, own, chosen in zip(sides, rows, (left, right), strict=True)
+    ]
+    return (left, right) if texts[0].equals(texts[1]) else None
+
+
+def _exact_codes(
+    column: str, sides: Sides, rows: tuple[IntArray, IntArray]
+) -> tuple[IntArray, IntArray]:
+    text = [side.column(column, own) for side, own in zip(sides, rows, strict=True)]
+    _, codes = encode(pa.chunked_array(text[0].chunks + text[1].chunks, pa.string()))
+    return _both((codes[: rows[0].size], codes[rows[0].size :]))
+
+
+def _join(
+    first: tuple[IntArray, IntArray], second: tuple[IntArray, IntArray]
+) -> tuple[IntArray, IntArray]:
+    """One code for each distinct pair of values, common to both sides."""
+    other = np.concatenate(second)
+    low, high = int(other.min(initial=0)), int(other.max(initial=0))
+    if low == high == 0:
+        return first
+    codes = np.unique(np.concatenate(first), return_inverse=True)[1].reshape(-1)
+    codes = codes * (high - low + 1) + (other - low)
+    return codes[: first[0].size], codes[first[0].size :]
+
+
+def _intersect(keys: tuple[IntArray, IntArray]) -> tuple[IntArray, IntArray]:
+    """Positions of the common keys, in the order of the first side; keys are distinct."""
+    if np.array_equal(*keys):
+        everything = np.arange(keys[0].size, dtype=np.int64)
+        return everything, everything
+    order = np.argsort(keys[0]), np.argsort(keys[1])
+    ordered = keys[0][order[0]], keys[1][order[1]]
+    place = np.searchsorted(ordered[1], ordered[0])
+    found = np.flatnonzero(ordered[1][np.minimum(place, keys[1].size - 1)] == ordered[0])
+    partner = np.full(keys[0].size, -1, dtype=np.int64)
+    partner[order[0][found]] = order[1][place[found]]
+    left = np.flatnonzero(partner >= 0)
+    return left, partner[left]
+
+
+def _occurrence(key: IntArray) -> IntArray:
+    """How many equal keys come before each one."""
+    order = np.argsort(key, kind="stable")
+    ordered = key[order]
+    starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
+    count = np.empty(key.size, np.int64)
+    count[order] = np.arange(key.size) - np.repeat(starts, np.diff(np.append(starts, key.size)))
+    return count
+
+
+def _number_duplicates(
+    task: str,
+    sides: Sides,
+    rows: tuple[IntArray, IntArray],
+    documents: tuple[IntArray, IntArray],
+    keys: tuple[IntArray, IntArray],
+    allowed: tuple[str, ...],
+    notes: list[str],
+) -> tuple[tuple[IntArray, IntArray], tuple[IntArray, IntArray]]:
+    """Tell samples with the same key apart by their order, if that is allowed."""
+    count = [count_repeated(key) for key in keys]
+    if not any(count):
+        return documents, keys
+    occurrence = _occurrence(keys[0]), _occurrence(keys[1])
+    if "duplicates" not in allowed:
+        side = 0 if count[0] else 1
+        again = np.flatnonzero(occurrence[side])[:3]
+        first = sides[side].column("doc_id", rows[side][again]).to_pylist()
+        raise DuplicateSampleError(
+            f"task {task!r}: {count[side]} samples of the {SIDE_NAMES[side]} repeat the key "
+            f"(document, id, repeat) of another one, first doc_ids: {first}. Number repeated runs "
+            "in 'repeat', combine several raters with average=<their column>, or allow "
+            "'duplicates' to match them in file order."
+        )
+    notes.append(f"{max(count)} samples with a repeated id are matched in file order")
+    return _join(documents, occurrence), _join(keys, occurrence)
+
+
+def _report_unpaired(
+    task: str,
+    sides: Sides,
+    rows: tuple[IntArray, IntArray],
+    paired: tuple[IntArray, IntArray],
+    allowed: tuple[str, ...],
+    notes: list[str],
+) -> None:
+    counts, examples = [], []
+    for side, own, used in zip(sides, rows, paired, strict=True):
+        alone = np.setdiff1d(np.arange(own.size), used)
+        counts.append(alone.size)
+        examples.append(side.column("doc_id", own[alone[:3]]).to_pylist())
+    both = paired[0].size
+    runs = [
+        1 + int(side.numbers("repeat", own).max(initial=0))
+        for side, own in zip(sides, rows, strict=True)
+    ]
+    if runs[0] != runs[1] and both and "unpaired" not in allowed:
+        raise UnpairedSamplesError(
+            f"task {task!r}: up to {runs[0]} runs of a sample in the {SIDE_NAMES[0]}, {runs[1]} in "
+            f"the {SIDE_NAMES[1]}; {both} in both. Repeat both models equally often, or allow "
+            "'unpaired' to test the runs that both have."
+        )
+    text = (
+        f"{counts[0]} samples only in the baseline (doc_ids {examples[0]}), "
+        f"{counts[1]} only in the candidate (doc_ids {examples[1]}), {both} in both"
+    )
+    if "unpaired" not in allowed or both == 0:
+        remedy = "." if both == 0 else ", or allow 'unpaired' to test the common samples."
+        raise UnpairedSamplesError(
+            f"task {task!r}: {text}. Evaluate both models on the same samples{remedy}"
+        )
+    notes.append(text)

@@ -1,0 +1,420 @@
+"""Join the samples of a baseline and a candidate, or refuse with the reason.
+
+A paired test is only as good as its pairs: the same document, under the same prompt, scored with
+the same metric. Everything that would break this is an error of its own, which names the first
+offending samples and the option that allows it where allowing makes sense.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+
+from ..core.errors import EmptySamplesError, UnknownNameError
+from ..stats._exchangeable_units import link
+from .comparability import (
+    FILTER_PREFERENCE,
+    METRIC_PREFERENCE,
+    NOT_PROPORTIONS,
+    choose,
+    common_tasks,
+    direction,
+    processor_notes,
+    refuse_different,
+    refuse_other_prompting,
+    refuse_same_answers,
+    refuse_same_model,
+)
+from .matching import Alignment, Side, Sides, align, match
+from .row_index import count_repeated
+from .schema import FEATURE_PREFIX
+from .table import SampleScores
+
+# From pairs of rows to the items of a task: repeats averaged, dependent items marked.
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """Scores per item: means over its runs, and where its first run is."""
+
+    baseline: FloatArray
+    candidate: FloatArray
+    first: IntArray
+    repeats: int
+    run_variance: float
+
+
+def average(baseline: FloatArray, candidate: FloatArray, item: IntArray | None) -> Averaged:
+    """Mean per item, items in order of their first run."""
+    if item is None or np.unique(item).size == item.size:
+        return Averaged(baseline, candidate, np.arange(baseline.size), 1, float("nan"))
+    code, labels = pd.factorize(item)
+    count = np.bincount(code)
+    first = np.full(len(labels), item.size, dtype=np.int64)
+    np.minimum.at(first, code, np.arange(item.size))
+    mean_baseline, s2_baseline = _group_moments(baseline, code, count)
+    mean_candidate, s2_candidate = _group_moments(candidate, code, count)
+    between = s2_baseline + s2_candidate
+    known = between[np.isfinite(between)]
+    variance = float(known.mean()) if known.size else float("nan")
+    return Averaged(mean_baseline, mean_candidate, first, int(count.max()), variance)
+
+
+def join_clusters(labels: pa.ChunkedArray, document: IntArray | None) -> IntArray | None:
+    """Codes of the clusters, in which copies of one document stand together; None without any."""
+    if labels.null_count == len(labels):
+        return document
+    codes: IntArray = pd.factorize(labels.to_pandas())[0].astype(np.int64)
+    lonely = np.flatnonzero(codes < 0)
+    codes[lonely] = codes.max(initial=-1) + 1 + np.arange(lonely.size)
+    return codes if document is None else link(codes, document)[codes]
+
+
+def _group_moments(
+    values: FloatArray, group: IntArray, count: IntArray
+) -> tuple[FloatArray, FloatArray]:
+    """Mean and unbiased variance per group; the variance of a single run is NaN."""
+    mean = np.bincount(group, values) / count
+    squares = np.bincount(group, (values - mean[group]) ** 2)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return mean, np.where(count > 1, squares / (count - 1), np.nan)
+
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+#: What `pair` refuses by default and can be told to allow.
+ALLOWABLE = ("duplicates", "prompts", "same-model", "targets", "task-versions", "unpaired")
+
+
+@dataclass(frozen=True)
+class PairedTask:
+    """The paired samples of one task.
+
+    Attributes
+    ----------
+    name, metric, filter : str
+        What was scored, and how.
+    higher_is_better : bool
+        Direction of the scores; `difference` is oriented already.
+    baseline, candidate : ndarray of float64, shape (n,)
+        Score of each item, averaged over its repeats.
+    difference : ndarray of float64, shape (n,)
+        Candidate − baseline, oriented so that positive is better.
+    cluster : ndarray of int64, shape (n,), or None
+        Codes of the clusters the items belong to; copies of one document are in one cluster.
+    document : ndarray of int64, shape (n,), or None
+        Codes of the documents, where one occurs more than once.
+    repeats : int
+        Largest number of scored runs per item.
+    run_variance : float
+        Mean over items of s²(candidate) + s²(baseline) between repeats; NaN without repeats.
+    unscored : tuple of int
+        Items left out because they have no score: (baseline only, candidate only, both).
+    duplicates : int
+        Surplus samples that share their document with another one.
+    baseline_row, candidate_row : ndarray of int64, shape (n,)
+        Row of each item's first repeat in the two tables, to look up prompts and answers.
+    """
+
+    name: str
+    metric: str
+    filter: str
+    higher_is_better: bool
+    baseline: FloatArray
+    candidate: FloatArray
+    difference: FloatArray
+    cluster: IntArray | None
+    document: IntArray | None
+    repeats: int
+    run_variance: float
+    unscored: tuple[int, int, int]
+    duplicates: int
+    baseline_row: IntArray
+    candidate_row: IntArray
+
+    @property
+    def n(self) -> int:
+        """Number of paired items."""
+        return int(self.difference.size)
+
+    @cached_property
+    def binary(self) -> bool:
+        """Whether every item is a single right-or-wrong outcome, independent of the others."""
+        if self.repeats > 1 or self.cluster is not None:
+            return False
+        both = np.concatenate([self.baseline, self.candidate])
+        return bool(np.isin(both, (0.0, 1.0)).all())
+
+    @cached_property
+    def proportion(self) -> bool:
+        """Whether the scores are shares, so that percentage points mean something."""
+        if NOT_PROPORTIONS.search(self.metric.lower()):
+            return False
+        return all(s.min() >= 0 and s.max() <= 1 for s in (self.baseline, self.candidate))
+
+    @cached_property
+    def regressions(self) -> int:
+        """b: items on which the candidate is worse."""
+        return int(np.count_nonzero(self.difference < 0))
+
+    @cached_property
+    def improvements(self) -> int:
+        """c: items on which the candidate is better."""
+        return int(np.count_nonzero(self.difference > 0))
+
+
+@dataclass(frozen=True)
+class PairedScores:
+    """Paired samples of all tasks; made by `pair`.
+
+    Attributes
+    ----------
+    tasks : tuple of PairedTask
+        Sorted by name.
+    baseline, candidate : SampleScores
+        The tables the pairs were made from.
+    allowed : tuple of str
+        Refusals that were switched off.
+    notes : tuple of str
+        What a reader of the result has to know about the pairing.
+    doubt : str
+        Why nothing shows that two models were compared, which forbids a PASS; empty else.
+    """
+
+    tasks: tuple[PairedTask, ...]
+    baseline: SampleScores
+    candidate: SampleScores
+    allowed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+    doubt: str = ""
+
+    @property
+    def n(self) -> int:
+        """Number of paired items in all tasks."""
+        return sum(task.n for task in self.tasks)
+
+    def shared_documents(self, tasks: Sequence[PairedTask] | None = None) -> list[IntArray] | None:
+        """Which items of different tasks are the same document.
+
+        Parameters
+        ----------
+        tasks : sequence of PairedTask, optional
+            All by default.
+
+        Returns
+        -------
+        list of ndarray of int64, or None
+            Per task a code per item, equal where the document hash is; None where no document
+            occurs twice, which is found out without looking at the texts.
+        """
+        chosen = self.tasks if tasks is None else tasks
+        column, index = self.baseline.table["doc_hash"], self.baseline.row_index
+        # Distinct keys prove distinct texts; equal ones leave it to the texts.
+        if index.documents_differ:
+            return None
+        rows = np.concatenate([task.baseline_row for task in chosen])
+        if not count_repeated(index.document_keys[rows]):
+            return None
+        texts = column.take(pa.array(rows)).combine_chunks().dictionary_encode()
+        codes = texts.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+        return np.split(codes, np.cumsum([task.n for task in chosen])[:-1])
+
+    def items(self, task: str, where: npt.NDArray[Any] | None = None) -> pd.DataFrame:
+        """Items of one task with prompts, targets, both answers and features.
+
+        Parameters
+        ----------
+        task : str
+        where : ndarray, optional
+            Boolean mask or indices of the items wanted (all by default).
+
+        Returns
+        -------
+        DataFrame
+            Columns ``task, doc_id, doc_hash, baseline, candidate, difference, prompt, target,
+            baseline_response, candidate_response`` and the features without their prefix.
+        """
+        chosen = next((t for t in self.tasks if t.name == task), None)
+        if chosen is None:
+            raise UnknownNameError("task", task, [t.name for t in self.tasks])
+        index = np.arange(chosen.n) if where is None else np.arange(chosen.n)[where]
+        left = self.baseline.table.take(pa.array(chosen.baseline_row[index]))
+        right = self.candidate.table.take(pa.array(chosen.candidate_row[index]))
+        columns: dict[str, Any] = {
+            "task": [task] * len(index),
+            "doc_id": left["doc_id"].to_pylist(),
+            "doc_hash": left["doc_hash"].to_pylist(),
+            "baseline": chosen.baseline[index],
+            "candidate": chosen.candidate[index],
+            "difference": chosen.difference[index],
+            "prompt": left["prompt"].to_pylist(),
+            "target": left["target"].to_pylist(),
+            "baseline_response": left["response"].to_pylist(),
+            "candidate_response": right["response"].to_pylist(),
+        }
+        for name in self.baseline.features:
+            columns[name] = left[FEATURE_PREFIX + name].to_pylist()
+        return pd.DataFrame(columns)
+
+    def flips(self, limit: int | None = None) -> pd.DataFrame:
+        """Items that changed, regressions first and the largest change first.
+
+        Parameters
+        ----------
+        limit : int, optional
+            Keep at most so many, spread evenly over the tasks.
+        """
+        changed = {task.name: np.flatnonzero(task.difference) for task in self.tasks}
+        flipped = sum(1 for rows in changed.values() if rows.size)
+        share = None if limit is None else -(-limit // max(1, flipped))
+        parts = []
+        for task in self.tasks:
+            rows = changed[task.name]
+            order = rows[np.argsort(task.difference[rows], kind="stable")][:share]
+            if order.size:
+                parts.append(self.items(task.name, order))
+        if not parts:
+            return pd.DataFrame(columns=["task", "doc_id", "baseline", "candidate", "difference"])
+        frame = pd.concat(parts, ignore_index=True)
+        return frame.sort_values("difference", kind="stable", ignore_index=True)[:limit]
+
+
+def pair(
+    baseline: SampleScores,
+    candidate: SampleScores,
+    *,
+    metric: str | Mapping[str, str] | None = None,
+    filter: str | Mapping[str, str] | None = None,
+    allow: Collection[str] = (),
+) -> PairedScores:
+    """Pair two models' samples by (task, document, metric, filter, repeat).
+
+    Parameters
+    ----------
+    baseline, candidate : SampleScores
+        Tables of the two models.
+    metric, filter : str or mapping from task to str, optional
+        Which metric and which answer filter to pair. By default the task's only one, else the
+        first present of ``exact_match, acc, pass@1, acc_norm, f1, prompt_level_strict_acc,
+        word_perplexity`` (filters: ``none, strict-match``), else the first by name.
+    allow : collection of str
+        Refusals to switch off, from `ALLOWABLE`: ``unpaired`` keeps the common samples,
+        ``duplicates`` matches samples with the same key in order of appearance, ``prompts``,
+        ``targets`` and ``task-versions`` accept that these differ, ``same-model`` is for reruns
+        and for logs with the same scores and answers.
+
+    Returns
+    -------
+    PairedScores
+        The common tasks with their paired items, and notes on what differed.
+
+    Raises
+    ------
+    SameModelError, TaskVersionError, UnpairedSamplesError, DuplicateSampleError
+        With both names, versions, or the first offending samples.
+    MetricMismatchError, PromptMismatchError, EmptySamplesError
+        Each with the first offending samples.
+
+    Notes
+    -----
+    Where several samples share a document (some benchmarks repeat themselves), ``doc_id`` breaks
+    the tie, the surplus is counted in `PairedTask.duplicates`, and the copies are one cluster,
+    because a question that is asked three times is one observation. Repeated runs are averaged per
+    item, because runs of one item are not independent samples.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> def scores(values, model):
+    ...     columns = {"task": "qa", "doc_id": range(3), "metric": "acc", "score": values}
+    ...     return SampleScores.from_pandas(pd.DataFrame(columns), model=model)
+    >>> paired = pair(scores([1, 1, 0], "fp32"), scores([1, 0, 0], "int8"))
+    >>> paired.tasks[0].regressions, paired.tasks[0].improvements, paired.n
+    (1, 0, 3)
+    """
+    allowed = tuple(sorted(set(allow)))
+    for name in allowed:
+        if name not in ALLOWABLE:
+            raise UnknownNameError("allowance", name, ALLOWABLE)
+    refuse_same_model(baseline, candidate, allowed)
+    names, notes = common_tasks(baseline, candidate, allowed)
+    notes += processor_notes(baseline, candidate)
+    notes += refuse_other_prompting(baseline, candidate, allowed)
+    for wanted in (metric, filter):
+        for name in wanted if isinstance(wanted, Mapping) else ():
+            if name not in names:
+                raise UnknownNameError("task", name, names)
+    alignment = align(baseline, candidate)
+    sides = Side(baseline), Side(candidate)
+    tasks = []
+    for name in names:
+        task, task_notes = _pair_task(name, sides, alignment, metric, filter, allowed)
+        tasks.append(task)
+        notes += task_notes
+    same, doubt = refuse_same_answers(tasks, baseline, candidate, allowed)
+    return PairedScores(tuple(tasks), baseline, candidate, allowed, tuple(notes + same), doubt)
+
+
+def _pair_task(
+    task: str,
+    sides: Sides,
+    alignment: Alignment | None,
+    metric: str | Mapping[str, str] | None,
+    filter: str | Mapping[str, str] | None,
+    allowed: tuple[str, ...],
+) -> tuple[PairedTask, list[str]]:
+    rows = sides[0].rows(task), sides[1].rows(task)
+    metric_name, rows = choose("metric", task, sides, rows, metric, METRIC_PREFERENCE)
+    filter_name, rows = choose("filter", task, sides, rows, filter, FILTER_PREFERENCE)
+    higher = direction(task, metric_name, sides, rows)
+    found = match(task, sides, rows, alignment, allowed)
+    rows, notes = (found.baseline, found.candidate), found.notes
+    for column, what in (("prompt_hash", "prompts"), ("target_hash", "targets")):
+        if column not in found.same:
+            refuse_different(column, what, task, sides, rows, allowed, notes)
+    scores = [
+        side.numbers("score", own).astype(np.float64) for side, own in zip(sides, rows, strict=True)
+    ]
+    unscored = np.isnan(scores[0]), np.isnan(scores[1])
+    missing = (
+        int(np.count_nonzero(unscored[0] & ~unscored[1])),
+        int(np.count_nonzero(unscored[1] & ~unscored[0])),
+        int(np.count_nonzero(unscored[0] & unscored[1])),
+    )
+    scored = np.flatnonzero(~(unscored[0] | unscored[1]))
+    if not scored.size:
+        raise EmptySamplesError(
+            f"task {task!r}: none of the {len(scores[0])} pairs is scored on both sides "
+            f"(baseline only {missing[1]}, candidate only {missing[0]}, neither {missing[2]})."
+        )
+    item = None if found.item is None else found.item[scored]
+    averaged = average(scores[0][scored], scores[1][scored], item)
+    first = scored[averaged.first]
+    document = found.documents_of(first)
+    baseline_row, candidate_row = rows[0][first], rows[1][first]
+    paired = PairedTask(
+        name=task,
+        metric=metric_name,
+        filter=filter_name,
+        higher_is_better=higher,
+        baseline=averaged.baseline,
+        candidate=averaged.candidate,
+        difference=(1.0 if higher else -1.0) * (averaged.candidate - averaged.baseline),
+        cluster=join_clusters(sides[0].column("cluster", baseline_row), document),
+        document=document,
+        repeats=averaged.repeats,
+        run_variance=averaged.run_variance,
+        unscored=missing,
+        duplicates=found.surplus,
+        baseline_row=baseline_row,
+        candidate_row=candidate_row,
+    )
+    return paired, [f"{task}: {note}" for note in notes]

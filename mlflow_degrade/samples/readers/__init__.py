@@ -1,0 +1,211 @@
+"""Per-sample scores from logs that already exist.
+
+`read_samples` finds out what a reference is and returns `SampleScores`. A format is one module
+with a `Reader`, and one line in the table below; other distributions add theirs by entry points of
+the group ``mlflow_degrade.samples.readers``.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ...core.errors import DegradeError, SampleSchemaError, UnknownNameError
+from ...core.plugins import Plugins, PluginWarning
+from ..table import SampleScores
+from . import (
+    alpaca_eval,
+    bfcl,
+    deepeval,
+    evalplus,
+    helm,
+    inspect_logs,
+    json_records,
+    llama_cpp,
+    lm_eval,
+    lm_eval_early,
+    lm_eval_totals,
+    mlflow_runs,
+    mlflow_tables,
+    mlflow_traces,
+    mt_bench,
+    nemo,
+    openai_evals,
+    opencompass,
+    promptfoo,
+    sample_files,
+    tables,
+)
+from ._reader import Reader, ReaderNote, files_below, note
+
+__all__ = ["read_samples", "Reader", "ReaderNote", "READERS"]
+
+#: Tried in this order; the first that recognizes a path reads it.
+READERS: tuple[Reader, ...] = (
+    sample_files.READER,
+    lm_eval.READER,
+    lm_eval_early.READER,
+    nemo.READER,
+    inspect_logs.READER,
+    lm_eval_totals.READER,
+    mlflow_tables.READER,
+    mlflow_traces.READER,
+    promptfoo.READER,
+    deepeval.READER,
+    evalplus.READER,
+    mt_bench.READER,
+    alpaca_eval.READER,
+    openai_evals.READER,
+    opencompass.READER,
+    helm.READER,
+    bfcl.READER,
+    llama_cpp.READER,
+    tables.READER,
+    json_records.READER,
+)
+# These take whatever has the right columns, and so come after those of other distributions.
+_ANY_TABLE = (tables.READER, json_records.READER)
+
+#: Readers of other distributions.
+READER_PLUGINS = Plugins(
+    "mlflow_degrade.samples.readers",
+    "reader",
+    Reader,
+    [reader.name for reader in READERS].__contains__,
+)
+
+
+def reader_names() -> tuple[str, ...]:
+    """Names of all readers, those of other distributions last."""
+    return (*(reader.name for reader in READERS), *READER_PLUGINS.names)
+
+
+# What a value of another kind than a format's own leads to.
+_MALFORMED = (AttributeError, IndexError, KeyError, TypeError, ValueError)
+
+
+def read_samples(
+    reference: str | os.PathLike[str], *, format: str | None = None, **options: Any
+) -> SampleScores:
+    """Read the per-sample scores of one model.
+
+    Parameters
+    ----------
+    reference : str or path
+        A file or directory of one of the `READERS`, or ``runs:/<run id>[/<artifact path>]`` for
+        an MLflow run: its samples, or the traces that ``mlflow.genai.evaluate`` scored in it.
+    format : str, optional
+        Name of the reader, where recognizing the format is not wanted.
+    **options
+        Options of the reader, e.g. ``id_column="example_id"`` for tables; see its ``options``.
+
+    Returns
+    -------
+    SampleScores
+        One row per scored answer.
+
+    Raises
+    ------
+    SampleSchemaError
+        There is nothing at the reference, or nothing a reader knows.
+    UnknownNameError
+        The format, or an option, does not exist.
+    PluginError
+        The format is of another package, and cannot be used.
+
+    Warns
+    -----
+    ReaderNote
+        What the reader had to decide, e.g. which of several runs it took.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> _ = (folder / "arc.csv").write_text("prompt_id,score\\n1,1\\n2,0\\n")
+    >>> read_samples(folder).means()
+    {('arc', 'score', 'none'): 0.5}
+    """
+    if not str(reference).strip():
+        raise SampleSchemaError(
+            "an empty reference: name a file, a directory, or runs:/<run id>; . is this directory."
+        )
+    if mlflow_runs.is_run_reference(str(reference)):
+        with mlflow_runs.downloaded(str(reference)) as path:
+            samples = _read_path(path, format, options)
+        run_id, _ = mlflow_runs.split_reference(str(reference))
+        return mlflow_runs.with_agreements(samples, run_id)
+    return _read_path(Path(reference).expanduser(), format, options)
+
+
+def _read_path(path: Path, format: str | None, options: dict[str, Any]) -> SampleScores:
+    if not path.exists():
+        raise SampleSchemaError(
+            f"{path} does not exist. A reference is a file, a directory, or runs:/<run id>."
+        )
+    if not (path.is_file() or path.is_dir()):
+        raise SampleSchemaError(f"{path} is neither a file nor a directory.")
+    reader = _by_name(format) if format is not None else _recognize(path)
+    reader.check_options(options)
+    try:
+        return reader.read(path, **options)
+    except DegradeError:
+        raise
+    except _MALFORMED as error:
+        raise SampleSchemaError(
+            f"{path} looks like {reader.what}, and something in it is not as it is written there "
+            f"({type(error).__name__}: {error}). If it was edited or cut, write it anew; if it is "
+            "of another version, give its samples as a table with id and score."
+        ) from error
+
+
+def _by_name(name: str) -> Reader:
+    for reader in READERS:
+        if reader.name == name:
+            return reader
+    if name in READER_PLUGINS.names:
+        return READER_PLUGINS.load(name)
+    raise UnknownNameError("format", name, reader_names())
+
+
+def _in_order() -> Iterator[Reader]:
+    yield from (reader for reader in READERS if reader not in _ANY_TABLE)
+    yield from READER_PLUGINS.usable()
+    yield from _ANY_TABLE
+
+
+def _recognizes(reader: Reader, path: Path) -> bool:
+    plugin = READER_PLUGINS.source(reader.name)
+    if plugin is None:
+        return reader.recognizes(path)
+    try:
+        found = reader.recognizes(path)
+    except Exception as error:  # noqa: BLE001 - it is another package's code
+        why = f"{type(error).__name__}: {error}"
+        warnings.warn(f"{plugin} fails on {path}: {why}", PluginWarning, stacklevel=5)
+        return False
+    if found:
+        note(f"{path} is read by {plugin}")
+    return bool(found)
+
+
+def _recognize(path: Path) -> Reader:
+    # A folder with far too many files is said before it is searched many times.
+    for _ in files_below(path):
+        pass
+    for reader in _in_order():
+        # What cannot be made sense of is not of this format; its own reader says what is wrong.
+        with suppress(DegradeError, *_MALFORMED):
+            if _recognizes(reader, path):
+                return reader
+    known = "".join(f"\n  {reader.name}: {reader.what}" for reader in _in_order())
+    raise SampleSchemaError(
+        f"{path} is none of the formats that can be read:{known}\n"
+        "  runs:/<run id>: samples of an MLflow run\n"
+        "Name the format if it is one of these in an unusual place."
+    )

@@ -1,0 +1,418 @@
+"""From a table with somebody else's column names to `SampleScores`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ...core.errors import InputError, SampleSchemaError, UnknownNameError
+from ..schema import FEATURE_PREFIX, is_metric, text_hash
+from ..schema import higher_is_better as by_name
+from ..table import SampleScores
+from ._pairwise import BATTLE_NAMES, are_battles, scores_of
+from ._raters import AGGREGATIONS, one_score_a_sample
+from ._reader import note
+from ._score_values import SCORERS, score_values, scored
+from ._unscored import MARKS, is_set
+
+#: Columns of a sample table that a column of another name can be mapped to.
+FIELDS = (
+    "task", "doc_id", "score", "metric", "filter", "repeat", "cluster", "doc_hash", "prompt_hash",
+    "target_hash", "higher_is_better", "prompt", "target", "response",
+)  # fmt: skip
+
+# "id_column" reads better than "doc_id_column".
+_OPTION = {f"{'id' if name == 'doc_id' else name}_column": name for name in FIELDS}
+COLUMN_OPTIONS = {
+    **{option: f"Name of the column with the {name}." for option, name in _OPTION.items()},
+    "id_column": "Name of the column that identifies the sample.",
+    "prediction_column": "Name of the column with answers to score against target_column.",
+    "scorer": f"How they are scored: {', '.join(SCORERS)}; the first by default.",
+    "model_column": "Name of the column that says whose row it is; model=… then picks one.",
+    "average": "Name of the column with the rater or run; the scores of each sample are combined.",
+    "raters": f"How they are combined: {', '.join(AGGREGATIONS)}; the first by default.",
+    "task": "Name of the task, where there is no such column.",
+    "metric": "Name of the metric, where there is no such column.",
+    "higher_is_better": "Direction of the scores, where there is no such column.",
+    "features": "Columns to keep as features, separated by commas.",
+    "model": "Name of the model; of several in one table, the one to read.",
+}
+
+# Names under which others write what we need, tried in this order when ours is absent.
+_ALIASES: Mapping[str, tuple[str, ...]] = {
+    "doc_id": (
+        "prompt_id", "doc_id", "id", "example_id", "question_id", "sample_id", "item_id",
+        "instance_id", "problem_id", "problem_idx", "test_id", "qid", "uid", "idx", "task_id",
+    ),
+    "prompt": (
+        "prompt", "question", "input", "inputs", "user_input", "query", "instruction",
+        "full_prompt", "prompt_text", "user_prompt", "formatted_prompt", "rendered_prompt",
+        "messages", "conversation", "conversations", "chat",
+    ),
+    "target": (
+        "target", "label", "gold", "reference", "expected", "ground_truth", "expected_answer",
+        "gold_label", "true_label", "y_true",
+    ),
+    "response": (
+        "response", "output", "outputs", "completion", "prediction", "predicted", "pred",
+        "predicted_label", "y_pred", "model_response", "model_output", "actual_output",
+        "actualoutput", "generated_text",
+    ),
+}  # fmt: skip
+#: Columns that are read as they are written, as 007 and 7 are two samples.
+ID_NAMES = ("task", "metric", "filter", "cluster", *_ALIASES["doc_id"])
+# One of these alone in a table is its score; right or wrong has many names and is one metric.
+_RIGHT_OR_WRONG = ("score", "correct", "is_correct", "passed", "pass", "success")
+_SCORES = (*_RIGHT_OR_WRONG, "acc", "accuracy", "exact_match", "em", "f1", "reward", "rating")
+_PREDICTIONS = ("prediction", "predicted", "pred", "predicted_label", "y_pred")
+_REPEATS = ("turn", "epoch", "trial", "attempt")
+# What may be the judge's failure or the model's, which only whoever made the log knows.
+_ERRORS = ("error", "errors", "error_message", "exception")
+# Objects in which records keep their scores.
+SCORE_GROUPS = ("score", "scores", "metric", "metrics", "result", "results")
+_MODELS = ("model", "arm", "model_name", "model_id")
+_ANSWERERS = ("assistant", "gpt", "model", "ai")
+_TOTALS = ("total", "totals", "mean", "average", "avg", "overall", "sum", "summary")
+# What pandas calls an index that was written along by accident.
+_INDEX_NAMES = ("", "Unnamed: 0", "__index_level_0__")
+_FLAT_TYPES = (
+    pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_floating,
+    pa.types.is_boolean, pa.types.is_decimal, pa.types.is_null,
+)  # fmt: skip
+
+
+#: All names that mean something here, in lower case.
+KNOWN = frozenset(
+    (
+        *FIELDS, *(alias for names in _ALIASES.values() for alias in names), *_SCORES, *_REPEATS,
+        *_MODELS, *MARKS, *BATTLE_NAMES, *_ERRORS,
+    )
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a table came from, for messages: what its columns are called, and which it has."""
+
+    name: str
+    has: str
+    word: str = "column"
+    hint: str = ""
+
+    def lacks(self, name: str, remedy: str) -> SampleSchemaError:
+        """The error for a column that is not there."""
+        text = f"{self.name} has no {self.word} {name}; {self.has}. {remedy}{self.hint}"
+        return SampleSchemaError(text)
+
+
+def to_samples(
+    table: pa.Table,
+    origin: Origin,
+    *,
+    task: str,
+    keep_others: bool = True,
+    model: str | None = None,
+    model_column: str | None = None,
+    prediction_column: str | None = None,
+    scorer: str | None = None,
+    metric: str | None = None,
+    higher_is_better: bool | str | None = None,
+    features: str | Iterable[str] | None = None,
+    average: str | None = None,
+    raters: str = "mean",
+    **columns: str,
+) -> SampleScores:
+    """Rename, fill and check a table."""
+    stated = source_columns(columns)
+    if prediction_column is not None:
+        stated["response"] = prediction_column
+        scorer = scorer or "exact_match"
+    table, name_of_model = _of_model(_flat(table), origin, model, model_column)
+    names = table.column_names
+    if twice := sorted({name for name in names if name and names.count(name) > 1}):
+        raise SampleSchemaError(f"{origin.name} has several columns called {twice}: rename them.")
+    for ours, theirs in stated.items():
+        if theirs not in names:
+            raise origin.lacks(f"{theirs!r} ({ours})", "Check its name.")
+    chosen = {**{ours: ours for ours in FIELDS if ours in names}, **_usual(names), **stated}
+    scores, label = _scores(table, chosen, origin, scorer)
+    arrays: dict[str, Any] = {ours: table[theirs] for ours, theirs in chosen.items()}
+    arrays["score"] = _without_unscored(table, scores, origin)
+    if "doc_id" not in arrays:
+        arrays["doc_id"] = _ids_of_prompts(arrays.get("prompt"), origin)
+    _refuse_totals(arrays["doc_id"].to_pylist(), origin)
+    turns = next((name for name in _REPEATS if name in names), None)
+    if "repeat" not in arrays and turns is not None and _repeated(arrays["doc_id"]):
+        arrays["repeat"] = table[turns]
+    direction = direction_option(higher_is_better)
+    named = metric or label
+    if direction is None and named == "score" != label:
+        # Called "score" to be the same on both sides; the column still says which way it points.
+        direction = by_name(label)
+        named = label if direction is None else named
+    for ours, value in (("task", task), ("metric", named), ("higher_is_better", direction)):
+        if ours not in arrays and value is not None:
+            arrays[ours] = pa.chunked_array([pa.repeat(value, table.num_rows)])
+    wanted = () if features is None and not keep_others else features
+    used = {*chosen.values(), *_MODELS, *((model_column,) if model_column else ())}
+    for name in _feature_names(wanted, table, used, origin):
+        arrays[FEATURE_PREFIX + name.removeprefix(FEATURE_PREFIX)] = table[name]
+    if "prompt" in arrays:
+        arrays["prompt"] = _questions(arrays["prompt"], answered="response" not in arrays)
+    for ours in ("target", "response"):
+        if ours in arrays:
+            arrays[ours] = _texts(arrays[ours])
+    if average is not None:
+        if average not in names:
+            raise origin.lacks(f"{average!r} (average)", "Check its name.")
+        arrays.pop(f"{FEATURE_PREFIX}{average}", None)
+        arrays = one_score_a_sample(arrays, table[average], raters, origin.name)
+    return SampleScores.from_table(pa.table(arrays), model=name_of_model)
+
+
+def usual_form(name: str) -> str:
+    """A name as the lists of usual names have it."""
+    return re.sub(r"[\s-]+", "_", name.strip(" \t?!:").lower())
+
+
+def is_score_name(name: str) -> bool:
+    """Whether a column, or a key within an object, is a score by its name alone."""
+    return usual_form(name.rpartition(".")[2]) in _SCORES
+
+
+def source_columns(options: Mapping[str, Any]) -> dict[str, str]:
+    """The mapping from our columns to theirs that the options state."""
+    return {_OPTION[key]: str(name) for key, name in options.items() if key in _OPTION}
+
+
+def stack(parts: Sequence[SampleScores], files: Sequence[Any], where: Any) -> SampleScores:
+    """Put the files of a directory together."""
+    if len(parts) == 1:
+        return parts[0]
+    tasks = [name for part in parts for name in part.tasks]
+    owner: dict[tuple[str, str, str, str, int], int] = {}
+    for i, part in enumerate(parts if len(set(tasks)) < len(tasks) else ()):
+        keys = (part.table[c].to_pylist() for c in ("task", "doc_id", "metric", "filter", "repeat"))
+        for key in set(zip(*keys, strict=True)):
+            other = owner.setdefault(key, i)
+            if other != i:
+                raise SampleSchemaError(
+                    f"{where} holds several arms of one comparison: {files[other].name} and "
+                    f"{files[i].name} both have samples of task {key[0]!r} with the same ids "
+                    f"(e.g. {key[1]!r}). Name one of the files {[file.name for file in files]} on "
+                    "each side."
+                )
+    return SampleScores.concat(parts)
+
+
+def direction_option(given: bool | str | None) -> bool | None:
+    """The option ``higher_is_better``; None leaves it to the metric's name."""
+    return None if given is None else truth("higher_is_better", given)
+
+
+def truth(name: str, value: bool | str) -> bool:
+    """A yes-or-no option, which on the command line is a text."""
+    text = str(value).lower()
+    if text in ("true", "yes", "1"):
+        return True
+    if text in ("false", "no", "0"):
+        return False
+    raise InputError(f"option {name} is {value!r}; it is true or false.")
+
+
+def split_names(value: str | Iterable[str]) -> list[str]:
+    """Names from a comma-separated text or from a sequence."""
+    parts = value.split(",") if isinstance(value, str) else list(value)
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _flat(table: pa.Table) -> pa.Table:
+    """Structs as columns with dotted names."""
+    while any(pa.types.is_struct(field.type) for field in table.schema):
+        table = table.flatten()
+    return table
+
+
+def _usual(names: list[str]) -> dict[str, str]:
+    """Ours by theirs, for names that others use; ours win."""
+    lower = {usual_form(name): name for name in reversed(names)}
+    found = {}
+    for ours, aliases in _ALIASES.items():
+        if ours in names and ours != "doc_id":
+            continue
+        alias = next((alias for alias in aliases if alias in lower), None)
+        if alias is not None:
+            found[ours] = lower[alias]
+    return found
+
+
+def _of_model(
+    table: pa.Table, origin: Origin, model: str | None, column: str | None
+) -> tuple[pa.Table, str | None]:
+    """The rows of one model, and its name."""
+    names = table.column_names
+    if column is None and are_battles(names):
+        return scores_of(table, model, origin.name), model
+    if column is not None and column not in names:
+        raise origin.lacks(f"{column!r} (model)", "Check its name.")
+    column = column or next((name for name in _MODELS if name in names), None)
+    if column is None:
+        return table, model
+    values = _texts(table[column])
+    present = sorted(value for value in pc.unique(values).to_pylist() if value is not None)
+    if len(present) < 2 and (model is None or model not in present):
+        return table, model or next(iter(present), None)
+    if model is None:
+        raise SampleSchemaError(
+            f"{origin.name} holds rows of {len(present)} models in its {origin.word} {column!r}, "
+            f"{present}: name one with model=…, for the two sides of one log with -b model=… and "
+            "-c model=…."
+        )
+    if model not in present:
+        raise UnknownNameError("model", model, present)
+    return table.filter(pc.equal(values, model)), model
+
+
+def _scores(
+    table: pa.Table, chosen: dict[str, str], origin: Origin, scorer: str | None
+) -> tuple[pa.ChunkedArray, str]:
+    """The scores, and what their column calls them."""
+    names = table.column_names
+    if scorer is None and "score" not in chosen:
+        found = [name for name in names if is_score_name(name)]
+        answers = next((name for name in names if name.lower() in _PREDICTIONS), None)
+        if not found and (answers is None or "target" not in chosen):
+            # Beside a score, or answers that can be scored, a loss is one more fact of the row.
+            found = [name for name in names if is_metric(name.rpartition(".")[2])]
+        if len(found) == 1:
+            chosen["score"] = found[0]
+        elif found:
+            raise origin.lacks("score", f"Choose one of {found} with score_column=…")
+        elif answers is not None and "target" in chosen:
+            chosen["response"], scorer = answers, "exact_match"
+            note(
+                f"{origin.name} has no scores: {answers!r} is compared with "
+                f"{chosen['target']!r} (another rule with scorer=…)."
+            )
+        else:
+            raise origin.lacks("score", "Name it with score_column=…")
+    if scorer is not None:
+        for ours, option in (("response", "prediction_column"), ("target", "target_column")):
+            if ours not in chosen:
+                raise origin.lacks(ours, f"Name it with {option}=…")
+        given, wanted = (_texts(table[chosen[ours]]) for ours in ("response", "target"))
+        return scored(given, wanted, scorer), scorer
+    label = chosen["score"].rpartition(".")[2]
+    values = score_values(table[chosen["score"]], chosen["score"], origin.name)
+    return values, "score" if usual_form(label) in _RIGHT_OR_WRONG else label
+
+
+def _ids_of_prompts(prompts: pa.ChunkedArray | None, origin: Origin) -> pa.ChunkedArray:
+    """Where there are no ids, the question itself says which sample it is."""
+    if prompts is not None:
+        texts = _texts(prompts)
+        if not texts.null_count and not _repeated(texts):
+            note(f"{origin.name} has no ids: samples are known by the text of their prompts.")
+            return pa.chunked_array([[text_hash(text)[:16] for text in texts.to_pylist()]])
+    wanted = "prompt_id" if origin.word == "key" else "prompt_id or doc_id"
+    raise origin.lacks(wanted, "Name it with id_column=…")
+
+
+def _refuse_totals(ids: list[Any], origin: Origin) -> None:
+    """The last row of a table may be no sample."""
+    last = str(ids[-1]).strip().lower() if len(ids) > 1 else ""
+    if last in _TOTALS and ids.count(ids[-1]) == 1:
+        raise SampleSchemaError(
+            f"{origin.name} ends in a row called {ids[-1]!r}, which is no sample: remove it."
+        )
+
+
+def _repeated(column: pa.ChunkedArray) -> bool:
+    return bool(pc.count_distinct(column).as_py() < len(column))
+
+
+def _without_unscored(table: pa.Table, scores: pa.ChunkedArray, origin: Origin) -> pa.ChunkedArray:
+    """The scores, empty where another column says that judge or harness gave none."""
+    marks = [name for name in MARKS if name in table.column_names]
+    rows = zip(*(table[name].to_pylist() for name in marks), strict=True)
+    failed = pa.array([any(map(is_set, row)) for row in rows], pa.bool_())
+    count = sum(failed.to_pylist())
+    for name in (name for name in _ERRORS if name in table.column_names):
+        column = table[name]
+        if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+            continue  # a size, or the score itself
+        pairs = zip(column.to_pylist(), scores.to_pylist(), strict=True)
+        erred = sum(score is not None and is_set(error) for error, score in pairs)
+        if erred:
+            note(
+                f"{origin.name}: {erred} samples have {name!r} set and count with the score they "
+                "have. If it was the judge or the harness that failed, "
+                "leave their scores empty."
+            )
+    if not count:
+        return scores
+    note(f"{origin.name}: {count} samples were never scored, as {' or '.join(marks)} says.")
+    return pc.if_else(failed, pa.scalar(None, scores.type), scores)
+
+
+def _texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column as texts; lists and other things within are written as JSON."""
+    if pa.types.is_string(column.type):
+        return column
+    try:
+        return column.cast(pa.string())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError):
+        return pa.chunked_array([[as_text(value) for value in column.to_pylist()]], pa.string())
+
+
+def _questions(column: pa.ChunkedArray, *, answered: bool) -> pa.ChunkedArray:
+    """Prompts as texts; a conversation may end with the answer, where no other column has that."""
+    # Beside an answer of its own, what a conversation ends with was put into the model's mouth,
+    # and is a part of the question.
+    texts = _texts(column)
+    if not answered or not pc.any(pc.starts_with(texts, "[")).as_py():
+        return texts
+    return pa.chunked_array([[_unanswered(text) for text in texts.to_pylist()]], pa.string())
+
+
+def _unanswered(text: str | None) -> str | None:
+    try:
+        turns = json.loads(text or "")
+    except ValueError:
+        return text
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        return text
+    while turns and str(turns[-1].get("role", turns[-1].get("from"))).lower() in _ANSWERERS:
+        turns.pop()
+    return as_text(turns)
+
+
+def as_text(value: Any) -> str | None:
+    """A value as a text to read and to compare; None stays."""
+    if value is None or isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
+
+
+def _feature_names(
+    wanted: str | Iterable[str] | None, table: pa.Table, used: set[str], origin: Origin
+) -> list[str]:
+    names = table.column_names
+    if wanted is None:
+        others = {*used, *_INDEX_NAMES, *FIELDS, *MARKS}
+        fields = [field for field in table.schema if field.name not in others]
+        # What is no number or text, such as token ids, is nothing to look for damage in.
+        return [f.name for f in fields if any(kind(f.type) for kind in _FLAT_TYPES)]
+    features = split_names(wanted)
+    missing = [name for name in features if name not in names]
+    if missing:
+        raise SampleSchemaError(
+            f"{origin.name} has no {origin.word}s {missing}; {origin.has}.{origin.hint}"
+        )
+    return features

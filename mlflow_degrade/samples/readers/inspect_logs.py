@@ -1,0 +1,244 @@
+"""Logs of inspect_ai: ``.eval`` or ``.json`` files, or a directory of one model's logs."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import struct
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from ...core.errors import EmptySamplesError, SampleSchemaError
+from ..schema import FEATURE_PREFIX, text_hash
+from ..table import SampleScores
+from ._columns import direction_option, split_names
+from ._reader import Reader, note, read_json
+
+# How inspect_ai counts its letters; a refusal ("N") is an answer that is not correct.
+_LETTERS = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}
+_WORDS = {"yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}
+# inspect_ai's judges count an answer as incorrect whose grade they could not read.
+_JUDGE_WITHOUT_GRADE = "Grade not found in model output"
+# A log file starts like this in all versions, whatever else is in the directory.
+_JSON_START = re.compile(
+    rb'\s*\{\s*"version"\s*:\s*\d+\s*,\s*"status"\s*:\s*"\w+"\s*,\s*"eval"\s*:'
+)
+_HEADER, _SAMPLES = "header.json", "samples/"
+_ATTACHMENT = re.compile(r"attachment://(\w+)")
+# Of zip files, by PKWARE's list; Python reads it from 3.14 on.
+_ZSTD = 93
+
+
+def _logs(path: Path) -> list[Path]:
+    candidates = [path] if path.is_file() else sorted(path.iterdir())
+    return [file for file in candidates if file.is_file() and _is_log(file)]
+
+
+def _is_log(file: Path) -> bool:
+    if file.suffix == ".eval":
+        return zipfile.is_zipfile(file)
+    if file.suffix != ".json":
+        return False
+    with file.open("rb") as stream:
+        return _JSON_START.match(stream.read(4096)) is not None
+
+
+def _load(file: Path) -> dict[str, Any]:
+    """A log as one object with its samples."""
+    if file.suffix == ".json":
+        return read_json(file)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            if _HEADER not in archive.namelist():
+                raise SampleSchemaError(
+                    f"{file} has no {_HEADER}: the evaluation was cut off. Finish it with "
+                    "inspect eval-retry."
+                )
+            log: dict[str, Any] = json.loads(_member(archive, _HEADER))
+            names = [n for n in archive.namelist() if n.startswith(_SAMPLES) and n.endswith("json")]
+            return {**log, "samples": [json.loads(_member(archive, name)) for name in names]}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        if isinstance(error, SampleSchemaError):
+            raise
+        raise SampleSchemaError(f"{file} cannot be read: {error}") from error
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """One file of the archive; pyarrow unpacks what Python's zipfile does not know yet."""
+    info = archive.getinfo(name)
+    if info.compress_type != _ZSTD or archive.fp is None:
+        return archive.read(name)
+    archive.fp.seek(info.header_offset)
+    lengths = struct.unpack("<HH", archive.fp.read(30)[26:])
+    archive.fp.seek(info.header_offset + 30 + sum(lengths))
+    packed = archive.fp.read(info.compress_size)
+    unpacked: bytes = pa.CompressedInputStream(pa.BufferReader(packed), "zstd").read()
+    return unpacked
+
+
+def _read(
+    path: Path,
+    *,
+    features: str | Iterable[str] = (),
+    higher_is_better: bool | str | None = None,
+) -> SampleScores:
+    latest: dict[str, dict[str, Any]] = {}
+    passed_over: list[str] = []
+    for file in _logs(path):
+        log = _load(file)
+        about = log["eval"]
+        if log.get("status") != "success":
+            note(f"{file} ended with status {log.get('status')!r}: its samples may not be all.")
+        before = latest.get(about["task"])
+        if before is not None:
+            passed_over.append(about["task"])
+        if before is None or before["eval"].get("created", "") < about.get("created", ""):
+            latest[about["task"]] = log
+    if passed_over:
+        note(f"{path} has several logs of {sorted(set(passed_over))}: the latest of each is read.")
+    models = {str(log["eval"].get("model")) for log in latest.values()}
+    if len(models) > 1:
+        raise SampleSchemaError(
+            f"{path} holds logs of several models, {sorted(models)}: name the log files of one."
+        )
+    records: list[dict[str, Any]] = []
+    skipped: set[str] = set()
+    for log in latest.values():
+        records += _records(log, split_names(features), skipped)
+    if skipped:
+        note(f"left out, as they are not one number a sample: {', '.join(sorted(skipped))}.")
+    if not records:
+        raise EmptySamplesError(f"{path} holds no scored samples.")
+    direction = direction_option(higher_is_better)
+    for record in records:
+        record["higher_is_better"] = direction
+    versions = {task: str(log["eval"].get("task_version", 0)) for task, log in latest.items()}
+    return SampleScores.from_records(records, model=models.pop(), task_versions=versions)
+
+
+def _records(
+    log: dict[str, Any], features: list[str], skipped: set[str]
+) -> Iterator[dict[str, Any]]:
+    samples = log.get("samples") or []
+    task = log["eval"]["task"]
+    names, labels = _metrics(samples)
+    skipped |= {f"{task}/{name}" for name in labels}
+    for sample in samples:
+        prompt, asked = _prompt(sample)
+        target = sample.get("target", "")
+        target = target if isinstance(target, str) else "\n".join(map(str, target))
+        common = {
+            "task": task,
+            "doc_id": str(sample["id"]),
+            "repeat": int(sample.get("epoch", 1)) - 1,
+            "prompt": prompt,
+            "prompt_hash": text_hash(asked),
+            "target": _resolved(target, sample),
+            "response": _completion(sample),
+        }
+        for name in features:
+            value = (sample.get("metadata") or {}).get(name)
+            number = isinstance(value, (int, float))
+            common[FEATURE_PREFIX + name] = value if number or value is None else str(value)
+        values = _values(sample)
+        for name in names:
+            # A sample that failed before it was scored is unscored under every metric.
+            yield {**common, "metric": name, "score": _number(values.get(name))}
+
+
+def _prompt(sample: dict[str, Any]) -> tuple[str, str]:
+    """What was asked, to read, and all of it, to compare: roles and choices as well."""
+    given = sample.get("input") or ""
+    choices = "\n".join(map(str, sample.get("choices") or ()))
+    if isinstance(given, str):
+        text = _resolved(given, sample)
+        return text, f"{text}\n{choices}"
+    # Ids of messages are drawn anew in each run.
+    turns = [(str(message.get("role")), _content(message, sample)) for message in given]
+    return "\n\n".join(text for _, text in turns), json.dumps([turns, choices], ensure_ascii=False)
+
+
+def _content(message: dict[str, Any], sample: dict[str, Any]) -> str:
+    content = message.get("content") or ""
+    if not isinstance(content, str):
+        parts = ({k: v for k, v in part.items() if k != "id"} for part in content)
+        content = "\n".join(
+            str(part["text"]) if "text" in part else json.dumps(part, sort_keys=True)
+            for part in parts
+        )
+    return _resolved(content, sample)
+
+
+def _resolved(text: str, sample: dict[str, Any]) -> str:
+    """Long texts are kept once, as attachments."""
+    kept = sample.get("attachments") or {}
+    return _ATTACHMENT.sub(lambda match: str(kept.get(match[1], match[0])), text)
+
+
+def _completion(sample: dict[str, Any]) -> str | None:
+    output = sample.get("output") or {}
+    if "completion" in output:
+        return _resolved(str(output["completion"]), sample)
+    choices = output.get("choices") or ()
+    return _content(choices[0].get("message") or {}, sample) if choices else None
+
+
+def _metrics(samples: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
+    """Names of the metrics that are numbers, and of those that are not."""
+    numeric: dict[str, bool] = {}
+    for sample in samples:
+        for name, value in _values(sample).items():
+            numeric[name] = numeric.get(name, True) and not isinstance(_number(value), str)
+    return [n for n, yes in numeric.items() if yes], [n for n, yes in numeric.items() if not yes]
+
+
+def _values(sample: dict[str, Any]) -> dict[str, Any]:
+    """Values by metric; a scorer that gives several names them."""
+    found: dict[str, Any] = {}
+    # Early versions had one score without a name.
+    scores = sample.get("scores") or ({"score": sample["score"]} if sample.get("score") else {})
+    for scorer, score in scores.items():
+        value = score.get("value")
+        if str(score.get("explanation") or "").startswith(_JUDGE_WITHOUT_GRADE):
+            found[scorer] = None
+        elif isinstance(value, dict):
+            found |= {f"{scorer}/{key}": inner for key, inner in value.items()}
+        else:
+            found[scorer] = value
+    return found
+
+
+def _number(value: Any) -> float | str | None:
+    """The value as a number; None is unscored, a text says that it is none."""
+    if value is None:
+        return None
+    if isinstance(value, (bool, int, float)):
+        # inspect_ai marks what a scorer could not score with NaN.
+        return None if math.isnan(value) else float(value)
+    if isinstance(value, str):
+        if value in _LETTERS:
+            return _LETTERS[value]
+        if value.lower() in _WORDS:
+            return _WORDS[value.lower()]
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return type(value).__name__
+
+
+READER = Reader(
+    name="inspect",
+    what="inspect_ai logs: .eval or .json",
+    recognizes=lambda path: bool(_logs(path)),
+    read=_read,
+    options={
+        "features": "Fields of the samples' metadata to keep, separated by commas.",
+        "higher_is_better": "Direction of the scores, where the metrics' names do not tell.",
+    },
+)

@@ -1,0 +1,106 @@
+"""The statistic of each aggregation rule under joint flips, for benchmarks that share items."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from ._exact_rules import RuleOutcome, weighted_sum
+from ._joint_permutation import JointFlips
+from ._validation import FloatArray, IntArray
+
+
+def max_drop(flips: JointFlips, near: float | None) -> RuleOutcome:
+    def largest(masses: IntArray) -> FloatArray:
+        return np.asarray(flips.drops(masses)[:, flips.informative].max(axis=1)[:, None])
+
+    return _drawn(flips, largest, near, float)
+
+
+def min_p(flips: JointFlips, near: float | None) -> RuleOutcome:
+    """Smallest p-value."""
+
+    def smallest(masses: IntArray) -> FloatArray:
+        return np.asarray(-flips.log_p(masses).min(axis=1)[:, None])
+
+    found = _drawn(flips, smallest, near, lambda statistic: math.exp(-statistic))
+    return _bounded(found, _log_bonferroni(flips))
+
+
+def fisher(flips: JointFlips, near: float | None) -> RuleOutcome:
+    def product(masses: IntArray) -> FloatArray:
+        return np.asarray(-2.0 * flips.log_p(masses).sum(axis=1)[:, None])
+
+    return _drawn(flips, product, near, float)
+
+
+def stouffer(flips: JointFlips, near: float | None) -> RuleOutcome:
+    weights = np.sqrt(flips.nulls.coins)
+    norm = math.sqrt(float(flips.nulls.coins.sum()))
+
+    def weighted(masses: IntArray) -> FloatArray:
+        return np.asarray((flips.scores(masses) @ weights)[:, None])
+
+    return _drawn(flips, weighted, near, lambda statistic: statistic / norm)
+
+
+def combined(flips: JointFlips, near: float | None) -> RuleOutcome:
+    """The smaller of the p-values of pooled and min_p, ties broken by the larger."""
+    if not flips.informative.any():
+        return RuleOutcome(0.0, 1.0, "monte-carlo", components=(("pooled", 1.0), ("min_p", 1.0)))
+    steps = flips.nulls.steps
+
+    def both(masses: IntArray) -> FloatArray:
+        return np.stack((masses @ steps, -flips.log_p(masses).min(axis=1)), axis=1)
+
+    found, parts = flips.ranked(both, near)
+    pooled = weighted_sum(flips.units, np.ones(steps.size))
+    outcome = RuleOutcome(
+        math.log(float(found.p[0])),
+        min(pooled.p, float(parts[1])),
+        "monte-carlo",
+        components=(("pooled", pooled.p), ("min_p", float(parts[1]))),
+        resamples=found.resamples,
+        standard_error=float(found.standard_error[0]),
+    )
+    # Either of the two p-values is as small as this with at most twice its probability.
+    return _bounded(outcome, math.log(2.0) + min(pooled.log_p, _log_bonferroni(flips)))
+
+
+def _log_bonferroni(flips: JointFlips) -> float:
+    """log of a bound on the corrected smallest p-value that holds however tasks depend."""
+    count = max(int(flips.informative.sum()), 1)
+    return min(math.log(count) + float(flips.nulls.log_p.min()), 0.0)
+
+
+def _bounded(outcome: RuleOutcome, log_bound: float) -> RuleOutcome:
+    """The bound where it is below what so many flips can show."""
+    if log_bound >= -math.log(outcome.resamples + 1.0):
+        return outcome
+    return RuleOutcome(
+        log_bound,
+        outcome.statistic,
+        "union-bound",
+        components=outcome.components,
+        resamples=outcome.resamples,
+    )
+
+
+def _drawn(
+    flips: JointFlips,
+    statistic: Callable[[IntArray], FloatArray],
+    near: float | None,
+    shown: Callable[[float], float],
+) -> RuleOutcome:
+    if not flips.informative.any():
+        return RuleOutcome(0.0, 0.0, "monte-carlo")
+    found, observed = flips.p_value(statistic, near)
+    return RuleOutcome(
+        math.log(float(found.p[0])),
+        shown(float(observed[0])),
+        "monte-carlo",
+        resamples=found.resamples,
+        standard_error=float(found.standard_error[0]),
+    )

@@ -1,0 +1,510 @@
+"""Power and minimum detectable effect of the paired tests.
+
+Two numbers describe a planned comparison: the flip rate d (share of pairs that change) and the
+drop in accuracy delta. A regression has probability (d + drop)/2, an improvement (d − drop)/2, and
+no drop can exceed the flip rate.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import optimize, special
+
+from ..core.errors import StatisticsInputError
+from ._bounded_mean import mean_upper_limit
+from ._exchangeable_units import FlipUnits, flip_units
+from ._intervals import upper_proportion
+from ._mcnemar import critical_regressions
+from ._means import FEW_INFORMATIVE, check_range, unit_range
+from ._validation import (
+    FloatArray,
+    check_alpha,
+    check_choice,
+    check_confidence,
+    check_count,
+    check_pairs,
+    check_power,
+    check_probability,
+)
+
+# Minimum detectable effect of tests on graded scores.
+
+
+def mde_graded(sd: float, n: int, *, alpha: float = 0.05, power: float = 0.8) -> float:
+    """Smallest drop of a mean score that n independent units detect.
+
+    Parameters
+    ----------
+    sd : float
+        Standard deviation of the paired differences, preferably an upper bound of it.
+    n : int
+        Independent items (or clusters, with the standard deviation of their means).
+    alpha, power : float
+        Level of the one-sided test, and probability with which it is to reject.
+
+    Returns
+    -------
+    float
+        (z_α + z_β)·sd/√n, on the scale of the scores.
+
+    Raises
+    ------
+    StatisticsInputError
+        sd not positive: unchanged scores do not have infinite power, see `guard_mde_graded`.
+
+    Notes
+    -----
+    Formula: (z_α + z_β)·sd/√n.
+
+    Valid when units are independent and their mean is nearly normal, from some 30 that changed on.
+
+    Source: the power of a z test; for language-model evaluations Miller, arXiv 2411.00640 (2024).
+
+    Examples
+    --------
+    >>> round(mde_graded(0.2, 1_000), 4)
+    0.0157
+    """
+    if not (sd > 0.0 and math.isfinite(sd)):
+        raise StatisticsInputError(
+            f"sd = {sd!r} must be positive and finite: scores that did not change say little about "
+            f"their spread; take guard_mde_graded, which bounds it from above."
+        )
+    n = check_count("n", n)
+    if n < 1:
+        raise StatisticsInputError(f"n = {n}: at least one unit is needed.")
+    return _z_sum(alpha, power) * sd / math.sqrt(n)
+
+
+def guard_mde_graded(
+    differences: Any,
+    *,
+    items: Any = None,
+    clusters: Any = None,
+    strata: Any = None,
+    weighting: str = "items",
+    alpha: float = 0.05,
+    power: float = 0.8,
+    confidence: float = 0.95,
+    score_range: float | None = 1.0,
+) -> float:
+    """Smallest drop that finished data on graded scores would have revealed.
+
+    Parameters
+    ----------
+    differences : array_like of float, shape (n_rows,)
+        Candidate minus baseline.
+    items, clusters, strata : array_like, optional
+        Labels, as in `signflip`.
+    weighting : {"items", "strata"}
+        Equal weight per item or per stratum.
+    alpha, power : float
+        Level of the one-sided test, and probability with which it is to reject.
+    confidence : float
+        Level of the upper bound on the spread.
+    score_range : float or None
+        Largest possible absolute difference; None for unbounded scores.
+
+    Returns
+    -------
+    float
+        On the scale of the scores; ``math.inf`` if nothing bounds the spread.
+
+    Raises
+    ------
+    StatisticsInputError
+        Differences beyond `score_range`, empty or non-finite input.
+
+    Notes
+    -----
+    Formula: (z_α + z_β)·r⁺/√G with r⁺² an upper bound of E[d²] over G units. U₁ and U₂ are upper
+    limits (see `mean_interval`, bounded) of the mean of the losses and of their squares, gains
+    counted as 0, as shares of the range. r⁺² is the smaller of 2·U₂, as a drop does not make gains
+    larger than losses, and of U₂ + U₁ − δ, as squares are no larger than gains, which a drop of δ
+    leaves a mean of U₁ − δ. As in `guard_mde`, an improvement more never weakens the data. At least
+    the drop that `guard_mde` gives for G unchanged units: a loss of the whole range on a few of
+    them must not go unseen either. For unbounded scores r⁺ = (q + z·√(Var(d²)/G))^{1/2}, q the mean
+    of d², and infinite below 15 changed units.
+
+    Valid when items (or the clusters given) are independent, as good as `score_range` is true; the
+    power is that of a normal mean.
+
+    Sources: Miller, arXiv 2411.00640 (2024); Gaffke, Math. Methods Statist. 14 (2005) 451.
+
+    Examples
+    --------
+    >>> round(guard_mde_graded([0.0] * 200), 3)
+    0.033
+    """
+    units = flip_units(
+        differences, items=items, clusters=clusters, strata=strata, weighting=weighting
+    )
+    return guard_mde_of_units(
+        units, alpha=alpha, power=power, confidence=confidence, score_range=score_range
+    )
+
+
+def guard_mde_of_units(
+    units: FlipUnits,
+    *,
+    alpha: float = 0.05,
+    power: float = 0.8,
+    confidence: float = 0.95,
+    score_range: float | None = 1.0,
+) -> float:
+    """`guard_mde_graded` for units that are already formed; parameters as there."""
+    check_range(units, score_range)
+    confidence, z = check_confidence(confidence), _z_sum(alpha, power)
+    count = units.values.size
+    # What each unit adds to the mean, times the units.
+    shares = units.values * (count / units.n_items)
+    if score_range is None:
+        squares = shares * shares
+        if np.count_nonzero(squares) < FEW_INFORMATIVE:
+            return math.inf
+        error = float(squares.std(ddof=1)) / math.sqrt(count)
+        mean_square = float(squares.mean()) + float(special.ndtri(confidence)) * error
+        return z * math.sqrt(mean_square / count)
+    largest = unit_range(units, score_range)
+    losses = np.maximum(-shares / largest, 0.0)
+    size, square = (
+        mean_upper_limit(FlipUnits(x, np.ones(count), count), 1.0 - confidence, worst=0.0, best=1.0)
+        for x in (losses, losses * losses)
+    )
+    symmetric = z * math.sqrt(2.0 * square / count)
+    # count·δ² = z²·(U₂ + U₁ − δ).
+    half = 0.5 * z * z / count
+    sparse = math.sqrt(half * half + 2.0 * half * (square + size)) - half
+    unseen = guard_mde(0, 0, count, alpha=alpha, power=power, confidence=confidence)
+    return largest * max(min(symmetric, sparse), unseen)
+
+
+def _z_sum(alpha: float, power: float) -> float:
+    return float(special.ndtri(check_power(power))) - float(special.ndtri(check_alpha(alpha)))
+
+
+# Numbers of flips with a smaller share of the probability than this are left out of exact power.
+_NEGLIGIBLE = 1e-18
+
+
+def power_mcnemar(p_b: float, p_c: float, n: int, alpha: float = 0.05) -> float:
+    """Exact power of the one-sided exact McNemar test.
+
+    Parameters
+    ----------
+    p_b, p_c : float
+        Probabilities of a regression and of an improvement, per pair.
+    n : int
+        Pairs.
+    alpha : float
+        Level in (0, 0.5].
+
+    Returns
+    -------
+    float
+        Probability that the test declares the candidate worse.
+
+    Raises
+    ------
+    StatisticsInputError
+        Probabilities outside [0, 1] or adding up to more than 1, or n < 1.
+
+    Notes
+    -----
+    Formula: Σ_m P(Bin(n, d) = m)·P(Bin(m, p_b/d) >= b_m) with d = p_b + p_c; b_m is the smallest b
+    with P(Bin(m, ½) >= b) <= alpha.
+
+    Valid when pairs are independent with the same probabilities; exact for `mcnemar`, not for its
+    mid-p variant.
+
+    Source: Fagerland, Lydersen & Laake, BMC Med. Res. Methodol. 13 (2013) 91.
+
+    Examples
+    --------
+    >>> round(power_mcnemar(0.08, 0.03, 200), 5)
+    0.63239
+    """
+    p_b, p_c = check_probability("p_b", p_b), check_probability("p_c", p_c)
+    n, alpha = _check_n(n), check_alpha(alpha)
+    flip_rate = p_b + p_c
+    if flip_rate > 1.0 + 1e-12:
+        raise StatisticsInputError(
+            f"p_b + p_c = {flip_rate!r} exceeds 1: together they are the flip rate."
+        )
+    if flip_rate == 0.0:
+        return 0.0
+    return _power_given_share(_rejection_table(n, min(flip_rate, 1.0), alpha), p_b / flip_rate)
+
+
+def power_approximate(
+    drop: float, flip_rate: float, n: int, alpha: float = 0.05, *, sides: int = 1
+) -> float:
+    """Normal approximation to the power of McNemar's test.
+
+    Parameters
+    ----------
+    drop : float
+        Loss of accuracy, a proportion in (0, flip_rate].
+    flip_rate : float
+        Share of pairs that change.
+    n : int
+        Pairs.
+    alpha : float
+        Level.
+    sides : {1, 2}
+        One- or two-sided test.
+
+    Returns
+    -------
+    float
+        Power by Connor's formula solved for it.
+
+    Notes
+    -----
+    Formula: Φ((√n·drop − z_α√d)/√(d − drop²)) with d the flip rate.
+
+    Valid when pairs are independent and about 50 or more of them flip; with fewer, the exact test
+    has less power than this says (at 20 flips 0.67 where this says 0.72).
+
+    Source: Connor, Biometrics 43 (1987) 207, solved for the power.
+
+    Examples
+    --------
+    >>> round(power_approximate(0.05, 0.11, 200), 3)
+    0.689
+    """
+    check_drop(drop, flip_rate)
+    z = upper_quantile(alpha, sides)
+    spread = flip_rate - drop * drop
+    shift = math.sqrt(_check_n(n)) * drop - z * math.sqrt(flip_rate)
+    if spread <= 0.0:
+        return float(shift > 0.0)
+    return float(special.ndtr(shift / math.sqrt(spread)))
+
+
+def mde(
+    n: int,
+    flip_rate: float,
+    *,
+    alpha: float = 0.05,
+    power: float = 0.8,
+    method: str = "approximate",
+) -> float:
+    """Smallest drop in accuracy that n pairs detect with the stated power.
+
+    Parameters
+    ----------
+    n : int
+        Pairs.
+    flip_rate : float
+        Share of pairs that change.
+    alpha, power : float
+        Level of the one-sided test, and probability with which it is to reject.
+    method : {"approximate", "exact"}
+        Connor's formula solved for the drop, or bisection on `power_mcnemar`.
+
+    Returns
+    -------
+    float
+        A proportion. ``math.inf`` if even the largest possible drop, all flips being regressions,
+        would go unnoticed.
+
+    Notes
+    -----
+    Formula: the drop that solves √n·drop = z_α√d + z_β√(d − drop²), about 2.49·√(d/n) at alpha = 5%
+    and power = 80%.
+
+    Valid when pairs are independent and the flip rate is what the next data will have; a little too
+    small below some 50 flips, where ``method="exact"`` helps. For finished data see `guard_mde`.
+
+    Source: Connor, Biometrics 43 (1987) 207.
+
+    Examples
+    --------
+    >>> round(mde(14_000, 0.08), 4)
+    0.0059
+    >>> mde(12, 0.05)
+    inf
+    """
+    n, flip_rate = _check_n(n), check_probability("flip_rate", flip_rate)
+    check_choice("method", method, ("approximate", "exact"))
+    alpha, power = check_alpha(alpha), check_power(power)
+    if flip_rate == 0.0:
+        return math.inf
+    if method == "approximate":
+        drop = _connor_drop(n, flip_rate, alpha, power)
+        return drop if drop <= flip_rate else math.inf
+    table = _rejection_table(n, flip_rate, alpha)
+    if _power_given_share(table, 1.0) < power:
+        return math.inf
+    # The drop only moves the share of regressions among the flips, (1 + drop/flip_rate)/2.
+    low, high = 0.5, 1.0
+    while high - low > 1e-10:
+        middle = 0.5 * (low + high)
+        enough = _power_given_share(table, middle) >= power
+        low, high = (low, middle) if enough else (middle, high)
+    return (2.0 * high - 1.0) * flip_rate
+
+
+def guard_mde(
+    b: int,
+    c: int,
+    n: int,
+    *,
+    alpha: float = 0.05,
+    power: float = 0.8,
+    confidence: float = 0.95,
+) -> float:
+    """Smallest drop that finished data would have revealed, whatever their luck with flips.
+
+    Parameters
+    ----------
+    b, c, n : int
+        Regressions (b), improvements (c) and all pairs (n).
+    alpha, power : float
+        Level of the one-sided test, and probability with which it is to reject.
+    confidence : float
+        Level of the one-sided upper Clopper–Pearson bound for the share of regressions.
+
+    Returns
+    -------
+    float
+        A proportion; ``math.inf`` if the test cannot reject that often, whatever the drop.
+
+    Notes
+    -----
+    Formula: the smallest δ with `guarded_power` of at least `power`: the exact power of McNemar's
+    test when regressions have probability p_b = max(π⁺, δ) and improvements p_b − δ, with π⁺ =
+    `upper_proportion` of b among n. Taking the observed rate would read "no flips among 12" as
+    infinite power; its upper bound still allows 22% regressions. Improvements play no part: a drop
+    of δ leaves them the probability p_b − δ, so that one more of them never weakens the data.
+
+    Valid when pairs are independent; bound and power are exact.
+
+    Sources: Fagerland, Lydersen & Laake, BMC Med. Res. Methodol. 13 (2013) 91; Clopper & Pearson,
+    Biometrika 26 (1934) 404.
+
+    Examples
+    --------
+    >>> round(guard_mde(0, 0, 200), 3)
+    0.033
+    >>> round(guard_mde(12, 16, 1_100), 4)
+    0.0119
+    """
+    b, c, n = check_pairs(b, c, n)
+    alpha, power = check_alpha(alpha), check_power(power)
+    bound = upper_proportion(b, n, check_confidence(confidence))
+
+    def missing(drop: float) -> float:
+        return guarded_power(drop, bound, n, alpha) - power
+
+    if missing(1.0) < 0.0:
+        return math.inf
+    guess = _connor_drop(n, 2.0 * bound, alpha, power)
+    high = min(guess, 1.0)
+    while missing(high) < 0.0:
+        high = min(1.25 * high, 1.0)
+    low = 0.8 * high
+    while missing(low) >= 0.0:
+        low, high = 0.8 * low, low
+    # What is returned must have the power, so the last step is upwards.
+    drop = float(optimize.brentq(missing, low, high, xtol=1e-7 * high, rtol=1e-7))
+    while missing(drop) < 0.0:
+        drop = min(drop * (1.0 + 2e-7), high)
+    return drop
+
+
+def guarded_power(drop: float, bound: float, n: int, alpha: float) -> float:
+    """Exact power against a drop when at most a share `bound` of the pairs are regressions."""
+    # A drop beyond the bound takes at least as many regressions; improvements make up the
+    # difference, and together they are not more than all pairs.
+    worse = max(min(bound, 0.5 * (1.0 + drop)), drop)
+    return power_mcnemar(worse, worse - drop, n, alpha)
+
+
+def exact_power_of_drop(drop: float, flip_rate: float, n: int, alpha: float) -> float:
+    """`power_mcnemar` in terms of the drop and the flip rate."""
+    half = 0.5 * drop
+    return power_mcnemar(min(0.5 * flip_rate + half, 1.0), 0.5 * flip_rate - half, n, alpha)
+
+
+def _connor_drop(n: int, d: float, alpha: float, power: float) -> float:
+    """Solve Connor's formula for the drop, a quadratic once the root is isolated and squared."""
+    z_alpha, z_beta = upper_quantile(alpha, 1), float(special.ndtri(power))
+    discriminant = z_beta**2 * d * (n + z_beta**2 - z_alpha**2)
+    if discriminant < 0.0:
+        return math.inf
+    return (z_alpha * math.sqrt(n * d) + math.sqrt(discriminant)) / (n + z_beta**2)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _RejectionTable:
+    """Numbers of flips that can reject, their probabilities, and the regressions it takes."""
+
+    flips: FloatArray
+    weight: FloatArray
+    critical: FloatArray
+
+
+def _rejection_table(n: int, flip_rate: float, alpha: float) -> _RejectionTable:
+    flips, weight = _flip_law(n, flip_rate)
+    critical = critical_regressions(flips, alpha)
+    attainable = critical <= flips
+    return _RejectionTable(flips[attainable], weight[attainable], critical[attainable])
+
+
+def _power_given_share(table: _RejectionTable, share: float) -> float:
+    reject = special.betainc(table.critical, table.flips - table.critical + 1.0, share)
+    return float(np.dot(table.weight, reject))
+
+
+def _flip_law(n: int, flip_rate: float) -> tuple[FloatArray, FloatArray]:
+    """Numbers of flips that matter, with their binomial probabilities."""
+    mean, sd = n * flip_rate, math.sqrt(n * flip_rate * (1.0 - flip_rate))
+    # Bernstein: a deviation of 10 sd + 60 has probability below 1e-19 on either side.
+    low, high = max(0, int(mean - 10.0 * sd - 60.0)), min(n, math.ceil(mean + 10.0 * sd + 60.0))
+    flips = np.arange(low, high + 1, dtype=np.float64)
+    # A difference of two tails would lose the small ones: the density is formed in logarithms
+    # around its mode, where it is normalised, so that the error of gammaln cancels.
+    log_weight = (
+        special.xlogy(flips, flip_rate)
+        + special.xlog1py(n - flips, -flip_rate)
+        - special.gammaln(flips + 1.0)
+        - special.gammaln(n - flips + 1.0)
+    )
+    weight = np.exp(log_weight - log_weight.max())
+    weight /= weight.sum()
+    keep = weight > _NEGLIGIBLE
+    return flips[keep], weight[keep]
+
+
+def upper_quantile(alpha: float, sides: int) -> float:
+    """Normal quantile that a one- or two-sided test at level alpha has to exceed."""
+    if sides not in (1, 2):
+        raise StatisticsInputError(f"sides = {sides!r}: 1 for 'worse' or 2 for 'different'.")
+    return -float(special.ndtri(check_alpha(alpha) / sides))
+
+
+def _check_n(n: int) -> int:
+    n = check_count("n", n)
+    if n < 1:
+        raise StatisticsInputError(f"n = {n}: at least one paired sample is needed.")
+    return n
+
+
+def check_drop(drop: float, flip_rate: float) -> None:
+    """Refuse a drop that exceeds the share of answers that change."""
+    if not 0.0 < flip_rate <= 1.0:
+        raise StatisticsInputError(
+            f"flip_rate = {flip_rate!r} is outside (0, 1]: it is a share of the samples."
+        )
+    if not 0.0 < drop <= flip_rate:
+        raise StatisticsInputError(
+            f"drop = {drop!r} is outside (0, flip_rate = {flip_rate!r}]: accuracy cannot change "
+            f"by more than the share of answers that change; drops are proportions, 0.01 for one "
+            f"percentage point."
+        )

@@ -1,0 +1,278 @@
+"""Quantize a model, and register it only when it is not worse: the job behind recipes/quantize."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator
+
+from ..core.prompting import Prompting
+from ..core.question_names import DEFAULT_TOKENS
+from ..decision.policy import GatePolicy
+from ..decision.results import Decision, Verdict
+from ..engine.providers import Device
+from ..evaluation.suite import DEFAULT_LIMIT
+from ..optimize.recipe import Recipe
+from .steps import say, step
+from .tracked import find_model, log_recipe, recipe_params, recipe_run
+
+DEFAULT_SCHEME = "int8-weight-only"
+
+_STARTER_NAMES = {"starter": "smollm2-135m-instruct", "starter-encoder": "all-minilm-l6-v2"}
+
+
+class QuantizeOptions(Prompting):
+    """What to quantize, how to ask, and what must be shown.
+
+    Attributes
+    ----------
+    model : str
+        ``starter``, ``starter-encoder``, a Hugging Face id, a local directory, or
+        ``models:/name@alias``.
+    scheme : str
+        A name from `mlflow_degrade.optimize.schemes.SCHEMES`, or ``simulated-<format>``; it is
+        applied to the export with its graph optimized.
+    recipe : Recipe, optional
+        All passes instead of `scheme`, from `mlflow_degrade.optimize.recipe.load_recipe`. Without
+        its quantization it makes the baseline.
+    tasks : tuple of str
+        lm-eval tasks or groups, or files and data sets of questions; ``auto`` is the packaged suite
+        that fits the model, ``starter`` or ``starter-encoder``.
+    include_path : Path, optional
+        Directory with lm-eval task files of one's own.
+    columns : str
+        Which column of a file of questions is what: ``field=name,…``.
+    max_gen_toks : int
+        Most tokens of a generated answer to a file of questions.
+    limit : int, optional
+        Samples per task, drawn at random with `seed`; None takes all.
+    policy : GatePolicy
+        The rule (here `non_inferiority` by default), its level, margin and aggregation.
+    register_as : str, optional
+        Name in the model registry on PASS; ``auto`` derives it from the model, None registers
+        nothing.
+    baseline_model : str, optional
+        Another baseline than the unquantized export.
+    device : {"auto", "cpu", "cuda", "tensorrt"}
+        Where both models run; auto takes the GPU where there is one.
+    force : bool
+        Accept a scheme that is refused on the device because it is slow there.
+    batch_size : int or "auto"
+        Sequences per batch.
+    num_fewshot : int, optional
+        Few-shot examples per prompt; None keeps each task's own setting.
+    apply_chat_template, system_instruction, fewshot_as_multiturn, gen_kwargs
+        See `mlflow_degrade.core.prompting.Prompting`; what the policy states holds as well.
+    seed : int
+        Of the random samples and few-shot examples.
+    fresh : bool
+        Evaluate again even where MLflow already has the evaluation.
+    min_quantized_share : float, optional
+        Least share of the weights in products that the scheme must have quantized; by default
+        `mlflow_degrade.optimize.onnx_graph.float_share.MIN_QUANTIZED_SHARE`.
+    cost_seconds : float
+        Time for measuring speed side by side, see `mlflow_degrade.bench.cost.measure_cost`.
+    signing_key : str, optional
+        Private key to sign the evidence with, see `mlflow_degrade.promote`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = "starter"
+    scheme: str = DEFAULT_SCHEME
+    recipe: Recipe | None = None
+    tasks: tuple[str, ...] = Field(default=("auto",), min_length=1)
+    include_path: Path | None = None
+    columns: str = ""
+    max_gen_toks: int = Field(default=DEFAULT_TOKENS, ge=1)
+    limit: int | None = Field(default=DEFAULT_LIMIT, ge=1)
+    # Some loss is expected here; whether it stays in the margin does not turn with a few answers.
+    policy: GatePolicy = GatePolicy(rule="non_inferiority")
+    register_as: str | None = "auto"
+    baseline_model: str | None = None
+    device: Device = "auto"
+    force: bool = False
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    num_fewshot: int | None = Field(default=None, ge=0)
+    seed: int = Field(default=0, ge=0)
+    fresh: bool = False
+    min_quantized_share: float | None = Field(default=None, ge=0, le=1)
+    cost_seconds: float = Field(default=8.0, ge=0, le=3_600)
+    signing_key: str | None = None
+
+    @field_validator("recipe")
+    @classmethod
+    def _instead_of_a_scheme(cls, recipe: Recipe | None, info: ValidationInfo) -> Recipe | None:
+        if recipe is not None and info.data.get("scheme", DEFAULT_SCHEME) != DEFAULT_SCHEME:
+            raise ValueError(
+                f"the scheme {info.data['scheme']!r} is given as well; a recipe names its own: "
+                "keep one of the two"
+            )
+        return recipe
+
+    @field_validator("min_quantized_share")
+    @classmethod
+    def _of_a_scheme(cls, share: float | None, info: ValidationInfo) -> float | None:
+        if share is not None and info.data.get("recipe") is not None:
+            raise ValueError("with a recipe it is a key of its pass 'quantize': write it there")
+        return share
+
+    @property
+    def all_passes(self) -> Recipe:
+        """The recipe, or the one that a scheme stands for."""
+        if self.recipe is not None:
+            return self.recipe
+        least = self.min_quantized_share
+        return Recipe.of_scheme(
+            self.scheme, **({} if least is None else {"min_quantized_share": least})
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came out of `quantize_and_gate`.
+
+    Attributes
+    ----------
+    decision : Decision
+        The verdict, and every number behind it.
+    run_id : str
+        The parent run in MLflow.
+    model_dir : Path
+        The candidate.
+    registered : str or None
+        ``models:/name/version`` of the new version; None unless the verdict is PASS.
+    """
+
+    decision: Decision
+    run_id: str
+    model_dir: Path
+    registered: str | None
+
+
+def quantize_and_gate(options: QuantizeOptions | None = None) -> Outcome:
+    """Run the whole job under one MLflow run, with children for baseline and candidate.
+
+    Parameters
+    ----------
+    options : QuantizeOptions, optional
+        By default the starter model in 8 bits on the starter suite.
+
+    Returns
+    -------
+    Outcome
+        The decision, the run and the candidate.
+
+    Raises
+    ------
+    DegradeError
+        Whatever is wrong, found as early as possible: names and server before any work is done.
+
+    Notes
+    -----
+    Exports, quantized models and finished tasks are kept in the cache and evaluations in MLflow:
+    a second run computes only what changed, a killed one continues where it stopped.
+
+    Examples
+    --------
+    See ``examples/quantize_from_python.py``.
+    """
+    options = options or QuantizeOptions()
+    # What tells runs apart comes first: lists of runs show some twenty characters.
+    name = f"{options.all_passes.name} of {Path(options.model).name}"
+    with recipe_run(name, _params(options)) as run_id:
+        return _run(options, run_id)
+
+
+def _run(options: QuantizeOptions, run_id: str) -> Outcome:
+    from ..engine.providers import resolve_device
+    from ..evaluation.question_tasks import QuestionOptions, unanswered
+    from ..evaluation.suite import load_suite
+    from ..evaluation.task_fit import fitted_suite
+    from ..optimize.source.resolve import resolve_model
+    from ..registry.attestation import load_allowed_key
+    from ..registry.gate_config import GateConfig
+    from . import steps
+
+    # Everything that can be wrong in a word is found before the first minute of work.
+    providers = resolve_device(options.device)
+    key = load_allowed_key(options.signing_key, GateConfig.load().signers)
+    recipe = options.all_passes
+    steps.require_quantization(recipe)
+    recipe.check(providers, force=options.force)
+    log_recipe(recipe)
+    prompting = options.prompting.completed(options.policy.prompting)
+    find_model(options.model)
+    if options.baseline_model is not None:
+        find_model(options.baseline_model, tag="degrade.baseline_source_notes")
+    suite = load_suite(
+        steps.packaged_suite(options.model) if options.tasks == ("auto",) else options.tasks,
+        include_path=options.include_path,
+        limit=options.limit,
+        seed=options.seed,
+        num_fewshot=options.num_fewshot,
+        prompting=prompting,
+        questions=QuestionOptions.of(
+            {"columns": options.columns, "max_gen_toks": options.max_gen_toks}
+        ),
+    )
+    for sentence in suite.sentences:
+        say(sentence)
+    _require_template(prompting, options.model, options.baseline_model)
+    for model in filter(None, (options.model, options.baseline_model)):
+        with step(f"Find {model}"):  # what it does not answer is refused before any work
+            fitted_suite(suite, resolve_model(model).path)
+    models = steps.make_models(
+        options.model,
+        recipe,
+        baseline=options.baseline_model,
+        providers=providers,
+        force=options.force,
+    )
+    samples, sources, path = steps.evaluate_arms(
+        models, suite, device=options.device, batch_size=options.batch_size, fresh=options.fresh
+    )
+    for sentence in unanswered(samples["baseline"]):
+        say(f"note: baseline: {sentence}")
+    conclusion = steps.conclude(
+        samples,
+        options.policy,
+        one_by_one=path == "one-by-one",
+        cost=steps.measure_cost(models, device=options.device, seconds=options.cost_seconds),
+        sources=sources,
+    )
+    registered = None
+    if conclusion.decision.verdict is Verdict.PASS:
+        name = _registry_name(options)
+        registered = steps.log_and_register(conclusion, models, name, run_id=run_id, key=key)
+    steps.report(conclusion, models, registered)
+    return Outcome(conclusion.decision, run_id, models.candidate, registered)
+
+
+def _require_template(prompting: Prompting, *models: str | None) -> None:
+    """Raise before any work unless each model has the chat template that is asked for."""
+    from ..engine.conversation import template_of
+    from ..optimize.source.resolve import resolve_model
+
+    if choice := prompting.apply_chat_template:
+        for model in filter(None, models):
+            template_of(resolve_model(model).path, choice)
+
+
+def _registry_name(options: QuantizeOptions) -> str | None:
+    if options.register_as != "auto":
+        return options.register_as
+    model = _STARTER_NAMES.get(options.model, Path(options.model).name)
+    return re.sub(r"[^\w.-]+", "-", model).strip("-").lower() + "-onnx"
+
+
+def _params(options: QuantizeOptions) -> dict[str, Any]:
+    values = options.model_dump(mode="json", exclude={"policy", "recipe", "signing_key"})
+    if options.recipe is not None:
+        values |= recipe_params(options.recipe)
+        del values["scheme"]  # the recipe names its own
+    values |= {f"policy.{k}": v for k, v in options.policy.model_dump(mode="json").items()}
+    return values
