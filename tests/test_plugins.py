@@ -64,7 +64,7 @@ def _forget(plugins: Plugins[Any], monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_plugin_that_cannot_be_loaded_is_named_and_breaks_no_other(
     install: Install, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    group = "mlflow_degrade.samples.readers"
+    group = "mlflow_degrade.readers"
     install("plug_broken", group, "broken = plug_broken:READER", "import no_such_library")
     install("plug_wrong", group, "wrong = plug_wrong:READER\nother = plug_wrong:OTHER", """
         READER = 3
@@ -110,7 +110,7 @@ def test_a_plugin_comes_before_tables_and_after_formats_of_this_package(
 ) -> None:
     install(
         "plug_all",
-        "mlflow_degrade.samples.readers",
+        "mlflow_degrade.readers",
         "all = plug_all:READER",
         f"{_READER}\n    READER = Reader('all', 'everything', lambda path: True, _read)",
     )

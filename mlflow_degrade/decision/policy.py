@@ -111,7 +111,7 @@ class GatePolicy(Prompting):
         How the gating tasks become one decision.
     metric : str, optional
         Metric of all tasks; by default the most usual one that a task has, see
-        `mlflow_degrade.samples.pairing.pair`.
+        `mlflow_degrade.pair`.
     filter : str, optional
         Answer filter of all tasks, e.g. ``strict-match``; by default as for the metric.
     tasks : mapping from task name or pattern to TaskPolicy
@@ -131,7 +131,7 @@ class GatePolicy(Prompting):
         Confidence level of the intervals shown; by default 1 − 2·alpha, so that they agree with the
         one-sided tests. The verdict does not depend on it.
     allow : tuple of str
-        Refusals of the pairing to switch off, see `mlflow_degrade.samples.pairing.pair`.
+        Refusals of the pairing to switch off, see `mlflow_degrade.pair`.
     evidence_experiments : tuple of str
         MLflow experiments whose evaluations a gate may use; by default those of the gate's own
         experiment. A gate file's list comes before this one.

@@ -160,7 +160,7 @@ class AggregateResult(_Record):
     Attributes
     ----------
     aggregation : str
-        The rule, see `mlflow_degrade.decision.policy.GatePolicy`.
+        The rule, see `mlflow_degrade.GatePolicy`.
     proportion : bool
         Whether the scores are shares, so that percentage points mean something.
     method : str

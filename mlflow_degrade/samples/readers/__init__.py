@@ -2,7 +2,7 @@
 
 `read_samples` finds out what a reference is and returns `SampleScores`. A format is one module
 with a `Reader`, and one line in the table below; other distributions add theirs by entry points of
-the group ``mlflow_degrade.samples.readers``.
+the group ``mlflow_degrade.readers``.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ _ANY_TABLE = (tables.READER, json_records.READER)
 
 #: Readers of other distributions.
 READER_PLUGINS = Plugins(
-    "mlflow_degrade.samples.readers",
+    "mlflow_degrade.readers",
     "reader",
     Reader,
     [reader.name for reader in READERS].__contains__,
