@@ -55,4 +55,4 @@ def test_encoders_are_fused(tmp_path: Path) -> None:
     assert "Attention 2" in row.fused
     assert row.parity is not None
     assert row.parity < 1e-4
-    assert "`modernbert`" in table("encoder", [row], ["int8-weight-only"])
+    assert "`modernbert`" in table("encoders", [row], ["int8-weight-only"])
