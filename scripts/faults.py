@@ -12,7 +12,6 @@ left RUNNING. Where a fault cannot be made on this machine, the table says so.
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import re
@@ -60,13 +59,6 @@ def call(arguments: Sequence[str], environment: dict[str, str], output: str) -> 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     if "FAULTS_USER" in os.environ:
         os.setuid(int(os.environ["FAULTS_USER"]))
-    if arguments[0] == "quantize":
-        from mlflow_degrade.cli.recipe_options import one_message
-        from mlflow_degrade.workflows.quantize import QuantizeOptions, quantize_and_gate
-
-        with one_message():  # the recipe's command has no option for a shorter measurement
-            outcome = quantize_and_gate(QuantizeOptions.model_validate_json(arguments[1]))
-        sys.exit(outcome.decision.exit_code)
     from mlflow_degrade.cli import run
 
     sys.exit(run(list(arguments)))
@@ -326,12 +318,12 @@ def _prepare(found: Bench) -> dict[str, Callable[[str], Sequence[str]]]:
         return ("log-lm-eval", str(folder / "lm-eval"))
 
     def quantize(name: str) -> Sequence[str]:
-        options = {
-            "model": f"{folder}/model", "tasks": ["tiny_boats"], "include_path": f"{folder}/tasks",
-            "limit": None, "policy": {"margin_pp": 30}, "register_as": name, "device": "cpu",
-            "cost_seconds": 0.2,
-        }  # fmt: skip
-        return ("quantize", json.dumps(options))
+        return (
+            "quantize", "--model", f"{folder}/model", "--tasks", "tiny_boats",
+            "--include-path", f"{folder}/tasks", "--limit", "0", "--rule", "no_degradation",
+            "--margin-pp", "30", "--register-as", name, "--device", "cpu",
+            "--cost-seconds", "0.2", "--strict",
+        )  # fmt: skip
 
     return {"gate": gate, "evaluate": evaluate, "log-lm-eval": log_lm_eval, "quantize": quantize}
 

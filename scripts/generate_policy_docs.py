@@ -6,8 +6,6 @@ current, by its exit code. The rest of the page is written by hand.
 
 from __future__ import annotations
 
-import inspect
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from mlflow_degrade import GatePolicy, TaskPolicy
+from mlflow_degrade.cli.options import meanings as known_meanings
 from mlflow_degrade.samples.pairing import ALLOWABLE
 
 TARGET = Path(__file__).parents[1] / "docs" / "policy.md"
@@ -47,7 +46,7 @@ def render(page: str) -> str:
 
 
 def _table(model: type[BaseModel]) -> str:
-    meanings = _meanings(model)
+    meanings = {name: text.replace("``", "`") for name, text in known_meanings(model).items()}
     properties = model.model_json_schema()["properties"]
     if missing := sorted(set(properties) ^ set(meanings)):
         raise SystemExit(f"{model.__name__}: keys and docstring differ in {missing}")
@@ -78,30 +77,6 @@ def _value(name: str, schema: dict[str, Any]) -> str:
         return " or ".join(f"`{choice}`" for choice in option["enum"])
     limits = [f"{sign} {option[key]:g}" for key, sign in _LIMITS.items() if key in option]
     return ", ".join([_TYPES[option["type"]], *limits])
-
-
-def _meanings(model: type[BaseModel]) -> dict[str, str]:
-    """Key to description, from the numpydoc section ``Attributes`` of the model and its bases."""
-    inherited = (_meanings(base) for base in model.__bases__ if base is not BaseModel)
-    text = inspect.getdoc(model) or ""
-    section = text.split("Attributes\n----------\n")[1]
-    section = re.split(r"\n\n\w+\n-+\n", section)[0]
-    found: dict[str, list[str]] = {}
-    names: list[str] = []
-    for line in section.splitlines():
-        if line.startswith("    "):
-            for name in names:
-                found[name].append(line.strip())
-        else:
-            head = re.split(r" : | from ", line)[0]
-            names = [name.strip() for name in head.split(",")]
-            found |= {name: [] for name in names}
-    meanings = {name: " ".join(lines).replace("``", "`") for name, lines in found.items()}
-    if bare := [name for name, meaning in meanings.items() if not meaning]:
-        raise SystemExit(f"{model.__name__}: no meaning is given for {bare}")
-    for known in inherited:
-        meanings |= known
-    return meanings
 
 
 def main() -> None:

@@ -27,7 +27,13 @@ KINDS = ("export", "optimize", "quantize")
 
 def presets(wanted: tuple[str, ...]) -> list[tuple[str, str]]:
     """Recipe and preset of everything that is wanted: ``quantize`` or ``quantize/fp16``."""
-    known = [(kind, name) for kind in KINDS for name in preset_files(RECIPES / kind / "presets")]
+    exports = ("plain", "basic", "fused")
+    known = [
+        (kind, name)
+        for kind in KINDS
+        for name in preset_files()
+        if kind == "optimize" or (name in exports) == (kind == "export")
+    ]
     words = {kind for kind, _ in known} | {f"{kind}/{name}" for kind, name in known}
     if unknown := set(wanted) - words:
         raise click.UsageError(f"unknown: {', '.join(sorted(unknown))}; known: {sorted(words)}")

@@ -379,10 +379,10 @@ def policy_record(policy: dict[str, Any]) -> dict[str, Any]:
 def presets() -> dict[str, Any]:
     """Digest of every preset of the recipes, as it is read."""
     found = {}
-    for file in sorted((ROOT / "recipes").glob("*/presets/*.yaml")):
+    for file in sorted((ROOT / "mlflow_degrade/optimize/presets").glob("*.yaml")):
         recipe = name("load_recipe")(file)
         passes = recipe.as_dict()
-        found[f"{file.parts[-3]}/{file.stem}"] = {"digest": name("digest_json")(passes), **passes}
+        found[file.stem] = {"digest": name("digest_json")(passes), **passes}
     return found
 
 

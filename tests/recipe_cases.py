@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
+
+from mlflow_degrade.cli import run
 
 _TASK = """\
 task: {name}
@@ -55,3 +60,19 @@ def make_items(count: int, seed: int) -> list[dict[str, object]]:
         choices = draw.sample(_WORDS, 2)
         items.append({"question": question, "choices": choices, "answer": draw.randrange(2)})
     return items
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended, and all it said."""
+
+    exit_code: int
+    output: str
+
+
+def invoke(*arguments: str) -> Done:
+    """A command in this process, as a shell would see it end."""
+    said = io.StringIO()
+    with redirect_stdout(said), redirect_stderr(said):
+        code = run(arguments)
+    return Done(code, said.getvalue())

@@ -317,5 +317,5 @@ def test_the_example_makes_a_model(
     assert newer.stdout.split()[-1] != path
     without = _python("-c", _APPLY, str(base.path))
     assert "unknown scheme 'half-storage'" in without.stderr
-    recipe = ("-m", "mlflow_degrade.cli.quantize", "--help")
+    recipe = ("-m", "mlflow_degrade", "quantize", "--help")
     assert "half-storage" in _python(*recipe, plugins=example).stdout

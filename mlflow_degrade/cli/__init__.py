@@ -35,6 +35,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "mlflow_degrade.cli.evidence:evidence",
         "Export evidence to a file, and verify such a file.",
     ),
+    "export": ("mlflow_degrade.cli.recipes:export", "Export a model to ONNX and log it."),
     "gate": ("mlflow_degrade.cli.gate:gate", "Promote a model in MLflow when it passes."),
     "log-lm-eval": (
         "mlflow_degrade.cli.log_lm_eval:log_lm_eval",
@@ -44,11 +45,19 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "mlflow_degrade.cli.noise:noise",
         "Say whether a model answers alike on two machines.",
     ),
+    "optimize": (
+        "mlflow_degrade.cli.recipes:optimize",
+        "Apply a recipe to a model and log it; nothing is judged.",
+    ),
     "placement": (
         "mlflow_degrade.cli.node_assignment:placement",
         "Show which nodes run on which provider.",
     ),
     "plan": ("mlflow_degrade.cli.plan:plan", "How many samples, and what they can detect."),
+    "quantize": (
+        "mlflow_degrade.cli.recipes:quantize",
+        "Quantize a model; register it only when it is not worse.",
+    ),
     "sensitivity": (
         "mlflow_degrade.cli.sensitivity:sensitivity",
         "Show which layers a scheme hurts.",

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..core.errors import InputError, TrackingError
-from ..core.question_names import TASKS_HELP, split_tasks
-from .evaluation_runs import logging_options, parse_tags, question_options, show
-from .prompting import prompting_options
+from ..core.prompting import Prompting
+from ..workflows.questions import Questions
+from .evaluation_runs import logging_options, parse_tags, show
+from .options import options_of, read
 
 if TYPE_CHECKING:
     from ..evaluation.harness import HarnessRun
@@ -45,35 +46,35 @@ Exit codes: 0 logged, 3 invalid input.
 """
 
 
+_QUESTIONS = ("tasks", "include_path", "columns", "max_gen_toks")
+
+
 @click.command(help=_HELP)
 @click.option("--model", required=True, metavar="NAME", help="Model of lm-eval, e.g. hf, or onnx.")
 @click.option(
     "--model-args", default="", metavar="KEY=VALUE,…", help="Its arguments, e.g. pretrained=DIR."
 )
-@click.option("--tasks", required=True, metavar="NAMES", help=f"{TASKS_HELP}, comma-separated.")
-@click.option("--include-path", metavar="DIR", help="Directory with task files of your own.")
-@question_options
+@options_of(Questions, only=_QUESTIONS, required=("tasks",))
 @click.option("--limit", type=float, help="First samples per task; below 1 a share of them.")
 @click.option("--num-fewshot", type=int, help="Few-shot examples per prompt.")
 @click.option("--batch-size", metavar="N|auto", help="Samples per batch.")
 @click.option("--device", metavar="NAME", help="E.g. cuda, cuda:0 or cpu.")
-@prompting_options
+@options_of(Prompting)
 @click.option("--seed", type=int, help="Of Python, numpy, torch and the few-shot examples.")
 @click.option("--confirm-run-unsafe-code", is_flag=True, help="Run code that the model wrote.")
 @click.option("--output-path", metavar="DIR", help="Keep lm-eval's own files as well.")
 @logging_options
 def evaluate(
-    tasks: str,
     limit: float | None,
     confirm_run_unsafe_code: bool,
     output_path: str | None,
-    columns: str,
-    max_gen_toks: int | None,
     experiment: str | None,
     run_name: str | None,
     tags: Sequence[str],
     model_uri: str | None,
     json_: str | None,
+    model: str,
+    model_args: str,
     **settings: Any,
 ) -> None:
     from ..evaluation.harness import HarnessSettings, run_lm_eval
@@ -83,16 +84,19 @@ def evaluate(
     from ..tracking.connection import require_tracking_server
     from ..tracking.runs import terminate_gracefully
 
-    names = tuple(split_tasks(tasks))
-    if not names:
-        raise InputError(f"--tasks {tasks!r} names no task.")
+    questions = read(Questions, {name: settings.pop(name) for name in _QUESTIONS})
+    if not questions.tasks:
+        raise InputError("--tasks names no task.")
     asked = HarnessSettings(
-        tasks=names,
+        model=model,
+        model_args=model_args,
+        tasks=questions.tasks,
+        include_path=None if questions.include_path is None else str(questions.include_path),
         # lm-eval takes 10.0 for a number of samples that is no number.
         limit=int(limit) if limit is not None and limit.is_integer() else limit,
         unsafe_code=confirm_run_unsafe_code,
-        questions=QuestionOptions.of({"columns": columns, "max_gen_toks": max_gen_toks}),
-        **settings,
+        questions=QuestionOptions.of(questions.questions),
+        **{name: value or None for name, value in settings.items()},
     )
     chosen = parse_tags(tags)
     require_tracking_server()

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ..core.errors import InputError
-from ..core.question_names import COLUMNS_HELP, TOKENS_HELP
 from .output import OUTPUT, write_text
 
 if TYPE_CHECKING:
@@ -33,22 +32,10 @@ _OPTIONS = (
     ),
 )
 
-_QUESTION_OPTIONS = (
-    click.option("--columns", default="", metavar="FIELD=NAME,…", help=COLUMNS_HELP),
-    click.option("--max-gen-toks", type=click.IntRange(min=1), metavar="N", help=TOKENS_HELP),
-)
-
 
 def logging_options(command: Command) -> Command:
     """Add the options about the run that is logged."""
     for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
-
-
-def question_options(command: Command) -> Command:
-    """Add the options about files of questions."""
-    for option in reversed(_QUESTION_OPTIONS):
         command = option(command)
     return command
 

@@ -7,6 +7,7 @@ scores as much as a model does. Here is what may be asked for, and how what was 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
@@ -16,16 +17,6 @@ from .errors import InputError
 
 _TRUE, _FALSE = ("true", "yes", "1"), ("false", "no", "0")
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-
-
-#: What the options are about, for the help of commands and recipes.
-HELP = {
-    "apply_chat_template": "Ask in the model's chat template: true, or the name of one of several.",
-    "system_instruction": "System message of every prompt.",
-    "fewshot_as_multiturn": "Few-shot examples as turns of the conversation, as is usual with a "
-    "template, or as one message.",
-    "gen_kwargs": "key=value,… or JSON, in place of the tasks' own generation arguments.",
-}
 
 
 class Prompting(BaseModel):
@@ -199,13 +190,29 @@ def in_words(facts: Mapping[str, Any] | None) -> str:
     return ", ".join(parts)
 
 
+_NO_TEXT = {
+    "int_parsing": "not a whole number",
+    "float_parsing": "not a number",
+    "bool_parsing": "give true or false",
+}
+
+
 def parameter_errors(error: ValidationError) -> list[str]:
     """One line per mistake: parameter, value and limit."""
-    return [
-        f"parameter {'.'.join(map(str, item['loc']))} = {item['input']!r}: "
-        f"{item['msg'].removeprefix('Value error, ')}."
-        for item in error.errors()
-    ]
+    lines: dict[str, str] = {}
+    for item in error.errors():
+        name = str(item["loc"][0]) if item["loc"] else ""
+        said = _NO_TEXT.get(item["type"], item["msg"].removeprefix("Value error, ").rstrip("."))
+        # Of the alternatives that a parameter has, the first says best what is wrong.
+        given = item["input"]
+        shown = given if item["type"] not in _NO_TEXT and _is_number(given) else repr(given)
+        lines.setdefault(name, f"parameter {name} = {shown}: {said}.")
+    return list(lines.values())
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a text, as commands hand everything over, is a number and shown without quotes."""
+    return isinstance(value, str) and bool(re.fullmatch(r"-?[\d.]+", value))
 
 
 def parse_gen_kwargs(text: str) -> dict[str, Any]:

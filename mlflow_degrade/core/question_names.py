@@ -15,12 +15,6 @@ HUB = "hf:"
 DEFAULT_TOKENS = 32
 """Tokens of an answer where nobody says how many: a short answer, as exact match and F1 suit."""
 
-TASKS_HELP = "lm-eval tasks or groups, or files of questions such as mine.csv"
-COLUMNS_HELP = (
-    "Which column of a file of questions is what, e.g. question=Frage,answer=Antwort; of one of "
-    "several files mine.answer=Gold."
-)
-TOKENS_HELP = f"Most tokens of an answer to a file of questions; {DEFAULT_TOKENS} by default."
 _SEPARATORS = {os.sep, "/"}
 
 

@@ -22,9 +22,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
 from ..core.errors import InputError, UnknownNameError
 from ..core.yaml_files import read_yaml
@@ -174,15 +174,13 @@ class Recipe:
         }
 
 
-def load_recipe(reference: str | Path, presets: str | Path | None = None) -> Recipe:
+def load_recipe(reference: str | Path) -> Recipe:
     """Read a recipe by its preset's name or its file.
 
     Parameters
     ----------
     reference : str or path
-        A path ends in .yaml or .yml; anything else is the name of a preset.
-    presets : path, optional
-        Folder with a file for each preset.
+        A path ends in .yaml or .yml; anything else is the name of a preset, see `preset_files`.
 
     Returns
     -------
@@ -194,14 +192,25 @@ def load_recipe(reference: str | Path, presets: str | Path | None = None) -> Rec
         When there is no such preset.
     InputError
         As `Recipe.from_yaml`.
+
+    Examples
+    --------
+    >>> load_recipe("int4-weight-only")
+    <recipe 'int4-weight-only': export, graph fused, int4-weight-only>
     """
     if is_file_name(reference):
         return Recipe.from_yaml(reference)
-    known = preset_files(presets) if presets is not None else {}
+    known = preset_files()
     if str(reference) not in known:
         hint = "Or give a recipe file, whose name ends in .yaml."
         raise UnknownNameError("preset", str(reference), known, hint)
     return Recipe.from_yaml(known[str(reference)])
+
+
+NamedRecipe = Annotated[
+    Recipe, BeforeValidator(lambda v: load_recipe(v) if isinstance(v, (str, Path)) else v)
+]
+"""A recipe, or its preset's name or file."""
 
 
 def is_file_name(reference: str | Path) -> bool:
@@ -209,9 +218,9 @@ def is_file_name(reference: str | Path) -> bool:
     return Path(reference).suffix in _SUFFIXES
 
 
-def preset_files(folder: str | Path) -> dict[str, Path]:
-    """The presets in a folder, by their names."""
-    files = sorted(p for p in Path(folder).iterdir() if is_file_name(p))
+def preset_files() -> dict[str, Path]:
+    """The packaged presets, by their names."""
+    files = sorted(Path(__file__).with_name("presets").glob("*.yaml"))
     return {file.stem: file for file in files}
 
 

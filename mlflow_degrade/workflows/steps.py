@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +22,6 @@ if TYPE_CHECKING:
     from ..optimize.recipe import Recipe
     from ..registry.evidence import EvaluationSource
     from ..registry.signing import SigningKey
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 # What a recipe says while it runs: its steps on standard error, the verdict on standard output.
 
@@ -127,6 +127,27 @@ def make_models(
         with step(f"Resolve and export the baseline {baseline}"):
             exported = run_recipe(baseline, before, providers=providers)
     return Models(model, quantization.name, exported, candidate)
+
+
+def require_new(output: Path | None) -> None:
+    """Raise before any work where the directory for the model is there already."""
+    if (
+        output is not None
+        and output.exists()
+        and not (output.is_dir() and not any(output.iterdir()))
+    ):
+        raise InputError(f"output {output} is there already: name a new directory, or empty it.")
+
+
+def put_into(output: Path | None, folder: Path) -> None:
+    """Copy a finished model to where the user wants it."""
+    if output is None:
+        return
+    try:
+        shutil.copytree(folder, output, dirs_exist_ok=True)
+    except OSError as error:
+        raise InputError(f"output {output} cannot be written: {error}") from error
+    say(f"the model is in {output}")
 
 
 def require_quantization(recipe: Recipe) -> QuantizePass:

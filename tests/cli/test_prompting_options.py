@@ -8,7 +8,7 @@ import click
 import pytest
 
 from mlflow_degrade.cli import run
-from mlflow_degrade.cli.prompting import prompting_options
+from mlflow_degrade.cli.options import options_of
 from mlflow_degrade.core.prompting import Prompting
 
 EVALUATE = ["evaluate", "--model", "onnx", "--model-args", "pretrained=absent", "--tasks", "t"]
@@ -23,7 +23,7 @@ GATE = ["gate", "--candidate", "runs:/a", "--baseline", "runs:/b"]
         (["--apply-chat-template", "rag"], {"apply_chat_template": "rag"}),
         (["--apply-chat-template", "false"], {"apply_chat_template": False}),
         (
-            ["--apply-chat-template", "--no-fewshot-as-multiturn", "--gen-kwargs", "top_k=3"],
+            ["--apply-chat-template", "--fewshot-as-multiturn", "false", "--gen-kwargs", "top_k=3"],
             {
                 "apply_chat_template": True,
                 "fewshot_as_multiturn": False,
@@ -38,7 +38,7 @@ def test_options_mean_what_parameters_mean(arguments: list[str], expected: dict[
     seen: dict[str, Any] = {}
 
     @click.command()
-    @prompting_options
+    @options_of(Prompting)
     def command(**given: Any) -> None:
         seen.update(given)
 

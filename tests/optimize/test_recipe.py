@@ -20,8 +20,8 @@ from mlflow_degrade.optimize.recipe import Recipe, load_recipe, preset_files, ru
 from mlflow_degrade.optimize.schemes import SCHEMES, apply_scheme, find_scheme
 from mlflow_degrade.optimize.source.model_directory import ModelDirectory
 
-_RECIPES = Path(__file__).parents[2] / "recipes"
-PRESETS = [file for folder in _RECIPES.glob("*/presets") for file in preset_files(folder).values()]
+PRESETS = list(preset_files().values())
+_EXPORTS = {"plain", "basic", "fused"}
 
 EXPORT, GRAPH = {"pass": "export"}, {"pass": "graph"}
 
@@ -38,24 +38,21 @@ def names(found: Recipe) -> list[str]:
     return [each.name for each in found.passes]
 
 
-@pytest.mark.parametrize("file", PRESETS, ids=lambda f: f"{f.parents[1].name}/{f.stem}")
+@pytest.mark.parametrize("file", PRESETS, ids=lambda f: f.stem)
 def test_every_preset_is_read_and_written_back(file: Path) -> None:
     found = Recipe.from_yaml(file)
     found.check((CPU,))
     assert found.name == file.stem
     assert Recipe.from_mapping(yaml.safe_load(yaml.safe_dump(found.as_dict())), file.stem) == found
     assert file.read_text().startswith("# ")  # each says what it is for
-    if file.parents[1].name != "export":
-        # A preset is called what it makes.
-        made = found.quantization.name if found.quantization else "fused"
-        assert found.name == made
-    if file.parents[1].name == "quantize":
+    if file.stem not in _EXPORTS:
         assert found.quantization is not None
+        assert found.name == found.quantization.name  # a preset is called what it makes
         assert names(found.before_quantization) == ["export", "graph fused"]
 
 
 def test_every_scheme_worth_gating_has_a_preset() -> None:
-    assert set(preset_files(_RECIPES / "quantize" / "presets")) >= set(SCHEMES) - {"fp32"}
+    assert set(preset_files()) >= set(SCHEMES) - {"fp32"}
 
 
 @pytest.mark.parametrize(
@@ -146,12 +143,10 @@ def test_files_that_are_no_recipes(tmp_path: Path, text: str, message: str) -> N
 
 def test_recipes_are_found_by_preset_or_file(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("passes: [{pass: export}]")
-    assert load_recipe("mine", tmp_path) == load_recipe(tmp_path / "mine.yaml")
-    assert load_recipe("mine", tmp_path).file == tmp_path / "mine.yaml"
-    with pytest.raises(UnknownNameError, match=r"preset 'mein': did you mean 'mine'.*\.yaml"):
-        load_recipe("mein", tmp_path)
-    with pytest.raises(UnknownNameError, match="Known: none"):
-        load_recipe("mine")
+    assert names(load_recipe(tmp_path / "mine.yaml")) == ["export"]
+    assert load_recipe("plain").file == preset_files()["plain"]
+    with pytest.raises(UnknownNameError, match=r"preset 'plane': did you mean 'plain'.*\.yaml"):
+        load_recipe("plane")
     with pytest.raises(InputError, match=r"other\.yaml cannot be read"):
         load_recipe(tmp_path / "other.yaml")
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from click.testing import CliRunner
 from mlflow.tracking import MlflowClient
+from recipe_cases import invoke
 from tiny_models import (
     LLAMA_SIZES,
     SENTENCES,
@@ -23,7 +23,6 @@ from tiny_models import (
 )
 
 from mlflow_degrade import GatePolicy, QuantizeOptions, Verdict, quantize_and_gate
-from mlflow_degrade.cli.quantize import main
 from mlflow_degrade.registry.promotion import promote
 
 _RECIPE = Path(__file__).parents[2] / "recipes" / "quantize"
@@ -67,9 +66,7 @@ def test_what_a_classifier_does_not_answer_is_refused_before_any_work(
     monkeypatch.setenv("MLFLOW_DEGRADE_CACHE", str(cache))
     model = make_tiny_bert(tmp_path / "model", labels=("good", "bad"))
     file = _table(tmp_path / "mine.csv", header, rows)
-    result = CliRunner().invoke(
-        main, ["--model", str(model), "--tasks", str(file), "--device", "cpu"]
-    )
+    result = invoke("quantize", "--model", str(model), "--tasks", str(file), "--device", "cpu")
     assert result.exit_code == 3, result.output
     assert says in result.output
     assert "Traceback" not in result.output

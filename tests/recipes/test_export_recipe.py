@@ -7,17 +7,14 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from recipe_cases import invoke
 from tiny_models import make_tiny_bert, make_tiny_bert_for
 from transformers import BertForMaskedLM
 
-from mlflow_degrade.cli.export import main
 from mlflow_degrade.optimize.pass_table import ExportPass
-from mlflow_degrade.optimize.recipe import Recipe
+from mlflow_degrade.optimize.recipe import Recipe, load_recipe, preset_files
 from mlflow_degrade.optimize.source.model_directory import ModelDirectory
 from mlflow_degrade.workflows.optimize import ExportOptions, export_model
-
-_PRESETS = Path(__file__).parents[2] / "recipes" / "export" / "presets"
 
 
 def test_a_decoder_is_exported_logged_and_served(
@@ -55,13 +52,13 @@ def test_a_decoder_is_exported_logged_and_served(
 def test_an_encoder_is_exported_by_a_preset(store: mlflow.MlflowClient, tmp_path: Path) -> None:
     model = make_tiny_bert(tmp_path / "model")
     arguments = ["--model", str(model), "--recipe", "basic", "--device", "cpu"]
-    result = CliRunner().invoke(main, arguments, obj=_PRESETS)
+    result = invoke("export", *arguments)
     assert result.exit_code == 0, result.output
     (run,) = store.search_runs(["0"])
     assert run.data.params["recipe"] == "basic"
     assert run.data.metrics["parity/mean_cosine"] == pytest.approx(1, abs=1e-6)
     text = mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/recipe/basic.yaml")
-    assert text == (_PRESETS / "basic.yaml").read_text(encoding="utf-8")
+    assert text == preset_files()["basic"].read_text(encoding="utf-8")
     (output,) = run.outputs.model_outputs
     vector = mlflow.pyfunc.load_model(f"models:/{output.model_id}").predict(
         [{"prompt": "The harbour"}]
@@ -98,7 +95,7 @@ def test_bad_input(store: mlflow.MlflowClient, changes: dict[str, str], message:
     Path("quantized.yaml").write_text(f"{head}- {{pass: quantize, scheme: int8-weight-only}}\n")
     Path("wrong.yaml").write_text(f"{head}- {{pass: graph, level: fussed}}\n")
     arguments = [part for name, value in changes.items() for part in (f"--{name}", value)]
-    result = CliRunner().invoke(main, arguments, obj=_PRESETS)
+    result = invoke("export", *arguments)
     assert result.exit_code == 3, result.output
     assert message in result.output
     assert "Traceback" not in result.output
@@ -106,4 +103,4 @@ def test_bad_input(store: mlflow.MlflowClient, changes: dict[str, str], message:
 
 
 def test_by_default_a_graph_is_fused() -> None:
-    assert ExportOptions().recipe == Recipe.from_yaml(_PRESETS / "fused.yaml")
+    assert ExportOptions().recipe == load_recipe("fused")

@@ -11,13 +11,10 @@ import mlflow
 import onnx
 import pytest
 import torch
-from click.testing import CliRunner
+from recipe_cases import invoke
 from safetensors.torch import load_file, save_file
 
 from mlflow_degrade.cli import run
-from mlflow_degrade.cli.export import main as export_main
-from mlflow_degrade.cli.optimize import main as optimize_main
-from mlflow_degrade.cli.quantize import main as quantize_main
 from mlflow_degrade.optimize.export import export_onnx
 from mlflow_degrade.optimize.source.resolve import resolve_model
 from mlflow_degrade.workflows.optimize import ExportOptions, export_model
@@ -58,10 +55,6 @@ def _adapter(folder: Path) -> None:
     save_file({"x": torch.zeros(2)}, folder / "adapter_model.safetensors")
 
 
-def _presets(recipe: str) -> Path:
-    return Path(__file__).parents[2] / "recipes" / recipe / "presets"
-
-
 BROKEN = {
     "pointer": (_pointer, "Git LFS pointer"),
     "quantized": (_quantized, "is quantized already (GPTQ, 4 bits"),
@@ -90,10 +83,9 @@ def test_recipes(
     workshop: Path,
     broken: Callable[[str], Path],
 ) -> None:
-    mains = {"quantize": quantize_main, "export": export_main, "optimize": optimize_main}
     tasks = ["--tasks", "tiny_boats", "--include-path", str(workshop / "tasks")]
     arguments = ["--model", str(broken(case)), *(tasks if recipe == "quantize" else [])]
-    result = CliRunner().invoke(mains[recipe], arguments, obj=_presets(recipe))
+    result = invoke(recipe, *arguments)
     assert result.exit_code == 3, result.output
     assert BROKEN[case][1] in " ".join(result.output.split())
     assert "Traceback" not in result.output
@@ -144,7 +136,7 @@ def test_a_stale_onnx_file_is_asked_about_and_the_choice_is_recorded(
 
     _changed(folder, trained)
     arguments = ["--model", str(folder), "--device", "cpu"]
-    result = CliRunner().invoke(export_main, arguments, obj=_presets("export"))
+    result = invoke("export", *arguments)
     assert result.exit_code == 3, result.output
     assert "holds two models" in " ".join(result.output.split())
     chosen = export_model(ExportOptions(model=str(folder / WEIGHTS), device="cpu"))

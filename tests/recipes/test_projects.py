@@ -1,49 +1,55 @@
-"""MLproject files say what the commands take: the same parameters with the same defaults."""
+"""MLproject files and option models say the same, and a parameter is described in one place."""
 
 from __future__ import annotations
 
 import re
-from importlib import import_module
+import subprocess
+import sys
 from pathlib import Path
 
 import click
 import pytest
 import yaml
-from click.testing import CliRunner
+from recipe_cases import invoke
 
-_RECIPES = Path(__file__).parents[2] / "recipes"
-_NAMES = sorted(file.parent.name for file in _RECIPES.glob("*/MLproject"))
+from mlflow_degrade.cli import cli
+
+_ROOT = Path(__file__).parents[2]
+_NAMES = sorted(file.parent.name for file in (_ROOT / "recipes").glob("*/MLproject"))
 
 
 def _command(name: str) -> click.Command:
-    module = "recipe_gate" if name == "gate" else name
-    found = import_module(f"mlflow_degrade.cli.{module}").main
-    assert isinstance(found, click.Command)
+    found = cli.get_command(click.Context(cli), name)
+    assert found is not None
     return found
 
 
+def test_project_files_are_those_the_commands_make() -> None:
+    script = _ROOT / "scripts" / "generate_projects.py"
+    subprocess.run([sys.executable, str(script), "--check"], check=True)
+    assert _NAMES == ["export", "gate", "optimize", "quantize"]
+
+
 @pytest.mark.parametrize("name", _NAMES)
-def test_project_and_command_agree(name: str) -> None:
-    project = yaml.safe_load((_RECIPES / name / "MLproject").read_text(encoding="utf-8"))
-    assert project["name"] == f"mlflow-degrade-{name}"
+def test_a_project_hands_every_parameter_over(name: str) -> None:
+    project = yaml.safe_load((_ROOT / "recipes" / name / "MLproject").read_text(encoding="utf-8"))
     entry = project["entry_points"]["main"]
+    handed = re.findall(r"--([\w-]+) \{(\w+)\}", entry["command"])
+    assert [parameter for _, parameter in handed] == list(entry["parameters"])
+    for option, parameter in handed:
+        assert option == parameter.replace("_", "-")
+    # Unset parameters are what the command does by itself.
     options = {p.name: p for p in _command(name).params if isinstance(p, click.Option)}
-    assert list(entry["parameters"]) == list(options)
     for parameter, about in entry["parameters"].items():
         assert about["type"] == "string"
         assert about.get("default") == (
             None if options[parameter].required else options[parameter].default
         )
-    handed = re.findall(r"--([\w-]+) \{(\w+)\}", entry["command"])
-    assert [parameter for _, parameter in handed] == list(options)
-    for option, parameter in handed:
-        assert option == parameter.replace("_", "-")
 
 
 @pytest.mark.parametrize("name", _NAMES)
 def test_help_explains_every_option(name: str) -> None:
-    shown = CliRunner().invoke(_command(name), ["--help"])
-    assert shown.exit_code == 0
+    assert invoke(name, "--help").exit_code == 0
     for option in _command(name).params:
         assert isinstance(option, click.Option)
         assert option.help, option.name
@@ -51,9 +57,23 @@ def test_help_explains_every_option(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["export", "optimize", "quantize"])
 def test_a_preset_that_does_not_exist_is_named_with_the_nearest(name: str) -> None:
-    presets = _RECIPES / name / "presets"
-    nearest = {"export": "fused", "optimize": "fused", "quantize": "int8-static"}[name]
-    result = CliRunner().invoke(_command(name), ["--recipe", f"{nearest}e"], obj=presets)
+    result = invoke(name, "--recipe", "int8-staticc")
     assert result.exit_code == 3
-    assert f"did you mean '{nearest}'" in result.output
+    assert "did you mean 'int8-static'" in result.output
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--force"], "'no/such' is neither"),
+        (["--force", "false"], "'no/such' is neither"),
+        (["--force", "perhaps"], "force = 'perhaps': give true or false"),
+        (["--strict", "perhaps"], "strict = 'perhaps': give true or false"),
+    ],
+)
+@pytest.mark.usefixtures("store")
+def test_a_switch_is_given_bare_or_in_words(arguments: list[str], says: str) -> None:
+    result = invoke("quantize", "--model", "no/such", *arguments)
+    assert result.exit_code == 3
+    assert says in result.output

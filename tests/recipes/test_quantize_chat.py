@@ -11,9 +11,9 @@ import mlflow
 import pandas as pd
 import pytest
 from mlflow.tracking import MlflowClient
+from recipe_cases import invoke
 
 from mlflow_degrade import GatePolicy, QuantizeOptions, Verdict, quantize_and_gate
-from mlflow_degrade.cli.recipe_gate import main as gate_recipe
 from mlflow_degrade.core.errors import InputError, PromptMismatchError
 from mlflow_degrade.engine.conversation import template_digest
 from mlflow_degrade.registry.promotion import promote
@@ -144,16 +144,13 @@ def test_what_cannot_be_asked_is_found_before_any_work(
     assert not store.search_registered_models()
 
 
-def test_the_gate_recipe_wants_tasks_with_its_options(
-    store: MlflowClient, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_the_gate_recipe_wants_tasks_with_its_options(store: MlflowClient) -> None:
     assert store
     for arguments, message in (
         (["--apply-chat-template", "true"], "name the tasks as well, or put it into the policy"),
         (["--fewshot-as-multiturn", "true", "--tasks", "t"], "only with apply_chat_template=true"),
         (["--gen-kwargs", json.dumps({"temperature": 1}), "--tasks", "t"], "add seed=0"),
     ):
-        with pytest.raises(SystemExit) as ended:
-            gate_recipe(["--candidate", "runs:/a", "--baseline", "runs:/b", *arguments])
-        assert ended.value.code == 3
-        assert message in " ".join(capfd.readouterr().err.split())
+        result = invoke("gate", "--candidate", "runs:/a", "--baseline", "runs:/b", *arguments)
+        assert result.exit_code == 3
+        assert message in " ".join(result.output.split())

@@ -16,12 +16,11 @@ from typing import cast
 import mlflow
 import pandas as pd
 import pytest
-from click.testing import CliRunner, Result
 from mlflow.tracking import MlflowClient
-from recipe_cases import make_items, write_task
+from recipe_cases import Done, invoke, make_items, write_task
 
-from mlflow_degrade.cli import recipe_options
-from mlflow_degrade.cli.quantize import main
+from mlflow_degrade.cli import options
+from mlflow_degrade.cli.options import read
 from mlflow_degrade.core.errors import InputError
 from mlflow_degrade.decision.policy import GatePolicy
 from mlflow_degrade.engine.providers import CPU
@@ -31,6 +30,7 @@ from mlflow_degrade.optimize.schemes import SCHEMES
 from mlflow_degrade.registry.evaluate_missing import _require_same_questions, _suite
 from mlflow_degrade.registry.references import asked_of
 from mlflow_degrade.tracking.runs import tracked_run
+from mlflow_degrade.workflows.questions import Questions
 from mlflow_degrade.workflows.steps import make_models
 
 _RECIPE = Path(__file__).parents[2] / "recipes" / "quantize"
@@ -48,8 +48,8 @@ def _arguments(workshop: Path, **changes: str) -> list[str]:
     return [part for k, v in (values | changes).items() for part in (f"--{k}", v)]
 
 
-def _run(workshop: Path, **changes: str) -> Result:
-    return CliRunner().invoke(main, _arguments(workshop, **changes))
+def _run(workshop: Path, **changes: str) -> Done:
+    return invoke("quantize", *_arguments(workshop, **changes))
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def _run(workshop: Path, **changes: str) -> Result:
         ({"margin-pp": "0"}, "margin_pp = 0"),
         ({"margin-pp": "nan"}, "margin_pp"),
         ({"limit": "-1"}, "limit = -1"),
-        ({"limit": "many"}, "not a whole number"),
+        ({"limit": "many"}, "limit = 'many': not a whole number"),
         ({"device": "tpu"}, "device"),
         ({"device": "cuda"}, "mlflow-degrade[gpu]"),
         ({"device": "tensorrt"}, "has no TensorrtExecutionProvider"),
@@ -79,7 +79,7 @@ def _run(workshop: Path, **changes: str) -> Result:
         ({"policy": "nowhere.yaml"}, "nowhere.yaml"),
         ({"batch-size": "0"}, "batch"),
         ({"min-quantized-share": "1.5"}, "min_quantized_share = 1.5"),
-        ({"min-quantized-share": "half"}, "'half' is not a number"),
+        ({"min-quantized-share": "half"}, "min_quantized_share = 'half': not a number"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -101,13 +101,13 @@ def test_tasks_are_found_where_the_caller_stands(
 ) -> None:
     (tmp_path / "starter").mkdir()
     (tmp_path / "mine.csv").touch()
-    monkeypatch.setattr(recipe_options, "_caller_directories", lambda: [tmp_path])
+    monkeypatch.setattr(options, "caller_directories", lambda: [tmp_path])
     names = "starter, mine.csv,./starter:dev,other.csv,hf:org/x:test,mlflow:y"
     # A folder that is called like a task is meant only where it is written as a path.
-    assert recipe_options.caller_tasks(names) == [
+    assert read(Questions, {"tasks": names}).tasks == (
         "starter", f"{tmp_path}/mine.csv", f"{tmp_path}/starter:dev", "other.csv",
         "hf:org/x:test", "mlflow:y",
-    ]  # fmt: skip
+    )  # fmt: skip
 
 
 def test_a_file_that_holds_no_questions(
@@ -258,8 +258,6 @@ def test_mlflow_run(store: MlflowClient, workshop: Path, manager: list[str]) -> 
     # Nothing is written next to the recipe.
     assert sorted(p.name for p in _RECIPE.iterdir() if p.name != "__pycache__") == [
         "MLproject",
-        "main.py",
-        "presets",
     ]
     # How a run ends does not depend on who manages the environment: one ending for each.
     if manager:
@@ -281,7 +279,7 @@ def test_killed_evaluation_resumes(store: MlflowClient, workshop: Path, tmp_path
         write_task(tasks, name, make_items(3000, seed=seed))
     changes = {"tasks": "tiny_first,tiny_second", "include-path": str(tasks)}
     command = [
-        sys.executable, "-m", "mlflow_degrade.cli.quantize",
+        sys.executable, "-m", "mlflow_degrade", "quantize",
         *_arguments(workshop, **changes),
     ]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

@@ -1,0 +1,6 @@
+"""``python -m mlflow_degrade``: the command, wherever its script is."""
+
+from .cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Decide between two models in MLflow, and promote what passes: the job behind recipes/gate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import model_validator
+
+from ..decision.policy import GatePolicy
+from ..engine.providers import Device
+from ..registry.promotion import Promotion, promote
+from .questions import Questions, RegisteredName
+
+
+class GateOptions(Questions):
+    """Which models are compared, how, and where one that passes goes.
+
+    Attributes
+    ----------
+    candidate : str
+        The model that wants in: ``runs:/<id>`` of an evaluation or of a recipe run,
+        ``models:/<name>@<alias>``, ``models:/<name>/<version>`` or ``models:/<id of a logged
+        model>``.
+    baseline : str
+        The model it must not fall behind, in the same words.
+    policy : GatePolicy
+        The default policy by default.
+    register_as : str, optional
+        Registered model on PASS; ``auto`` takes the candidate's or the baseline's, ``none``
+        registers nothing.
+    alias : str, optional
+        Alias to point to a version that passes.
+    model_uri : str, optional
+        The candidate's logged model, where its run does not tell.
+    tasks : tuple of str
+        lm-eval tasks or files of questions to evaluate on where no evaluation of both is logged,
+        comma-separated.
+    device : {"auto", "cpu", "cuda", "tensorrt"}
+        Where to evaluate.
+    fresh : bool
+        Evaluate both again, whatever is logged.
+    signing_key : str, optional
+        Private key in PEM to sign the evidence with, or ``sigstore``; by default that of
+        MLFLOW_DEGRADE_SIGNING_KEY, if any.
+    """
+
+    candidate: str
+    baseline: str
+    policy: GatePolicy = GatePolicy()
+    register_as: RegisteredName = "auto"
+    alias: str | None = None
+    model_uri: str | None = None
+    device: Device = "auto"
+    fresh: bool = False
+    signing_key: str | None = None
+
+    @model_validator(mode="after")
+    def _how_of_what(self) -> GateOptions:
+        fields = {name: field for name, field in Questions.model_fields.items() if name != "seed"}
+        stated = [name for name, field in fields.items() if getattr(self, name) != field.default]
+        if stated and not self.tasks:
+            raise ValueError(
+                f"{', '.join(stated)}: that is how tasks are asked; name the tasks as well, or put "
+                "it into the policy, which may hold how models are asked"
+            )
+        return self
+
+
+def gate(options: GateOptions) -> Promotion:
+    """Compare two models and promote the candidate when it passes, within the run of a project."""
+    from contextlib import nullcontext
+
+    from ..tracking.connection import require_tracking_server
+    from ..tracking.runs import joined_run_id, terminate_gracefully, tracked_run
+
+    joined: Any = nullcontext()
+    if (run_id := joined_run_id()) is not None:
+        require_tracking_server()
+        joined = tracked_run(f"gate {options.candidate}", run_id=run_id)
+    with terminate_gracefully(), joined:
+        return promote(
+            options.candidate,
+            options.baseline,
+            options.policy,
+            register_as=options.register_as,
+            alias=options.alias,
+            model_uri=options.model_uri,
+            questions=options.questions if options.tasks else None,
+            device=options.device,
+            fresh=options.fresh,
+            signing_key=options.signing_key,
+        )
