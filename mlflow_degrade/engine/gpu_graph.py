@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..core.errors import UnsupportedModelError
-from .graph_editor import Wiring, attribute, raise_opset
+from .graph_editor import Wiring, attribute, raise_opset, readers
 from .lengths import attention_window
 from .ort_values import ARRAY_TYPES, run_arrays
 from .providers import CPU, create_session, session_options
@@ -134,12 +134,9 @@ def _fix_shapes(graph: Any, folder: Path, layers: list[Any]) -> None:
     from onnx import helper
 
     pasts = {name for layer in layers for name in layer.input[4:6]}
-    readers: dict[str, set[str]] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, set()).add(node.op_type)
-    strange = {n for n in pasts if readers.get(n) != {"TensorScatter"}}
-    strange |= {"attention_mask"} & readers.keys()
+    read_by = readers(graph)
+    strange = {n for n in pasts if {r.op_type for r in read_by.get(n, ())} != {"TensorScatter"}}
+    strange |= {"attention_mask"} & read_by.keys()
     if strange or "position_ids" not in {value.name for value in graph.input}:
         raise UnsupportedModelError(
             f"the model in {folder} counts its positions by {sorted(strange) or 'itself'}: it is "

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import ModelError, ParityError, UnsupportedModelError
+from ...engine.graph_editor import inner_graphs
 
 GRAPH_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"
@@ -155,14 +156,9 @@ def infer_types(model: Any) -> None:
 
 
 def _all_nodes(graph: Any) -> list[Any]:
-    """Nodes of a graph and of the graphs inside its nodes (branches of an If)."""
-    nodes = []
-    for node in graph.node:
-        nodes.append(node)
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                nodes.extend(_all_nodes(inner))
-    return nodes
+    """Nodes of a graph and of the graphs inside its nodes."""
+    inner = (part for node in graph.node for part in inner_graphs(node))
+    return [*graph.node, *(node for part in inner for node in _all_nodes(part))]
 
 
 def _weight_digests(model: Any) -> dict[str, str]:

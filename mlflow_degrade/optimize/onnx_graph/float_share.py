@@ -20,7 +20,7 @@ from typing import Any
 
 from ...core.errors import InputError, QuantizationError
 from ...core.numbers import share as in_percent
-from ...engine.graph_editor import attribute
+from ...engine.graph_editor import attribute, makers
 from ..passes.matmul_nbits import is_offset
 
 MIN_QUANTIZED_SHARE = 0.5
@@ -221,7 +221,7 @@ def _grids(model: Any, weights: Collection[str]) -> set[str]:
 
 def _multiplied(model: Any, weights: Collection[str]) -> set[str]:
     """Weights that reach a product, as they are or moved about."""
-    makers = {name: node for node in model.graph.node for name in node.output}
+    made_by = makers(model.graph)
     found: set[str] = set()
     for node in model.graph.node:
         places = _PRODUCTS.get(node.op_type, ())
@@ -231,7 +231,7 @@ def _multiplied(model: Any, weights: Collection[str]) -> set[str]:
             if place >= len(node.input):
                 continue
             name, looked_up = node.input[place], False
-            while (maker := makers.get(name)) is not None and maker.op_type in _MOVED:
+            while (maker := made_by.get(name)) is not None and maker.op_type in _MOVED:
                 looked_up |= maker.op_type == "Gather" and maker.input[1] not in weights
                 name = maker.input[0]
             # Rows that a product reads on its left were looked up, they are no matrix of its own.

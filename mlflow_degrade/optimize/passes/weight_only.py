@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...core.errors import InputError, QuantizationError
-from ..embeddings import head_node, narrow_embedding, untie_head
+from ..embeddings import head_output, narrow_embedding, untie_head
 from .blockwise import Blocks, Matrix, gptq, half_quadratic
 from .calibration import Calibration
 from .matmul_nbits import replace_product
@@ -55,7 +55,7 @@ def quantize_weights(
             findings["calibration_tokens"] = calibration.n_tokens
             solved = _solve_gptq(products, bits, block_size, calibration)
         else:
-            solved = _solve_hqq(products, bits, block_size, _head_output(model))
+            solved = _solve_hqq(products, bits, block_size, head_output(model))
         for node, blocks, used in solved:
             replace_product(model, node, blocks, used, accuracy_level)
     findings["half_embeddings"] = narrow_embedding(model)
@@ -137,12 +137,6 @@ def _rows(tensor: Any) -> Matrix:
 
     matrix: NDArray[np.float32] = numpy_helper.to_array(tensor)
     return np.ascontiguousarray(matrix.T)
-
-
-def _head_output(model: Any) -> str | None:
-    if all(output.name != "logits" for output in model.graph.output):
-        return None
-    return str(head_node(model).output[0])
 
 
 def _require_options(
