@@ -24,9 +24,10 @@ from .forward_pass import Answers, run_rows
 from .generation import Sampling, generate
 from .gpu_graph import Form
 from .lengths import exact_length, require_exact, stated_length
+from .oom_retry import Halving
 from .providers import CUDA, memory_name, on_gpu, resolve_device
 from .schedule import UNPADDED, Limits, Plan, Row, Tokens, make_plan
-from .schedule_run import PlanRun
+from .schedule_run import run_plan
 from .session import DecoderInputs, decoder_inputs, open_derived, read_json, run_error
 from .session_calls import Calls, CapturedCalls
 from .sharing import batch_cost, share
@@ -153,8 +154,6 @@ class OnnxDecoder:
         default on CUDA. To be set before the first call.
     last_plan : Plan or None
         What the latest call of `score` ran.
-    halved : int
-        How many batches of that call were halved because memory did not suffice.
 
     Raises
     ------
@@ -185,7 +184,7 @@ class OnnxDecoder:
         self.for_gpu = self.providers[0] == CUDA
         self.cuda_graphs = self.providers[0] == CUDA
         self.last_plan: Plan | None = None
-        self.halved = 0
+        self._halving = Halving(self.folder)
         self.batch_size = None if batch_size == "auto" else positive(batch_size)
         self._threads = threads
 
@@ -216,7 +215,8 @@ class OnnxDecoder:
         """What reads a batch of prompts and then advances by up to `new_tokens` tokens."""
         if self.for_gpu and self._fixed is not None:
             return FixedStepper(self._fixed, new_tokens, greedy=greedy)
-        return Stepper(self, greedy=greedy, prefill_only=not new_tokens)
+        parts = self.session, self.inputs, self.device_type, self.folder
+        return Stepper(*parts, greedy=greedy, prefill_only=not new_tokens)
 
     @cached_property
     def _fixed(self) -> FixedModel | None:
@@ -252,6 +252,11 @@ class OnnxDecoder:
         """Free the session's memory; the next call opens it again."""
         self.__dict__.pop("_scoring", None)
         self.__dict__.pop("_fixed", None)
+
+    @property
+    def halved(self) -> int:
+        """How many batches of the latest call of `score` were halved: memory did not suffice."""
+        return self._halving.count
 
     @property
     def limits(self) -> Limits:
@@ -362,12 +367,14 @@ class OnnxDecoder:
         wanted tokens go through the LM head, and the softmax is float32.
         """
         plan = self.last_plan = plan or self.plan(requests)
-        self.halved = 0
+        self._halving.count = 0
         asking: list[list[int]] = [[] for _ in plan.rows]
         for index, (row, _) in enumerate(plan.places):
             asking[row].append(index)
         scores: list[Score | None] = [None] * len(requests)
-        for answered in PlanRun(self, plan).answers():
+        continues = plan.sharing is not None and self.token_bytes > 0
+        run = run_plan(plan, self.calls, self.inputs, self._halving, continues=continues)
+        for answered in run:
             finished = []
             for row, answers in answered:
                 for index in asking[row]:

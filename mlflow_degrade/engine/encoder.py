@@ -21,7 +21,7 @@ from ..core.errors import InputError, ModelError, NonFiniteLogitsError, Unsuppor
 from .decoder import Score, positive
 from .family import model_family
 from .layout import right_padded
-from .oom_retry import run_in_halves
+from .oom_retry import Halving
 from .pooling import Answer, Pooling, head_answer, head_labels, read_pooling
 from .providers import on_gpu, open_session, resolve_device
 from .schedule import UNPADDED, Batch, Limits, Plan, Row, pack
@@ -148,8 +148,6 @@ class OnnxEncoder:
         numbers depend on their batch (see `mlflow_degrade.evaluation.probes`).
     last_plan : Plan or None
         What the latest call ran.
-    halved : int
-        How many batches of that call were halved because memory did not suffice.
 
     Raises
     ------
@@ -190,7 +188,7 @@ class OnnxEncoder:
         self.text = EncoderText(self.folder, config)
         self.unpadded = False
         self.last_plan: Plan | None = None
-        self.halved = 0
+        self._halving = Halving(self.folder)
         self.batch_size = None if batch_size == "auto" else positive(batch_size)
         self._threads = threads
 
@@ -209,6 +207,11 @@ class OnnxEncoder:
     def close(self) -> None:
         """Free the session's memory; the next call opens it again."""
         self.__dict__.pop("session", None)
+
+    @property
+    def halved(self) -> int:
+        """How many batches of the latest call were halved because memory did not suffice."""
+        return self._halving.count
 
     @property
     def limits(self) -> Limits:
@@ -330,7 +333,7 @@ class OnnxEncoder:
         rows = tuple(Row(tokens, second=second) for tokens, second in distinct)
         places = tuple((place[row.tokens, row.second], 0) for row in asked)
         batches = pack(rows, self.limits)
-        self.halved = 0
+        self._halving.count = 0
         self.last_plan = Plan(rows, batches, places, truncated, self.limits)
         asking: list[list[int]] = [[] for _ in rows]
         for index, (row, _) in enumerate(places):
@@ -428,11 +431,9 @@ class OnnxEncoder:
 
     def run_batch(self, rows: Sequence[Row], batch: Batch) -> Iterator[tuple[int, Vectors]]:
         """Vectors of one batch by row; it is halved as long as memory does not suffice."""
-
-        def run(part: Batch) -> list[Vectors]:
-            return self._forward([rows[i] for i in part.rows], part.length)
-
-        yield from run_in_halves(self, batch, run)
+        return self._halving.run(
+            batch, lambda part: self._forward([rows[i] for i in part.rows], part.length)
+        )
 
     def _forward(self, rows: Sequence[Row], length: int) -> list[Vectors]:
         values = self.session.run(rows, length, pad_id=self.text.pad_id)

@@ -46,6 +46,8 @@ _CASES = ((2, 5, 0, 2), (2, 3, 4, 0), (1, 600, 0, 0))
 
 def take_form(model: Any, folder: Path, form: Form) -> None:
     """Change a decoder's graph to a form, in place."""
+    from onnx import TensorProto, helper
+
     if form == "exported":
         return
     graph = model.graph
@@ -74,19 +76,13 @@ def take_form(model: Any, folder: Path, form: Form) -> None:
     if form == "unmasked":
         _repeat_pasts(wiring, graph, layers)
     wiring.write()
-    value = _int64_rows
-    if form == "unmasked":
-        graph.input.append(value(PAST_ROWS))
-        return
-    raise_opset(model, _OPSET)
-    graph.input.extend([value(WRITTEN_AT), value(FILLED)])
-    _fix_shapes(graph, folder, layers)
-
-
-def _int64_rows(name: str) -> Any:
-    from onnx import TensorProto, helper
-
-    return helper.make_tensor_value_info(name, TensorProto.INT64, ["batch_size"])
+    graph.input.extend(
+        helper.make_tensor_value_info(name, TensorProto.INT64, ["batch_size"])
+        for name in ([PAST_ROWS] if form == "unmasked" else [WRITTEN_AT, FILLED])
+    )
+    if form == "fixed":
+        raise_opset(model, _OPSET)
+        _fix_shapes(graph, folder, layers)
 
 
 def _caches(node: Any, inputs: set[str]) -> bool:

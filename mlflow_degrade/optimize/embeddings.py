@@ -23,10 +23,8 @@ from ..engine.graph_editor import makers, put_before, readers, set_nodes, store
 _AFTER_HEAD = {"Cast", "Identity", "Div", "Mul", "Tanh"}
 
 
-def head_node(model: Any) -> Any | None:
-    """The node that projects hidden states to the vocabulary; an encoder has none."""
-    if all(output.name != "logits" for output in model.graph.output):
-        return None
+def head_node(model: Any) -> Any:
+    """The node that projects hidden states to the vocabulary."""
     made_by = makers(model.graph)
     name = "logits"
     while (node := made_by.get(name)) is not None and node.op_type in _AFTER_HEAD:
@@ -40,9 +38,14 @@ def head_node(model: Any) -> Any | None:
     return node
 
 
+def _head(model: Any) -> Any | None:
+    """The same; None of an encoder, which gives its hidden states."""
+    return head_node(model) if any(o.name == "logits" for o in model.graph.output) else None
+
+
 def head_output(model: Any) -> str | None:
-    """What it gives."""
-    node = head_node(model)
+    """What the projection gives; None of an encoder."""
+    node = _head(model)
     return None if node is None else str(node.output[0])
 
 
@@ -51,7 +54,7 @@ def tie_head(model: Any) -> bool:
     import numpy as np
     from onnx import helper, numpy_helper
 
-    node, graph = head_node(model), model.graph
+    node, graph = _head(model), model.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
     if node is None or node.op_type != "MatMul" or node.input[1] not in weights:
         return False
@@ -74,7 +77,7 @@ def untie_head(model: Any) -> bool:
     """Give the head a weight of its own, so that a pass can change it."""
     from onnx import numpy_helper
 
-    node, graph = head_node(model), model.graph
+    node, graph = _head(model), model.graph
     if node is None or node.op_type != "MatMul":
         return False
     turned = makers(graph).get(node.input[1])
