@@ -31,10 +31,14 @@ _INLINE_BYTES = 1024
 
 def load_graph(directory: str | Path, *, weights: bool = True) -> Any:
     """Parse a model directory's graph."""
+    return read_graph(Path(directory) / GRAPH_FILE, weights=weights)
+
+
+def read_graph(path: Path, *, weights: bool = False) -> Any:
+    """Parse an ONNX file, without the weights that lie outside of it or with them."""
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-    path = Path(directory) / GRAPH_FILE
     try:
         return onnx.load(str(path), load_external_data=weights)
     except (DecodeError, ValueError, onnx.checker.ValidationError) as error:

@@ -32,7 +32,7 @@ from ..source.model_directory import (
     ModelDirectory,
     copy_companions,
     library_versions,
-    write_manifest,
+    write_derived,
 )
 from .calibration import Calibration
 
@@ -210,13 +210,8 @@ def smooth_directory(
                 f"smoothed, {base.path} computes something else: {found}; the limit is {limit:g}. "
                 "Use the scheme without smoothing."
             )
-        write_manifest(
-            target,
-            scheme=base.scheme,
-            source=base.source,
-            recipe=[*base.recipe, {"pass": "smoothing", "fixed_range": fixed_range, **findings}],
-            parity={"reference": "before the pass", **found.as_dict()},
-        )
+        step = {"pass": "smoothing", "fixed_range": fixed_range, **findings}
+        write_derived(target, base, step, found.as_dict())
 
     return ModelDirectory.load(cached_directory("smoothed", key, make))
 

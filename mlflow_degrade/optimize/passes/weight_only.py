@@ -11,7 +11,7 @@ triangle of its Cholesky factor and gives, byte for byte, the nearest.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -146,28 +146,19 @@ def _require_options(
     algorithm: str,
     calibration: Calibration | None,
 ) -> None:
-    checks: tuple[tuple[bool, Callable[[], str]], ...] = (
-        (bits in (4, 8), lambda: f"weights of {bits} bits have no kernel: use 4 or 8"),
-        (
-            block_size in BLOCK_SIZES,
-            lambda: f"blocks of {block_size} have no kernel: use {_listed(BLOCK_SIZES)}",
-        ),
-        (
-            algorithm in ALGORITHMS,
-            lambda: f"unknown algorithm {algorithm!r}: use {_listed(ALGORITHMS)}",
-        ),
-        (
-            algorithm == "nearest" or not symmetric,
-            lambda: f"{algorithm!r} chooses zero points: it has no symmetric form",
-        ),
-        (
-            algorithm != "gptq" or calibration is not None,
-            lambda: "'gptq' needs activations to calibrate on, and none were given",
-        ),
-    )
-    for fine, message in checks:
-        if not fine:
-            raise InputError(f"{message()}.")
+    wrong = None
+    if bits not in (4, 8):
+        wrong = f"weights of {bits} bits have no kernel: use 4 or 8"
+    elif block_size not in BLOCK_SIZES:
+        wrong = f"blocks of {block_size} have no kernel: use {_listed(BLOCK_SIZES)}"
+    elif algorithm not in ALGORITHMS:
+        wrong = f"unknown algorithm {algorithm!r}: use {_listed(ALGORITHMS)}"
+    elif algorithm != "nearest" and symmetric:
+        wrong = f"{algorithm!r} chooses zero points: it has no symmetric form"
+    elif algorithm == "gptq" and calibration is None:
+        wrong = "'gptq' needs activations to calibrate on, and none were given"
+    if wrong is not None:
+        raise InputError(f"{wrong}.")
 
 
 def _require_division(products: list[tuple[Any, Any]], block_size: int) -> None:

@@ -232,6 +232,24 @@ def write_manifest(
     return ModelDirectory.load(directory)
 
 
+def write_derived(
+    directory: Path,
+    base: ModelDirectory,
+    step: Mapping[str, Any],
+    parity: Mapping[str, Any],
+    *,
+    scheme: str | None = None,
+) -> ModelDirectory:
+    """Finish a directory that one more pass made of another."""
+    return write_manifest(
+        directory,
+        scheme=scheme or base.scheme,
+        source=base.source,
+        recipe=[*base.recipe, step],
+        parity={"reference": "before the pass", **parity},
+    )
+
+
 def library_versions() -> dict[str, str]:
     """Versions of the libraries whose change may change an exported or quantized file."""
     found = {}
