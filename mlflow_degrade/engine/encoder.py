@@ -296,11 +296,7 @@ class OnnxEncoder:
         found = self.vectors(texts, on_rows).astype(np.float64)
         if by == "dot":
             return found
-        lengths = np.linalg.norm(found, axis=1, keepdims=True)
-        unit: NDArray[np.float64] = np.divide(
-            found, lengths, out=np.zeros_like(found), where=lengths > 0
-        )
-        return unit
+        return unit(found)
 
     def vectors(self, texts: Sequence[Text], on_rows: OnRows | None = None) -> Vectors:
         """Embeddings of an encoder, logits of a classifier.
@@ -467,6 +463,15 @@ def cosines(left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.float64]:
         products, lengths, out=np.zeros_like(products), where=lengths > 0
     )
     return result
+
+
+def unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rows of length 1; those of no length stay as they are."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    found: NDArray[np.float64] = np.divide(
+        vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0
+    )
+    return found
 
 
 def log_softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
