@@ -18,13 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import InputError, ModelError, NonFiniteLogitsError, UnsupportedModelError
-from .decoder import Score, positive
+from .decoder import EngineModel, Score
 from .family import model_family
 from .layout import right_padded
-from .oom_retry import Halving
 from .pooling import Answer, Pooling, head_answer, head_labels, read_pooling
-from .providers import on_gpu, open_session, resolve_device
-from .schedule import UNPADDED, Batch, Limits, Plan, Row, pack
+from .providers import open_session
+from .schedule import Batch, Limits, Plan, Row, pack
 from .session import read_json
 from .tokenization import EncoderText, Text
 
@@ -112,11 +111,10 @@ class EncoderSession:
 Vectors = NDArray[np.float32]
 OnRows = Callable[[list[int]], None]
 
-_CPU_TOKENS, _CPU_OVERHEAD = 512, 24
-_GPU_TOKENS, _GPU_OVERHEAD = 16_384, 1_024
+_ON_CPU, _ON_GPU = (512, 24), (16_384, 1_024)
 
 
-class OnnxEncoder:
+class OnnxEncoder(EngineModel):
     """A sentence encoder or a text classifier in ONNX Runtime.
 
     Parameters
@@ -173,9 +171,8 @@ class OnnxEncoder:
         batch_size: int | str = "auto",
         threads: int | None = None,
     ) -> None:
-        self.folder = Path(folder)
-        self.providers = resolve_device(device)
-        config = read_json(self.folder, "config.json", needed=True)
+        super().__init__(folder, device, batch_size, threads)
+        config = self.config
         self.family = model_family(self.folder)
         if self.family == "decoder":
             raise UnsupportedModelError(
@@ -186,11 +183,6 @@ class OnnxEncoder:
         self.answer: Answer = head_answer(self.family, self.labels)
         self.pooling = read_pooling(self.folder) if self.answer == "embedding" else Pooling()
         self.text = EncoderText(self.folder, config)
-        self.unpadded = False
-        self.last_plan: Plan | None = None
-        self._halving = Halving(self.folder)
-        self.batch_size = None if batch_size == "auto" else positive(batch_size)
-        self._threads = threads
 
     # -- session --------------------------------------------------------------------------
 
@@ -209,21 +201,9 @@ class OnnxEncoder:
         self.__dict__.pop("session", None)
 
     @property
-    def halved(self) -> int:
-        """How many batches of the latest call were halved because memory did not suffice."""
-        return self._halving.count
-
-    @property
     def limits(self) -> Limits:
         """Limits of a batch on this device."""
-        if self.unpadded:
-            return UNPADDED
-        tokens, overhead = _CPU_TOKENS, _CPU_OVERHEAD
-        if on_gpu(self.providers):
-            tokens, overhead = _GPU_TOKENS, _GPU_OVERHEAD
-        if self.batch_size is not None:
-            tokens = self.batch_size * self.text.max_length
-        return Limits(tokens=tokens, rows=self.batch_size, overhead=overhead)
+        return self._limits(_ON_CPU, _ON_GPU, self.text.max_length)
 
     # -- answers --------------------------------------------------------------------------
 

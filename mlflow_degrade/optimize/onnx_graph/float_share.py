@@ -120,7 +120,11 @@ def float_share(model: Any, rounded: Mapping[str, str] | None = None) -> FloatSh
     """Count the weights of a graph by what they are stored in."""
     rounded = rounded or {}
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    multiplied = {n for n in _multiplied(model, weights) if _is_matrix(weights[n])}
+    multiplied = {
+        name
+        for name in _multiplied(model, weights)
+        if sum(size > 1 for size in weights[name].dims) > 1  # a matrix
+    }
     coded = {node.input[0] for node in model.graph.node if node.op_type in _CODED}
     bits = _packed(model, weights)
     grids = _grids(model, weights)
@@ -185,10 +189,6 @@ def _kind(tensor: Any) -> str:
 
     name = str(TensorProto.DataType.Name(tensor.data_type)).lower()
     return {"float": "float32", "double": "float64"}.get(name, name)
-
-
-def _is_matrix(tensor: Any) -> bool:
-    return bool(sum(size > 1 for size in tensor.dims) > 1)
 
 
 def _packed(model: Any, weights: Mapping[str, Any]) -> dict[str, tuple[str, int]]:

@@ -29,7 +29,12 @@ def convert_to_bfloat16(model: Any) -> dict[str, Any]:
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST
 
     graph = model.graph
-    _require_flat(graph)
+    for node in graph.node:
+        if inner_graphs(node):
+            raise UnsupportedModelError(
+                f"the graph's {node.op_type} {node.name!r} has a graph inside, which is not "
+                "converted to bfloat16: use scheme 'fp16'."
+            )
     _lift_constants(graph)
     operators = Operators(model)
     single = {name for name, kind in operators.types(graph).items() if kind == FLOAT32}
@@ -86,15 +91,6 @@ def _within_range(tensor: Any) -> Any:
     return numpy_helper.from_array(
         np.where(beyond, np.copysign(_LARGEST, values), values), tensor.name
     )
-
-
-def _require_flat(graph: Any) -> None:
-    for node in graph.node:
-        if inner_graphs(node):
-            raise UnsupportedModelError(
-                f"the graph's {node.op_type} {node.name!r} has a graph inside, which is not "
-                "converted to bfloat16: use scheme 'fp16'."
-            )
 
 
 def _lift_constants(graph: Any) -> None:

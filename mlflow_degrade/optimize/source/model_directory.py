@@ -174,9 +174,12 @@ def missing_files(directory: Path) -> list[str]:
     """Names of the parts a model directory lacks, empty when it is complete."""
     needed = (GRAPH_FILE, WEIGHTS_FILE, "config.json", MANIFEST_FILE)
     missing = [name for name in needed if not (directory / name).is_file()]
-    if not any((directory / name).is_file() for name in TOKENIZER_FILES):
-        missing.append("tokenizer")
-    return missing
+    return missing if has_tokenizer(directory) else [*missing, "tokenizer"]
+
+
+def has_tokenizer(directory: Path) -> bool:
+    """Whether any of the files that make a tokenizer is there."""
+    return any((directory / name).is_file() for name in TOKENIZER_FILES)
 
 
 def size_bytes(directory: Path) -> int:
