@@ -14,7 +14,7 @@ from pathlib import Path
 
 import mlflow_degrade
 
-_NEEDED = ("py.typed", "report/report.html.j2", "evaluation/starter")
+_NEEDED = ("py.typed", "report/report.html.j2", "evaluation/starter", "optimize/texts.json")
 
 
 def main() -> None:

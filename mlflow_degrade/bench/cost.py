@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -37,39 +36,10 @@ Timing = tuple[Phase, list[float]]
 """A phase and the seconds of each of its calls."""
 
 
-class Workload(Protocol):
-    """A model and the phases that are timed of it."""
-
-    @property
-    def generates(self) -> bool:
-        """Whether tokens may follow the prompts."""
-
-    @property
-    def folder(self) -> Path:
-        """The model directory."""
-
-    @property
-    def most_tokens(self) -> int:
-        """Longest sequence."""
-
-    @property
-    def not_measured(self) -> tuple[str, ...]:
-        """Phases of its family that the model has not, and why."""
-
-    def prompts(self, shape: Shape) -> list[Tokens]:
-        """Token ids of one batch."""
-
-    def run(self, prompts: Sequence[Tokens], new_tokens: int) -> Iterator[Timing]:
-        """Run one phase after the other, each timed when the next is asked for."""
-
-    def work(self) -> ModelWork:
-        """What a token asks of the machine."""
-
-
 class DecoderWorkload:
     """Prefill and decode."""
 
-    generates = True
+    generates = True  # Whether tokens may follow the prompts.
 
     def __init__(self, folder: Path, *, device: str, threads: int | None) -> None:
         self.decoder = OnnxDecoder(folder, device=device, threads=threads)
@@ -111,7 +81,7 @@ class EncoderWorkload:
     """From token ids to embeddings, or to the logits of labels."""
 
     generates = False
-    not_measured: tuple[str, ...] = ()
+    not_measured: tuple[str, ...] = ()  # Phases of its family that the model has not, and why.
 
     def __init__(self, folder: Path, *, device: str, threads: int | None) -> None:
         self._encoder = OnnxEncoder(folder, device=device, threads=threads)
@@ -136,6 +106,10 @@ class EncoderWorkload:
         return model_work(
             self.folder, cache_token_bytes=0, has_head=self._encoder.family == "classifier"
         )
+
+
+Workload = DecoderWorkload | EncoderWorkload
+"""A model and the phases that are timed of it."""
 
 
 def open_workload(folder: Path, *, device: str, threads: int | None) -> Workload:

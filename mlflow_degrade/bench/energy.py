@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 # The GPU as NVIDIA's management library (NVML) sees it, where ``pynvml`` is installed.
 
@@ -47,30 +47,16 @@ POWERCAP = Path("/sys/class/powercap")
 _ZONE = re.compile(r"intel-rapl:\d+(:\d+)?")
 
 
-class Counter(Protocol):
-    """A counter of energy."""
-
-    @property
-    def name(self) -> str:
-        """E.g. ``"rapl package-0"``."""
-
-    def joules(self) -> float:
-        """What it stands at; only differences mean something."""
-
-    def used(self, before: float, after: float) -> float:
-        """Joules between two readings."""
-
-
 @dataclass(frozen=True)
 class RaplCounter:
     """One zone of RAPL."""
 
-    name: str
+    name: str  # E.g. ``"rapl package-0"``.
     file: Path  # Its ``energy_uj``.
     range_joules: float  # Where the counter starts again at zero.
 
     def joules(self) -> float:
-        """What it stands at."""
+        """What it stands at; only differences mean something."""
         return int(self.file.read_text(encoding="ascii")) / 1e6
 
     def used(self, before: float, after: float) -> float:
@@ -93,6 +79,9 @@ class NvmlCounter:
     def used(self, before: float, after: float) -> float:
         """Joules between two readings."""
         return after - before
+
+
+Counter = RaplCounter | NvmlCounter
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from importlib import import_module
 from pathlib import Path
@@ -124,12 +123,3 @@ def _system_lists() -> tuple[str, set[str]]:
     listed = set(f"{facts.get('flags', '')} {facts.get('Features', '')}".split())
     part = [facts[name] for name in ("CPU implementer", "CPU part") if name in facts]
     return facts.get("model name") or " ".join(part) or platform.processor(), listed
-
-
-def resident_bytes() -> int | None:
-    """Memory of this process in RAM, where the system tells it (Linux)."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except (OSError, IndexError, ValueError):
-        return None
-    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -22,12 +22,12 @@ from ..core import errors
 from ..core.errors import DegradeError, EngineError, ModelError
 from ..engine.decode_step import Stepper
 from ..engine.encoder import EncoderSession
-from ..engine.engine_graph import build_engine_graph
+from ..engine.engine_graph import DerivedGraph, build_engine_graph
 from ..engine.family import model_family
-from ..engine.fixed_stepping import FixedModel, FixedStepper, open_fixed
+from ..engine.fixed_stepping import FixedStepper, open_fixed
 from ..engine.providers import CUDA, memory_name, on_gpu, resolve_device
 from ..engine.schedule import Row, Tokens
-from ..engine.session import DecoderInputs, decoder_inputs, open_derived, run_error
+from ..engine.session import decoder_inputs, open_derived, run_error
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -89,64 +89,55 @@ def measure_memory(
     return MemoryUse(**answer)
 
 
-@dataclass(frozen=True)
-class _Decoder:
-    """A decoder without its tokenizer, whose import takes seconds and hundreds of megabytes."""
-
-    folder: Path
-    session: Any
-    inputs: DecoderInputs
-    device_type: str
-    fixed: FixedModel | None = None
-
-    def run(self, prompts: Sequence[Tokens], new_tokens: int) -> None:
-        stepper = (
-            Stepper(self, greedy=True, prefill_only=not self.inputs.cache)
-            if self.fixed is None
-            else FixedStepper(self.fixed, new_tokens, greedy=True)
-        )
-        tokens = stepper.prefill(prompts, len(prompts[0]))
-        for _ in range(new_tokens if self.inputs.cache else 0):
-            tokens = stepper.step(tokens.tolist())
+_Run = Callable[[Sequence[Tokens], int], None]
+"""Runs some prompts, and so many tokens after them."""
 
 
-@dataclass(frozen=True)
-class _Encoder:
-    """An encoder or a classifier without its tokenizer."""
-
-    folder: Path
-    session: EncoderSession
-
-    def run(self, prompts: Sequence[Tokens], new_tokens: int) -> None:  # noqa: ARG002
-        try:
-            rows = [Row(tuple(tokens)) for tokens in prompts]
-            self.session.run(rows, len(prompts[0]), pad_id=0)  # nothing is padded
-        except Exception as error:
-            raise run_error(error, self.folder) from error
-
-
-def _opener(
-    folder: Path, providers: tuple[str, ...], threads: int | None
-) -> Callable[[], _Decoder | _Encoder]:
+def _opener(folder: Path, providers: tuple[str, ...], threads: int | None) -> Callable[[], _Run]:
     """What opens the model; deriving the engine's graph is done before, and not counted."""
+    # Without its tokenizer, whose import takes seconds and hundreds of megabytes.
     family = model_family(folder)
     if family != "decoder":
-        classifier = family == "classifier"
-        return lambda: _Encoder(
-            folder, EncoderSession(folder, providers, classifier=classifier, threads=threads)
-        )
+        return lambda: _encoder(folder, providers, threads, classifier=family == "classifier")
     graph = build_engine_graph(folder / "model.onnx")
+    return lambda: _decoder(graph, providers, threads)
 
-    def decoder() -> _Decoder:
-        if providers[0] == CUDA:  # as `OnnxDecoder` does
-            with suppress(ModelError, EngineError):
-                fixed = open_fixed(folder, providers, threads=threads, capture=True)
-                return _Decoder(folder, fixed.session, fixed.inputs, fixed.device, fixed)
-        session = open_derived(graph, providers, threads=threads)
-        inputs = decoder_inputs(session, folder)
-        return _Decoder(folder, session, inputs, memory_name(providers))
 
-    return decoder
+def _encoder(
+    folder: Path, providers: tuple[str, ...], threads: int | None, *, classifier: bool
+) -> _Run:
+    session = EncoderSession(folder, providers, classifier=classifier, threads=threads)
+
+    def run(prompts: Sequence[Tokens], _new_tokens: int) -> None:
+        try:
+            rows = [Row(tuple(tokens)) for tokens in prompts]
+            session.run(rows, len(prompts[0]), pad_id=0)  # nothing is padded
+        except Exception as error:
+            raise run_error(error, folder) from error
+
+    return run
+
+
+def _decoder(graph: DerivedGraph, providers: tuple[str, ...], threads: int | None) -> _Run:
+    folder, fixed = graph.folder, None
+    if providers[0] == CUDA:  # as `OnnxDecoder` does
+        with suppress(ModelError, EngineError):
+            fixed = open_fixed(folder, providers, threads=threads, capture=True)
+    session = fixed.session if fixed else open_derived(graph, providers, threads=threads)
+    inputs = decoder_inputs(session, folder)
+
+    def run(prompts: Sequence[Tokens], new_tokens: int) -> None:
+        stepper: FixedStepper | Stepper
+        if fixed is not None:
+            stepper = FixedStepper(fixed, new_tokens, greedy=True)
+        else:
+            parts = session, inputs, memory_name(providers), folder
+            stepper = Stepper(*parts, greedy=True, prefill_only=not inputs.cache)
+        tokens = stepper.prefill(prompts, len(prompts[0]))
+        for _ in range(new_tokens if inputs.cache else 0):
+            tokens = stepper.step(tokens.tolist())
+
+    return run
 
 
 def _measure(request: dict[str, Any]) -> MemoryUse:
@@ -157,11 +148,11 @@ def _measure(request: dict[str, Any]) -> MemoryUse:
     importlib.import_module("onnx")  # which opening needs, and is not the model's memory
     gc.collect()
     start, device_start = resident_bytes("VmRSS"), gpu and gpu.used_bytes()
-    model = open_model()
-    model.run([prompts[0][:1]], 1)
+    run = open_model()
+    run([prompts[0][:1]], 1)
     loaded, device_loaded = resident_bytes("VmRSS"), gpu and gpu.used_bytes()
     forget_peak()
-    model.run(prompts, request["new_tokens"])
+    run(prompts, request["new_tokens"])
     peak, device_peak = resident_bytes("VmHWM"), gpu and gpu.used_bytes()
     if start is None:
         reasons.append(f"host memory: this system has no {_STATUS}")

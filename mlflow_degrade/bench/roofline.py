@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import ModelError
+from ..engine.graph_editor import makers
 from ..engine.providers import memory_name, session_options
 
 # Above the last-level caches of one socket, or what is read comes from there.
@@ -164,8 +165,8 @@ def model_work(folder: Path, *, cache_token_bytes: int, has_head: bool = True) -
 
     graph = onnx.load(str(folder / "model.onnx"), load_external_data=False).graph
     stored = {tensor.name: tensor for tensor in graph.initializer}
-    makers = {output: node for node in graph.node for output in node.output}
-    products = [size for node in graph.node if (size := _product_size(node, stored, makers))]
+    made_by = makers(graph)
+    products = [size for node in graph.node if (size := _product_size(node, stored, made_by))]
     if not products:
         raise ModelError(f"the graph in {folder} has no product with a stored weight to count.")
     multiplied = {
@@ -176,7 +177,7 @@ def model_work(folder: Path, *, cache_token_bytes: int, has_head: bool = True) -
     return ModelWork(sum(products) - head, head, moved, cache_token_bytes)
 
 
-def _product_size(node: Any, stored: dict[str, Any], makers: dict[str, Any]) -> int:
+def _product_size(node: Any, stored: dict[str, Any], made_by: dict[str, Any]) -> int:
     """Parameters of a product with a stored weight; 0 for anything else."""
     if node.op_type not in _WEIGHT_INPUT:
         return 0
@@ -185,7 +186,7 @@ def _product_size(node: Any, stored: dict[str, Any], makers: dict[str, Any]) -> 
         return int(shape["K"] * shape["N"])
     name = node.input[_WEIGHT_INPUT[node.op_type]]
     while name not in stored:
-        maker = makers.get(name)
+        maker = made_by.get(name)
         if maker is None or maker.op_type not in _VIEWS:
             return 0
         name = maker.input[0]

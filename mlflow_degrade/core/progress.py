@@ -1,4 +1,4 @@
-"""The one progress bar of an evaluation."""
+"""The one progress bar of everything that can be counted."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def progress_bar(title: str, visible: bool) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(
+    title: str, visible: bool = True, *, in_bytes: bool = False
+) -> Iterator[Callable[[int, int], None]]:
     """A progress bar; the function adds to its total and to what is done."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
+        DownloadColumn,
         MofNCompleteColumn,
         Progress,
         TextColumn,
@@ -22,7 +25,7 @@ def progress_bar(title: str, visible: bool) -> Iterator[Callable[[int, int], Non
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        DownloadColumn() if in_bytes else MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )

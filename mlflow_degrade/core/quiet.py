@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
@@ -87,20 +87,6 @@ def _spinner(title: str, visible: bool) -> Iterator[None]:
         task = bar.add_task(title, total=None)
         yield
         bar.update(task, total=1, completed=1)
-
-
-@contextmanager
-def counted_work(title: str, total: int, progress: bool = True) -> Iterator[Callable[[], None]]:
-    """Show `title` with a bar; the function that is yielded tells that one of `total` is done."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(
-        *columns, TimeElapsedColumn(), console=Console(stderr=True), disable=not progress
-    ) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda: bar.advance(task)
 
 
 # Their messages below this level tell how the libraries work, not what the user asked for.

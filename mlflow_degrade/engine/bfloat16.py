@@ -11,6 +11,8 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from typing import Any
 
+from .graph_editor import set_nodes
+
 FLOAT32, BFLOAT16 = "tensor(float)", "tensor(bfloat16)"
 
 # Element types of ONNX by their numbers, as far as they matter here.
@@ -143,8 +145,7 @@ def compute_in_float32(
                     single[name] = node.output[place]
     used = {name for node in found for name in node.input}
     used |= {value.name for value in graph.output}
-    del graph.node[:]
-    graph.node.extend(n for n in found if n.op_type != "Cast" or n.output[0] in used)
+    set_nodes(graph, (n for n in found if n.op_type != "Cast" or n.output[0] in used))
 
 
 def add_missing_kernels(model: Any, providers: tuple[str, ...]) -> bool:

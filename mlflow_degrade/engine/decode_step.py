@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,38 +15,24 @@ from .engine_graph import ARGMAX, POSITIONS, ROW_LOGITS, TARGET_LOGPROBS, TARGET
 from .layout import Layout, right_padded
 from .ort_values import array_of, bind_array, value_of
 from .schedule import Tokens
-from .session import DecoderInputs, ran_out_of_memory, run_error
+from .session import DecoderInputs, run_error
 from .session_calls import run_options
-
-
-class Steppable(Protocol):
-    """What `Stepper` wants to know of a model; an `OnnxDecoder`, for instance."""
-
-    @property
-    def session(self) -> Any:
-        """An onnxruntime session on the engine's graph."""
-
-    @property
-    def inputs(self) -> DecoderInputs:
-        """What it takes."""
-
-    @property
-    def device_type(self) -> str:
-        """``"cpu"`` or ``"cuda"``."""
-
-    @property
-    def folder(self) -> Path:
-        """For messages."""
 
 
 class Stepper:
     """One batch of prompts and its key-value cache."""
 
     def __init__(
-        self, decoder: Steppable, *, greedy: bool = False, prefill_only: bool = False
+        self,
+        session: Any,  # On the engine's graph.
+        inputs: DecoderInputs,
+        device: str,  # Where its caches stay: ``"cpu"`` or ``"cuda"``.
+        folder: Path,
+        *,
+        greedy: bool = False,
+        prefill_only: bool = False,
     ) -> None:
-        self._session, self._inputs = decoder.session, decoder.inputs
-        self._device, self._folder = decoder.device_type, decoder.folder
+        self._session, self._inputs, self._device, self._folder = session, inputs, device, folder
         if not self._inputs.cache and not prefill_only:
             raise UnsupportedModelError(
                 f"the model in {self._folder} was exported without a key-value cache: export it "
@@ -118,10 +104,7 @@ class Stepper:
         try:
             self._session.run_with_iobinding(binding, run_options())
         except Exception as error:
-            hint = ""
-            if ran_out_of_memory(error):
-                hint = f" Use a smaller batch_size than {len(ids)}, or shorter prompts."
-            raise run_error(error, self._folder, hint) from error
+            raise run_error(error, self._folder, rows=len(ids)) from error
         found = binding.get_outputs()
         self._cache = found[len(outputs) :]
         return checked([value.numpy() for value in found[: len(outputs)]], self._folder)

@@ -24,9 +24,10 @@ from .forward_pass import Answers, run_rows
 from .generation import Sampling, generate
 from .gpu_graph import Form
 from .lengths import exact_length, require_exact, stated_length
+from .oom_retry import Halving
 from .providers import CUDA, memory_name, on_gpu, resolve_device
 from .schedule import UNPADDED, Limits, Plan, Row, Tokens, make_plan
-from .schedule_run import PlanRun
+from .schedule_run import run_plan
 from .session import DecoderInputs, decoder_inputs, open_derived, read_json, run_error
 from .session_calls import Calls, CapturedCalls
 from .sharing import batch_cost, share
@@ -91,9 +92,9 @@ _log = logging.getLogger(__name__)
 # Measured on x86 with 2 cores (SmolLM2-135M, fp32 and MatMulNBits): from 256 to 2,048 positions per
 # batch the throughput of short rows is flat within noise, larger batches only cost memory, and a
 # batch takes as long as 24 positions even before its first one.
-_CPU_TOKENS, _CPU_OVERHEAD = 256, 24
+_ON_CPU = 256, 24
 # A GPU wants enough work per launch; 16k positions of a 1B model stay below 2 GB of activations.
-_GPU_TOKENS, _GPU_OVERHEAD = 16_384, 1_024
+_ON_GPU = 16_384, 1_024
 # Logits and their log-softmax are two float32 [outputs, vocabulary] buffers.
 _OUTPUT_BYTES = 256 << 20
 
@@ -113,7 +114,39 @@ class Score(NamedTuple):
     is_greedy: bool
 
 
-class OnnxDecoder:
+class EngineModel:
+    """What decoders and encoders have in common: a directory, a device, and how batches are cut."""
+
+    def __init__(
+        self, folder: str | Path, device: str, batch_size: int | str, threads: int | None
+    ) -> None:
+        self.folder = Path(folder)
+        self.providers = resolve_device(device)
+        self.config = read_json(self.folder, "config.json", needed=True)
+        self.unpadded = False
+        self.last_plan: Plan | None = None
+        self.batch_size = None if batch_size == "auto" else positive(batch_size)
+        self._threads = threads
+        self._halving = Halving(self.folder)
+
+    @property
+    def halved(self) -> int:
+        """How many batches of the latest call were halved because memory did not suffice."""
+        return self._halving.count
+
+    def _limits(
+        self, cpu: tuple[int, int], gpu: tuple[int, int], longest: int, **options: int
+    ) -> Limits:
+        """Limits of a batch, from positions and overhead on each kind of device."""
+        if self.unpadded:
+            return UNPADDED
+        tokens, overhead = gpu if on_gpu(self.providers) else cpu
+        if self.batch_size is not None:
+            tokens = self.batch_size * longest
+        return Limits(tokens=tokens, rows=self.batch_size, overhead=overhead, **options)
+
+
+class OnnxDecoder(EngineModel):
     """A causal language model in ONNX Runtime, for scoring and generation.
 
     Parameters
@@ -153,8 +186,6 @@ class OnnxDecoder:
         default on CUDA. To be set before the first call.
     last_plan : Plan or None
         What the latest call of `score` ran.
-    halved : int
-        How many batches of that call were halved because memory did not suffice.
 
     Raises
     ------
@@ -174,20 +205,12 @@ class OnnxDecoder:
         batch_size: int | str = "auto",
         threads: int | None = None,
     ) -> None:
-        self.folder = Path(folder)
-        self.providers = resolve_device(device)
-        self.config = read_json(self.folder, "config.json", needed=True)
+        super().__init__(folder, device, batch_size, threads)
         self.generation_config = read_json(self.folder, "generation_config.json", needed=False)
         self.encoder = TextEncoder(self.folder)
         self.context_length = context_length(self.config, self.encoder.tokenizer)
-        self.unpadded = False
         self.reuse_prefixes = False
-        self.for_gpu = self.providers[0] == CUDA
-        self.cuda_graphs = self.providers[0] == CUDA
-        self.last_plan: Plan | None = None
-        self.halved = 0
-        self.batch_size = None if batch_size == "auto" else positive(batch_size)
-        self._threads = threads
+        self.for_gpu = self.cuda_graphs = self.providers[0] == CUDA
 
     # -- session --------------------------------------------------------------------------
 
@@ -216,7 +239,8 @@ class OnnxDecoder:
         """What reads a batch of prompts and then advances by up to `new_tokens` tokens."""
         if self.for_gpu and self._fixed is not None:
             return FixedStepper(self._fixed, new_tokens, greedy=greedy)
-        return Stepper(self, greedy=greedy, prefill_only=not new_tokens)
+        parts = self.session, self.inputs, self.device_type, self.folder
+        return Stepper(*parts, greedy=greedy, prefill_only=not new_tokens)
 
     @cached_property
     def _fixed(self) -> FixedModel | None:
@@ -256,16 +280,9 @@ class OnnxDecoder:
     @property
     def limits(self) -> Limits:
         """Limits of a batch on this device."""
-        if self.unpadded:
-            return UNPADDED
         vocabulary = int(self.config.get("vocab_size") or len(self.encoder.tokenizer))
         outputs = max(64, _OUTPUT_BYTES // (8 * vocabulary))
-        tokens, overhead = _CPU_TOKENS, _CPU_OVERHEAD
-        if on_gpu(self.providers):
-            tokens, overhead = _GPU_TOKENS, _GPU_OVERHEAD
-        if self.batch_size is not None:
-            tokens = self.batch_size * self.context_length
-        return Limits(tokens=tokens, rows=self.batch_size, outputs=outputs, overhead=overhead)
+        return self._limits(_ON_CPU, _ON_GPU, self.context_length, outputs=outputs)
 
     # -- scoring --------------------------------------------------------------------------
 
@@ -362,12 +379,14 @@ class OnnxDecoder:
         wanted tokens go through the LM head, and the softmax is float32.
         """
         plan = self.last_plan = plan or self.plan(requests)
-        self.halved = 0
+        self._halving.count = 0
         asking: list[list[int]] = [[] for _ in plan.rows]
         for index, (row, _) in enumerate(plan.places):
             asking[row].append(index)
         scores: list[Score | None] = [None] * len(requests)
-        for answered in PlanRun(self, plan).answers():
+        continues = plan.sharing is not None and self.token_bytes > 0
+        run = run_plan(plan, self.calls, self.inputs, self._halving, continues=continues)
+        for answered in run:
             finished = []
             for row, answers in answered:
                 for index in asking[row]:

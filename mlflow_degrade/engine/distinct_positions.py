@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from .graph_editor import attribute, set_nodes, store
+
 DISTINCT = "degrade_distinct"
 """Input, int64 ``[distinct]``: one of the flattened ``batch * length`` positions for each that is
 computed."""
@@ -76,6 +78,11 @@ def compute_distinct_positions(graph: Any) -> bool:
     return True
 
 
+def transposed(node: Any) -> bool:
+    """Whether a product reads its data by columns."""
+    return any(a.name in ("transA", "transBatchA") and a.i for a in node.attribute)
+
+
 class _Rewriting:
     """The new nodes, and which tensors hold distinct positions."""
 
@@ -110,20 +117,15 @@ class _Rewriting:
     def finish(self) -> None:
         """Write the result into the graph."""
         import numpy as np
-        from onnx import TensorProto, helper, numpy_helper
+        from onnx import TensorProto, helper
 
         graph = self._graph
-        del graph.node[:]
-        graph.node.extend(self._nodes)
+        set_nodes(graph, self._nodes)
         # Recorded shapes still speak of whole sequences.
         del graph.value_info[:]
-        graph.initializer.extend(
-            [
-                # [batch, length, width] -> [1, batch * length, width]
-                numpy_helper.from_array(np.array([1, -1, 0], np.int64), "degrade_one_row"),
-                numpy_helper.from_array(np.array(0, np.int64), "degrade_first"),
-            ]
-        )
+        # [batch, length, width] -> [1, batch * length, width]
+        store(graph, "degrade_one_row", np.array([1, -1, 0], np.int64))
+        store(graph, "degrade_first", np.array(0, np.int64))
         value = helper.make_tensor_value_info
         graph.input.extend(
             [
@@ -136,7 +138,7 @@ class _Rewriting:
         """Whether it multiplies rows of data by a constant matrix."""
         if node.op_type not in ROWWISE_PRODUCTS or node.input[0] in self._ranks:
             return False
-        if any(a.name in ("transA", "transBatchA") and a.i for a in node.attribute):
+        if transposed(node):
             return False
         rank = self._ranks.get(node.input[1], None)
         return rank == 2 or (rank is not None and node.op_type == "MatMulNBits")
@@ -149,11 +151,10 @@ class _Rewriting:
     def _last_axis_only(self, node: Any) -> bool:
         from onnx import numpy_helper
 
-        given = {a.name: a for a in node.attribute}
-        if "keepdims" in given and not given["keepdims"].i:
+        if attribute(node, "keepdims") == 0:
             return False
-        if "axes" in given:
-            return list(given["axes"].ints) == [-1]
+        if (axes := attribute(node, "axes")) is not None:
+            return bool(axes == [-1])
         tensor = self._initializers.get(node.input[1]) if len(node.input) > 1 else None
         return tensor is not None and numpy_helper.to_array(tensor).tolist() == [-1]
 

@@ -18,13 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import InputError, ModelError, NonFiniteLogitsError, UnsupportedModelError
-from .decoder import Score, positive
+from .decoder import EngineModel, Score
 from .family import model_family
 from .layout import right_padded
-from .oom_retry import run_in_halves
 from .pooling import Answer, Pooling, head_answer, head_labels, read_pooling
-from .providers import on_gpu, open_session, resolve_device
-from .schedule import UNPADDED, Batch, Limits, Plan, Row, pack
+from .providers import open_session
+from .schedule import Batch, Limits, Plan, Row, pack
 from .session import read_json
 from .tokenization import EncoderText, Text
 
@@ -112,11 +111,10 @@ class EncoderSession:
 Vectors = NDArray[np.float32]
 OnRows = Callable[[list[int]], None]
 
-_CPU_TOKENS, _CPU_OVERHEAD = 512, 24
-_GPU_TOKENS, _GPU_OVERHEAD = 16_384, 1_024
+_ON_CPU, _ON_GPU = (512, 24), (16_384, 1_024)
 
 
-class OnnxEncoder:
+class OnnxEncoder(EngineModel):
     """A sentence encoder or a text classifier in ONNX Runtime.
 
     Parameters
@@ -148,8 +146,6 @@ class OnnxEncoder:
         numbers depend on their batch (see `mlflow_degrade.evaluation.probes`).
     last_plan : Plan or None
         What the latest call ran.
-    halved : int
-        How many batches of that call were halved because memory did not suffice.
 
     Raises
     ------
@@ -175,9 +171,8 @@ class OnnxEncoder:
         batch_size: int | str = "auto",
         threads: int | None = None,
     ) -> None:
-        self.folder = Path(folder)
-        self.providers = resolve_device(device)
-        config = read_json(self.folder, "config.json", needed=True)
+        super().__init__(folder, device, batch_size, threads)
+        config = self.config
         self.family = model_family(self.folder)
         if self.family == "decoder":
             raise UnsupportedModelError(
@@ -188,11 +183,6 @@ class OnnxEncoder:
         self.answer: Answer = head_answer(self.family, self.labels)
         self.pooling = read_pooling(self.folder) if self.answer == "embedding" else Pooling()
         self.text = EncoderText(self.folder, config)
-        self.unpadded = False
-        self.last_plan: Plan | None = None
-        self.halved = 0
-        self.batch_size = None if batch_size == "auto" else positive(batch_size)
-        self._threads = threads
 
     # -- session --------------------------------------------------------------------------
 
@@ -213,14 +203,7 @@ class OnnxEncoder:
     @property
     def limits(self) -> Limits:
         """Limits of a batch on this device."""
-        if self.unpadded:
-            return UNPADDED
-        tokens, overhead = _CPU_TOKENS, _CPU_OVERHEAD
-        if on_gpu(self.providers):
-            tokens, overhead = _GPU_TOKENS, _GPU_OVERHEAD
-        if self.batch_size is not None:
-            tokens = self.batch_size * self.text.max_length
-        return Limits(tokens=tokens, rows=self.batch_size, overhead=overhead)
+        return self._limits(_ON_CPU, _ON_GPU, self.text.max_length)
 
     # -- answers --------------------------------------------------------------------------
 
@@ -293,11 +276,7 @@ class OnnxEncoder:
         found = self.vectors(texts, on_rows).astype(np.float64)
         if by == "dot":
             return found
-        lengths = np.linalg.norm(found, axis=1, keepdims=True)
-        unit: NDArray[np.float64] = np.divide(
-            found, lengths, out=np.zeros_like(found), where=lengths > 0
-        )
-        return unit
+        return unit(found)
 
     def vectors(self, texts: Sequence[Text], on_rows: OnRows | None = None) -> Vectors:
         """Embeddings of an encoder, logits of a classifier.
@@ -330,7 +309,7 @@ class OnnxEncoder:
         rows = tuple(Row(tokens, second=second) for tokens, second in distinct)
         places = tuple((place[row.tokens, row.second], 0) for row in asked)
         batches = pack(rows, self.limits)
-        self.halved = 0
+        self._halving.count = 0
         self.last_plan = Plan(rows, batches, places, truncated, self.limits)
         asking: list[list[int]] = [[] for _ in rows]
         for index, (row, _) in enumerate(places):
@@ -428,11 +407,9 @@ class OnnxEncoder:
 
     def run_batch(self, rows: Sequence[Row], batch: Batch) -> Iterator[tuple[int, Vectors]]:
         """Vectors of one batch by row; it is halved as long as memory does not suffice."""
-
-        def run(part: Batch) -> list[Vectors]:
-            return self._forward([rows[i] for i in part.rows], part.length)
-
-        yield from run_in_halves(self, batch, run)
+        return self._halving.run(
+            batch, lambda part: self._forward([rows[i] for i in part.rows], part.length)
+        )
 
     def _forward(self, rows: Sequence[Row], length: int) -> list[Vectors]:
         values = self.session.run(rows, length, pad_id=self.text.pad_id)
@@ -466,6 +443,15 @@ def cosines(left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.float64]:
         products, lengths, out=np.zeros_like(products), where=lengths > 0
     )
     return result
+
+
+def unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rows of length 1; those of no length stay as they are."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    found: NDArray[np.float64] = np.divide(
+        vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0
+    )
+    return found
 
 
 def log_softmax(logits: NDArray[Any]) -> NDArray[np.float64]:

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import ModelError, UnsupportedModelError
-from .distinct_positions import ROWWISE_PRODUCTS, compute_distinct_positions
+from .distinct_positions import ROWWISE_PRODUCTS, compute_distinct_positions, transposed
 from .gpu_graph import Form, take_form
+from .graph_editor import makers, put_before, store
 
 POSITIONS = "degrade_positions"
 """Input, int64 ``[rows]``: indices into the flattened ``batch * length`` positions, or into the
@@ -135,9 +136,9 @@ def _gather_rows(graph: Any) -> tuple[str, str]:
     """Insert the gather of `POSITIONS` on the way to ``logits``."""
     # Returns where it went, in words, and the name of the gathered logits.
     import numpy as np
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import TensorProto, helper
 
-    producers = {output: node for node in graph.node for output in node.output if output}
+    producers = makers(graph)
     head = _find_head(graph, producers)
     if head is None:
         # Always right, only more expensive: the head runs on every position.
@@ -153,10 +154,9 @@ def _gather_rows(graph: Any) -> tuple[str, str]:
 
     graph.input.append(helper.make_tensor_value_info(POSITIONS, TensorProto.INT64, ["rows"]))
     # [batch, length, width] -> [1, batch * length, width]; zero copies the last dimension.
-    shape = numpy_helper.from_array(np.array([1, -1, 0], np.int64), "degrade_flat_shape")
-    graph.initializer.append(shape)
+    shape = store(graph, "degrade_flat_shape", np.array([1, -1, 0], np.int64))
     gather = [
-        helper.make_node("Reshape", [source, shape.name], ["degrade_flat"]),
+        helper.make_node("Reshape", [source, shape], ["degrade_flat"]),
         helper.make_node("Gather", ["degrade_flat", POSITIONS], ["degrade_rows"], axis=1),
     ]
     if head is None:
@@ -165,11 +165,7 @@ def _gather_rows(graph: Any) -> tuple[str, str]:
     for index, name in enumerate(consumer.input):
         if name == source:
             consumer.input[index] = "degrade_rows"
-    # Nodes must stay in topological order.
-    at = next(i for i, node in enumerate(graph.node) if node.output[:1] == consumer.output[:1])
-    nodes = [*graph.node[:at], *gather, *graph.node[at:]]
-    del graph.node[:]
-    graph.node.extend(nodes)
+    put_before(graph, consumer, gather)
     _forget_shapes(graph, consumer.output[0])
     return where, "logits"
 
@@ -178,18 +174,13 @@ def _find_head(graph: Any, producers: dict[str, Any]) -> Any | None:
     """The matrix product behind ``logits``, if only element-wise operations lie between."""
     name = "logits"
     while (node := producers.get(name)) is not None:
-        if node.op_type in ROWWISE_PRODUCTS and not _transposed(node):
+        if node.op_type in ROWWISE_PRODUCTS and not transposed(node):
             return node
         carrier = _carrier(graph, producers, name)
         if carrier is None:
             return None
         name = carrier
     return None
-
-
-def _transposed(node: Any) -> bool:
-    switched_on: set[str] = {a.name for a in node.attribute if a.i}
-    return bool(switched_on & {"transA", "transBatchA"})
 
 
 def _carrier(graph: Any, producers: dict[str, Any], name: str) -> str | None:
@@ -221,13 +212,10 @@ def _rowless(name: str, constants: set[str], producers: dict[str, Any]) -> bool:
 
 def _forget_shapes(graph: Any, first: str) -> None:
     """Drop recorded shapes downstream of `first`: they still speak of all positions."""
-    stale, pending = set(), [first]
-    while pending:
-        name = pending.pop()
-        stale.add(name)
-        for node in graph.node:
-            if name in node.input:
-                pending.extend(set(node.output) - stale)
+    stale = {first}
+    for node in graph.node:  # in order: what a node reads was made before it
+        if stale & set(node.input):
+            stale |= set(node.output)
     kept = [info for info in graph.value_info if info.name not in stale]
     del graph.value_info[:]
     graph.value_info.extend(kept)

@@ -23,7 +23,7 @@ from .layout import right_padded
 from .ort_values import value_of
 from .providers import memory_name, on_gpu
 from .schedule import Tokens
-from .session import decoder_inputs, open_derived, ran_out_of_memory, run_error
+from .session import decoder_inputs, open_derived, run_error
 from .session_calls import Arrays, Buffers
 
 _log = logging.getLogger(__name__)
@@ -96,10 +96,7 @@ class FixedModel:
         except DegradeError:
             raise
         except Exception as error:
-            hint = ""
-            if ran_out_of_memory(error):
-                hint = f" Use a smaller batch_size than {rows}, or shorter prompts."
-            raise run_error(error, self.folder, hint) from error
+            raise run_error(error, self.folder, rows=rows) from error
 
     def _bound(self, number: int, feeds: Arrays, caches: list[Any], greedy: bool) -> Buffers:
         rows = len(feeds["input_ids"])

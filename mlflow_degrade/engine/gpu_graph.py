@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..core.errors import UnsupportedModelError
-from .graph_editor import Wiring, attribute, raise_opset
+from .graph_editor import Wiring, attribute, raise_opset, readers
 from .lengths import attention_window
 from .ort_values import ARRAY_TYPES, run_arrays
 from .providers import CPU, create_session, session_options
@@ -46,6 +46,8 @@ _CASES = ((2, 5, 0, 2), (2, 3, 4, 0), (1, 600, 0, 0))
 
 def take_form(model: Any, folder: Path, form: Form) -> None:
     """Change a decoder's graph to a form, in place."""
+    from onnx import TensorProto, helper
+
     if form == "exported":
         return
     graph = model.graph
@@ -74,19 +76,13 @@ def take_form(model: Any, folder: Path, form: Form) -> None:
     if form == "unmasked":
         _repeat_pasts(wiring, graph, layers)
     wiring.write()
-    value = _int64_rows
-    if form == "unmasked":
-        graph.input.append(value(PAST_ROWS))
-        return
-    raise_opset(model, _OPSET)
-    graph.input.extend([value(WRITTEN_AT), value(FILLED)])
-    _fix_shapes(graph, folder, layers)
-
-
-def _int64_rows(name: str) -> Any:
-    from onnx import TensorProto, helper
-
-    return helper.make_tensor_value_info(name, TensorProto.INT64, ["batch_size"])
+    graph.input.extend(
+        helper.make_tensor_value_info(name, TensorProto.INT64, ["batch_size"])
+        for name in ([PAST_ROWS] if form == "unmasked" else [WRITTEN_AT, FILLED])
+    )
+    if form == "fixed":
+        raise_opset(model, _OPSET)
+        _fix_shapes(graph, folder, layers)
 
 
 def _caches(node: Any, inputs: set[str]) -> bool:
@@ -134,12 +130,9 @@ def _fix_shapes(graph: Any, folder: Path, layers: list[Any]) -> None:
     from onnx import helper
 
     pasts = {name for layer in layers for name in layer.input[4:6]}
-    readers: dict[str, set[str]] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, set()).add(node.op_type)
-    strange = {n for n in pasts if readers.get(n) != {"TensorScatter"}}
-    strange |= {"attention_mask"} & readers.keys()
+    read_by = readers(graph)
+    strange = {n for n in pasts if {r.op_type for r in read_by.get(n, ())} != {"TensorScatter"}}
+    strange |= {"attention_mask"} & read_by.keys()
     if strange or "position_ids" not in {value.name for value in graph.input}:
         raise UnsupportedModelError(
             f"the model in {folder} counts its positions by {sorted(strange) or 'itself'}: it is "

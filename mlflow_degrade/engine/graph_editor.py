@@ -1,7 +1,13 @@
-"""A graph as the makers of its tensors, which is what a rewriting pass wants to see."""
+"""Reading and changing ONNX graphs: who makes and reads which tensor, nodes and weights put in.
+
+Functions change a graph where it stands and keep the order of all that they leave alone. `Wiring`
+collects changes, and writes what is still alive in a new order.
+"""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from graphlib import TopologicalSorter
 from typing import Any
 
@@ -43,6 +49,84 @@ def raise_opset(model: Any, version: int) -> None:
     model.ir_version = max(model.ir_version, oldest)
 
 
+def makers(graph: Any) -> dict[str, Any]:
+    """The node that makes each tensor."""
+    return {name: node for node in graph.node for name in node.output if name}
+
+
+def readers(graph: Any) -> dict[str, list[Any]]:
+    """The nodes that read each tensor, in order."""
+    found = defaultdict(list)
+    for node in graph.node:
+        for name in node.input:
+            found[name].append(node)
+    return found
+
+
+def before(made_by: dict[str, Any], names: Iterable[str]) -> Iterator[Any]:
+    """Every node that some tensors are computed by."""
+    seen, pending = set(), list(names)
+    while pending:
+        node = made_by.get(pending.pop())
+        if node is not None and id(node) not in seen:
+            seen.add(id(node))
+            yield node
+            pending.extend(node.input)
+
+
+def inner_graphs(node: Any) -> list[Any]:
+    """Graphs inside a node, such as the branches of an ``If``."""
+    return [g for a in node.attribute for g in (*([a.g] if a.HasField("g") else ()), *a.graphs)]
+
+
+def attribute(node: Any, name: str) -> Any:
+    """Value of a node's attribute; None where it is not given."""
+    from onnx import helper
+
+    found = (a for a in node.attribute if a.name == name)
+    return next((helper.get_attribute_value(a) for a in found), None)
+
+
+def set_nodes(graph: Any, nodes: Iterable[Any]) -> None:
+    """Let a graph have these nodes, its own among them, and no others."""
+    kept = list(nodes)
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def put_before(graph: Any, node: Any, made: Iterable[Any], *, instead: bool = False) -> None:
+    """Insert nodes in front of one, or in its place."""
+    place = next(i for i, other in enumerate(graph.node) if other.output == node.output)
+    if instead:
+        del graph.node[place]
+    for offset, new in enumerate(made):
+        graph.node.insert(place + offset, new)
+
+
+def store(graph: Any, name: str, values: NDArray[Any]) -> str:
+    """Add a weight to a graph unless it is there; its name."""
+    from onnx import numpy_helper
+
+    if all(tensor.name != name for tensor in graph.initializer):
+        graph.initializer.append(numpy_helper.from_array(np.asarray(values, order="C"), name))
+    return name
+
+
+def drop_unread(graph: Any, *names: str) -> None:
+    """Remove those of some weights that no node reads any more."""
+    unread = set(names) - {name for node in graph.node for name in node.input}
+    for tensor in [t for t in graph.initializer if t.name in unread]:
+        graph.initializer.remove(tensor)
+
+
+def stored_bytes(tensor: Any) -> int:
+    """Bytes of a weight's numbers, wherever they lie."""
+    from onnx import helper
+
+    width = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return int(np.prod(tensor.dims, dtype=np.int64)) * int(width)
+
+
 class Wiring:
     """Who makes which tensor, and what happens when somebody else does."""
 
@@ -53,7 +137,7 @@ class Wiring:
         self.outputs: set[str] = {value.name for value in graph.output}
         self._graph = graph
         self._weights = {tensor.name: tensor for tensor in graph.initializer}
-        self._makers = {name: node for node in graph.node for name in node.output if name}
+        self._makers = makers(graph)
 
     def nodes(self) -> list[Any]:
         """Every node that makes something."""
@@ -121,25 +205,14 @@ class Wiring:
 
     def sources(self, name: str) -> set[str]:
         """Inputs of the graph that a tensor is computed from."""
-        seen: set[str] = set()
-        pending = [name]
-        while pending:
-            at = pending.pop()
-            if at not in seen:
-                seen.add(at)
-                pending.extend(self._makers[at].input if at in self._makers else ())
-        return seen & self.inputs
+        seen = {i for node in before(self._makers, [name]) for i in node.input}
+        return (seen | {name}) & self.inputs
 
     def write(self) -> None:
         """Change the graph."""
         # Living nodes in order, the weights they read, no shape that is stale.
-        alive: dict[int, Any] = {}
-        pending = sorted(self.outputs, reverse=True)
-        while pending:
-            node = self._makers.get(pending.pop())
-            if node is not None and id(node) not in alive:
-                alive[id(node)] = node
-                pending.extend(node.input)
+        outputs = sorted(self.outputs, reverse=True)
+        alive = {id(node): node for node in before(self._makers, outputs)}
         waits = {
             key: {id(self._makers[name]) for name in node.input if name in self._makers}
             for key, node in alive.items()
@@ -148,18 +221,8 @@ class Wiring:
         read = {name for node in nodes for name in node.input}
         there = {tensor.name for tensor in self._graph.initializer}
         graph = self._graph
-        del graph.node[:]
-        graph.node.extend(nodes)
-        for tensor in [t for t in graph.initializer if t.name not in read]:
-            graph.initializer.remove(tensor)
+        set_nodes(graph, nodes)
+        drop_unread(graph, *there)
         added = [t for name, t in self._weights.items() if name in read and name not in there]
         graph.initializer.extend(added)
         del graph.value_info[:]
-
-
-def attribute(node: Any, name: str) -> Any:
-    """Value of a node's attribute; None where it is not given."""
-    from onnx import helper
-
-    found = (a for a in node.attribute if a.name == name)
-    return next((helper.get_attribute_value(a) for a in found), None)

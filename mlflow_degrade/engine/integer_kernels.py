@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..core.errors import InexactKernelError
+from .graph_editor import inner_graphs, makers
 from .integer_probe import (
     BYTES,
     LARGEST_BLOCK,
@@ -104,16 +105,15 @@ def integer_products(model: Any) -> dict[Product, list[Use]]:
 
 
 def _products(
-    graph: Any, tensors: Mapping[str, Any], makers: Mapping[str, Any], *, nested: bool
+    graph: Any, tensors: Mapping[str, Any], made_by: Mapping[str, Any], *, nested: bool
 ) -> Iterator[tuple[Product, Use]]:
     tensors = {**tensors, **{tensor.name: tensor for tensor in graph.initializer}}
-    makers = {**makers, **{name: node for node in graph.node for name in node.output}}
+    made_by = {**made_by, **makers(graph)}
     for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _products(attribute.g, tensors, makers, nested=True)
+        for inner in inner_graphs(node):
+            yield from _products(inner, tensors, made_by, nested=True)
         if node.op_type in _DEQUANTIZED:
-            before = [makers.get(name) for name in node.input[:2]]
+            before = [made_by.get(name) for name in node.input[:2]]
             if any(other is None or other.op_type != "DequantizeLinear" for other in before):
                 continue
             operator = "MatMul"
@@ -129,7 +129,7 @@ def _products(
             options.get("accuracy_level", 0) != 4 or options["bits"] not in (4, 8)
         ):
             continue  # a product of floats, or of integers that no kernel has
-        types = [_type(names, tensors, makers) if names else "float32" for names in values]
+        types = [_type(names, tensors, made_by) if names else "float32" for names in values]
         if types[1] not in BYTES or types[0] not in (*BYTES, "float32"):
             continue  # wider integers have no kernels, and stay floats
         sizes = (0, 0)
@@ -140,16 +140,16 @@ def _products(
         yield Product(operator, types[0], types[1], *sizes), use
 
 
-def _type(names: list[str], tensors: Mapping[str, Any], makers: Mapping[str, Any]) -> str:
+def _type(names: list[str], tensors: Mapping[str, Any], made_by: Mapping[str, Any]) -> str:
     """NumPy's name of the integer type of values; unsigned bytes where the graph does not say."""
     from onnx import helper
 
     for name in names:
-        node = makers.get(name)
+        node = made_by.get(name)
         if name in tensors:
             return str(helper.tensor_dtype_to_np_dtype(tensors[name].data_type))
         if node is not None and node.op_type == "QuantizeLinear" and len(node.input) > 2:
-            return _type([node.input[2]], tensors, makers)
+            return _type([node.input[2]], tensors, made_by)
     return "uint8"
 
 

@@ -31,6 +31,16 @@ LARGEST_BLOCK = _INPUTS
 """Of ``MatMulNBits``, in a product that is tried; 16 bits overflow within any block or in none."""
 
 
+# Operators that are tried as one node: its domain and inputs, named as in `_open`.
+_ALONE = {
+    "MatMulInteger": ("", "x w zero middles"),
+    "MatMulIntegerToFloat": ("com.microsoft", "x w one ones zero middles"),
+    "DynamicQuantizeMatMul": ("com.microsoft", "x w ones middles"),
+    "QLinearMatMul": ("", "x one zero w ones middles step offset"),
+    "MatMulNBits": ("com.microsoft", "x w ones"),
+}
+
+
 class Product(NamedTuple):
     """What kernels of a product are chosen by."""
 
@@ -165,22 +175,12 @@ def _open(product: Product, weights: Integers, step: float, precise: bool, level
     }
     if product.activations in BYTES:
         constants["zero"] = np.zeros((), product.activations)
-    node = helper.make_node
+    node, nodes, attributes = helper.make_node, list[Any](), dict[str, int]()
     match product.operator:
-        case "MatMulInteger":
-            nodes = [node("MatMulInteger", ["x", "w", "zero", "middles"], ["y"])]
-        case "MatMulIntegerToFloat":
-            inputs = ["x", "w", "one", "ones", "zero", "middles"]
-            nodes = [node(product.operator, inputs, ["y"], domain=microsoft.domain)]
-        case "DynamicQuantizeMatMul":
-            inputs = ["x", "w", "ones", "middles"]
-            nodes = [node(product.operator, inputs, ["y"], domain=microsoft.domain)]
         case "QLinearMatMul":
             constants |= {"step": np.array(step, np.float32), "offset": np.array(128, np.uint8)}
             if product.activations == "int8":
                 constants["offset"] = np.array(0, np.int8)
-            inputs = ["x", "one", "zero", "w", "ones", "middles", "step", "offset"]
-            nodes = [node(product.operator, inputs, ["y"])]
         case "ConvInteger":
             constants |= {
                 "w": codes.T.reshape(_OUTPUTS, _INPUTS, 1, 1),
@@ -202,15 +202,16 @@ def _open(product: Product, weights: Integers, step: float, precise: bool, level
             constants["ones"] = np.ones(shape[:2], np.float32)
             attributes = {"K": _INPUTS, "N": _OUTPUTS, "accuracy_level": 4}
             attributes |= {"bits": product.bits, "block_size": product.block_size}
-            inputs = ["x", "w", "ones"]
-            nodes = [node("MatMulNBits", inputs, ["y"], domain=microsoft.domain, **attributes)]
-        case _:
+        case "MatMul":
             nodes = [
                 node("QuantizeLinear", ["x", "one", "zero"], ["rounded"]),
                 node("DequantizeLinear", ["rounded", "one", "zero"], ["back"]),
                 node("DequantizeLinear", ["w", "ones", "middles"], ["matrix"], axis=1),
                 node("MatMul", ["back", "matrix"], ["y"]),
             ]
+    if product.operator in _ALONE:
+        domain, names = _ALONE[product.operator]
+        nodes = [node(product.operator, names.split(), ["y"], domain=domain, **attributes)]
     used = {name for made in nodes for name in made.input}
     taken = np.dtype(np.float32 if _rounds(product) else product.activations)
     given = {"MatMulInteger": TensorProto.INT32, "ConvInteger": TensorProto.INT32}

@@ -9,7 +9,7 @@ same batches.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -185,28 +185,37 @@ def pack(rows: Sequence[Row], limits: Limits) -> tuple[Batch, ...]:
     drop = [count] * count
     for i in range(count - 2, -1, -1):
         drop[i] = drop[i + 1] if lengths[i] == lengths[i + 1] else i + 1
-    cost = [0] * (count + 1)
-    end = [count] * count
-    for i in range(count - 1, -1, -1):
+
+    def prices(i: int) -> Iterator[tuple[int, float]]:
         full = i + _capacity(lengths[i], limits)
         full = min(full, bisect_right(outputs, outputs[i] + limits.outputs) - 1)
         full = min(max(full, i + 1), count)
         stop = i
-        candidates = []
         while stop < full:
             stop = min(drop[stop], full)
             positions = padded(stop - i, lengths[i], limits.multiple) * (stop - i)
-            candidates.append((positions + limits.overhead + cost[stop], -stop))
-        cost[i], negative = min(candidates)
-        end[i] = -negative
-    batches = []
-    start = 0
+            yield stop, positions + limits.overhead
+
+    return tuple(
+        Batch(tuple(order[i:stop]), padded(stop - i, lengths[i], limits.multiple))
+        for i, stop in cheapest_parts(count, prices)
+    )
+
+
+def cheapest_parts(
+    count: int, prices: Callable[[int], Iterable[tuple[int, float]]]
+) -> list[tuple[int, int]]:
+    """Cut a line of things into the parts that cost least in all; of equals the longer ones."""
+    # `prices` tells where a part that begins at a place may stop, and what it costs then.
+    cost, end = [0.0] * (count + 1), [count] * count
+    for i in range(count - 1, -1, -1):
+        cost[i], longest = min((price + cost[stop], -stop) for stop, price in prices(i))
+        end[i] = -longest
+    parts, start = [], 0
     while start < count:
-        size = end[start] - start
-        members = tuple(order[start : start + size])
-        batches.append(Batch(members, padded(size, lengths[start], limits.multiple)))
-        start += size
-    return tuple(batches)
+        parts.append((start, end[start]))
+        start = end[start]
+    return parts
 
 
 def _capacity(length: int, limits: Limits) -> int:

@@ -153,7 +153,9 @@ def ran_out_of_memory(error: Exception) -> bool:
     return any(sign in text for sign in ("failed to allocate memory", "out of memory", "bad_alloc"))
 
 
-def run_error(error: Exception, folder: Path, hint: str = "") -> EngineError:
-    """Wrap a failure inside onnxruntime; `hint` says what may help."""
-    reason = str(error).rstrip(".")
+def run_error(error: Exception, folder: Path, *, rows: int | None = None) -> EngineError:
+    """Wrap a failure inside onnxruntime, of a batch of so many rows where there may be fewer."""
+    reason, hint = str(error).rstrip("."), ""
+    if rows is not None and ran_out_of_memory(error):
+        hint = f" Use a smaller batch_size than {rows}, or shorter prompts."
     return EngineError(f"onnxruntime failed while running the model in {folder}: {reason}.{hint}")

@@ -15,7 +15,7 @@ from itertools import accumulate, pairwise
 from math import ceil
 from typing import Any
 
-from .schedule import Batch, Limits, Row, common_length
+from .schedule import Batch, Limits, Row, cheapest_parts, common_length
 
 LAYOUT_COST = 0.06
 """What attention and its layout cost per position, relative to all else done with a position.
@@ -207,16 +207,13 @@ def _clusters(
 def _pack(clusters: Sequence[_Cluster], limits: Limits) -> tuple[tuple[Batch, ...], int]:
     """Cut clusters into the batches that cost least in all."""
     # Returns their distinct positions too.
-    # As `mlflow_degrade.engine.schedule.pack`, found from the last cluster backwards.
-    count = len(clusters)
-    cost = [0.0] * (count + 1)
-    end = [count] * count
-    size = [0] * count
-    for i in range(count - 1, -1, -1):
+
+    def whole(distinct: int) -> int:
+        return -(-distinct // limits.multiple) * limits.multiple
+
+    def prices(i: int) -> Iterator[tuple[int, float]]:
         length, members, distinct, outputs = clusters[i].length, 0, 0, 0
-        best = None
-        for j in range(i, count):
-            cluster = clusters[j]
+        for j, cluster in enumerate(clusters[i:], start=i):
             members, distinct = members + len(cluster.rows), distinct + cluster.distinct
             outputs += cluster.outputs
             if j > i and (
@@ -225,18 +222,9 @@ def _pack(clusters: Sequence[_Cluster], limits: Limits) -> tuple[tuple[Batch, ..
                 or members > (limits.rows or members)
                 or members * length > _MOST_LAID_OUT * limits.tokens
             ):
-                break
-            whole = -(-distinct // limits.multiple) * limits.multiple
-            price = whole + LAYOUT_COST * members * length + CALL_COST + cost[j + 1]
-            if best is None or price <= best[0]:
-                best = price, j + 1, whole
-        assert best is not None
-        cost[i], end[i], size[i] = best
-    batches, distinct, start = [], 0, 0
-    while start < count:
-        stop = end[start]
-        members_ = tuple(i for cluster in clusters[start:stop] for i in cluster.rows)
-        batches.append(Batch(members_, clusters[start].length))
-        distinct += size[start]
-        start = stop
-    return tuple(batches), distinct
+                return
+            yield j + 1, whole(distinct) + LAYOUT_COST * members * length + CALL_COST
+
+    parts = [clusters[i:stop] for i, stop in cheapest_parts(len(clusters), prices)]
+    batches = (Batch(tuple(i for c in part for i in c.rows), part[0].length) for part in parts)
+    return tuple(batches), sum(whole(sum(c.distinct for c in part)) for part in parts)

@@ -26,10 +26,10 @@ Text = str | tuple[str, str]
 _OFFSET_MODELS = ("camembert", "mpnet", "longformer", "ibert", "data2vec-text", "xmod")
 
 
-class EncoderText:
-    """The tokenizer of an encoder's or classifier's model directory."""
+class _Tokenizer:
+    """The tokenizer of a model directory."""
 
-    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+    def __init__(self, folder: Path) -> None:
         from transformers import AutoTokenizer
 
         try:
@@ -39,6 +39,18 @@ class EncoderText:
                 f"{folder} has no tokenizer that transformers can load ({error}): copy the source "
                 "model's tokenizer files into it, or export the model again."
             ) from error
+
+    def decode(self, ids: Tokens) -> str:
+        """Text of token ids, without special tokens."""
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return text
+
+
+class EncoderText(_Tokenizer):
+    """The tokenizer of an encoder's or classifier's model directory."""
+
+    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+        super().__init__(folder)
         # Models that look for the last token of a text, or count positions, go by their config.
         stated_pad = config.get("pad_token_id")
         own = self.tokenizer.pad_token_id if stated_pad is None else stated_pad
@@ -96,25 +108,12 @@ class EncoderText:
             )
         return first
 
-    def decode(self, ids: Tokens) -> str:
-        """Text of token ids, without special tokens."""
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
-        return text
 
-
-class TextEncoder:
+class TextEncoder(_Tokenizer):
     """The tokenizer of a model directory, with the pair-splitting rules of lm-eval."""
 
     def __init__(self, folder: Path) -> None:
-        from transformers import AutoTokenizer
-
-        try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(str(folder))
-        except Exception as error:  # transformers raises whatever its converters raise
-            raise ModelError(
-                f"{folder} has no tokenizer that transformers can load ({error}): copy the source "
-                "model's tokenizer files into it, or export the model again."
-            ) from error
+        super().__init__(folder)
         if self.tokenizer.eos_token_id is None:
             raise ModelError(
                 f"the tokenizer in {folder} has no end-of-text token: set eos_token in its "
@@ -133,17 +132,14 @@ class TextEncoder:
     ) -> list[list[int]]:
         """Token ids of each text; fast tokenizers encode in parallel."""
         known: dict[str, list[int]] = {}
-        prefixed = [t for t in dict.fromkeys(texts) if self._has_prefix(t, add_special_tokens)]
-        plain = [t for t in dict.fromkeys(texts) if not self._has_prefix(t, add_special_tokens)]
-        flag = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-        for group, options in ((prefixed, {"add_special_tokens": False}), (plain, flag)):
+        for begins in (True, False):
+            group = [t for t in dict.fromkeys(texts) if t.startswith(self.prefix_text) is begins]
+            given = False if begins and add_special_tokens is None else add_special_tokens
+            options = {} if given is None else {"add_special_tokens": given}
             if group:
                 ids = self.tokenizer(group, verbose=False, **options)["input_ids"]
                 known.update(zip(group, ids, strict=True))
         return [known[text] for text in texts]
-
-    def _has_prefix(self, text: str, add_special_tokens: bool | None) -> bool:
-        return add_special_tokens is None and text.startswith(self.prefix_text)
 
     def encode_pairs(self, pairs: Iterable[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
         """Token ids of each (context, continuation)."""
@@ -177,11 +173,6 @@ class TextEncoder:
         if ids[:1] == [self.prefix_id]:
             return ids[:1], ids[1:]
         return [self.prefix_id], ids
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids, without special tokens."""
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
-        return text
 
 
 def _stated_end(folder: Path, tokenizer: Any) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from lm_eval.api.instance import Instance
-from lm_eval.api.model import TemplateLM
+from lm_eval.api.model import LM, TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
@@ -16,6 +16,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from ..core.errors import InputError
 from ..engine.conversation import choose_template, render
 from ..engine.decoder import OnnxDecoder, Score
+from ..engine.encoder import OnnxEncoder
 from ..engine.generation import Sampling
 from .probes import (
     SHORTEST_PROMPT,
@@ -43,8 +44,47 @@ _log = logging.getLogger(__name__)
 Advance = Callable[[int], None]
 
 
+class EngineLM(LM):  # type: ignore[misc]
+    """A model of the engine behind lm-eval's interface."""
+
+    metrics: frozenset[str] | None = None
+    """Which of a task's metrics say something about this model; None for all of them."""
+
+    def __init__(
+        self,
+        engine: OnnxDecoder | OnnxEncoder,
+        path: ScoringPath | Literal["auto"],
+        advance: Advance | None,
+    ) -> None:
+        super().__init__()
+        self._engine = engine
+        self._advance = advance or (lambda _count: None)
+        self._probing = path == "auto"
+        self.plans: list[dict[str, Any]] = []
+        if path != "auto":
+            self.take(path)
+
+    def take(self, path: ScoringPath) -> None:
+        """Score by this path from now on."""
+        self._engine.unpadded = path == "one-by-one"
+
+    def close(self) -> None:
+        """Free the session's memory."""
+        self._engine.close()
+
+    def _keep_plan(self) -> None:
+        """Record what the latest call ran."""
+        if self._engine.last_plan is not None:
+            self.plans.append(self._engine.last_plan.summary(halved=self._engine.halved))
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Names the tokenizer in lm-eval's cache of built prompts."""
+        return str(self.tokenizer.name_or_path).replace("/", "__")
+
+
 @register_model(NAME)
-class OnnxLM(TemplateLM):  # type: ignore[misc]
+class OnnxLM(EngineLM, TemplateLM):  # type: ignore[misc]
     """Decoder in ONNX Runtime behind lm-eval's interface."""
 
     # Tokenization, truncation, special tokens, stop sequences and default lengths follow lm-eval's
@@ -60,29 +100,21 @@ class OnnxLM(TemplateLM):  # type: ignore[misc]
         max_batch_size: int | None = None,  # noqa: ARG002 - part of lm-eval's interface
         advance: Advance | None = None,
     ) -> None:
-        super().__init__()
         self.decoder = (
             pretrained
             if isinstance(pretrained, OnnxDecoder)
             else OnnxDecoder(pretrained, device=device, batch_size=batch_size)
         )
-        if path != "auto":
-            self.take(path)
+        super().__init__(self.decoder, path, advance)
         self.tokenizer = self.decoder.encoder.tokenizer
-        self.plans: list[dict[str, Any]] = []
         self.probes: dict[str, BatchInvariance] = {}
         self.equivalence: PathEquivalence | None = None
         self._template: str | None = None
         self._told = False
-        self._probing = path == "auto"
-        self._advance = advance
-
-    metrics: frozenset[str] | None = None
-    """Which of a task's metrics say something about this model; None for all of them."""
 
     def take(self, path: ScoringPath) -> None:
         """Score by this path from now on."""
-        self.decoder.unpadded = path == "one-by-one"
+        super().take(path)
         self.decoder.reuse_prefixes = path == "shared-prefix"
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -94,10 +126,6 @@ class OnnxLM(TemplateLM):  # type: ignore[misc]
     ) -> BatchInvariance:
         """Whether this model's scores depend on the batch."""
         return probe_batch_invariance(self.decoder, prompts, generation=generation)
-
-    def close(self) -> None:
-        """Free the session's memory."""
-        self.decoder.close()
 
     # -- what lm-eval asks about the model ------------------------------------------------
 
@@ -120,11 +148,6 @@ class OnnxLM(TemplateLM):  # type: ignore[misc]
     def max_gen_toks(self) -> int:
         """New tokens of tasks that do not say how many."""
         return _MAX_NEW_TOKENS
-
-    @property
-    def tokenizer_name(self) -> str:
-        """Names the tokenizer in lm-eval's cache of built prompts."""
-        return str(self.tokenizer.name_or_path).replace("/", "__")
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: Any
@@ -232,7 +255,7 @@ class OnnxLM(TemplateLM):  # type: ignore[misc]
                     index = members[place]
                     texts[index] = text
                     self._keep("generate_until", requests[index].args, text)
-                self._report(len(finished))
+                self._advance(len(finished))
 
             self.decoder.generate(prompts, sampling, keep)
         return texts
@@ -247,12 +270,11 @@ class OnnxLM(TemplateLM):  # type: ignore[misc]
         def finished(scores: list[tuple[int, Score]]) -> None:
             for index, score in scores:
                 keep(index, score)
-            self._report(len(scores))
+            self._advance(len(scores))
 
         self._settle("scoring", [[*context, *rest] for context, rest in pairs])
         scores = self.decoder.score(pairs, finished)
-        if self.decoder.last_plan is not None:
-            self.plans.append(self.decoder.last_plan.summary(halved=self.decoder.halved))
+        self._keep_plan()
         return [(score.logprob, score.is_greedy) for score in scores]
 
     def _settle(self, use: str, prompts: Sequence[list[int]]) -> None:
@@ -303,7 +325,3 @@ class OnnxLM(TemplateLM):  # type: ignore[misc]
 
     def _keep(self, kind: str, request: tuple[Any, ...], result: Any) -> None:
         self.cache_hook.add_partial(kind, request, result)
-
-    def _report(self, count: int) -> None:
-        if self._advance is not None:
-            self._advance(count)

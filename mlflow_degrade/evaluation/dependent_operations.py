@@ -48,14 +48,11 @@ def origin_of(folder: Path, device: str) -> Origin:
 
 def dependent_operations(folder: Path, providers: tuple[str, ...]) -> tuple[str, ...]:
     """Operations of a model directory whose results depend on the processor."""
-    import onnx
-
-    from ..optimize.onnx_graph.files import GRAPH_FILE
+    from ..optimize.onnx_graph.files import load_graph
 
     if on_gpu(providers):
         return (f"everything on {providers[0]}",)
-    graph = onnx.load(str(folder / GRAPH_FILE), load_external_data=False).graph
-    return tuple(sorted(set(_operations(graph))))
+    return tuple(sorted(set(_operations(load_graph(folder, weights=False).graph))))
 
 
 def _operations(graph: Any) -> Iterator[str]:

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NoReturn, TypeVar
 
 from lm_eval.api.instance import Instance
-from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
 from ..core.errors import InputError
 from ..engine.encoder import OnnxEncoder, retrieval_prompts
 from ..engine.schedule import Tokens
+from .backend import EngineLM
 from .collection import Collection
 from .encoder_tasks import ranking_of, texts_of
 from .probes import BatchInvariance, ScoringPath, choose_path, probe_encoder, spread
@@ -36,7 +36,7 @@ the choice's text, and would mean nothing.
 
 
 @register_model(NAME)
-class OnnxEncoderLM(LM):  # type: ignore[misc]
+class OnnxEncoderLM(EngineLM):
     """Encoder or classifier in ONNX Runtime behind lm-eval's interface, for multiple choice."""
 
     # What stands in for the log-likelihood of a choice is the cosine of the embeddings of prompt
@@ -45,8 +45,7 @@ class OnnxEncoderLM(LM):  # type: ignore[misc]
     # was killed is asked again from its start. Beside lm-eval's requests it answers those of
     # `encoder_tasks`.
 
-    # `METRICS`: which of a task's metrics say something about this model.
-    metrics: frozenset[str] | None = METRICS
+    metrics = METRICS
 
     def __init__(
         self,
@@ -57,22 +56,14 @@ class OnnxEncoderLM(LM):  # type: ignore[misc]
         max_batch_size: int | None = None,  # noqa: ARG002 - part of lm-eval's interface
         advance: Callable[[int], None] | None = None,
     ) -> None:
-        super().__init__()
         self.encoder = (
             pretrained
             if isinstance(pretrained, OnnxEncoder)
             else OnnxEncoder(pretrained, device=device, batch_size=batch_size)
         )
-        self.plans: list[dict[str, Any]] = []
+        super().__init__(self.encoder, path, advance)
+        self.tokenizer = self.encoder.text.tokenizer
         self.batch_probe: BatchInvariance | None = None
-        self._advance = advance
-        self._probing = path == "auto"
-        if path != "auto":
-            self.take(path)
-
-    def take(self, path: ScoringPath) -> None:
-        """Score by this path from now on; an encoder has no prefixes to share."""
-        self.encoder.unpadded = path == "one-by-one"
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text."""
@@ -81,10 +72,6 @@ class OnnxEncoderLM(LM):  # type: ignore[misc]
     def probe(self, prompts: Sequence[Tokens], *, generation: bool = False) -> BatchInvariance:  # noqa: ARG002 - as for decoders
         """Whether this model's numbers depend on the batch."""
         return probe_encoder(self.encoder, prompts)
-
-    def close(self) -> None:
-        """Free the session's memory."""
-        self.encoder.close()
 
     def loglikelihood(
         self,
@@ -98,8 +85,7 @@ class OnnxEncoderLM(LM):  # type: ignore[misc]
         pairs = [request.args for request in requests]
         self._settle([context for context, _ in pairs])
         scores = self.encoder.score(pairs, self._advance)
-        if self.encoder.last_plan is not None:
-            self.plans.append(self.encoder.last_plan.summary(halved=self.encoder.halved))
+        self._keep_plan()
         for pair, score in zip(pairs, scores, strict=True):
             self.cache_hook.add_partial("loglikelihood", pair, tuple(score))
         return [(score.logprob, score.is_greedy) for score in scores]
@@ -175,16 +161,14 @@ class OnnxEncoderLM(LM):  # type: ignore[misc]
             nonlocal finished, told
             finished += len(indices)
             now = requests * min(finished, texts) // texts
-            if self._advance is not None:
-                self._advance(now - told)
+            self._advance(now - told)
             told = now
 
         return count
 
     def _keep(self, kind: str, requests: Sequence[Instance], answers: list[Answer]) -> list[Answer]:
         """Record the plan, and hand the answers to lm-eval's cache."""
-        if self.encoder.last_plan is not None:
-            self.plans.append(self.encoder.last_plan.summary(halved=self.encoder.halved))
+        self._keep_plan()
         for request, answer in zip(requests, answers, strict=True):
             self.cache_hook.add_partial(kind, request.args, answer)
         return answers
@@ -214,11 +198,6 @@ class OnnxEncoderLM(LM):  # type: ignore[misc]
     def apply_chat_template(self, chat_history: list[dict[str, str]], *_: Any, **__: Any) -> str:  # noqa: ARG002
         """Refused: an encoder holds no conversation."""
         raise InputError("an encoder or classifier has no chat template: evaluate without one.")
-
-    @property
-    def tokenizer_name(self) -> str:
-        """Names the tokenizer in lm-eval's cache of built prompts."""
-        return str(self.encoder.text.tokenizer.name_or_path).replace("/", "__")
 
 
 def _unanswerable(what: str) -> InputError:

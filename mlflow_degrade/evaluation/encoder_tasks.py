@@ -75,8 +75,12 @@ class EncoderTask(Task):  # type: ignore[misc]
         raise NotImplementedError
 
     def aggregation(self) -> dict[str, Callable[..., float]]:
-        """The mean over the samples."""
-        return dict.fromkeys(self.higher_is_better(), mean)
+        """How each metric is computed over all samples."""
+        raise NotImplementedError
+
+    def higher_is_better(self) -> dict[str, bool]:
+        """Of all of them."""
+        return dict.fromkeys(self.aggregation(), True)
 
     @staticmethod
     def response(sample: Mapping[str, Any]) -> str:
@@ -111,10 +115,6 @@ class LabelTask(EncoderTask):
     def aggregation(self) -> dict[str, Callable[..., float]]:
         """The mean; F1 (of all labels alike) and Matthews' correlation over all samples."""
         return {"acc": mean, "f1": _macro_f1, "mcc": matthews_corrcoef}
-
-    def higher_is_better(self) -> dict[str, bool]:
-        """Of all."""
-        return {"acc": True, "f1": True, "mcc": True}
 
     @staticmethod
     def response(sample: Mapping[str, Any]) -> str:
@@ -152,10 +152,6 @@ class OrderTask(EncoderTask):
     def aggregation(self) -> dict[str, Callable[..., float]]:
         """The mean; Spearman's correlation over all items."""
         return {"order_agreement": mean, "spearman": _spearman}
-
-    def higher_is_better(self) -> dict[str, bool]:
-        """Of both."""
-        return {"order_agreement": True, "spearman": True}
 
     @staticmethod
     def response(sample: Mapping[str, Any]) -> str:
@@ -197,10 +193,10 @@ class RankTask(EncoderTask):
         found |= {f"recall_at_{k}": recall(order, relevances, k) for k in self._depths}
         return {**found, "mrr_at_10": reciprocal_rank(order, relevances)}
 
-    def higher_is_better(self) -> dict[str, bool]:
-        """Of all."""
+    def aggregation(self) -> dict[str, Callable[..., float]]:
+        """The mean."""
         names = ["ndcg_at_10", *(f"recall_at_{k}" for k in self._depths), "mrr_at_10"]
-        return dict.fromkeys(names, True)
+        return dict.fromkeys(names, mean)
 
     @cached_property
     def _depths(self) -> list[int]:

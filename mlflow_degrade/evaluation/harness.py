@@ -167,11 +167,15 @@ def _local_digest(arguments: Mapping[str, Any]) -> str | None:
     """Digest of the local directory that is evaluated, if it is one."""
     from .run import model_digest
 
-    folder = Path(str(arguments.get("pretrained", ""))).expanduser()
+    folder = _folder(arguments)
     # Weights that are put on top make another model of the same directory.
-    if "pretrained" not in arguments or not folder.is_dir() or {"peft", "delta"} & set(arguments):
-        return None
-    return model_digest(folder)
+    return None if folder is None or {"peft", "delta"} & set(arguments) else model_digest(folder)
+
+
+def _folder(arguments: Mapping[str, Any]) -> Path | None:
+    """The local directory that is meant, if it is one."""
+    folder = Path(str(arguments.get("pretrained", ""))).expanduser()
+    return folder if "pretrained" in arguments and folder.is_dir() else None
 
 
 def _where(settings: HarnessSettings, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -219,8 +223,7 @@ def _engine(arguments: dict[str, Any], tasks: dict[str, Any]) -> str:
 def _look_at(model: str, arguments: Mapping[str, Any]) -> None:
     """Refuse a local directory whose weights are damaged, or filled up at random."""
     # Formats are the other library's business; where weights lie elsewhere too, so are they.
-    folder = Path(str(arguments.get("pretrained", ""))).expanduser()
-    if "pretrained" not in arguments or not folder.is_dir():
+    if (folder := _folder(arguments)) is None:
         return
     from ..engine.family import architecture
     from ..optimize.onnx_graph.packed_weights import is_quantized

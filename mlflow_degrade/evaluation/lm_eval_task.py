@@ -158,7 +158,7 @@ def run_task(
     *,
     seed: int,
     prompting: Prompting,
-    started: Callable[[int, int], None] | None = None,
+    started: Callable[[int, int], None],
 ) -> TaskOutcome:
     """Evaluate one task; what the journal answers is not asked again."""
     from lm_eval.evaluator import evaluate
@@ -169,8 +169,7 @@ def run_task(
     def count(total: int, done: int) -> None:
         counts["requests"] += total
         counts["resumed"] += done
-        if started is not None:
-            started(total, done)
+        started(total, done)
 
     model.plans.clear()
     everything = len(task.indices) == task.available

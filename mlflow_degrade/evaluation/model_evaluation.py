@@ -145,7 +145,7 @@ class Arm:
         self.folder, self._settings = folder, settings
         self._suite = fitted_suite(suite, folder)
         self._label = label or folder.name
-        self._advance: Callable[[int], None] | None = None
+        self._advance: Callable[[int], None] = lambda _count: None
 
     @cached_property
     def _origin(self) -> Origin:
@@ -220,8 +220,7 @@ class Arm:
         device, batch_size = self._settings.device, self._settings.batch_size
 
         def advance(count: int) -> None:
-            if self._advance is not None:
-                self._advance(count)
+            self._advance(count)
 
         # Which path is taken is decided here, for both models of a comparison.
         if model_family(self.folder) == "decoder":
@@ -237,8 +236,7 @@ class Arm:
     @cached_property
     def probe(self) -> BatchInvariance:
         """Whether this model's scores depend on the batch, measured on the suite's own prompts."""
-        key = {**self._common, "suite": self._suite.digest, "tolerance": TOLERANCE}
-        entry = Entry("probe", key)
+        entry = self._entry("probe")
         known = entry.facts()
         if known is not None:
             return BatchInvariance(**known["probe"])
@@ -262,29 +260,22 @@ class Arm:
     @cached_property
     def _probed(self) -> list[list[int]]:
         """Prompts of all tasks of the suite."""
-        tasks = self._suite.tasks
-        share = -(-PROBED_PROMPTS // len(tasks))
-        return [p for task in tasks for p in self._prompts(task, share)][:PROBED_PROMPTS]
-
-    def _prompts(self, task: SuiteTask, count: int) -> list[list[int]]:
         from .lm_eval_task import prompts_of
 
-        return prompts_of(
-            self._model,
-            task,
-            count,
-            seed=self._suite.seed,
-            prompting=self._suite.prompting,
-        )
+        suite = self._suite
+        share = -(-PROBED_PROMPTS // len(suite.tasks))
+        asked: dict[str, Any] = {"seed": suite.seed, "prompting": suite.prompting}
+        found = (prompts_of(self._model, task, share, **asked) for task in suite.tasks)
+        return [prompt for prompts in found for prompt in prompts][:PROBED_PROMPTS]
 
-    @property
-    def _equivalence_entry(self) -> Entry:
+    def _entry(self, kind: str) -> Entry:
+        """Where a probe of this model on this suite is kept."""
         key = {**self._common, "suite": self._suite.digest, "tolerance": TOLERANCE}
-        return Entry("equivalence", key)
+        return Entry(kind, key)
 
     def known_equivalence(self) -> PathEquivalence | None:
         """What `equivalence` found, if it was ever measured."""
-        known = self._equivalence_entry.facts()
+        known = self._entry("equivalence").facts()
         return None if known is None else PathEquivalence(**known["equivalence"])
 
     @cached_property
@@ -303,7 +294,7 @@ class Arm:
             bar(1, 0)
             found = probe_path_equivalence(model.decoder, prompts)
             bar(0, 1)
-        self._equivalence_entry.finish({"equivalence": found.fields()})
+        self._entry("equivalence").finish({"equivalence": found.fields()})
         return found
 
     def evaluate(

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ..core.errors import InputError
 from ..engine.decoder import OnnxDecoder, Score
-from ..engine.encoder import OnnxEncoder, log_softmax
+from ..engine.encoder import OnnxEncoder, log_softmax, unit
 from ..engine.generation import Sampling
 from ..engine.pooling import Answer
 from ..engine.schedule import Batch, Row, Tokens
@@ -84,12 +84,11 @@ def _scores(encoder: OnnxEncoder, vectors: NDArray[np.float32]) -> NDArray[np.fl
     """What choices are scored by: one row of numbers per text."""
     if encoder.answer == "label":
         return log_softmax(vectors)
-    if encoder.answer == "number":
-        return vectors.astype(np.float64)
     exact = vectors.astype(np.float64)
-    lengths = np.linalg.norm(exact, axis=1, keepdims=True)
-    unit = np.divide(exact, lengths, out=np.zeros_like(exact), where=lengths > 0)
-    cosines: NDArray[np.float64] = unit @ unit.T
+    if encoder.answer == "number":
+        return exact
+    units = unit(exact)
+    cosines: NDArray[np.float64] = units @ units.T
     np.fill_diagonal(cosines, 0.0)  # a text is its own nearest neighbour
     return cosines
 

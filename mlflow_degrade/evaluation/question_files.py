@@ -9,7 +9,6 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 from ..core.errors import DegradeError, InputError, UnknownNameError
 from ..core.question_names import HUB, MLFLOW, file_suffix, split_of, task_of
+from ..core.quiet import quiet_libraries
 from ..samples.readers._columns import usual_form
 from ..samples.readers._reader import look_up, text_encoding
 from ..samples.readers.tables import delimiter_of
@@ -116,7 +116,7 @@ def of_datasets(source: str) -> list[dict[str, Any]]:
     import datasets
 
     named, split = split_of(source)
-    with _quiet_datasets():
+    with quiet_libraries():
         try:
             if named.startswith(HUB):
                 found = datasets.load_dataset(*_hub_name(named))
@@ -174,19 +174,6 @@ def _with_class_names(data: Any) -> Iterator[dict[str, Any]]:
                 # Unlabelled rows are written as −1.
                 row[name] = feature.int2str(row[name]) if row[name] >= 0 else None
         yield row
-
-
-@contextmanager
-def _quiet_datasets() -> Iterator[None]:
-    import datasets
-
-    shown = datasets.utils.logging.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
 
 
 def _hub_name(named: str) -> tuple[str, str | None]:

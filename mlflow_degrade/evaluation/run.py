@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..core.prompting import Prompting
 from ..engine.integer_probe import KernelCheck
 from ..samples.table import SampleScores
 from .model_evaluation import Arm, model_digest
 from .probes import BatchInvariance, PathEquivalence, ScoringPath
 from .scoring_path import PathChoice, choose
-from .suite import Suite, load_suite
+from .suite import Suite
 
 __all__ = [
     "Evaluation",
@@ -89,13 +88,8 @@ class Evaluation:
 
 def evaluate_model(
     model_dir: str | Path,
-    tasks: Suite | Sequence[str],
+    suite: Suite,
     *,
-    limit: int | None = None,
-    seed: int = 0,
-    num_fewshot: int | None = None,
-    include_path: str | Path | None = None,
-    prompting: Prompting | None = None,
     settings: EvaluationSettings | None = None,
     path: ScoringPath | None = None,
     label: str | None = None,
@@ -104,18 +98,6 @@ def evaluate_model(
     # A finished task is kept on disk under everything its scores depend on; answers of an
     # unfinished one are kept batch by batch. A killed evaluation therefore continues where it
     # stopped.
-    suite = (
-        tasks
-        if isinstance(tasks, Suite)
-        else load_suite(
-            tasks,
-            include_path=include_path,
-            limit=limit,
-            seed=seed,
-            num_fewshot=num_fewshot,
-            prompting=prompting,
-        )
-    )
     arm = Arm(Path(model_dir), suite, settings or EvaluationSettings(), label)
     chosen = path or choose({label or arm.folder.name: arm}).path
     parts, results, runs = arm.evaluate(chosen)

@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..core.errors import UnsupportedModelError
+from ..engine.graph_editor import makers, put_before, readers, set_nodes, store
 
 # What may stand between the projection and the output without changing which node projects:
 # casts, and the scaling and soft-capping that Granite and Gemma apply to their logits.
@@ -24,10 +25,10 @@ _AFTER_HEAD = {"Cast", "Identity", "Div", "Mul", "Tanh"}
 
 def head_node(model: Any) -> Any:
     """The node that projects hidden states to the vocabulary."""
-    makers = {output: node for node in model.graph.node for output in node.output}
+    made_by = makers(model.graph)
     name = "logits"
-    while (node := makers.get(name)) is not None and node.op_type in _AFTER_HEAD:
-        name = next((i for i in node.input if i in makers), "")
+    while (node := made_by.get(name)) is not None and node.op_type in _AFTER_HEAD:
+        name = next((i for i in node.input if i in made_by), "")
     if node is None:
         outputs = ", ".join(o.name for o in model.graph.output)
         raise UnsupportedModelError(
@@ -37,62 +38,56 @@ def head_node(model: Any) -> Any:
     return node
 
 
+def _head(model: Any) -> Any | None:
+    """The same; None of an encoder, which gives its hidden states."""
+    return head_node(model) if any(o.name == "logits" for o in model.graph.output) else None
+
+
+def head_output(model: Any) -> str | None:
+    """What the projection gives; None of an encoder."""
+    node = _head(model)
+    return None if node is None else str(node.output[0])
+
+
 def tie_head(model: Any) -> bool:
     """Replace a head weight that is the transposed embedding by a ``Transpose`` of it."""
     import numpy as np
     from onnx import helper, numpy_helper
 
-    if not _has_head(model):
+    node, graph = _head(model), model.graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    if node is None or node.op_type != "MatMul" or node.input[1] not in weights:
         return False
-    node = head_node(model)
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    head = weights.get(node.input[1]) if node.op_type == "MatMul" else None
-    if head is None:
-        return False
-    gathered = {n.input[0] for n in model.graph.node if n.op_type == "Gather"}
+    head = weights[node.input[1]]
+    gathered = {n.input[0] for n in graph.node if n.op_type == "Gather"}
     for name in gathered & weights.keys():
-        embedding = weights[name]
-        if list(embedding.dims) != list(head.dims)[::-1]:
-            continue
-        if not np.array_equal(numpy_helper.to_array(embedding).T, numpy_helper.to_array(head)):
-            continue
-        position = list(model.graph.node).index(node)
-        tied = f"{name}.transposed"
-        transpose = helper.make_node("Transpose", [name], [tied], name=tied, perm=[1, 0])
-        model.graph.node.insert(position, transpose)
-        node.input[1] = tied
-        model.graph.initializer.remove(head)
-        return True
+        if list(weights[name].dims) == list(head.dims)[::-1] and np.array_equal(
+            numpy_helper.to_array(weights[name]).T, numpy_helper.to_array(head)
+        ):
+            tied = f"{name}.transposed"
+            made = helper.make_node("Transpose", [name], [tied], name=tied, perm=[1, 0])
+            put_before(graph, node, [made])
+            node.input[1] = tied
+            graph.initializer.remove(head)
+            return True
     return False
 
 
 def untie_head(model: Any) -> bool:
     """Give the head a weight of its own, so that a pass can change it."""
-    import numpy as np
     from onnx import numpy_helper
 
-    if not _has_head(model):
+    node, graph = _head(model), model.graph
+    if node is None or node.op_type != "MatMul":
         return False
-    node = head_node(model)
-    if node.op_type != "MatMul":
+    turned = makers(graph).get(node.input[1])
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    if turned is None or turned.op_type != "Transpose" or turned.input[0] not in weights:
         return False
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    for transpose in model.graph.node:
-        if transpose.op_type != "Transpose" or transpose.output[0] != node.input[1]:
-            continue
-        if transpose.input[0] not in weights:
-            return False
-        matrix = np.ascontiguousarray(numpy_helper.to_array(weights[transpose.input[0]]).T)
-        model.graph.initializer.append(numpy_helper.from_array(matrix, "lm_head.weight"))
-        node.input[1] = "lm_head.weight"
-        model.graph.node.remove(transpose)
-        return True
-    return False
-
-
-def _has_head(model: Any) -> bool:
-    """Whether anything is projected at the end; an encoder gives its hidden states."""
-    return any(output.name == "logits" for output in model.graph.output)
+    matrix = numpy_helper.to_array(weights[turned.input[0]]).T
+    node.input[1] = store(graph, "lm_head.weight", matrix)
+    graph.node.remove(turned)
+    return True
 
 
 def narrow_embedding(model: Any) -> list[str]:
@@ -100,13 +95,10 @@ def narrow_embedding(model: Any) -> list[str]:
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper
 
-    users: dict[str, list[Any]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            users.setdefault(name, []).append(node)
-    narrowed = []
+    read_by, narrowed = readers(model.graph), []
+    casts: dict[str, Any] = {}
     for tensor in model.graph.initializer:
-        nodes = users.get(tensor.name, [])
+        nodes = read_by.get(tensor.name, [])
         looked_up = nodes and all(
             n.op_type == "Gather" and n.input[0] == tensor.name for n in nodes
         )
@@ -120,8 +112,9 @@ def narrow_embedding(model: Any) -> list[str]:
         narrowed.append(name)
         for gather in nodes:
             rows, gather.output[0] = gather.output[0], f"{gather.output[0]}.half"
-            cast = helper.make_node(
+            casts[gather.output[0]] = helper.make_node(
                 "Cast", [gather.output[0]], [rows], name=f"{name}.cast", to=TensorProto.FLOAT
             )
-            model.graph.node.insert(list(model.graph.node).index(gather) + 1, cast)
+    nodes = [[n, *(casts[o] for o in n.output if o in casts)] for n in model.graph.node]
+    set_nodes(model.graph, (node for group in nodes for node in group))
     return narrowed

@@ -7,7 +7,6 @@ file with its PyTorch source on real texts, with and without a cache, and refuse
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -199,19 +198,10 @@ def _require_supported(source: SourceModel, task: str) -> bool:
 
 def _model_type(directory: Path) -> str:
     """``model_type`` of a config, which names the architecture."""
-    try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        return str(config["model_type"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(
-            f"{directory / 'config.json'} is not a model's config (no model_type): {error!r}."
-        ) from error
-
-
-def _is_float32(directory: Path) -> bool:
-    """Whether the weights are stored in single precision, as far as the config says."""
-    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    return str(config.get("dtype") or config.get("torch_dtype") or "float32") == "float32"
+    found = read_json(directory, "config.json", needed=True).get("model_type")
+    if found is None:
+        raise ModelError(f"{directory / 'config.json'} is not a model's config: no model_type.")
+    return str(found)
 
 
 def _export(source: SourceModel, target: Path, task: str, progress: bool) -> None:
@@ -227,7 +217,9 @@ def _export(source: SourceModel, target: Path, task: str, progress: bool) -> Non
     weights = [p for p in source.path.iterdir() if p.suffix in (".safetensors", ".bin")]
     # The raw export, fp32 whatever the source is, and the final one exist side by side; weights
     # in half precision double.
-    size = sum(p.stat().st_size for p in weights) * (1 if _is_float32(source.path) else 2)
+    config = read_json(source.path, "config.json", needed=True)
+    single = str(config.get("dtype") or config.get("torch_dtype") or "float32") == "float32"
+    size = sum(p.stat().st_size for p in weights) * (1 if single else 2)
     require_space(target, int(2.6 * size) + 50_000_000, f"exporting {source.name}")
     with (
         quiet_work(f"Exporting {source.name} to ONNX", progress),

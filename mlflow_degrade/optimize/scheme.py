@@ -126,7 +126,10 @@ class Scheme:
         True
         """
         said = [] if name == self.name else name.removeprefix(f"{self.name}-").split("-")
-        changes = [self._change(word) for word in said]
+        for word in said:
+            if word not in self.variants:
+                raise UnknownNameError(f"variant of scheme {self.name!r}:", word, self.variants)
+        changes = [self.variants[word] for word in said]
         changes += [self._choice(option, value) for option, value in (options or {}).items()]
         chosen = self._settings
         taken = set[str]()
@@ -163,11 +166,6 @@ class Scheme:
                 if not any(_same(value, other) for other in values):
                     values.append(value)
         return {option: tuple(values) for option, values in found.items()}
-
-    def _change(self, word: str) -> Mapping[str, Any]:
-        if word not in self.variants:
-            raise UnknownNameError(f"variant of scheme {self.name!r}:", word, self.variants)
-        return self.variants[word]
 
     def _choice(self, option: str, value: Any) -> Mapping[str, Any]:
         choices = self.choices

@@ -53,7 +53,7 @@ from .source.model_directory import (
     copy_companions,
     library_versions,
     size_bytes,
-    write_manifest,
+    write_derived,
 )
 
 # Schemes that round weights to a number format: ``simulated-<format>``.
@@ -112,6 +112,8 @@ _NO_PRODUCTS = (
 )
 _NO_BLOCKS = {TENSORRT: "TensorRT has no MatMulNBits: these products run on CUDA's kernel"}
 _CHOSEN_INTEGERS = {"bits": 4, "block_size": 32, "symmetric": False, "accuracy_level": 4}
+_BLOCKWISE: dict[str, Any] = {"proof": ("MatMulNBits",), "notes": _NO_BLOCKS}
+_STATIC: dict[str, Any] = {"proof": ("QuantizeLinear",), "calibrated": True}
 
 SCHEMES: Mapping[str, Scheme] = {
     scheme.name: scheme
@@ -137,37 +139,33 @@ SCHEMES: Mapping[str, Scheme] = {
             "weights in 8 bits, blocks of 32, float activations",
             quantize_weights,
             {"bits": 8, "block_size": 32, "symmetric": True, "accuracy_level": 4},
-            proof=("MatMulNBits",),
-            notes=_NO_BLOCKS,
             variants=_ROUNDED_BLOCKS,
+            **_BLOCKWISE,
         ),
         Scheme(
             "int4-weight-only",
             "weights in 4 bits, blocks of 32, float activations",
             quantize_weights,
             {"bits": 4, "block_size": 32, "symmetric": True, "accuracy_level": 4},
-            proof=("MatMulNBits",),
-            notes=_NO_BLOCKS,
             variants=_ROUNDED_BLOCKS,
+            **_BLOCKWISE,
         ),
         Scheme(
             "int4-weight-only-hqq",
             "the same with zero points fitted to the weights (HQQ); the vocabulary in 8 bits",
             quantize_weights,
             {**_CHOSEN_INTEGERS, "algorithm": "hqq"},
-            proof=("MatMulNBits",),
-            notes=_NO_BLOCKS,
             variants=_BLOCKS,
+            **_BLOCKWISE,
         ),
         Scheme(
             "int4-weight-only-gptq",
             "the same with integers fitted to what the layers compute on texts (GPTQ)",
             quantize_weights,
             {**_CHOSEN_INTEGERS, "algorithm": "gptq"},
-            proof=("MatMulNBits",),
-            notes=_NO_BLOCKS,
             calibrated=True,
             variants=_BLOCKS,
+            **_BLOCKWISE,
         ),
         Scheme(
             "int8-dynamic",
@@ -193,39 +191,35 @@ SCHEMES: Mapping[str, Scheme] = {
             "outliers moved into weights",
             quantize_statically,
             {"calibration_method": "percentile", "symmetric": False, "target": "any"},
-            proof=("QuantizeLinear",),
             refused={
                 CUDA: _NO_PRODUCTS,
                 TENSORRT: "TensorRT takes no zero points: use 'int8-static-symmetric'",
             },
             notes={CPU: "for encoders and classifiers: language models lose more by fixed ranges"},
-            calibrated=True,
             smoothing="where possible",
             variants={**_RANGES, **_SMOOTHED, **_TARGETS},
+            **_STATIC,
         ),
         Scheme(
             "int8-static-symmetric",
             "the same without zero points for activations; for TensorRT",
             quantize_statically,
             {"calibration_method": "percentile", "symmetric": True, "target": "any"},
-            proof=("QuantizeLinear",),
             refused={CUDA: _NO_PRODUCTS},
             notes={CPU: "made for TensorRT; 'int8-static' rounds activations more finely"},
-            calibrated=True,
             smoothing="where possible",
             variants={**_RANGES, **_SMOOTHED, **_TARGETS},
+            **_STATIC,
         ),
         Scheme(
             "fp8-static",
             "the same in 8-bit floats (E4M3); for TensorRT on GPUs of the Ada generation and later",
             quantize_statically,
             {"calibration_method": "minmax", "symmetric": True, "element": "fp8-e4m3"},
-            proof=("QuantizeLinear",),
             refused={CUDA: _NO_PRODUCTS},
             notes={CPU: "made for TensorRT: on the CPU it computes in float32, and more slowly"},
-            calibrated=True,
-            smoothing="never",
             variants={**_RANGES, **_SMOOTHED},
+            **_STATIC,
         ),
     )
 }
@@ -449,13 +443,7 @@ def _apply(
         "nodes": new,
         "stored": stored.as_dict(),
     }
-    write_manifest(
-        target,
-        scheme=scheme.name,
-        source=base.source,
-        recipe=[*start.recipe, step],
-        parity={"reference": "before the pass", **found.as_dict()},
-    )
+    write_derived(target, start, step, found.as_dict(), scheme=scheme.name)
 
 
 @contextmanager

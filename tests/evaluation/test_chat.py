@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 from engine_models import ModelDir
+from evaluations import evaluate_model
 from local_tasks import choice_items, write_choice_task, write_task
 
 from mlflow_degrade.core.errors import InputError, UnknownNameError
 from mlflow_degrade.core.prompting import Prompting
 from mlflow_degrade.engine.conversation import template_digest
 from mlflow_degrade.evaluation.harness import HarnessSettings, run_lm_eval
-from mlflow_degrade.evaluation.run import EvaluationSettings, evaluate_model, evaluation_key
+from mlflow_degrade.evaluation.run import EvaluationSettings, evaluation_key
 from mlflow_degrade.evaluation.suite import load_suite, prompting_notes
 
 QUIET = EvaluationSettings(device="cpu", progress=False)

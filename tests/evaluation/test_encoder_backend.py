@@ -13,6 +13,7 @@ from encoder_models import (
     torch_embeddings,
     torch_logits,
 )
+from evaluations import evaluate_model
 from local_tasks import choice_items, write_choice_task
 from tiny_models import SENTENCES
 
@@ -20,7 +21,7 @@ from mlflow_degrade.core.errors import InputError
 from mlflow_degrade.core.prompting import Prompting
 from mlflow_degrade.evaluation.encoder_backend import NAME, OnnxEncoderLM
 from mlflow_degrade.evaluation.harness import HarnessSettings, run_lm_eval
-from mlflow_degrade.evaluation.run import EvaluationSettings, evaluate_model, evaluate_pair
+from mlflow_degrade.evaluation.run import EvaluationSettings, evaluate_pair
 from mlflow_degrade.evaluation.suite import default_tasks, load_suite
 
 __all__ = ["tiny_classifier", "tiny_encoder"]

@@ -22,6 +22,7 @@ from encoder_models import (
     torch_numbers,
 )
 from engine_models import ModelDir
+from evaluations import evaluate_model
 from scipy.stats import spearmanr
 from sklearn.metrics import matthews_corrcoef, ndcg_score
 from tiny_models import SENTENCES
@@ -32,7 +33,7 @@ from mlflow_degrade.evaluation.harness import HarnessSettings, run_lm_eval
 from mlflow_degrade.evaluation.question_files import Columns
 from mlflow_degrade.evaluation.question_tasks import QuestionOptions
 from mlflow_degrade.evaluation.ranking import order_agreement
-from mlflow_degrade.evaluation.run import EvaluationSettings, evaluate_model, evaluate_pair
+from mlflow_degrade.evaluation.run import EvaluationSettings, evaluate_pair
 from mlflow_degrade.evaluation.suite import load_suite
 
 __all__ = ["tiny_classifier", "tiny_embedder", "tiny_ranker"]

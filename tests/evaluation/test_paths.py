@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from engine_models import ModelDir
+from evaluations import evaluate_model
 from local_tasks import write_choice_task
 
 from mlflow_degrade.evaluation.model_evaluation import Arm
 from mlflow_degrade.evaluation.run import (
     EvaluationSettings,
-    evaluate_model,
     evaluate_pair,
     scoring_path,
 )

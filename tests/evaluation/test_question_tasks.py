@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from engine_models import ModelDir
+from evaluations import evaluate_model
 from hypothesis import given
 from hypothesis import strategies as st
 from local_tasks import choice_items, write_choice_task
@@ -20,7 +21,7 @@ from mlflow_degrade import GatePolicy
 from mlflow_degrade.core.errors import InputError
 from mlflow_degrade.evaluation.question_files import Columns
 from mlflow_degrade.evaluation.question_tasks import QuestionOptions, squad_scores
-from mlflow_degrade.evaluation.run import EvaluationSettings, evaluate_model, evaluation_key
+from mlflow_degrade.evaluation.run import EvaluationSettings, evaluation_key
 from mlflow_degrade.evaluation.suite import Suite, load_suite
 from mlflow_degrade.samples.readers._score_values import squad_exact, squad_f1
 

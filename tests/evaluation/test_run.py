@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from engine_models import ModelDir
+from evaluations import evaluate_model
 from local_tasks import ALL, choice_items, write_choice_task
 
 from mlflow_degrade.core.errors import ModelError
@@ -22,7 +23,6 @@ from mlflow_degrade.evaluation import dependent_operations
 from mlflow_degrade.evaluation.run import (
     Evaluation,
     EvaluationSettings,
-    evaluate_model,
     evaluate_pair,
     evaluation_key,
     model_digest,
@@ -201,6 +201,7 @@ def test_a_missing_model_is_named(task_folder: Path, tmp_path: Path) -> None:
 _KILLED = """
     import sys
     from mlflow_degrade.evaluation.run import EvaluationSettings, evaluate_model
+    from mlflow_degrade.evaluation.suite import load_suite
     from mlflow_degrade.evaluation.journal import Journal
 
     add = Journal.add_partial
@@ -213,7 +214,7 @@ _KILLED = """
 
     Journal.add_partial = add_slowly
     evaluate_model(
-        sys.argv[1], ["tiny_choice"], include_path=sys.argv[2],
+        sys.argv[1], load_suite(["tiny_choice"], include_path=sys.argv[2]),
         settings=EvaluationSettings(device="cpu", batch_size=4, progress=False),
     )
 """

@@ -10,10 +10,11 @@ from onnx import TensorProto, helper, numpy_helper
 from mlflow_degrade.core.errors import QuantizationError
 from mlflow_degrade.optimize.passes.blockwise import (
     Blocks,
+    _encode,
+    _grid,
     _inverse_factor,
     gptq,
     half_quadratic,
-    round_to_nearest,
 )
 from mlflow_degrade.optimize.passes.matmul_nbits import pack, replace_product
 
@@ -31,6 +32,13 @@ def activations() -> NDArray[np.float32]:
     rng = np.random.default_rng(1)
     mixed = rng.standard_normal((2000, 24)) @ rng.standard_normal((24, INPUTS))
     return np.asarray(mixed + 0.3 * rng.standard_normal((2000, INPUTS)), np.float32)
+
+
+def round_to_nearest(weights: NDArray[np.float32], bits: int, size: int) -> Blocks:
+    """Each block's range in equal steps, with a whole zero point."""
+    blocks = weights.reshape(len(weights), -1, size)
+    scales, zeros = _grid(blocks, bits)
+    return Blocks(_encode(blocks, scales, zeros, bits), scales, zeros)
 
 
 def moment(rows: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -95,17 +95,6 @@ ELEMENTS: Mapping[str, Element] = {element.name: element for element in _TABLE}
 """Every grid by its name."""
 
 
-def round_to_element(values: Float32, name: str) -> Float32:
-    """Round numbers to the nearest that an element type can hold, without any scale."""
-    # Grids: [1] for the 8-bit types, [2] for those of 6 and 4 bits.
-    # [1] Micikevicius et al., "FP8 Formats for Deep Learning", 2022, arXiv:2209.05433.
-    # [2] Open Compute Project, "OCP Microscaling Formats (MX) Specification", v1.0, 2023.
-    if name not in ELEMENTS:
-        raise UnknownNameError("element type", name, ELEMENTS)
-    require_finite(values)
-    return ELEMENTS[name].round_(np.array(values, np.float32))
-
-
 def require_finite(values: Float32) -> None:
     """Raise `InputError` when a number is NaN or infinite."""
     if bad := int(np.size(values) - np.isfinite(values).sum()):
@@ -149,7 +138,6 @@ OPTIONS: Mapping[str, str] = {
 """What may follow, joined by hyphens, in any order."""
 
 _NUMBERED = re.compile(r"(group|prune|outliers|p)(\d+(?:\.\d+)?)")
-_KINDS = {"group": "scales", "prune": "pruning", "outliers": "outliers", "p": "clipping"}
 _WORDS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "tensor": ("scales", {"group": None, "scale": "float32"}),
     "channel": ("scales", {"group": 0, "scale": "float32"}),
@@ -193,15 +181,15 @@ def _option(word: str) -> tuple[str, dict[str, Any]]:
     if not found:
         raise UnknownNameError("option of a number format", word, OPTIONS)
     what, number = found[1], float(found[2])
-    if what == "group":
-        if number != int(number) or not 2 <= number <= 4096:
-            raise InputError(f"groups of {number:g} inputs: take a whole number from 2 to 4096.")
-        return _KINDS[what], {"group": int(number), "scale": "float16"}
-    if what == "prune":
-        return _KINDS[what], {"pruned": number / 100}
-    if what == "outliers":
-        return _KINDS[what], {"outliers": number / 100}
-    return _KINDS[what], {"clip": "percentile", "percentile": number}
+    if what == "group" and (number != int(number) or not 2 <= number <= 4096):
+        raise InputError(f"groups of {number:g} inputs: take a whole number from 2 to 4096.")
+    changes: dict[str, tuple[str, dict[str, Any]]] = {
+        "group": ("scales", {"group": int(number), "scale": "float16"}),
+        "prune": ("pruning", {"pruned": number / 100}),
+        "outliers": ("outliers", {"outliers": number / 100}),
+        "p": ("clipping", {"clip": "percentile", "percentile": number}),
+    }
+    return changes[what]
 
 
 # How the scale of a group is stored, which is part of a format's error and of its size.

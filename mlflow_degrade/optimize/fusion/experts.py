@@ -11,8 +11,11 @@ the new weights point into it.
 
 from __future__ import annotations
 
-import math
 from typing import Any
+
+import numpy as np
+
+from ...engine.graph_editor import drop_unread, set_nodes, store, stored_bytes
 
 _RANK = 3  # experts, inputs, outputs
 
@@ -35,11 +38,8 @@ def split_experts(model: Any) -> int:
         nodes.extend(_products(graph, node, weight.name, parts[weight.name]))
         count += 1
     if count:
-        del graph.node[:]
-        graph.node.extend(nodes)
-        read = {name for node in nodes for name in node.input}
-        for name in parts.keys() - read:
-            graph.initializer.remove(weights[name])
+        set_nodes(graph, nodes)
+        drop_unread(graph, *parts)
     return count
 
 
@@ -60,7 +60,7 @@ def _expert(tensor: Any, index: int) -> Any:
         made.raw_data = tensor.raw_data[index * size : (index + 1) * size]
         return made
     where = {entry.key: entry.value for entry in tensor.external_data}
-    size = int(where.get("length") or _bytes(tensor)) // experts
+    size = int(where.get("length") or stored_bytes(tensor)) // experts
     made.data_location = TensorProto.EXTERNAL
     start = int(where.get("offset", 0)) + index * size
     for key, value in (("location", where["location"]), ("offset", start), ("length", size)):
@@ -68,23 +68,12 @@ def _expert(tensor: Any, index: int) -> Any:
     return made
 
 
-def _bytes(tensor: Any) -> int:
-    from onnx import helper
-
-    width = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    return int(math.prod(tensor.dims) * width)
-
-
 def _products(graph: Any, node: Any, weight: str, parts: list[str]) -> list[Any]:
     """Nodes that compute what `node` did."""
-    import numpy as np
-    from onnx import helper, numpy_helper
+    from onnx import helper
 
     def constant(name: str, *numbers: int) -> str:
-        if all(tensor.name != name for tensor in graph.initializer):
-            tensor = numpy_helper.from_array(np.array(numbers, np.int64), name)
-            graph.initializer.append(tensor)
-        return name
+        return store(graph, name, np.array(numbers, np.int64))
 
     (result,), number = node.output, len(parts)
     names = _names(node, weight, number)

@@ -33,7 +33,7 @@ from ..source.model_directory import (
     ModelDirectory,
     copy_companions,
     library_versions,
-    write_manifest,
+    write_derived,
 )
 from .decoder import fuse_decoder
 from .encoder import fuse_encoder
@@ -123,13 +123,7 @@ def _optimize(base: ModelDirectory, target: Path, level: str, progress: bool) ->
             found = _fused_encoder(plain, base, target, step)
         if found is None:
             found = _written(plain, base, target, step)
-    write_manifest(
-        target,
-        scheme=base.scheme,
-        source=base.source,
-        recipe=[*base.recipe, step],
-        parity={"reference": "before the pass", **found.as_dict()},
-    )
+    write_derived(target, base, step, found.as_dict())
 
 
 def _fused(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import ModelError, ParityError, UnsupportedModelError
+from ...engine.graph_editor import inner_graphs
 
 GRAPH_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"
@@ -30,10 +31,14 @@ _INLINE_BYTES = 1024
 
 def load_graph(directory: str | Path, *, weights: bool = True) -> Any:
     """Parse a model directory's graph."""
+    return read_graph(Path(directory) / GRAPH_FILE, weights=weights)
+
+
+def read_graph(path: Path, *, weights: bool = False) -> Any:
+    """Parse an ONNX file, without the weights that lie outside of it or with them."""
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-    path = Path(directory) / GRAPH_FILE
     try:
         return onnx.load(str(path), load_external_data=weights)
     except (DecodeError, ValueError, onnx.checker.ValidationError) as error:
@@ -155,14 +160,9 @@ def infer_types(model: Any) -> None:
 
 
 def _all_nodes(graph: Any) -> list[Any]:
-    """Nodes of a graph and of the graphs inside its nodes (branches of an If)."""
-    nodes = []
-    for node in graph.node:
-        nodes.append(node)
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                nodes.extend(_all_nodes(inner))
-    return nodes
+    """Nodes of a graph and of the graphs inside its nodes."""
+    inner = (part for node in graph.node for part in inner_graphs(node))
+    return [*graph.node, *(node for part in inner for node in _all_nodes(part))]
 
 
 def _weight_digests(model: Any) -> dict[str, str]:

@@ -20,7 +20,7 @@ from typing import Any
 
 from ...core.errors import InputError, QuantizationError
 from ...core.numbers import share as in_percent
-from ...engine.graph_editor import attribute
+from ...engine.graph_editor import attribute, makers
 from ..passes.matmul_nbits import is_offset
 
 MIN_QUANTIZED_SHARE = 0.5
@@ -120,7 +120,11 @@ def float_share(model: Any, rounded: Mapping[str, str] | None = None) -> FloatSh
     """Count the weights of a graph by what they are stored in."""
     rounded = rounded or {}
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    multiplied = {n for n in _multiplied(model, weights) if _is_matrix(weights[n])}
+    multiplied = {
+        name
+        for name in _multiplied(model, weights)
+        if sum(size > 1 for size in weights[name].dims) > 1  # a matrix
+    }
     coded = {node.input[0] for node in model.graph.node if node.op_type in _CODED}
     bits = _packed(model, weights)
     grids = _grids(model, weights)
@@ -187,10 +191,6 @@ def _kind(tensor: Any) -> str:
     return {"float": "float32", "double": "float64"}.get(name, name)
 
 
-def _is_matrix(tensor: Any) -> bool:
-    return bool(sum(size > 1 for size in tensor.dims) > 1)
-
-
 def _packed(model: Any, weights: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
     """Weights whose bytes hold several numbers: their type, and how many there are."""
     found = {}
@@ -221,7 +221,7 @@ def _grids(model: Any, weights: Collection[str]) -> set[str]:
 
 def _multiplied(model: Any, weights: Collection[str]) -> set[str]:
     """Weights that reach a product, as they are or moved about."""
-    makers = {name: node for node in model.graph.node for name in node.output}
+    made_by = makers(model.graph)
     found: set[str] = set()
     for node in model.graph.node:
         places = _PRODUCTS.get(node.op_type, ())
@@ -231,7 +231,7 @@ def _multiplied(model: Any, weights: Collection[str]) -> set[str]:
             if place >= len(node.input):
                 continue
             name, looked_up = node.input[place], False
-            while (maker := makers.get(name)) is not None and maker.op_type in _MOVED:
+            while (maker := made_by.get(name)) is not None and maker.op_type in _MOVED:
                 looked_up |= maker.op_type == "Gather" and maker.input[1] not in weights
                 name = maker.input[0]
             # Rows that a product reads on its left were looked up, they are no matrix of its own.

@@ -6,33 +6,22 @@ which exports, quantized files and faster engines are checked, so it favours pla
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ...core.errors import UnsupportedModelError
-from ...engine.ort_values import ARRAY_TYPES, run_arrays
+from ...engine.one_text import one_text
+from ...engine.ort_values import run_arrays
 from ...engine.providers import CPU, open_session
+from ...engine.session import cache_inputs
 from ..source.weight_files import load_whole
 from .files import GRAPH_FILE
 
 Tokens = npt.NDArray[np.int64]
 Logits = npt.NDArray[np.float32]
-
-
-class Forward(Protocol):
-    """What both forwards can do."""
-
-    def logits(self, tokens: Tokens) -> Logits:
-        """Logits of shape (tokens, vocabulary) for token ids of shape (tokens,)."""
-
-    def logits_with_past(self, tokens: Tokens, split: int) -> Logits:
-        """The same, with the tokens before `split` read from the key-value cache."""
-
-    def close(self) -> None:
-        """Free the model's memory."""
 
 
 class OnnxForward:
@@ -45,50 +34,31 @@ class OnnxForward:
         *,
         threads: int | None = None,
     ) -> None:
-        path = Path(directory) / GRAPH_FILE
+        self._folder = Path(directory)
+        path = self._folder / GRAPH_FILE
         self._session: Any = open_session(path, providers, threads=threads)
-        inputs = self._session.get_inputs()
-        self._names = {i.name for i in inputs}
-        self._past = [i for i in inputs if i.name.startswith("past_key_values.")]
-        odd = self._names - {"input_ids", "attention_mask", "position_ids"}
-        odd -= {i.name for i in self._past}
-        sized = all(
-            len(i.shape) == 4 and isinstance(i.shape[1], int) and isinstance(i.shape[3], int)
-            for i in self._past
-        )
-        if odd or not sized or "input_ids" not in self._names:
-            raise UnsupportedModelError(
-                f"{path} takes {', '.join(sorted(self._names))}: only decoders with input_ids, "
-                "attention_mask, position_ids and past_key_values of shape (batch, heads, past, "
-                "width) are handled."
-            )
-        self._outputs = ["logits", *(_present(i.name) for i in self._past)]
+        self._cache = cache_inputs(self._session, self._folder)
 
-    def _run(self, tokens: Tokens, past: list[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
-        seen = past[0].shape[2] if past else 0
-        total = seen + len(tokens)
-        feeds: dict[str, npt.NDArray[Any]] = {"input_ids": tokens[None]}
-        if "attention_mask" in self._names:
-            feeds["attention_mask"] = np.ones((1, total), np.int64)
-        if "position_ids" in self._names:
-            feeds["position_ids"] = np.arange(seen, total, dtype=np.int64)[None]
-        feeds.update((i.name, value) for i, value in zip(self._past, past, strict=True))
-        return run_arrays(self._session, feeds, self._outputs)
+    def _run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+        outputs = ["logits", *(entry.output for entry in self._cache)]
+        return run_arrays(self._session, feeds, outputs)
 
-    def _no_past(self) -> list[npt.NDArray[Any]]:
-        return [np.zeros((1, i.shape[1], 0, i.shape[3]), ARRAY_TYPES[i.type]) for i in self._past]
+    def _fed(self, tokens: Tokens) -> dict[str, npt.NDArray[Any]]:
+        return one_text(self._session, self._folder, tokens)
 
     def logits(self, tokens: Tokens) -> Logits:
-        found: Logits = self._run(tokens, self._no_past())[0][0].astype(np.float32, copy=False)
+        """Logits of shape (tokens, vocabulary) for token ids of shape (tokens,)."""
+        found: Logits = self._run(self._fed(tokens))[0][0].astype(np.float32, copy=False)
         return found
 
     def logits_with_past(self, tokens: Tokens, split: int) -> Logits:
-        first, *present = self._run(tokens[:split], self._no_past())
-        second = self._run(tokens[split:], present)[0]
+        """The same, with the tokens before `split` read from the key-value cache."""
+        first, *present = self._run(self._fed(tokens[:split]))
+        whole = self._fed(tokens) | {e.name: p for e, p in zip(self._cache, present, strict=True)}
+        for name in {"input_ids", "position_ids"} & whole.keys():  # the mask is of all tokens
+            whole[name] = whole[name][:, split:]
+        second = self._run(whole)[0]
         return np.concatenate([first[0], second[0]]).astype(np.float32, copy=False)
-
-    def close(self) -> None:
-        self._session = None
 
 
 class TorchForward:
@@ -115,8 +85,8 @@ class TorchForward:
             found = torch.cat([first.logits[0], second.logits[0]])
         return np.asarray(found.numpy(), dtype=np.float32)
 
-    def close(self) -> None:
-        self._model = None
+
+Forward = OnnxForward | TorchForward
 
 
 def open_forward(directory: str | Path, providers: tuple[str, ...] = (CPU,)) -> Forward:
@@ -124,8 +94,3 @@ def open_forward(directory: str | Path, providers: tuple[str, ...] = (CPU,)) -> 
     if (Path(directory) / GRAPH_FILE).is_file():
         return OnnxForward(directory, providers)
     return TorchForward(directory)
-
-
-def _present(past_name: str) -> str:
-    """Name of the output that carries on what the input `past_name` held."""
-    return past_name.replace("past_key_values.", "present.", 1)

@@ -6,7 +6,6 @@ compared is the file, not the object that was in memory before it was written.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -91,10 +90,7 @@ def parity(
     # positions of them, are kept in between.
     _require_same_vocabulary(Path(reference), Path(candidate))
     expected, texts = _reference(reference, prompts, providers, longest)
-    model = open_forward(candidate, providers)
-    found = _compare(expected, texts, model, str(candidate), with_past)
-    model.close()
-    return found
+    return _compare(expected, texts, open_forward(candidate, providers), str(candidate), with_past)
 
 
 def check_parity(
@@ -131,7 +127,6 @@ def check_parity(
     short = [text for text in texts if not text.beyond]
     whole = _compare(expected[: len(short)], short, model, str(candidate), with_past=False)
     cached = _compare(expected, texts, model, str(candidate), with_past=True)
-    model.close()
     worse = max(whole, cached, key=lambda found: found.max_abs_logit_difference)
     if worse.max_abs_logit_difference > tolerance:
         path = "with" if worse is cached else "without"
@@ -153,10 +148,8 @@ def probable_cause(reference: Path) -> str:
 
 def _require_same_vocabulary(reference: Path, candidate: Path) -> None:
     """Raise unless both configs name as many tokens, before an id is out of range."""
-    sizes = [
-        json.loads((directory / "config.json").read_text(encoding="utf-8")).get("vocab_size")
-        for directory in (reference, candidate)
-    ]
+    configs = [read_json(folder, "config.json", needed=True) for folder in (reference, candidate)]
+    sizes = [config.get("vocab_size") for config in configs]
     if sizes[0] != sizes[1]:
         raise ModelError(
             f"{candidate} has a vocabulary of {sizes[1]}, its reference {reference} of {sizes[0]}: "
@@ -189,9 +182,7 @@ def _reference(
         texts.append(beyond)
     model = open_forward(directory, providers)
     in_one_step = [replace(text, beyond=False) for text in texts]
-    logits = list(_all_logits(model, in_one_step, str(directory), with_past=False))
-    model.close()
-    return logits, texts
+    return list(_all_logits(model, in_one_step, str(directory), with_past=False)), texts
 
 
 def _beyond_window(directory: Path, longest: int) -> _Text | None:

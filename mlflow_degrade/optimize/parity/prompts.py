@@ -8,42 +8,23 @@ an evaluation's items, so that nothing is tuned on what later judges it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from typing import Any
 
 from ...core.errors import InputError
 from ...engine.lengths import attention_window, exact_length, stated_length
 
-PARITY_PROMPTS: tuple[str, ...] = (
-    "The river rises in the mountains, passes three old towns and meets the sea near a harbour "
-    "where fishing boats are mended every winter.",
-    "Question: A baker sells nine loaves in the morning and fourteen in the afternoon. How many "
-    "loaves are sold that day?\nAnswer: nine plus fourteen is twenty-three, so the baker sells 23.",
-    'def mean(values):\n    """Arithmetic mean of a non-empty list."""\n'
-    "    total = 0.0\n    for value in values:\n        total += value\n"
-    "    return total / len(values)\n",
-    "Water boils at a lower temperature on a high mountain because the pressure of the air is "
-    "lower there.",
-    "Which of these is a metal?\nA. oxygen\nB. copper\nC. sulfur\nD. neon\nAnswer: B",
-    '"Did you lock the door?" she asked.\n"I thought you had the key," he said, and both of them '
-    "turned round.",
-    "Shopping list: two onions, a bag of rice, olive oil, six eggs, a lemon, bread and a packet of "
-    "candles.",
-    "Dear neighbours, the lift will be out of service from Monday to Wednesday while the cables "
-    "are replaced. Thank you for your patience.",
-    "Paris is the capital of France, Ottawa is the capital of Canada, and Nairobi is the capital "
-    "of Kenya.",
-    "One mouse, two mice; one leaf, two leaves; one child, two children; one box, two boxes.",
-    "In 1969 two people walked on the Moon for the first time, while a third waited in orbit.",
-    "To change a bicycle tyre, first release the brake, then take the wheel out, lever one side of "
-    "the tyre off the rim and pull out the tube.",
-    "Le musée ouvre à dix heures, sauf le mardi. Das Museum ist am Dienstag geschlossen. El museo "
-    "cierra los martes.",
-    "The committee agreed that the results, although surprising, had been obtained carefully and "
-    "should be repeated before anybody relied on them.",
-    '{"name": "sensor-7", "unit": "celsius", "readings": [18.5, 18.7, 19.1], "valid": true}',
-    "A spider is not an insect: it has eight legs instead of six, and no wings or feelers.",
-)
+
+def own_texts(use: str) -> list[str]:
+    """Texts that the package carries for one use of them."""
+    file = files("mlflow_degrade.optimize").joinpath("texts.json")
+    found: list[str] = json.loads(file.read_text(encoding="utf-8"))[use]
+    return found
+
+
+PARITY_PROMPTS: tuple[str, ...] = tuple(own_texts("parity"))
 """Sixteen short texts, about five hundred tokens in all."""
 
 

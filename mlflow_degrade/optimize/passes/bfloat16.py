@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ...core.errors import UnsupportedModelError
 from ...engine.bfloat16 import BFLOAT16, FLOAT32, Operators, compute_in_float32
+from ...engine.graph_editor import inner_graphs, set_nodes, store
 from .float16 import precise_nodes
 
 _LARGEST = np.array(0x7F7F0000, np.uint32).view(np.float32)[()]
@@ -28,7 +29,12 @@ def convert_to_bfloat16(model: Any) -> dict[str, Any]:
     from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST
 
     graph = model.graph
-    _require_flat(graph)
+    for node in graph.node:
+        if inner_graphs(node):
+            raise UnsupportedModelError(
+                f"the graph's {node.op_type} {node.name!r} has a graph inside, which is not "
+                "converted to bfloat16: use scheme 'fp16'."
+            )
     _lift_constants(graph)
     operators = Operators(model)
     single = {name for name, kind in operators.types(graph).items() if kind == FLOAT32}
@@ -87,34 +93,21 @@ def _within_range(tensor: Any) -> Any:
     )
 
 
-def _require_flat(graph: Any) -> None:
-    for node in graph.node:
-        if any(a.HasField("g") or a.graphs for a in node.attribute):
-            raise UnsupportedModelError(
-                f"the graph's {node.op_type} {node.name!r} has a graph inside, which is not "
-                "converted to bfloat16: use scheme 'fp16'."
-            )
-
-
 def _lift_constants(graph: Any) -> None:
     """Make initializers of constants: then it is their readers that decide on their type."""
-    from onnx import helper, numpy_helper
+    from onnx import helper
 
     nodes = []
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute[0].name == "value":
             node.attribute[0].t.name = node.output[0]
             graph.initializer.append(node.attribute[0].t)
-        elif node.op_type == "Constant" and node.attribute[0].name in (
-            "value_float",
-            "value_floats",
-        ):
-            array = np.array(helper.get_attribute_value(node.attribute[0]), np.float32)
-            graph.initializer.append(numpy_helper.from_array(array, node.output[0]))
+        elif node.op_type == "Constant" and node.attribute[0].name.startswith("value_float"):
+            number = helper.get_attribute_value(node.attribute[0])
+            store(graph, node.output[0], np.array(number, np.float32))
         else:
             nodes.append(node)
-    del graph.node[:]
-    graph.node.extend(nodes)
+    set_nodes(graph, nodes)
 
 
 def _retype(node: Any, *, half: bool) -> None:

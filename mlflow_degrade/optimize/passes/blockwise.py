@@ -47,20 +47,13 @@ class Blocks:
         return values.reshape(len(values), -1)
 
 
-def round_to_nearest(weights: Matrix, bits: int, block_size: int) -> Blocks:
-    """Each block's range in equal steps, with a whole zero point."""
-    blocks = _cut(weights, block_size)
-    scales, zeros = _grid(blocks, bits)
-    return Blocks(_encode(blocks, scales, zeros, bits), scales, zeros)
-
-
 def half_quadratic(
     weights: Matrix, bits: int, block_size: int, *, whole_zeros: bool = False
 ) -> Blocks:
     """HQQ [2]_: zero points for which most weights are close, whatever the few large errors are."""
     # Alternates between the errors, shrunk towards 0 by the proximal operator of the norm, and the
     # zero point that leaves just them. Needs no data.
-    blocks = _cut(weights, block_size)
+    blocks = weights.reshape(len(weights), -1, block_size)
     rows = max(1, _CACHED // weights.shape[1])
     fitted = [
         _fit_zeros(blocks[start : start + rows], bits, whole_zeros)
@@ -161,10 +154,6 @@ def _inverse_factor(moment: NDArray[np.float64], damping: float) -> Matrix:
     # dpotri fills the upper triangle, which is all that the next factorization reads.
     upper: Matrix = cholesky(inverse, lower=False).astype(np.float32)
     return upper
-
-
-def _cut(weights: Matrix, block_size: int) -> Matrix:
-    return weights.reshape(len(weights), -1, block_size)
 
 
 def _encode(blocks: Matrix, scales: Matrix, zeros: Matrix, bits: int) -> NDArray[np.uint8]:

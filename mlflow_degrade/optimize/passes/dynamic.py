@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...engine.graph_editor import drop_unread, put_before
 from ..embeddings import narrow_embedding, untie_head
 from .integer_weights import round_columns, store_columns
 from .weight_only import constant_products, replace_gemm
@@ -53,11 +54,9 @@ def _multiply_integers(graph: Any, node: Any, tensor: Any, target: str) -> None:
     ]
     if any(rounded[0] in other.output for other in graph.node):
         steps = steps[1:]  # another product reads the same
-    place = next(i for i, other in enumerate(graph.node) if other.output == node.output)
-    graph.node.remove(graph.node[place])
-    for offset, (operator, inputs, outputs) in enumerate(steps):
+    made = []
+    for operator, inputs, outputs in steps:
         to = {"to": TensorProto.FLOAT} if operator == "Cast" else {}
-        made = helper.make_node(operator, inputs, outputs, name=f"{outputs[0]}_Q8", **to)
-        graph.node.insert(place + offset, made)
-    if all(tensor.name not in other.input for other in graph.node):
-        graph.initializer.remove(tensor)
+        made.append(helper.make_node(operator, inputs, outputs, name=f"{outputs[0]}_Q8", **to))
+    put_before(graph, node, made, instead=True)
+    drop_unread(graph, tensor.name)

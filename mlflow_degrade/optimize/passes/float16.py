@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
+from ...engine.graph_editor import before, makers, readers, set_nodes
 from ..onnx_graph.files import infer_types
 
 # What follows the mean of squares until the normalized activation: x * 1/sqrt(mean + eps).
@@ -45,41 +46,29 @@ def precise_nodes(model: Any) -> set[str]:
 
 def angle_nodes(model: Any) -> set[str]:
     """Names of the sines and cosines and of everything they are computed from."""
-    makers = {output: node for node in model.graph.node for output in node.output}
-    queue = deque(n for n in model.graph.node if n.op_type in ("Sin", "Cos"))
-    found: set[str] = set()
-    while queue:
-        node = queue.popleft()
-        if node.name not in found:
-            found.add(node.name)
-            queue.extend(makers[name] for name in node.input if name in makers)
-    return found
+    ends = [n.output[0] for n in model.graph.node if n.op_type in ("Sin", "Cos")]
+    return {node.name for node in before(makers(model.graph), ends)}
 
 
 def norm_nodes(model: Any) -> set[str]:
     """Names of the nodes from a norm's squares to its normalized activation, or of the one node."""
     # ``RMSNormalization`` has float32 for its mean by default, but not every implementation heeds
     # it: ONNX's own does not.
-    makers: dict[str, Any] = {}
-    users: dict[str, list[Any]] = {}
-    for node in model.graph.node:
-        makers.update((output, node) for output in node.output)
-        for name in node.input:
-            users.setdefault(name, []).append(node)
+    made_by, read_by = makers(model.graph), readers(model.graph)
     found = {n.name for n in model.graph.node if n.op_type == "RMSNormalization"}
     for mean in (n for n in model.graph.node if n.op_type == "ReduceMean"):
         found.add(mean.name)
-        square = makers.get(mean.input[0])
+        square = made_by.get(mean.input[0])
         if square is not None and square.op_type in ("Pow", "Mul"):
             found.add(square.name)
-        queue = deque(users.get(mean.output[0], ()))
+        queue = deque(read_by.get(mean.output[0], ()))
         while queue:
             node = queue.popleft()
             if node.op_type not in _NORM_TAIL or node.name in found:
                 continue
             found.add(node.name)
             if node.op_type != "Mul":  # the product with the activation ends the norm
-                queue.extend(users.get(node.output[0], ()))
+                queue.extend(read_by.get(node.output[0], ()))
     return found
 
 
@@ -112,8 +101,6 @@ def tidy_casts(model: Any) -> None:
             node.input[index] = direct.get(name, name)
     used = {name for node in nodes for name in node.input}
     used |= {value.name for value in model.graph.output}
-    alive = [n for n in nodes if n.op_type != "Cast" or n.output[0] in used]
-    del model.graph.node[:]
-    model.graph.node.extend(alive)
+    set_nodes(model.graph, (n for n in nodes if n.op_type != "Cast" or n.output[0] in used))
     # The converter appends its casts at the end, after the nodes that read them.
     ONNXModel(model).topological_sort()

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...core.errors import UnknownNameError
+from ...engine.graph_editor import store
 
 Target = Literal["any", "vnni"]
 """Processors that a model is for: any that onnxruntime runs on, or those whose dot products of
@@ -48,10 +49,9 @@ def store_columns(
     graph: Any, name: str, codes: NDArray[Any], scales: NDArray[np.float32]
 ) -> tuple[str, str, str]:
     """Add codes, scales and zero points to a graph unless they are there; their names."""
-    from onnx import numpy_helper
-
-    names = f"{name}_Q8", f"{name}_scales", f"{name}_zero_points"
-    if all(tensor.name != names[0] for tensor in graph.initializer):
-        values = codes, scales, np.zeros(len(scales), codes.dtype)
-        graph.initializer.extend(map(numpy_helper.from_array, values, names))
-    return names
+    zeros = np.zeros(len(scales), codes.dtype)
+    return (
+        store(graph, f"{name}_Q8", codes),
+        store(graph, f"{name}_scales", scales),
+        store(graph, f"{name}_zero_points", zeros),
+    )

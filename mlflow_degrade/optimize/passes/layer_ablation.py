@@ -18,7 +18,7 @@ from ...core.cache import cache_root, digest_json, require_space, storing
 from ...core.errors import InputError, NonFiniteLogitsError, QuantizationError
 from ...core.quiet import quiet_work
 from ...engine.family import model_family
-from ...engine.graph_editor import opset, raise_opset
+from ...engine.graph_editor import makers, opset, raise_opset
 from ...engine.one_text import one_text
 from ...engine.pooling import head_answer, head_labels, read_pooling
 from ...engine.providers import open_session
@@ -46,16 +46,18 @@ def switch_name(layer: Layer) -> str:
 
 def add_switches(model: Any, quantized: Any) -> tuple[Layer, ...]:
     """Give every layer of a float graph its quantized form as well, in place."""
+    from onnx import TensorProto, helper
+
     graph = model.graph
     shared = {o for node in graph.node for o in node.output} | {i.name for i in graph.input}
-    makers = {output: node for node in quantized.graph.node for output in node.output}
+    made_by = makers(quantized.graph)
     order = {id(node): i for i, node in enumerate(quantized.graph.node)}
     tensors = {t.name: t for t in quantized.graph.initializer}
     own = {t.name: t for t in graph.initializer}
     nodes = {node.output[0]: i for i, node in enumerate(graph.node)}
     changed = []
     for layer in find_layers(model):
-        part = _slice(layer.output, makers, shared)
+        part = _slice(layer.output, made_by, shared)
         if not part:
             continue  # the scheme merged it with something else
         part.sort(key=lambda node: order[id(node)])
@@ -75,19 +77,21 @@ def add_switches(model: Any, quantized: Any) -> tuple[Layer, ...]:
             "the scheme quantized nothing: it changes no product with a constant matrix. Apply it "
             "to a float export."
         )
-    _add_inputs(graph, changed)
+    graph.input.extend(
+        helper.make_tensor_value_info(switch_name(layer), TensorProto.BOOL, []) for layer in changed
+    )
     raise_opset(model, opset(quantized))
     domains = {o.domain for o in model.opset_import}
     model.opset_import.extend(o for o in quantized.opset_import if o.domain not in domains)
     return tuple(changed)
 
 
-def _slice(output: str, makers: Mapping[str, Any], shared: set[str]) -> list[Any]:
+def _slice(output: str, made_by: Mapping[str, Any], shared: set[str]) -> list[Any]:
     """Nodes that compute `output` from values that both graphs have."""
     found: dict[int, Any] = {}
     waiting = [output]
     while waiting:
-        node = makers.get(waiting.pop())
+        node = made_by.get(waiting.pop())
         if node is None or id(node) in found:
             continue
         found[id(node)] = node
@@ -144,14 +148,6 @@ def _either(layer: Layer, float_node: Any, part: Iterable[Any], weights: set[str
         name=layer.name,
         then_branch=branch("quantized", rewritten, f"{layer.output}/quantized/{layer.output}"),
         else_branch=branch("float", [kept], f"{layer.output}/float"),
-    )
-
-
-def _add_inputs(graph: Any, layers: Iterable[Layer]) -> None:
-    from onnx import TensorProto, helper
-
-    graph.input.extend(
-        helper.make_tensor_value_info(switch_name(layer), TensorProto.BOOL, []) for layer in layers
     )
 
 

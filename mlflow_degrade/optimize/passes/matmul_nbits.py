@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...engine.graph_editor import drop_unread, put_before, store
 from .blockwise import Blocks
 
 _SUMS, _OFFSETS = "block_sums_", "_block_offsets"
@@ -24,7 +25,7 @@ _SUMS, _OFFSETS = "block_sums_", "_block_offsets"
 
 def replace_product(model: Any, node: Any, blocks: Blocks, bits: int, accuracy_level: int) -> None:
     """Replace one ``MatMul`` by a constant matrix with its quantized form, in place."""
-    from onnx import helper, numpy_helper
+    from onnx import helper
 
     graph = model.graph
     source, weight = node.input[0], node.input[1]
@@ -38,18 +39,14 @@ def replace_product(model: Any, node: Any, blocks: Blocks, bits: int, accuracy_l
     # Two products may read one matrix, and have been given different codes for it.
     name = weight if f"{weight}_Q{bits}" not in stored else f"{weight}_{result}"
 
-    def store(key: str, values: NDArray[Any]) -> str:
-        graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), key))
-        return key
-
     inputs = [
         source,
-        store(f"{name}_Q{bits}", pack(blocks.codes, bits)),
-        store(f"{name}_scales", blocks.scales),
+        store(graph, f"{name}_Q{bits}", pack(blocks.codes, bits)),
+        store(graph, f"{name}_scales", blocks.scales),
     ]
     if whole and not centred:
         zeros = pack(blocks.zeros.astype(np.uint8)[:, None, :], bits)[:, 0]
-        inputs.append(store(f"{name}_zero_points", zeros))
+        inputs.append(store(graph, f"{name}_zero_points", zeros))
     label = node.name or result  # a node needs no name, but no two may have the same
     attributes = {
         "K": n_blocks * block_size,
@@ -72,7 +69,8 @@ def replace_product(model: Any, node: Any, blocks: Blocks, bits: int, accuracy_l
         offsets = (middle - blocks.zeros) * blocks.scales
         ones = f"{_SUMS}{n_blocks}x{block_size}"
         if ones not in stored:
-            store(ones, np.kron(np.eye(n_blocks), np.ones((block_size, 1))).astype(np.float32))
+            matrix = np.kron(np.eye(n_blocks), np.ones((block_size, 1)))
+            store(graph, ones, matrix.astype(np.float32))
         sums = f"{source}_{ones}"
         if all(sums not in other.output for other in graph.node):
             nodes.append(helper.make_node("MatMul", [source, ones], [sums], name=sums))
@@ -80,17 +78,14 @@ def replace_product(model: Any, node: Any, blocks: Blocks, bits: int, accuracy_l
         nodes += [
             helper.make_node(
                 "MatMul",
-                [sums, store(f"{name}{_OFFSETS}", offsets.T)],
+                [sums, store(graph, f"{name}{_OFFSETS}", offsets.T)],
                 [offset],
                 name=f"{label}_offset",
             ),
             helper.make_node("Add", [product.output[0], offset], [result], name=f"{label}_sum"),
         ]
-    place = next(i for i, other in enumerate(graph.node) if other.output[:1] == [result])
-    graph.node.remove(graph.node[place])
-    for step, made in enumerate(nodes):
-        graph.node.insert(place + step, made)
-    _drop_unused(graph, weight)
+    put_before(graph, node, nodes, instead=True)
+    drop_unread(graph, weight)
 
 
 def is_offset(name: str) -> bool:
@@ -106,13 +101,3 @@ def pack(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
         codes = np.concatenate([codes, np.zeros_like(codes[..., :1])], axis=-1)
     packed: NDArray[np.uint8] = codes[..., ::2] | np.left_shift(codes[..., 1::2], 4, dtype=np.uint8)
     return packed
-
-
-def _drop_unused(graph: Any, name: str) -> None:
-    """Remove a weight that no node reads any more."""
-    if any(name in node.input for node in graph.node):
-        return
-    for tensor in graph.initializer:
-        if tensor.name == name:
-            graph.initializer.remove(tensor)
-            return

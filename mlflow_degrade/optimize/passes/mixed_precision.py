@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import accumulate
 from typing import Any
 
-from ...core.quiet import counted_work
+from ...core.progress import progress_bar
 from ..source.model_directory import ModelDirectory
 from .layer_ablation import LayerTrials, Rewrite
 from .sensitivity_report import SensitivityReport
@@ -87,11 +87,12 @@ class ExclusionRule:
             low, high = 0, sum(taken <= room for taken in accumulate(r.weights for r in ranked))
             if whole <= limit:
                 return Exclusion((), whole, True, report)
-            with counted_work("Layers to keep in float", high.bit_length() + 1, progress) as tick:
+            with progress_bar("Layers to keep in float", progress) as advance:
+                advance(high.bit_length() + 1, 0)
 
                 def distance(count: int) -> float:
                     kept = {row.name for row in ranked[:count]}
-                    tick()
+                    advance(0, 1)
                     return trials.distance(names - kept)
 
                 found = distance(high)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...core.quiet import counted_work
+from ...core.progress import progress_bar
 from .layer_ablation import LayerTrials
 from .sensitivity_report import LayerSensitivity, SensitivityReport
 
@@ -25,11 +25,12 @@ def sensitivity_table(
     rows: list[LayerSensitivity] = []
     single: list[LayerSensitivity] = []
     count = 1 + 2 * len(kinds) + len(layers) * single_layers
-    with counted_work("Sensitivity of layers", count, progress) as advance:
+    with progress_bar("Sensitivity of layers", progress) as advance:
+        advance(count, 0)
 
         def distance(quantized: set[str]) -> float:
             found = trials.distance(quantized, texts)
-            advance()
+            advance(0, 1)
             return found
 
         whole = distance(names)

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...core.errors import QuantizationError
-from ..embeddings import head_node
+from ...engine.graph_editor import stored_bytes
+from ..embeddings import head_output
 from ..formats.number_format import NumberFormat, parse_format
 from ..formats.rounding import round_weights
 from .simulate_values import simulate_activations, simulate_cache
@@ -38,9 +39,9 @@ def simulate_format(
     cache: str | None = None,
 ) -> dict[str, Any]:
     """Round weights to a number format and, by wish, values while the model runs, in place."""
-    everything = sum(_bytes(tensor) for tensor in model.graph.initializer)
+    everything = sum(map(stored_bytes, model.graph.initializer))
     matrices = {matrix.tensor.name for matrix in _matrices(model, ends)}
-    head = _head(model)
+    head = head_output(model)
     products = {
         node.output[0]
         for node in model.graph.node
@@ -76,7 +77,7 @@ def simulate_weights(model: Any, *, number_format: str, ends: bool) -> dict[str,
             f"rounding to {number_format!r} changes none of {count:,} weights: they have this "
             "format already. There is nothing to judge."
         )
-    everything = sum(_bytes(tensor) for tensor in model.graph.initializer)
+    everything = sum(map(stored_bytes, model.graph.initializer))
     return {
         "matrices": len(matrices),
         "weights": count,
@@ -104,7 +105,7 @@ def _matrices(model: Any, ends: bool) -> list[_Matrix]:
         for tensor in model.graph.initializer
         if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) >= 2
     }
-    head = _head(model)
+    head = head_output(model)
     found: dict[str, _Matrix] = {}
     for node in model.graph.node:
         inputs_last = False
@@ -120,13 +121,6 @@ def _matrices(model: Any, ends: bool) -> list[_Matrix]:
         if wanted and name in weights:
             found.setdefault(name, _Matrix(weights[name], inputs_last))
     return list(found.values())
-
-
-def _head(model: Any) -> str | None:
-    """Output of the projection to the vocabulary; a sentence encoder has none."""
-    if all(output.name != "logits" for output in model.graph.output):
-        return None
-    return str(head_node(model).output[0])
 
 
 def _round(matrix: _Matrix, form: NumberFormat) -> tuple[int, float, float, float]:
@@ -145,11 +139,3 @@ def _round(matrix: _Matrix, form: NumberFormat) -> tuple[int, float, float, floa
     after = after if matrix.inputs_last else np.swapaxes(after, -1, -2)
     tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(after), tensor.name))
     return rows.size, bits, error, total
-
-
-def _bytes(tensor: Any) -> int:
-    """Bytes of an initializer's numbers."""
-    from onnx import helper
-
-    size = int(np.prod(tensor.dims, dtype=np.int64))
-    return size * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)

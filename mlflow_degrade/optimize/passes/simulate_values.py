@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...core.errors import QuantizationError, UnknownNameError
-from ...engine.graph_editor import attribute, require_opset
+from ...engine.graph_editor import attribute, require_opset, set_nodes, store
 from ..formats.number_format import (
     ELEMENTS,
     FAMILIES,
@@ -198,8 +198,7 @@ def _split_heads(model: Any, given: Mapping[str, Any]) -> dict[str, str]:
             node.input[index] = joined
             found[joined] = past
         nodes.append(node)
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    set_nodes(model.graph, nodes)
     return found
 
 
@@ -228,19 +227,7 @@ def _round_inputs(
                 rounded[name] = made[-1].output[0]
             node.input[index] = rounded[name]
         nodes.append(node)
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    _add_constants(model, constants)
+    set_nodes(model.graph, nodes)
+    for name, value in constants.items():
+        store(model.graph, name, value)
     return len(rounded)
-
-
-def _add_constants(model: Any, constants: Mapping[str, Any]) -> None:
-    """Store what the rounding reads, once for the graph."""
-    from onnx import numpy_helper
-
-    there = {tensor.name for tensor in model.graph.initializer}
-    model.graph.initializer.extend(
-        numpy_helper.from_array(value, name)
-        for name, value in constants.items()
-        if name not in there
-    )

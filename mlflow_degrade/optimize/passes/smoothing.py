@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ...core.cache import cached_directory, digest_json, require_space
 from ...core.errors import ParityError, QuantizationError
 from ...core.quiet import quiet_work
-from ...engine.graph_editor import attribute
+from ...engine.graph_editor import attribute, inner_graphs, makers, readers
 from ..onnx_graph.files import load_graph, save_graph
 from ..onnx_graph.layers import find_layers
 from ..parity.agreement import agreement, export_tolerance
@@ -32,7 +32,7 @@ from ..source.model_directory import (
     ModelDirectory,
     copy_companions,
     library_versions,
-    write_manifest,
+    write_derived,
 )
 from .calibration import Calibration
 
@@ -74,11 +74,7 @@ class _Wires:
             for t in graph.initializer
             if t.data_type == TensorProto.FLOAT and t.name not in given
         }
-        self.makers = {output: node for node in graph.node for output in node.output}
-        self.readers: dict[str, list[Any]] = {}
-        for node in graph.node:
-            for name in node.input:
-                self.readers.setdefault(name, []).append(node)
+        self.makers, self.readers = makers(graph), readers(graph)
         # Whoever reads a value unseen keeps it from being rescaled.
         self.reads = Counter(name for node in graph.node for name in node.input)
         self.reads.update(value.name for value in graph.output)
@@ -162,12 +158,10 @@ class _Wires:
 
 def _inner_inputs(graph: Any) -> Iterator[str]:
     """Names read inside of nodes that hold graphs, such as the branches of an ``If``."""
-    for node in graph.node:
-        for entry in node.attribute:
-            for inner in ([entry.g] if entry.HasField("g") else []) + list(entry.graphs):
-                yield from (name for other in inner.node for name in other.input)
-                yield from (value.name for value in inner.output)
-                yield from _inner_inputs(inner)
+    for inner in (part for node in graph.node for part in inner_graphs(node)):
+        yield from (name for other in inner.node for name in other.input)
+        yield from (value.name for value in inner.output)
+        yield from _inner_inputs(inner)
 
 
 Matrix = NDArray[np.float32]
@@ -216,13 +210,8 @@ def smooth_directory(
                 f"smoothed, {base.path} computes something else: {found}; the limit is {limit:g}. "
                 "Use the scheme without smoothing."
             )
-        write_manifest(
-            target,
-            scheme=base.scheme,
-            source=base.source,
-            recipe=[*base.recipe, {"pass": "smoothing", "fixed_range": fixed_range, **findings}],
-            parity={"reference": "before the pass", **found.as_dict()},
-        )
+        step = {"pass": "smoothing", "fixed_range": fixed_range, **findings}
+        write_derived(target, base, step, found.as_dict())
 
     return ModelDirectory.load(cached_directory("smoothed", key, make))
 

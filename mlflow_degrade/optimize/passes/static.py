@@ -22,7 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...core.errors import InputError, QuantizationError, UnknownNameError
-from ...engine.graph_editor import OLDEST, raise_opset, require_opset
+from ...engine.graph_editor import (
+    OLDEST,
+    drop_unread,
+    put_before,
+    raise_opset,
+    require_opset,
+    store,
+)
 from ..embeddings import narrow_embedding, untie_head
 from ..formats.number_format import ELEMENTS, Element, FloatElement
 from .calibration import Calibration
@@ -76,12 +83,11 @@ def quantize_statically(
     # An expert that no text reached stays in float: any range would be a guess.
     unreached = [name for name in names if name not in limits]
     products = [(node, tensor) for node, tensor in products if node.input[0] in limits]
-    for name in limits:
-        low, high = limits[name]
+    for name, (low, high) in limits.items():
         chosen = _symmetric(low, high, grid) if symmetric else _asymmetric(low, high)
-        _round_activation(model, name, chosen)
+        _round_activation(model.graph, name, chosen)
     for node, tensor in products:
-        _round_weight(model, node, tensor, grid, target)
+        _round_weight(model.graph, node, tensor, grid, target)
     return {
         "untied_head": untied,
         "half_embeddings": narrow_embedding(model),
@@ -155,35 +161,34 @@ def _asymmetric(low: float, high: float) -> _Range:
     return _Range(np.float32(scale), np.array(np.clip(np.rint(-low / scale), 0, 255), np.uint8))
 
 
-def _round_activation(model: Any, name: str, chosen: _Range) -> None:
+def _round_activation(graph: Any, name: str, chosen: _Range) -> None:
     """Put a pair of nodes behind `name`, which the products with constant matrices read."""
     from onnx import helper
 
-    graph = model.graph
-    stored = {tensor.name for tensor in graph.initializer}
-    scale = _store(graph, f"{name}_scale", np.array(chosen.scale, np.float32))
-    zero = _store(graph, f"{name}_zero_point", chosen.zero)
-    rounded, back = f"{name}_rounded", f"{name}_dequantized"
-    readers = [
+    weights = {tensor.name for tensor in graph.initializer}
+    products = [
         node
         for node in graph.node
-        if node.op_type == "MatMul" and node.input[0] == name and node.input[1] in stored
+        if node.op_type == "MatMul" and node.input[0] == name and node.input[1] in weights
     ]
-    place = next(i for i, node in enumerate(graph.node) if node.output == readers[0].output)
-    for node in readers:
+    rounded, back = f"{name}_rounded", f"{name}_dequantized"
+    grid = [
+        store(graph, f"{name}_scale", np.array(chosen.scale, np.float32)),
+        store(graph, f"{name}_zero_point", chosen.zero),
+    ]
+    made = [
+        helper.make_node("QuantizeLinear", [name, *grid], [rounded], name=rounded),
+        helper.make_node("DequantizeLinear", [rounded, *grid], [back], name=back),
+    ]
+    for node in products:
         node.input[0] = back
-    for step, (op, source, result) in enumerate(
-        (("QuantizeLinear", name, rounded), ("DequantizeLinear", rounded, back))
-    ):
-        made = helper.make_node(op, [source, scale, zero], [result], name=result)
-        graph.node.insert(place + step, made)
+    put_before(graph, products[0], made)
 
 
-def _round_weight(model: Any, node: Any, tensor: Any, grid: Element, target: str) -> None:
+def _round_weight(graph: Any, node: Any, tensor: Any, grid: Element, target: str) -> None:
     """Store a matrix as codes of a grid with a scale for each column."""
     from onnx import helper, numpy_helper
 
-    graph = model.graph
     name = tensor.name
     back = f"{name}_dequantized"
     if all(back not in other.output for other in graph.node):
@@ -191,11 +196,9 @@ def _round_weight(model: Any, node: Any, tensor: Any, grid: Element, target: str
         codes, scales = _columns(matrix, grid, target)
         inputs = store_columns(graph, name, codes, scales)
         made = helper.make_node("DequantizeLinear", inputs, [back], name=back, axis=1)
-        place = next(i for i, other in enumerate(graph.node) if other.output == node.output)
-        graph.node.insert(place, made)
+        put_before(graph, node, [made])
     node.input[1] = back
-    if all(name not in other.input for other in graph.node):
-        graph.initializer.remove(tensor)
+    drop_unread(graph, name)
 
 
 def _columns(
@@ -206,10 +209,3 @@ def _columns(
     scales = (np.abs(matrix).max(axis=0) / grid.largest).astype(np.float32)
     scales[scales == 0] = 1.0
     return grid.round_(matrix / scales).astype(_stored_type(grid)), scales
-
-
-def _store(graph: Any, name: str, values: NDArray[Any]) -> str:
-    from onnx import numpy_helper
-
-    graph.initializer.append(numpy_helper.from_array(values, name))
-    return name

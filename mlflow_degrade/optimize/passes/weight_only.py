@@ -11,14 +11,14 @@ triangle of its Cholesky factor and gives, byte for byte, the nearest.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...core.errors import InputError, QuantizationError
-from ..embeddings import head_node, narrow_embedding, untie_head
+from ..embeddings import head_output, narrow_embedding, untie_head
 from .blockwise import Blocks, Matrix, gptq, half_quadratic
 from .calibration import Calibration
 from .matmul_nbits import replace_product
@@ -55,7 +55,7 @@ def quantize_weights(
             findings["calibration_tokens"] = calibration.n_tokens
             solved = _solve_gptq(products, bits, block_size, calibration)
         else:
-            solved = _solve_hqq(products, bits, block_size, _head_output(model))
+            solved = _solve_hqq(products, bits, block_size, head_output(model))
         for node, blocks, used in solved:
             replace_product(model, node, blocks, used, accuracy_level)
     findings["half_embeddings"] = narrow_embedding(model)
@@ -139,12 +139,6 @@ def _rows(tensor: Any) -> Matrix:
     return np.ascontiguousarray(matrix.T)
 
 
-def _head_output(model: Any) -> str | None:
-    if all(output.name != "logits" for output in model.graph.output):
-        return None
-    return str(head_node(model).output[0])
-
-
 def _require_options(
     bits: int,
     block_size: int,
@@ -152,28 +146,19 @@ def _require_options(
     algorithm: str,
     calibration: Calibration | None,
 ) -> None:
-    checks: tuple[tuple[bool, Callable[[], str]], ...] = (
-        (bits in (4, 8), lambda: f"weights of {bits} bits have no kernel: use 4 or 8"),
-        (
-            block_size in BLOCK_SIZES,
-            lambda: f"blocks of {block_size} have no kernel: use {_listed(BLOCK_SIZES)}",
-        ),
-        (
-            algorithm in ALGORITHMS,
-            lambda: f"unknown algorithm {algorithm!r}: use {_listed(ALGORITHMS)}",
-        ),
-        (
-            algorithm == "nearest" or not symmetric,
-            lambda: f"{algorithm!r} chooses zero points: it has no symmetric form",
-        ),
-        (
-            algorithm != "gptq" or calibration is not None,
-            lambda: "'gptq' needs activations to calibrate on, and none were given",
-        ),
-    )
-    for fine, message in checks:
-        if not fine:
-            raise InputError(f"{message()}.")
+    wrong = None
+    if bits not in (4, 8):
+        wrong = f"weights of {bits} bits have no kernel: use 4 or 8"
+    elif block_size not in BLOCK_SIZES:
+        wrong = f"blocks of {block_size} have no kernel: use {_listed(BLOCK_SIZES)}"
+    elif algorithm not in ALGORITHMS:
+        wrong = f"unknown algorithm {algorithm!r}: use {_listed(ALGORITHMS)}"
+    elif algorithm != "nearest" and symmetric:
+        wrong = f"{algorithm!r} chooses zero points: it has no symmetric form"
+    elif algorithm == "gptq" and calibration is None:
+        wrong = "'gptq' needs activations to calibrate on, and none were given"
+    if wrong is not None:
+        raise InputError(f"{wrong}.")
 
 
 def _require_division(products: list[tuple[Any, Any]], block_size: int) -> None:

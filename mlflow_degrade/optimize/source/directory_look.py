@@ -21,7 +21,13 @@ from ...engine.tokenization import EncoderText, TextEncoder
 from ..onnx_graph.files import GRAPH_FILE
 from ..onnx_graph.packed_weights import CONFIG, named_base, refuse_quantized
 from .gguf_files import GGUF, converted
-from .model_directory import MANIFEST_FILE, TOKENIZER_FILES, missing_files, module_files
+from .model_directory import (
+    MANIFEST_FILE,
+    TOKENIZER_FILES,
+    has_tokenizer,
+    missing_files,
+    module_files,
+)
 from .onnx_choice import (
     SUBFOLDER,
     changed,
@@ -411,7 +417,7 @@ def _refuse_unfit(found: Found, name: str) -> None:
                 f"{name}: config.json names no model_type, so that nothing tells how its weights "
                 "are to be read: copy the config that save_pretrained wrote, or add the key."
             )
-    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
+    if not has_tokenizer(folder):
         _refuse_incomplete(folder, name)
     _check_tokenizer(folder, config, name)
 
@@ -421,7 +427,7 @@ def _refuse_incomplete(folder: Path, name: str) -> None:
     missing = [] if (folder / CONFIG).is_file() else [CONFIG]
     if not find_weights(folder) and not find_graphs(folder):
         missing.append("weights (*.safetensors or pytorch_model*.bin)")
-    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
+    if not has_tokenizer(folder):
         missing.append("a tokenizer (tokenizer.json)")
     if (folder / MODULES_FILE).is_file() and CONFIG in missing:
         raise ModelError(

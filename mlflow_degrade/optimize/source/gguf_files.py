@@ -79,7 +79,7 @@ def converted(source: Path) -> Path:
 def convert_gguf(
     source: Path,
     target: Path,
-    advance: Callable[[int, int], None] = lambda _done, _all: None,
+    advance: Callable[[int, int], None] = lambda _more, _done: None,
     *,
     tokenizer: Path | None = None,
 ) -> None:
@@ -236,7 +236,8 @@ def _weights(
         "k_proj": config.num_key_value_heads,
     }
     weights = {}
-    for done, tensor in enumerate(reader.tensors, start=1):
+    advance(len(reader.tensors), 0)
+    for tensor in reader.tensors:
         name = wanted.get(tensor.name)
         if name is None:
             raise UnsupportedModelError(
@@ -249,7 +250,7 @@ def _weights(
             array = _rotary_halves(array, heads[part])
         # A copy: unquantized tensors are views of the mapped file, which is about to be removed.
         weights[name] = np.array(array, dtype=np.float32, order="C")
-        advance(done, len(reader.tensors))
+        advance(0, 1)
     return weights
 
 

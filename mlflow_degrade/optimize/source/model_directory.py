@@ -174,9 +174,12 @@ def missing_files(directory: Path) -> list[str]:
     """Names of the parts a model directory lacks, empty when it is complete."""
     needed = (GRAPH_FILE, WEIGHTS_FILE, "config.json", MANIFEST_FILE)
     missing = [name for name in needed if not (directory / name).is_file()]
-    if not any((directory / name).is_file() for name in TOKENIZER_FILES):
-        missing.append("tokenizer")
-    return missing
+    return missing if has_tokenizer(directory) else [*missing, "tokenizer"]
+
+
+def has_tokenizer(directory: Path) -> bool:
+    """Whether any of the files that make a tokenizer is there."""
+    return any((directory / name).is_file() for name in TOKENIZER_FILES)
 
 
 def size_bytes(directory: Path) -> int:
@@ -230,6 +233,24 @@ def write_manifest(
     text = json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     (directory / MANIFEST_FILE).write_text(text, encoding="utf-8")
     return ModelDirectory.load(directory)
+
+
+def write_derived(
+    directory: Path,
+    base: ModelDirectory,
+    step: Mapping[str, Any],
+    parity: Mapping[str, Any],
+    *,
+    scheme: str | None = None,
+) -> ModelDirectory:
+    """Finish a directory that one more pass made of another."""
+    return write_manifest(
+        directory,
+        scheme=scheme or base.scheme,
+        source=base.source,
+        recipe=[*base.recipe, step],
+        parity={"reference": "before the pass", **parity},
+    )
 
 
 def library_versions() -> dict[str, str]:

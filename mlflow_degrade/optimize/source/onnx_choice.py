@@ -14,7 +14,7 @@ import numpy as np
 
 from ...core.cache import cache_root, cached_directory, digest_file, require_space
 from ...core.errors import ModelError, UnsupportedModelError
-from ..onnx_graph.files import GRAPH_FILE
+from ..onnx_graph.files import GRAPH_FILE, read_graph
 from .model_directory import copy_companions
 from .weight_files import IN_A_LAYER, Stored, Weights, damage, listed, mapped
 
@@ -67,7 +67,7 @@ def damaged_graph(path: Path) -> str | None:
     if found := damage(path):
         return found
     try:
-        graph = _parsed(path).graph
+        graph = read_graph(path).graph
     except ModelError as error:
         return str(error)
     if any(value.name == "use_cache_branch" for value in graph.input):
@@ -194,22 +194,9 @@ def _equal(one: Stored, other: Stored) -> bool:
     return len(one.shape) == 2 and not one.differs(other, transposed=True)
 
 
-def _parsed(path: Path) -> Any:
-    """A graph without its external weights."""
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
-    try:
-        return onnx.load(str(path), load_external_data=False)
-    except (DecodeError, ValueError) as error:
-        raise ModelError(
-            f"{path.name} is no ONNX model, or cut off ({error}): copy or export it again."
-        ) from error
-
-
 def _matrices(path: Path) -> tuple[dict[str, Stored], bool]:
     """Float matrices that the graph multiplies with or looks up, and whether there are integers."""
-    graph = _parsed(path).graph
+    graph = read_graph(path).graph
     read = {name for node in graph.node if node.op_type in _READERS for name in node.input}
     found, quantized = {}, False
     for tensor in graph.initializer:
@@ -226,7 +213,7 @@ def _matrices(path: Path) -> tuple[dict[str, Stored], bool]:
 
 def _vectors(path: Path) -> list[Stored]:
     """Float initializers with one axis."""
-    graph = _parsed(path).graph
+    graph = read_graph(path).graph
     kept = [t for t in graph.initializer if len(t.dims) == 1 and t.data_type in _KINDS]
     return [_stored(path, tensor) for tensor in kept]
 
@@ -253,5 +240,5 @@ def _external(tensor: Any) -> tuple[str, int, int] | None:
 
 def _data_files(path: Path) -> list[Path]:
     """The files that a graph's weights lie in."""
-    places = (_external(tensor) for tensor in _parsed(path).graph.initializer)
+    places = (_external(tensor) for tensor in read_graph(path).graph.initializer)
     return sorted({path.parent / place[0] for place in places if place is not None})

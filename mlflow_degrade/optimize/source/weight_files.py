@@ -52,14 +52,15 @@ def _loaded(folder: str | Path, kind: Any, **options: Any) -> Any:
     unknown = sorted(found["unexpected_keys"])
     surplus = [k for k in unknown if IN_A_LAYER.search(k)]
     if missing or other or surplus:
-        parts = [
-            _listed("lack", missing),
-            _listed("hold in another shape", other),
-            _listed("hold, without a place for them,", surplus),
-        ]
+        wrong = {
+            "lack": missing,
+            "hold in another shape": other,
+            "hold, without a place for them,": surplus,
+        }
+        parts = (f"{what} {listed(names)}" for what, names in wrong.items() if names)
         raise ModelError(
             f"the weights in {folder} are not those that its config.json describes: they "
-            f"{'; they '.join(filter(None, parts))}. transformers would fill gaps with random "
+            f"{'; they '.join(parts)}. transformers would fill gaps with random "
             f"numbers.{_hint(missing, other, unknown)}"
         )
     return model
@@ -78,10 +79,6 @@ def _class_of(folder: Path) -> tuple[Any, tuple[str, ...]]:
         return transformers.AutoModelForSequenceClassification, ()
     # Of a base model the hidden states are read, never what its pooler makes of the first.
     return transformers.AutoModel, ("pooler.",)
-
-
-def _listed(what: str, names: list[str]) -> str:
-    return f"{what} {listed(names)}" if names else ""
 
 
 def _hint(missing: Iterable[str], other: Iterable[str], unknown: Iterable[str]) -> str:
@@ -182,8 +179,8 @@ class Weights:
         if missing:
             return (
                 f"{self.head.name} names {len(self.files)} files, of which {len(missing)} "
-                f"{_are(missing)} not there: {listed(missing)}. Copy the missing ones, or download "
-                "the model again."
+                f"{'is' if len(missing) == 1 else 'are'} not there: {listed(missing)}. Copy the "
+                "missing ones, or download the model again."
             )
         return next(filter(None, map(damage, self.files)), None)
 
@@ -382,7 +379,3 @@ def listed(names: Iterable[str], shown: int = 3) -> str:
     found = sorted(names)
     more = f" and {len(found) - shown} more" if len(found) > shown else ""
     return f"{', '.join(found[:shown])}{more}"
-
-
-def _are(names: list[str]) -> str:
-    return "is" if len(names) == 1 else "are"
