@@ -18,8 +18,7 @@ from ..stats._combination_rules import pooled_level, rule_named
 from ..stats._exchangeable_units import FlipUnits, effective_count, flip_units
 from ..stats._intervals import melded_lower_bound
 from ..stats._means import FEW_INFORMATIVE, mean_limit
-from ..stats._noninferiority_means import noninferiority_of_units
-from ..stats._power import guard_mde_of_units, guarded_power
+from ..stats._power import guarded_power
 from ..stats._suite import Suite
 from .policy import GatePolicy
 from .results import AggregateResult, IntervalRecord, PowerResult, TaskResult
@@ -92,7 +91,7 @@ class TaskSample:
     def noninferiority(self, margin: float) -> float:
         if self._binary:
             return float(stats.noninferiority(self._b, self._c, self.n, margin).p_value)
-        graded = noninferiority_of_units(self._units, margin, score_range=self._range)
+        graded = stats.noninferiority_graded(self._units, margin, score_range=self._range)
         return float(graded.p_value)
 
     def guard_mde(self, alpha: float, power: float) -> float:
@@ -100,7 +99,7 @@ class TaskSample:
             return stats.guard_mde(
                 self._b, self._c, self.n, alpha=alpha, power=power, confidence=GUARD_CONFIDENCE
             )
-        return guard_mde_of_units(
+        return stats.guard_mde_graded(
             self._units,
             alpha=alpha,
             power=power,

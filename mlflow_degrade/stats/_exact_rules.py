@@ -15,7 +15,7 @@ from ._discrete_sum_tail import AtomLaw, sum_tail
 from ._exchangeable_units import FlipUnits
 from ._lattice_distribution import FlipLaw
 from ._null_distributions import Nulls, any_of, log_tails, mid_scores, with_ties, without_ties
-from ._signflip import signflip_units
+from ._signflip import signflip
 from ._steps import find_step
 from ._validation import BoolArray, FloatArray, IntArray
 
@@ -270,7 +270,7 @@ def weighted_sum(units: JointUnits, weights: FloatArray) -> RuleOutcome:
     values = np.asarray(
         sum(weight * own for weight, own in zip(weights, units.values, strict=True))
     )
-    result = signflip_units(FlipUnits(values, np.ones(values.size), values.size))
+    result = signflip(FlipUnits(values, np.ones(values.size), values.size))
     route = "exact" if result.method.startswith("exact") else result.method
     return RuleOutcome(result.log10_p_worse * math.log(10.0), -result.sum, route, p=result.p_worse)
 

@@ -96,7 +96,7 @@ def guard_mde_graded(
 
     Parameters
     ----------
-    differences : array_like of float, shape (n_rows,)
+    differences : array_like of float, shape (n_rows,), or FlipUnits
         Candidate minus baseline.
     items, clusters, strata : array_like, optional
         Labels, as in `signflip`.
@@ -143,20 +143,6 @@ def guard_mde_graded(
     units = flip_units(
         differences, items=items, clusters=clusters, strata=strata, weighting=weighting
     )
-    return guard_mde_of_units(
-        units, alpha=alpha, power=power, confidence=confidence, score_range=score_range
-    )
-
-
-def guard_mde_of_units(
-    units: FlipUnits,
-    *,
-    alpha: float = 0.05,
-    power: float = 0.8,
-    confidence: float = 0.95,
-    score_range: float | None = 1.0,
-) -> float:
-    """`guard_mde_graded` for units that are already formed; parameters as there."""
     check_range(units, score_range)
     confidence, z = check_confidence(confidence), _z_sum(alpha, power)
     count = units.values.size

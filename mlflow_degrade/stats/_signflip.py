@@ -17,7 +17,7 @@ from ..core.errors import StatisticsInputError
 from ._exchangeable_units import FlipUnits, flip_units
 from ._intervals import Interval
 from ._lattice_distribution import LARGEST_WINDOW, FlipLaw
-from ._means import mean_interval_of_units
+from ._means import mean_interval
 from ._resampling import sequential_p
 from ._steps import find_step, rounding_step
 from ._validation import FloatArray, IntArray, check_choice, check_count
@@ -136,7 +136,7 @@ class SignFlipResult:
         Interval
             On the scale of the scores; valid without symmetry.
         """
-        return mean_interval_of_units(self.units, confidence=confidence, method=method, seed=seed)
+        return mean_interval(self.units, confidence=confidence, method=method, seed=seed)
 
 
 def signflip(
@@ -155,7 +155,7 @@ def signflip(
 
     Parameters
     ----------
-    differences : array_like of float, shape (n_rows,)
+    differences : array_like of float, shape (n_rows,), or FlipUnits
         Candidate minus baseline, oriented so that more is better.
     items : array_like, optional
         Item labels: rows of one item are repeats, averaged before flipping.
@@ -207,20 +207,6 @@ def signflip(
     units = flip_units(
         differences, items=items, clusters=clusters, strata=strata, weighting=weighting
     )
-    return signflip_units(
-        units, method=method, resamples=resamples, exceedances=exceedances, seed=seed
-    )
-
-
-def signflip_units(
-    units: FlipUnits,
-    *,
-    method: str = "auto",
-    resamples: int = 20_000,
-    exceedances: int = 400,
-    seed: int = 0,
-) -> SignFlipResult:
-    """`signflip` for units that are already formed; parameters as there."""
     check_choice("method", method, METHODS)
     values = units.values
     informative = values[values != 0.0]
