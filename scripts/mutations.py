@@ -79,7 +79,7 @@ MUTATIONS = (
     ),
     Mutation(
         "decision",
-        "limits = [sample.upper(policy.alpha), *(TaskSample([t]).upper(level) for t in gating)]",
+        "limits = [sample.upper(policy.alpha), *(t.upper(level) for t in tests.alone.values())]",
         "limits = [-1.0]",
         "test_skewed_differences.py",
     ),

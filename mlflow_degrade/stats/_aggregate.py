@@ -12,7 +12,7 @@ import numpy as np
 from scipy import optimize, special
 
 from ..core.errors import StatisticsInputError
-from ._benchmark import Benchmark, JointUnits, join_units
+from ._benchmark import Benchmark
 from ._combination_rules import DEFAULT_RULE, rule_named
 from ._exact_rules import RuleOutcome, weighted_sum
 from ._intervals import Interval, melded
@@ -73,15 +73,13 @@ def aggregate_interval(
     """
     check_choice("weighting", weighting, WEIGHTINGS)
     tail = 0.5 * (1.0 - check_confidence(confidence))
-    if not benchmarks:
-        raise StatisticsInputError("no benchmark given: at least one is needed.")
+    suite = Suite.of(benchmarks)
     deltas = np.array([one.delta for one in benchmarks])
     sizes = np.array([float(one.n or 0) for one in benchmarks])
     weights = sizes / sizes.sum() if weighting == "pooled" else np.full(sizes.size, 1 / sizes.size)
     estimate = float(np.dot(weights, deltas))
     counted = [one.counts for one in benchmarks]
-    joint = join_units(benchmarks)
-    if joint is None and all(pair is not None for pair in counted):
+    if suite.joint is None and all(pair is not None for pair in counted):
         b, c = (np.array([pair[side] for pair in counted if pair is not None]) for side in (0, 1))
         if weighting == "pooled":
             return melded(int(b.sum()), int(c.sum()), int(sizes.sum()), confidence)
@@ -91,9 +89,8 @@ def aggregate_interval(
         low = macro_limit(deltas, np.array([limit.low for limit in limits]))
         high = -macro_limit(-deltas, -np.array([limit.high for limit in limits]))
         return Interval(max(low, -1.0), min(high, 1.0), confidence, "mover-melded")
-    units = joint if joint is not None else JointUnits.disjoint(benchmarks)
-    residual = np.zeros(units.values[0].size)
-    for k, (values, counts) in enumerate(zip(units.values, units.sizes, strict=True)):
+    residual = np.zeros(suite.units.values[0].size)
+    for k, (values, counts) in enumerate(zip(suite.units.values, suite.units.sizes, strict=True)):
         residual += weights[k] / sizes[k] * (values - deltas[k] * counts)
     count = residual.size
     if count < 2:
@@ -205,8 +202,8 @@ class AggregateResult:
                 raise StatisticsInputError(
                     "n is missing: intervals are relative to the number of pairs; give n."
                 )
-            rows = zip(b.tolist(), c.tolist(), n.tolist(), strict=True)
-            benchmarks = tuple(Benchmark("", b=x, c=y, n=z) for x, y, z in rows)
+            rows = zip(self.names, b.tolist(), c.tolist(), n.tolist(), strict=True)
+            benchmarks = tuple(Benchmark(*row) for row in rows)
         return aggregate_interval(benchmarks, confidence=confidence, weighting=weighting)
 
 
