@@ -160,8 +160,8 @@ MUTATIONS = (
     ),
     Mutation(
         "readers",
-        "return None if reward is None or failed or was_not_scored(details) else float(reward)",
-        "return None if reward is None or failed else float(reward)",
+        "return None if failed or was_not_scored(details) else number(reward)",
+        "return None if failed else number(reward)",
         "test_harness_bundles.py",
     ),
     # optimize

@@ -13,7 +13,7 @@ from scipy import optimize, special
 
 from ..core.errors import StatisticsInputError
 from ._benchmark import Benchmark
-from ._combination_rules import DEFAULT_RULE, rule_named
+from ._combination_rules import DEFAULT_RULE, RULES, rule_named
 from ._exact_rules import RuleOutcome, weighted_sum
 from ._intervals import Interval, melded
 from ._null_distributions import Nulls
@@ -22,12 +22,13 @@ from ._validation import FloatArray, IntArray, check_choice, check_confidence
 
 # Confidence intervals for the change over several benchmarks.
 
-WEIGHTINGS = ("pooled", "macro")
+# Rules that are weighted sums, of which there is an interval; the first is the default.
+WEIGHTINGS = tuple(name for name, rule in RULES.items() if rule.weights is not None)
 _SMALLEST_LEVEL = 1e-12
 
 
 def aggregate_interval(
-    benchmarks: Sequence[Benchmark], *, confidence: float = 0.95, weighting: str = "pooled"
+    benchmarks: Sequence[Benchmark], *, confidence: float = 0.95, weighting: str = WEIGHTINGS[0]
 ) -> Interval:
     """Two-sided confidence interval for the pooled or the macro change.
 
@@ -73,15 +74,15 @@ def aggregate_interval(
     """
     check_choice("weighting", weighting, WEIGHTINGS)
     tail = 0.5 * (1.0 - check_confidence(confidence))
-    suite = Suite.of(benchmarks)
+    suite, by_item = Suite.of(benchmarks), RULES[weighting].weights == "items"
     deltas = np.array([one.delta for one in benchmarks])
     sizes = np.array([float(one.n or 0) for one in benchmarks])
-    weights = sizes / sizes.sum() if weighting == "pooled" else np.full(sizes.size, 1 / sizes.size)
+    weights = sizes / sizes.sum() if by_item else np.full(sizes.size, 1 / sizes.size)
     estimate = float(np.dot(weights, deltas))
     counted = [one.counts for one in benchmarks]
     if suite.joint is None and all(pair is not None for pair in counted):
         b, c = (np.array([pair[side] for pair in counted if pair is not None]) for side in (0, 1))
-        if weighting == "pooled":
+        if by_item:
             return melded(int(b.sum()), int(c.sum()), int(sizes.sum()), confidence)
         limits = [
             melded(int(x), int(y), int(n), confidence) for x, y, n in zip(b, c, sizes, strict=True)
@@ -180,7 +181,7 @@ class AggregateResult:
     counts: tuple[IntArray, IntArray, IntArray | None] | None = field(default=None, repr=False)
     unit: str = "proportion"
 
-    def interval(self, confidence: float = 0.95, weighting: str = "pooled") -> Interval:
+    def interval(self, confidence: float = 0.95, weighting: str = WEIGHTINGS[0]) -> Interval:
         """Confidence interval for the change over all benchmarks.
 
         Parameters
