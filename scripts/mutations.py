@@ -104,8 +104,8 @@ MUTATIONS = (
     ),
     Mutation(
         "stats",
-        "return 6.0 * check_alpha(alpha) / (math.pi * _check_attempt(attempt)) ** 2",
-        "return 6.0 * check_alpha(alpha) / (math.pi**2 * _check_attempt(attempt))",
+        'return 6.0 * check_alpha(alpha) / (math.pi * check_count("attempt", attempt, 1)) ** 2',
+        'return 6.0 * check_alpha(alpha) / (math.pi**2 * check_count("attempt", attempt, 1))',
         "test_ledger.py",
     ),
     Mutation(
@@ -123,13 +123,13 @@ MUTATIONS = (
     # pairing
     Mutation(
         "pairing",
-        'if "unpaired" not in allowed or both == 0:',
+        "if not allowed or both == 0:",
         "if both == 0:",
         "test_pairing_refusals.py test_pairing.py",
     ),
     Mutation(
         "pairing",
-        'if "duplicates" not in allowed:',
+        'if "duplicates" not in pair.allowed:',
         "if False:",
         "test_pairing_refusals.py test_pairing.py",
     ),

@@ -18,7 +18,7 @@ from ..stats._combination_rules import pooled_level, rule_named
 from ..stats._exchangeable_units import FlipUnits, effective_count, flip_units
 from ..stats._intervals import melded_lower_bound
 from ..stats._means import FEW_INFORMATIVE, mean_limit
-from ..stats._power import guarded_power
+from ..stats._power import guarded_power, smallest
 from ..stats._suite import Suite
 from .policy import GatePolicy
 from .results import AggregateResult, IntervalRecord, PowerResult, TaskResult
@@ -471,12 +471,5 @@ def _least_sufficient(rate: float, power: _Detectable, margin: float, n: float) 
         )  # fmt: skip
         return mde <= margin
 
-    low, high = int(n), 2 * int(n)
-    while not accepts(high):
-        low, high = high, 2 * high
-        if high > _MOST_SAMPLES:
-            return math.inf
-    while high > 1.01 * low + 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if accepts(middle) else (middle, high)
-    return high
+    found = smallest(accepts, int(n), 2 * int(n), _MOST_SAMPLES, slack=0.01)
+    return math.inf if found is None else found

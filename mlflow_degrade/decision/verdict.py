@@ -142,7 +142,7 @@ class _Changes:
         cluster = task.cluster
         self.effective = task.n if cluster is None else effective_count(np.bincount(cluster))
         self.between_wrong: int | None = None
-        if np.isin(task.baseline, (0.0, 1.0)).all() and np.isin(task.candidate, (0.0, 1.0)).all():
+        if task.right_or_wrong:
             wrong = (task.baseline == 0.0) & (task.candidate == 0.0)
             self.between_wrong = int((changed & wrong).sum())
 

@@ -292,7 +292,8 @@ def aggregate(
     else:
         outcome = rule.exact(nulls or suite.nulls, sizes)
     shared = suite.joint.shared_keys if suite.joint else 0
-    return _result(method, outcome, suite.names, suite.nulls.p_each, shared, tuple(suite), None)
+    given = {"shared_keys": shared, "benchmarks": tuple(suite)}
+    return _result(method, outcome, suite.names, suite.nulls.p_each, **given)
 
 
 def aggregate_counts(b: Any, c: Any, n: Any = None, method: str = DEFAULT_RULE) -> AggregateResult:
@@ -354,17 +355,11 @@ def aggregate_counts(b: Any, c: Any, n: Any = None, method: str = DEFAULT_RULE) 
     outcome = rule.exact(nulls, pairs)
     names = tuple(map(str, range(regressions.size)))
     counts = (regressions, improvements, pairs)
-    return _result(method, outcome, names, nulls.p_each, 0, (), counts)
+    return _result(method, outcome, names, nulls.p_each, counts=counts)
 
 
 def _result(
-    method: str,
-    outcome: RuleOutcome,
-    names: tuple[str, ...],
-    p_each: FloatArray,
-    shared_keys: int,
-    benchmarks: tuple[Benchmark, ...],
-    counts: tuple[IntArray, IntArray, IntArray | None] | None,
+    method: str, outcome: RuleOutcome, names: tuple[str, ...], p_each: FloatArray, **given: Any
 ) -> AggregateResult:
     return AggregateResult(
         method=method,
@@ -376,9 +371,7 @@ def _result(
         components=outcome.components,
         names=names,
         p_each=p_each,
-        shared_keys=shared_keys,
         resamples=outcome.resamples,
         standard_error=outcome.standard_error,
-        benchmarks=benchmarks,
-        counts=counts,
+        **given,
     )

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core.errors import StatisticsInputError
 from ._benchmark import JointUnits
 from ._null_distributions import Nulls, log_tails, mid_scores
 from ._resampling import SubsetSums
@@ -51,8 +50,7 @@ class JointFlips:
     # Testing (1993), ch. 2).
 
     def __init__(self, units: JointUnits, nulls: Nulls, *, resamples: int, seed: int) -> None:
-        if check_count("resamples", resamples) < 1:
-            raise StatisticsInputError(f"resamples = {resamples}: at least one flip is needed.")
+        check_count("resamples", resamples, 1)
         self.units, self.nulls = units, nulls
         self.resamples, self._seed = resamples, seed
         self.informative = nulls.coins > 0

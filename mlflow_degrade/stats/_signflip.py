@@ -260,9 +260,7 @@ def _tails(
     if method in ("auto", "exact-lattice"):
         found = flip_law(values, LARGEST_WINDOW if method == "exact-lattice" else None)
         if found is not None:
-            law, mass = found
-            better = law.tail(law.total - mass)
-            return _Tails("exact-lattice", law.tail(mass), better, law.log_tail(mass))
+            return _tails_of_law("exact-lattice", *found)
         if method == "exact-lattice":
             raise StatisticsInputError(
                 "method = 'exact-lattice' needs differences that are multiples of one step, and "
@@ -280,9 +278,7 @@ def _tails(
             return _Tails("saddlepoint", small, large, log_small)
         return _Tails("saddlepoint", large, small, math.log1p(-small))
     if method in ("auto", "exact-rounded"):
-        law, mass = rounded_law(values)
-        better = law.tail(law.total - mass)
-        return _Tails("exact-rounded", law.tail(mass), better, law.log_tail(mass))
+        return _tails_of_law("exact-rounded", *rounded_law(values))
     p = sequential_p(
         # Sorted, so that the order of the rows does not choose the flips.
         np.sort(magnitudes),
@@ -291,14 +287,12 @@ def _tails(
         exceedances=exceedances,
         rng=np.random.default_rng(seed),
     )
-    return _Tails(
-        "monte-carlo",
-        p.p_upper,
-        p.p_lower,
-        math.log(p.p_upper),
-        p.resamples,
-        p.standard_error,
-    )
+    log_p = math.log(p.p_upper)
+    return _Tails("monte-carlo", p.p_upper, p.p_lower, log_p, p.resamples, p.standard_error)
+
+
+def _tails_of_law(route: str, law: FlipLaw, mass: int) -> _Tails:
+    return _Tails(route, law.tail(mass), law.tail(law.total - mass), law.log_tail(mass))
 
 
 def flip_law(values: FloatArray, window: int | None = None) -> tuple[FlipLaw, int] | None:
