@@ -79,7 +79,7 @@ MUTATIONS = (
     ),
     Mutation(
         "decision",
-        "limits = [sample.upper(policy.alpha), *(TaskSample([t]).upper(level) for t in gating)]",
+        "limits = [sample.upper(policy.alpha), *(t.upper(level) for t in tests.alone.values())]",
         "limits = [-1.0]",
         "test_skewed_differences.py",
     ),
@@ -104,8 +104,8 @@ MUTATIONS = (
     ),
     Mutation(
         "stats",
-        "return 6.0 * check_alpha(alpha) / (math.pi * _check_attempt(attempt)) ** 2",
-        "return 6.0 * check_alpha(alpha) / (math.pi**2 * _check_attempt(attempt))",
+        'return 6.0 * check_alpha(alpha) / (math.pi * check_count("attempt", attempt, 1)) ** 2',
+        'return 6.0 * check_alpha(alpha) / (math.pi**2 * check_count("attempt", attempt, 1))',
         "test_ledger.py",
     ),
     Mutation(
@@ -123,13 +123,13 @@ MUTATIONS = (
     # pairing
     Mutation(
         "pairing",
-        'if "unpaired" not in allowed or both == 0:',
+        "if not allowed or both == 0:",
         "if both == 0:",
         "test_pairing_refusals.py test_pairing.py",
     ),
     Mutation(
         "pairing",
-        'if "duplicates" not in allowed:',
+        'if "duplicates" not in pair.allowed:',
         "if False:",
         "test_pairing_refusals.py test_pairing.py",
     ),
@@ -160,8 +160,8 @@ MUTATIONS = (
     ),
     Mutation(
         "readers",
-        "return None if reward is None or failed or was_not_scored(details) else float(reward)",
-        "return None if reward is None or failed else float(reward)",
+        "return None if failed or was_not_scored(details) else number(reward)",
+        "return None if failed else number(reward)",
         "test_harness_bundles.py",
     ),
     # optimize

@@ -47,3 +47,11 @@ def test_public_names_do_not_warn_and_unknown_ones_do_not_exist() -> None:
         importlib.import_module("mlflow_degrade.runtime.nothing")
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = importlib.import_module("mlflow_degrade.decision").nothing
+
+
+@pytest.mark.parametrize("name", ["newcombe", "McNemarResult", "FlipUnits", "spent"])
+def test_names_that_left_the_statistics_face_are_found_with_a_warning(name: str) -> None:
+    stats = importlib.import_module("mlflow_degrade.stats")
+    assert name not in stats.__all__
+    with pytest.warns(DeprecationWarning, match=rf"stats\._\w+\.{name} now"):
+        assert getattr(stats, name).__name__ == name

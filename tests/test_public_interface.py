@@ -65,7 +65,7 @@ def test_heavy_libraries_are_imported_where_they_are_used() -> None:
 
 
 def test_statistics_import_numpy_and_scipy_only() -> None:
-    known = {"numpy", "scipy", "mlflow_degrade", *sys.stdlib_module_names}
+    known = {"numpy", "scipy", "lazy_loader", "mlflow_degrade", *sys.stdlib_module_names}
     files = sorted((_PACKAGE / "stats").glob("*.py"))
     assert len(files) > 30
     assert {p.name: found for p in files if (found := _imports(p, top_level=False) - known)} == {}
@@ -123,3 +123,7 @@ def test_no_module_is_imported_in_a_circle() -> None:
             break
         graph = {name: others for name, others in graph.items() if name not in ends}
     assert graph == {}
+
+
+def test_the_statistics_have_a_face_of_about_forty_names() -> None:
+    assert 35 <= len(importlib.import_module("mlflow_degrade.stats").__all__) <= 42

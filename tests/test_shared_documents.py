@@ -10,14 +10,17 @@ import pandas as pd
 import pytest
 
 from mlflow_degrade import Decision, GatePolicy, SampleScores, Verdict, decide, pair
+from mlflow_degrade.decision import paired_tests
 from mlflow_degrade.decision.policy import AGGREGATIONS
 from mlflow_degrade.stats import (
     guard_mde_graded,
+    mcnemar,
     mean_interval,
     melded,
     noninferiority_graded,
     signflip,
 )
+from mlflow_degrade.stats._joint_permutation import JointFlips
 
 Scores = npt.NDArray[np.float64]
 
@@ -112,3 +115,28 @@ def test_clusters_and_shared_documents_are_joined() -> None:
     found = decide(paired, GatePolicy(aggregation="pooled")).aggregate
     # {p, q} and {q, t} are one unit that loses four; s and u lose one each.
     assert found.p_worse == pytest.approx(signflip([-4.0, -1.0, -1.0]).p_worse)
+
+
+def test_a_decision_draws_its_joint_sample_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+    formed: list[int] = []
+    draw, form = JointFlips._draw, paired_tests.TaskSample.__init__
+
+    def counted_draw(self: JointFlips, batch: int) -> npt.NDArray[np.int64]:
+        drawn.append(batch)
+        return draw(self, batch)
+
+    def counted_form(self: paired_tests.TaskSample, *args: object, **kwargs: object) -> None:
+        formed.append(1)
+        form(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(JointFlips, "_draw", counted_draw)
+    monkeypatch.setattr(paired_tests.TaskSample, "__init__", counted_form)
+    before, after = _scores(29, 17, 46)
+    tasks = [(name, before, after, range(46)) for name in ("one", "two")]
+    found = _decide(tasks, alpha=mcnemar(29, 17).p_worse, aggregation="min_p")
+    assert found.aggregate.resamples >= 300_000
+    assert len(drawn) > 20
+    assert len(set(drawn)) == len(drawn)
+    # Each task alone, and both as one sample.
+    assert len(formed) == 3

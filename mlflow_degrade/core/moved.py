@@ -132,11 +132,11 @@ def install() -> None:
         sys.meta_path.append(_Moved())
 
 
-def names_of(package: str, module: str) -> Callable[[str], Any]:
-    """A package's ``__getattr__`` for the names of the module that it was before."""
+def names_of(package: str, *modules: str) -> Callable[[str], Any]:
+    """A package's ``__getattr__`` for former names of its own, which are in these modules now."""
 
     def look_up(name: str) -> Any:
-        if not name.startswith("_"):
+        for module in () if name.startswith("_") else modules:
             found = getattr(import_module(f"{package}.{module}"), name, None)
             if found is not None and not isinstance(found, ModuleType):
                 _warn(f"{package}.{name}", f"{package}.{module}.{name}")

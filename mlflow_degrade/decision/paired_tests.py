@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -13,13 +13,12 @@ import numpy.typing as npt
 from .. import stats
 from ..samples.pairing import PairedScores, PairedTask
 from ..stats._aggregate import macro_limit, macro_p_below
-from ..stats._benchmark import JointUnits, join_units
+from ..stats._benchmark import JointUnits
 from ..stats._combination_rules import pooled_level, rule_named
 from ..stats._exchangeable_units import FlipUnits, effective_count, flip_units
 from ..stats._intervals import melded_lower_bound
 from ..stats._means import FEW_INFORMATIVE, mean_limit
-from ..stats._noninferiority_means import noninferiority_of_units
-from ..stats._power import guard_mde_of_units, guarded_power
+from ..stats._power import guarded_power, smallest
 from ..stats._suite import Suite
 from .policy import GatePolicy
 from .results import AggregateResult, IntervalRecord, PowerResult, TaskResult
@@ -38,9 +37,9 @@ class TaskSample:
         tasks: Sequence[PairedTask],
         *,
         by_task: bool = False,
-        tests: Sequence[stats.Benchmark] = (),
+        joint: JointUnits | None = None,
     ) -> None:
-        self._tasks, self._by_task, self._joint = tasks, by_task, join_units(tests)
+        self._tasks, self._by_task, self._joint = tasks, by_task, joint
         self._binary = all(task.binary for task in tasks) and not by_task and self._joint is None
         self._b = sum(task.regressions for task in tasks)
         self._c = sum(task.improvements for task in tasks)
@@ -92,7 +91,7 @@ class TaskSample:
     def noninferiority(self, margin: float) -> float:
         if self._binary:
             return float(stats.noninferiority(self._b, self._c, self.n, margin).p_value)
-        graded = noninferiority_of_units(self._units, margin, score_range=self._range)
+        graded = stats.noninferiority_graded(self._units, margin, score_range=self._range)
         return float(graded.p_value)
 
     def guard_mde(self, alpha: float, power: float) -> float:
@@ -100,7 +99,7 @@ class TaskSample:
             return stats.guard_mde(
                 self._b, self._c, self.n, alpha=alpha, power=power, confidence=GUARD_CONFIDENCE
             )
-        return guard_mde_of_units(
+        return stats.guard_mde_graded(
             self._units,
             alpha=alpha,
             power=power,
@@ -124,13 +123,13 @@ class MacroSample:
 
     # Small ones decide how wide it gets.
 
-    def __init__(self, tasks: Sequence[PairedTask], *, dependent: bool) -> None:
-        self._parts = [TaskSample([task]) for task in tasks]
-        self._dependent = dependent
+    def __init__(self, tests: GatingTests) -> None:
+        self._parts = [tests.alone[task.name] for task in tests.tasks]
+        self._dependent = tests.overlap
         self.n = sum(part.n for part in self._parts)
         self._deltas = np.array([part.delta for part in self._parts])
         self.delta = float(self._deltas.mean())
-        self._proportion = all(task.proportion for task in tasks)
+        self._proportion = all(task.proportion for task in tests.tasks)
         self.notes = tuple(dict.fromkeys(note for part in self._parts for note in part.notes))
 
     def lower(self, alpha: float) -> float:
@@ -150,13 +149,41 @@ class MacroSample:
         return macro_p_below(self.lower, -margin)
 
 
-def together(
-    tasks: Sequence[PairedTask], tests: Sequence[stats.Benchmark], policy: GatePolicy
-) -> TaskSample | MacroSample:
-    """All gating tasks as the policy's rule weighs them."""
-    if rule_named(policy.aggregation).weights != "tasks" or len(tasks) == 1:
-        return TaskSample(tasks, tests=tests)
-    return MacroSample(tasks, dependent=Suite.of(tests).overlap)
+class GatingTests(Suite):
+    """The gating tasks as the aggregation rules take them, and as samples: each formed once."""
+
+    def __init__(self, _: Iterable[stats.Benchmark], tasks: Sequence[PairedTask]) -> None:
+        super().__init__(_)
+        self.tasks = tasks
+        self.alone = {task.name: TaskSample([task]) for task in tasks}
+
+    def __new__(cls, benchmarks: Iterable[stats.Benchmark], _: Sequence[PairedTask]) -> Self:
+        return super().__new__(cls, benchmarks)
+
+    @classmethod
+    def of_pairs(cls, paired: PairedScores, gating: Sequence[PairedTask]) -> Self:
+        """From paired samples."""
+        # Items that occur in several tasks (the same document hash) are not independent: they are
+        # marked so that their differences are flipped together.
+        keys = paired.shared_documents(gating)
+        if keys is None:
+            return cls((_alone(task) for task in gating), gating)
+        marked = (
+            stats.Benchmark(task.name, differences=task.difference, clusters=task.cluster, keys=key)
+            for task, key in zip(gating, keys, strict=True)
+        )
+        return cls(marked, gating)
+
+    @cached_property
+    def pooled(self) -> TaskSample:
+        """All tasks as one sample."""
+        return TaskSample(self.tasks, joint=self.joint)
+
+    def together(self, policy: GatePolicy) -> TaskSample | MacroSample:
+        """All tasks as the policy's rule weighs them."""
+        if rule_named(policy.aggregation).weights != "tasks" or len(self) == 1:
+            return self.pooled
+        return MacroSample(self)
 
 
 def _interval(sample: TaskSample | MacroSample, confidence: float, method: str) -> IntervalRecord:
@@ -204,15 +231,15 @@ _SKEWED = (
 
 
 def task_result(
-    task: PairedTask, policy: GatePolicy, adjusted: float | None, gating: int
+    task: PairedTask, policy: GatePolicy, adjusted: float | None, tests: GatingTests
 ) -> TaskResult:
     """Test one task alone."""
     own = policy.task(task.name)
     margin = policy.margin_of(task.name, proportion=task.proportion)
-    sample = TaskSample([task])
+    sample = tests.alone.get(task.name) or TaskSample([task])
     p, log10_p, name, skewness = _worse(task)
     notes = [_SKEWED.format(skewness)] if skewness else []
-    level = policy.alpha if adjusted is None else _level_of_one(policy, gating)
+    level = policy.alpha if adjusted is None else _level_of_one(policy, len(tests))
     return TaskResult(
         task=task.name,
         metric=task.metric,
@@ -269,21 +296,17 @@ def name_guilty(
 
 
 def aggregate_tasks(
-    gating: Sequence[PairedTask],
-    tests: Sequence[stats.Benchmark],
-    policy: GatePolicy,
-    margin: float,
-    tasks: Sequence[TaskResult],
+    tests: GatingTests, policy: GatePolicy, margin: float, tasks: Sequence[TaskResult]
 ) -> AggregateResult:
     """Test all gating tasks together by the policy's rule."""
     # With rare large gains among many small losses sums of differences are below 0 more often than
     # symmetry lets expect. A degradation then has to show in a limit that does not assume it, of
     # all tasks together or of one of them.
-    sample = together(gating, tests, policy)
+    sample, gating = tests.together(policy), tests.tasks
     reliable = True
     if any(task.skewness > 0.0 for task in tasks if task.tier == "gating"):
         level = _level_of_one(policy, len(gating))
-        limits = [sample.upper(policy.alpha), *(TaskSample([t]).upper(level) for t in gating)]
+        limits = [sample.upper(policy.alpha), *(t.upper(level) for t in tests.alone.values())]
         reliable = min(limits) < 0.0
     result = stats.aggregate(tests, method=policy.aggregation, near=policy.alpha)
     return AggregateResult(
@@ -307,18 +330,14 @@ def aggregate_tasks(
     )
 
 
-def data_power(
-    gating: Sequence[PairedTask],
-    tests: Sequence[stats.Benchmark],
-    policy: GatePolicy,
-    margin: float,
-) -> PowerResult:
+def data_power(tests: GatingTests, policy: GatePolicy, margin: float) -> PowerResult:
     """What the gating tasks together could have shown under the policy's rule."""
+    gating = tests.tasks
     flips = sum(task.regressions + task.improvements for task in gating)
     n = sum(task.n for task in gating)
     independent = _independent(n, tests)
     upper = stats.upper_proportion(independent * flips / n, independent, GUARD_CONFIDENCE)
-    found = _detectable_drop(gating, tests, policy)
+    found = _detectable_drop(tests, policy)
     mde = found.mde
     sufficient = mde <= margin
     needed = None
@@ -340,19 +359,6 @@ def _independent(n: int, tests: Sequence[stats.Benchmark]) -> float:
     """Number of samples, copies of a document in one or several tasks not counted as new."""
     keys = [test.keys for test in tests if test.keys is not None]
     return effective_count(np.bincount(np.concatenate(keys))) if keys else n
-
-
-def benchmarks(paired: PairedScores, gating: Sequence[PairedTask]) -> Suite:
-    """The gating tasks as the aggregation rules take them."""
-    # Items that occur in several tasks (the same document hash) are not independent: they are
-    # marked so that their differences are flipped together.
-    keys = paired.shared_documents(gating)
-    if keys is None:
-        return Suite(_alone(task) for task in gating)
-    return Suite(
-        stats.Benchmark(task.name, differences=task.difference, clusters=task.cluster, keys=key)
-        for task, key in zip(gating, keys, strict=True)
-    )
 
 
 def _alone(task: PairedTask) -> stats.Benchmark:
@@ -379,28 +385,28 @@ class _Detectable(NamedTuple):
     mde: float
 
 
-def _detectable_drop(
-    gating: Sequence[PairedTask], tests: Sequence[stats.Benchmark], policy: GatePolicy
-) -> _Detectable:
+def _detectable_drop(tests: GatingTests, policy: GatePolicy) -> _Detectable:
     """What the policy's rule finds of the same drop on every task."""
-    power, rule, suite = policy.power, rule_named(policy.aggregation), Suite.of(tests)
+    power, rule, samples = policy.power, rule_named(policy.aggregation), tests.alone.values()
     if not rule.one_finds:
         # Combined rejects whenever its pooled half does at this level: its power is at least that.
-        level = pooled_level(rule, None if suite.overlap else suite.lattice, policy.alpha)
-        by_task = rule.weights == "tasks" and len(gating) > 1
-        mde = TaskSample(gating, by_task=by_task, tests=tests).guard_mde(level, power)
+        level = pooled_level(rule, None if tests.overlap else tests.lattice, policy.alpha)
+        by_task = rule.weights == "tasks" and len(tests) > 1
+        pooled = (
+            TaskSample(tests.tasks, by_task=True, joint=tests.joint) if by_task else tests.pooled
+        )
+        mde = pooled.guard_mde(level, power)
         borrowed = rule.weights is None and rule.pooled_share is None
-        if borrowed and not all(task.binary for task in gating):
+        if borrowed and not all(task.binary for task in tests.tasks):
             # Stouffer's rule finds what the sum does where scores are right or wrong. A few items
             # that lose everything move a task's normal score by little: one task has to find them.
-            own = _level_of_one(policy, len(gating))
-            mde = max(mde, min(TaskSample([task]).guard_mde(own, power) for task in gating))
+            own = _level_of_one(policy, len(tests))
+            mde = max(mde, min(sample.guard_mde(own, power) for sample in samples))
         return _Detectable(level, power, mde)
     # The other rules look at the tasks one by one; Šidák's level is what each has for itself.
     # Fisher's rule has more power against a drop that is everywhere, so this errs on the safe side.
-    level = _level_of_one(policy, len(gating))
-    samples = [TaskSample([task]) for task in gating]
-    if suite.joint is not None:
+    level = _level_of_one(policy, len(tests))
+    if tests.joint is not None:
         # What one task misses the others with the same documents may miss as well.
         mde = min(sample.guard_mde(level, power) for sample in samples)
     else:
@@ -413,7 +419,7 @@ def _level_of_one(policy: GatePolicy, gating: int) -> float:
     return float(-math.expm1(math.log1p(-policy.alpha) / gating))
 
 
-def _any_task_detects(samples: Sequence[TaskSample], level: float, power: float) -> float:
+def _any_task_detects(samples: Collection[TaskSample], level: float, power: float) -> float:
     """Smallest common drop that at least one task reveals with the stated power."""
     from scipy.optimize import brentq
 
@@ -465,12 +471,5 @@ def _least_sufficient(rate: float, power: _Detectable, margin: float, n: float) 
         )  # fmt: skip
         return mde <= margin
 
-    low, high = int(n), 2 * int(n)
-    while not accepts(high):
-        low, high = high, 2 * high
-        if high > _MOST_SAMPLES:
-            return math.inf
-    while high > 1.01 * low + 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if accepts(middle) else (middle, high)
-    return high
+    found = smallest(accepts, int(n), 2 * int(n), _MOST_SAMPLES, slack=0.01)
+    return math.inf if found is None else found

@@ -12,8 +12,9 @@ from ..samples.pairing import PairedScores
 from ..stats import guard_mde, mde, sample_size, sample_size_noninferiority, upper_proportion
 from ..stats._combination_rules import DEFAULT_RULE, RULES, rule_named
 from ..stats._exchangeable_units import effective_count
+from ..stats._power import smallest
+from .paired_tests import GUARD_CONFIDENCE
 
-_GUARD_CONFIDENCE = 0.95
 _LARGEST = 10**9
 #: Aggregation rules that samples can be planned for.
 PLANNED_RULES = tuple(name for name, rule in RULES.items() if rule.pooled_share is not None)
@@ -91,7 +92,7 @@ def suite_power(
     aggregation: str = DEFAULT_RULE,
 ) -> list[SuitePower]:
     """What the tasks of a rerun can detect, one by one at alpha and all together, last."""
-    graded = [task.name for task in rerun.tasks if not _is_binary(task.baseline, task.candidate)]
+    graded = [task.name for task in rerun.tasks if not task.right_or_wrong]
     if graded:
         raise InputError(
             f"the scores of {graded} are not single right-or-wrong outcomes, so they have no flip "
@@ -114,7 +115,7 @@ def suite_power(
                 n=n,
                 changed=changed,
                 flip_rate=changed / n,
-                flip_rate_upper=upper_proportion(hits, trials, _GUARD_CONFIDENCE),
+                flip_rate_upper=upper_proportion(hits, trials, GUARD_CONFIDENCE),
                 # Half of the flips of a rerun are regressions.
                 detectable=guard_mde(
                     math.ceil(hits / 2), 0, math.floor(trials), alpha=level, power=power
@@ -135,26 +136,16 @@ def pooled_level(alpha: float, aggregation: str) -> float:
     return alpha * share
 
 
-def _is_binary(*sides: np.ndarray) -> bool:
-    return all(bool(np.isin(side, (0.0, 1.0)).all()) for side in sides)
-
-
 def _guarded(drop: float, flip_rate: float, alpha: float, power: float, start: int) -> int:
     """Smallest n whose guard accepts the margin; half of the flips, rounded up, are regressions."""
 
     def accepts(n: int) -> bool:
         return guard_mde(math.ceil(n * flip_rate / 2), 0, n, alpha=alpha, power=power) <= drop
 
-    high = max(1, start)
-    while not accepts(high):
-        high *= 2
-        if high > _LARGEST:
-            raise InputError(
-                f"a drop of {drop!r} at a flip rate of {flip_rate!r} needs more than "
-                f"{_LARGEST:.0e} samples: state a larger drop."
-            )
-    low = high // 2 if high > start else 0
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if accepts(middle) else (middle, high)
-    return high
+    found = smallest(accepts, 0, max(1, start), _LARGEST)
+    if found is None:
+        raise InputError(
+            f"a drop of {drop!r} at a flip rate of {flip_rate!r} needs more than "
+            f"{_LARGEST:.0e} samples: state a larger drop."
+        )
+    return found

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from ..core import numbers
 from ..stats import mcnemar
-from ..stats._combination_rules import rule_named
+from ..stats._combination_rules import RULES, rule_named
 from .policy import GatePolicy
 from .results import AggregateResult, PowerResult, TaskResult
 
@@ -54,8 +54,10 @@ def _fired_on_one(aggregate: AggregateResult) -> bool:
     """Whether it was single tasks, not their sum, that the rule rejected for."""
     if rule_named(aggregate.aggregation).every_task:
         return True
-    parts = aggregate.components
-    return "min_p" in parts and parts["min_p"] < parts.get("pooled", 0.0)
+    parts: dict[bool, list[float]] = {True: [], False: []}
+    for name, p in aggregate.components.items():
+        parts[name in RULES and RULES[name].every_task].append(p)
+    return min(parts[True], default=1.0) < min(parts[False], default=0.0)
 
 
 def no_degradation(

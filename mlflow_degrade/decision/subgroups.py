@@ -11,7 +11,8 @@ import numpy.typing as npt
 from ..core.errors import InputError, UnknownNameError
 from ..samples.pairing import PairedScores, PairedTask
 from ..samples.schema import FEATURE_PREFIX
-from ..stats import SubgroupResult, kcm_test
+from ..stats import kcm_test
+from ..stats._subgroup import SubgroupResult
 
 #: The name of the task itself, which is a feature like any other.
 TASK = "task"

@@ -24,7 +24,7 @@ from ..samples.table import SampleScores
 from ..stats import attempt_alpha, upper_proportion
 from ..stats._combination_rules import RULE_PLUGINS
 from ..stats._exchangeable_units import effective_count
-from .paired_tests import adjust, aggregate_tasks, benchmarks, data_power, name_guilty, task_result
+from .paired_tests import GatingTests, adjust, aggregate_tasks, data_power, name_guilty, task_result
 from .policy import GatePolicy
 from .reasons import (
     UNRELIABLE,
@@ -142,7 +142,7 @@ class _Changes:
         cluster = task.cluster
         self.effective = task.n if cluster is None else effective_count(np.bincount(cluster))
         self.between_wrong: int | None = None
-        if np.isin(task.baseline, (0.0, 1.0)).all() and np.isin(task.candidate, (0.0, 1.0)).all():
+        if task.right_or_wrong:
             wrong = (task.baseline == 0.0) & (task.candidate == 0.0)
             self.between_wrong = int((changed & wrong).sum())
 
@@ -300,14 +300,12 @@ def decide(paired: PairedScores, policy: GatePolicy, *, attempt: int | None = No
         # The digests take as long as the tests, most of it outside of the interpreter's lock.
         for side in (paired.baseline, paired.candidate):
             pool.submit(side.digest)
-        tests = benchmarks(paired, gating)
+        tests = GatingTests.of_pairs(paired, gating)
         adjusted = adjust(tests, policy)
-        tasks = tuple(
-            task_result(t, policy, adjusted.get(t.name), len(gating)) for t in paired.tasks
-        )
-        aggregate = aggregate_tasks(gating, tests, policy, margin, tasks)
+        tasks = tuple(task_result(t, policy, adjusted.get(t.name), tests) for t in paired.tasks)
+        aggregate = aggregate_tasks(tests, policy, margin, tasks)
         tasks = name_guilty(tasks, tests, aggregate, policy)
-        power = data_power(gating, tests, policy, margin)
+        power = data_power(tests, policy, margin)
     tasks, aggregate = add_answer_changes(paired, tasks, aggregate)
     verdict, reasons = _judge(tasks, aggregate, power, policy, alpha_attempt, paired.doubt)
     if policy.portable:

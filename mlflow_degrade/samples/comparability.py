@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +20,7 @@ from ..core.errors import (
     UnpairedSamplesError,
 )
 from ..core.prompting import differences
-from .matching import SIDE_NAMES, Sides
+from .matching import SIDE_NAMES, TaskRows
 from .table import SampleScores
 
 if TYPE_CHECKING:
@@ -166,14 +167,13 @@ def processor_notes(baseline: SampleScores, candidate: SampleScores) -> list[str
 
 def choose(
     column: str,
-    task: str,
-    sides: Sides,
-    rows: tuple[IntArray, IntArray],
+    pair: TaskRows,
     wanted: str | Mapping[str, str] | None,
     preference: tuple[str, ...],
-) -> tuple[str, tuple[IntArray, IntArray]]:
-    """The metric or filter to pair, and each side's rows that have it."""
-    labels = [side.labels(column, own) for side, own in zip(sides, rows, strict=True)]
+) -> tuple[str, TaskRows]:
+    """The metric or filter to pair, and the rows that have it."""
+    task = pair.task
+    labels = [side.labels(column, own) for side, own in zip(pair.sides, pair.rows, strict=True)]
     present = [
         {names[code] for code in np.flatnonzero(np.bincount(codes))} for names, codes in labels
     ]
@@ -191,53 +191,40 @@ def choose(
                 f"candidate {sorted(present[1])}. Score both models with the same {column}."
             )
         name = next((p for p in preference if p in common), min(common))
-    kept = [
+    left, right = (
         own if len(here) == 1 else own[codes == names.index(name)]
-        for (names, codes), own, here in zip(labels, rows, present, strict=True)
-    ]
-    return name, (kept[0], kept[1])
+        for (names, codes), own, here in zip(labels, pair.rows, present, strict=True)
+    )
+    return name, replace(pair, rows=(left, right))
 
 
-def direction(task: str, metric: str, sides: Sides, rows: tuple[IntArray, IntArray]) -> bool:
+def direction(pair: TaskRows, metric: str) -> bool:
     """Whether higher is better, which both sides must agree on."""
-    found = [
-        pc.unique(side.column("higher_is_better", own)).sort().to_pylist()
-        for side, own in zip(sides, rows, strict=True)
-    ]
+    found = [pc.unique(side).sort().to_pylist() for side in pair.columns("higher_is_better")]
     if found[0] != found[1] or len(found[0]) != 1:
         raise MetricMismatchError(
-            f"task {task!r}, metric {metric!r}: higher_is_better is {found[0]} for the "
+            f"task {pair.task!r}, metric {metric!r}: higher_is_better is {found[0]} for the "
             f"{SIDE_NAMES[0]} and {found[1]} for the {SIDE_NAMES[1]}; it must be one value on both."
         )
     return bool(found[0][0])
 
 
-def refuse_different(
-    column: str,
-    allowance: str,
-    task: str,
-    sides: Sides,
-    rows: tuple[IntArray, IntArray],
-    allowed: tuple[str, ...],
-    notes: list[str],
-) -> None:
+def refuse_different(column: str, allowance: str, pair: TaskRows, notes: list[str]) -> None:
     """Refuse partners whose prompts or targets differ; what is not recorded does not count."""
-    left, right = (side.table[column] for side in sides)
+    left, right = (side.table[column] for side in pair.sides)
     if left.null_count == len(left) or right.null_count == len(right):
         return
-    pairs = (side.column(column, own) for side, own in zip(sides, rows, strict=True))
-    differs = pc.fill_null(pc.not_equal(*pairs), False)
+    differs = pc.fill_null(pc.not_equal(*pair.columns(column)), False)
     count = pc.sum(differs).as_py() or 0
     if not count:
         return
-    first = np.flatnonzero(differs.to_numpy())[:3]
-    ids = sides[0].column("doc_id", rows[0][first]).to_pylist()
-    if allowance not in allowed:
-        turns = differences(*(SampleScores(side.table).prompting for side in sides)).get(_TURNS)
+    if allowance not in pair.allowed:
+        ids = pair.first_ids(0, np.flatnonzero(differs.to_numpy()))
+        turns = differences(*(SampleScores(s.table).prompting for s in pair.sides)).get(_TURNS)
         why = f"{_TURNS} is {turns[0]} and {turns[1]}" if turns else _USUAL_CHANGES
         raise PromptMismatchError(
-            f"task {task!r}: {count} of {len(differs)} samples have different {allowance} on the "
-            f"two sides, first doc_ids: {ids}. {why}; evaluate both models alike, or allow "
+            f"task {pair.task!r}: {count} of {len(differs)} samples have different {allowance} on "
+            f"the two sides, first doc_ids: {ids}. {why}; evaluate both models alike, or allow "
             f"'{allowance}'."
         )
     notes.append(f"{count} samples have different {allowance}")

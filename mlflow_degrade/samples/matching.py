@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,8 @@ from .row_index import HASHES, RowIndex, count_repeated, encode, sort_codes
 from .table import SampleScores
 
 IntArray = npt.NDArray[np.int64]
-Sides = tuple["Side", "Side"]
+# An array for each side.
+Both = tuple[IntArray, IntArray]
 
 SIDE_NAMES = ("baseline", "candidate")
 
@@ -44,11 +46,6 @@ class Side:
         names, codes = self.index.labels(column)
         return names, codes[_span(rows)]
 
-    def numbers(self, column: str, rows: IntArray) -> npt.NDArray[np.generic]:
-        """Numbers of a column at some rows; nulls become NaN."""
-        array: npt.NDArray[np.generic] = self.column(column, rows).to_numpy()
-        return array
-
     def column(self, name: str, rows: IntArray) -> pa.ChunkedArray:
         """A column at some rows, without a copy where these follow each other or are all alike."""
         if self._all_alike(name):
@@ -67,6 +64,33 @@ class Side:
                 alike = bounds["min"] == bounds["max"]
             self._alike[name] = alike
         return self._alike[name]
+
+
+@dataclass(frozen=True)
+class TaskRows:
+    """Rows of one task on both sides, and what is allowed in pairing them."""
+
+    task: str
+    sides: tuple[Side, Side]
+    rows: tuple[IntArray, IntArray]
+    allowed: tuple[str, ...]
+
+    def at(self, left: IntArray, right: IntArray) -> TaskRows:
+        """Some of these rows, by their positions."""
+        return replace(self, rows=(self.rows[0][left], self.rows[1][right]))
+
+    def columns(self, name: str) -> list[pa.ChunkedArray]:
+        """A column on both sides."""
+        return [side.column(name, own) for side, own in zip(self.sides, self.rows, strict=True)]
+
+    def numbers(self, name: str) -> list[npt.NDArray[Any]]:
+        """Numbers of a column on both sides; nulls become NaN."""
+        return [column.to_numpy() for column in self.columns(name)]
+
+    def first_ids(self, side: int, where: IntArray) -> list[str]:
+        """The first three of some of one side's rows, for messages."""
+        ids: list[str] = self.sides[side].column("doc_id", self.rows[side][where[:3]]).to_pylist()
+        return ids
 
 
 @dataclass(frozen=True)
@@ -152,39 +176,34 @@ class Match:
         return None if found.size == pairs.size else codes.reshape(-1).astype(np.int64)
 
 
-def match(
-    task: str,
-    sides: Sides,
-    rows: tuple[IntArray, IntArray],
-    alignment: Alignment | None,
-    allowed: tuple[str, ...],
-) -> Match:
+def match(pair: TaskRows, alignment: Alignment | None) -> Match:
     """Pair the rows of a task by document and repeat, or say which ones have no partner."""
-    if alignment is not None and _all_differ(sides[0].index, rows[0]):
+    rows = pair.rows
+    if alignment is not None and _all_differ(pair.sides[0].index, rows[0]):
         return Match(rows[0], alignment.partner[_span(rows[0])], None, 0, [], alignment.same)
     notes: list[str] = []
     item, document, surplus = None, None, 0
-    repeats = _both(side.numbers("repeat", own) for side, own in zip(sides, rows, strict=True))
-    paired = None if repeats[0].any() or repeats[1].any() else _pair_distinct(sides, rows)
+    repeats = _both(pair.numbers("repeat"))
+    paired = None if repeats[0].any() or repeats[1].any() else _pair_distinct(pair)
     if paired is None:
-        originals = documents = _exact_codes("doc_hash", sides, rows)
+        originals = documents = _exact_codes("doc_hash", pair)
         keys = _join(documents, repeats)
         surplus = max(count_repeated(key) for key in keys)
         if surplus:
             # The same document twice: its id tells the copies apart.
-            documents = _join(documents, _exact_codes("doc_id", sides, rows))
+            documents = _join(documents, _exact_codes("doc_id", pair))
             keys = _join(documents, repeats)
-            documents, keys = _number_duplicates(task, sides, rows, documents, keys, allowed, notes)
+            documents, keys = _number_duplicates(pair, documents, keys, notes)
         paired = _intersect(keys)
         item = documents[0][paired[0]]
         document = originals[0][paired[0]] if surplus else None
     if paired[0].size < max(rows[0].size, rows[1].size):
-        _report_unpaired(task, sides, rows, paired, allowed, notes)
-    left, right = rows[0][paired[0]], rows[1][paired[1]]
+        _report_unpaired(pair, paired, repeats, notes)
+    left, right = pair.at(*paired).rows
     return Match(left, right, item, surplus, notes, document=document)
 
 
-def _both(arrays: Iterable[npt.NDArray[np.generic]]) -> tuple[IntArray, IntArray]:
+def _both(arrays: Iterable[npt.NDArray[Any]]) -> Both:
     first, second = (array.astype(np.int64) for array in arrays)
     return first, second
 
@@ -193,33 +212,25 @@ def _all_differ(index: RowIndex, rows: IntArray) -> bool:
     return index.documents_differ or not count_repeated(index.document_keys[_span(rows)])
 
 
-def _pair_distinct(
-    sides: Sides, rows: tuple[IntArray, IntArray]
-) -> tuple[IntArray, IntArray] | None:
+def _pair_distinct(pair: TaskRows) -> Both | None:
     """Pair documents that occur once per side; None where that is not so, or not certain."""
-    keys = _both(s.index.document_keys[_span(own)] for s, own in zip(sides, rows, strict=True))
+    sides = zip(pair.sides, pair.rows, strict=True)
+    keys = _both(side.index.document_keys[_span(own)] for side, own in sides)
     if any(count_repeated(key) for key in (keys[:1] if np.array_equal(*keys) else keys)):
         return None
-    left, right = _intersect(keys)
+    found = _intersect(keys)
     # Different hashes may share a 64-bit key, if hardly ever: compare the partners' texts.
-    texts = [
-        side.column("doc_hash", own[chosen])
-        for side, own, chosen in zip(sides, rows, (left, right), strict=True)
-    ]
-    return (left, right) if texts[0].equals(texts[1]) else None
+    left, right = pair.at(*found).columns("doc_hash")
+    return found if left.equals(right) else None
 
 
-def _exact_codes(
-    column: str, sides: Sides, rows: tuple[IntArray, IntArray]
-) -> tuple[IntArray, IntArray]:
-    text = [side.column(column, own) for side, own in zip(sides, rows, strict=True)]
-    _, codes = encode(pa.chunked_array(text[0].chunks + text[1].chunks, pa.string()))
-    return _both((codes[: rows[0].size], codes[rows[0].size :]))
+def _exact_codes(column: str, pair: TaskRows) -> Both:
+    left, right = pair.columns(column)
+    _, codes = encode(pa.chunked_array(left.chunks + right.chunks, pa.string()))
+    return _both((codes[: len(left)], codes[len(left) :]))
 
 
-def _join(
-    first: tuple[IntArray, IntArray], second: tuple[IntArray, IntArray]
-) -> tuple[IntArray, IntArray]:
+def _join(first: Both, second: Both) -> Both:
     """One code for each distinct pair of values, common to both sides."""
     other = np.concatenate(second)
     low, high = int(other.min(initial=0)), int(other.max(initial=0))
@@ -230,7 +241,7 @@ def _join(
     return codes[: first[0].size], codes[first[0].size :]
 
 
-def _intersect(keys: tuple[IntArray, IntArray]) -> tuple[IntArray, IntArray]:
+def _intersect(keys: Both) -> Both:
     """Positions of the common keys, in the order of the first side; keys are distinct."""
     if np.array_equal(*keys):
         everything = np.arange(keys[0].size, dtype=np.int64)
@@ -256,25 +267,18 @@ def _occurrence(key: IntArray) -> IntArray:
 
 
 def _number_duplicates(
-    task: str,
-    sides: Sides,
-    rows: tuple[IntArray, IntArray],
-    documents: tuple[IntArray, IntArray],
-    keys: tuple[IntArray, IntArray],
-    allowed: tuple[str, ...],
-    notes: list[str],
-) -> tuple[tuple[IntArray, IntArray], tuple[IntArray, IntArray]]:
+    pair: TaskRows, documents: Both, keys: Both, notes: list[str]
+) -> tuple[Both, Both]:
     """Tell samples with the same key apart by their order, if that is allowed."""
     count = [count_repeated(key) for key in keys]
     if not any(count):
         return documents, keys
     occurrence = _occurrence(keys[0]), _occurrence(keys[1])
-    if "duplicates" not in allowed:
+    if "duplicates" not in pair.allowed:
         side = 0 if count[0] else 1
-        again = np.flatnonzero(occurrence[side])[:3]
-        first = sides[side].column("doc_id", rows[side][again]).to_pylist()
+        first = pair.first_ids(side, np.flatnonzero(occurrence[side]))
         raise DuplicateSampleError(
-            f"task {task!r}: {count[side]} samples of the {SIDE_NAMES[side]} repeat the key "
+            f"task {pair.task!r}: {count[side]} samples of the {SIDE_NAMES[side]} repeat the key "
             f"(document, id, repeat) of another one, first doc_ids: {first}. Number repeated runs "
             "in 'repeat', combine several raters with average=<their column>, or allow "
             "'duplicates' to match them in file order."
@@ -283,35 +287,24 @@ def _number_duplicates(
     return _join(documents, occurrence), _join(keys, occurrence)
 
 
-def _report_unpaired(
-    task: str,
-    sides: Sides,
-    rows: tuple[IntArray, IntArray],
-    paired: tuple[IntArray, IntArray],
-    allowed: tuple[str, ...],
-    notes: list[str],
-) -> None:
-    counts, examples = [], []
-    for side, own, used in zip(sides, rows, paired, strict=True):
-        alone = np.setdiff1d(np.arange(own.size), used)
-        counts.append(alone.size)
-        examples.append(side.column("doc_id", own[alone[:3]]).to_pylist())
-    both = paired[0].size
-    runs = [
-        1 + int(side.numbers("repeat", own).max(initial=0))
-        for side, own in zip(sides, rows, strict=True)
+def _report_unpaired(pair: TaskRows, paired: Both, repeats: Both, notes: list[str]) -> None:
+    alone = [
+        np.setdiff1d(np.arange(own.size), used) for own, used in zip(pair.rows, paired, strict=True)
     ]
-    if runs[0] != runs[1] and both and "unpaired" not in allowed:
+    examples = [pair.first_ids(side, where) for side, where in enumerate(alone)]
+    task, both, allowed = pair.task, paired[0].size, "unpaired" in pair.allowed
+    runs = [1 + int(own.max(initial=0)) for own in repeats]
+    if runs[0] != runs[1] and both and not allowed:
         raise UnpairedSamplesError(
             f"task {task!r}: up to {runs[0]} runs of a sample in the {SIDE_NAMES[0]}, {runs[1]} in "
             f"the {SIDE_NAMES[1]}; {both} in both. Repeat both models equally often, or allow "
             "'unpaired' to test the runs that both have."
         )
     text = (
-        f"{counts[0]} samples only in the baseline (doc_ids {examples[0]}), "
-        f"{counts[1]} only in the candidate (doc_ids {examples[1]}), {both} in both"
+        f"{alone[0].size} samples only in the baseline (doc_ids {examples[0]}), "
+        f"{alone[1].size} only in the candidate (doc_ids {examples[1]}), {both} in both"
     )
-    if "unpaired" not in allowed or both == 0:
+    if not allowed or both == 0:
         remedy = "." if both == 0 else ", or allow 'unpaired' to test the common samples."
         raise UnpairedSamplesError(
             f"task {task!r}: {text}. Evaluate both models on the same samples{remedy}"

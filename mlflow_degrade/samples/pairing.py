@@ -8,7 +8,7 @@ offending samples and the option that allows it where allowing makes sense.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -32,7 +32,7 @@ from .comparability import (
     refuse_same_answers,
     refuse_same_model,
 )
-from .matching import Alignment, Side, Sides, align, match
+from .matching import Alignment, Side, TaskRows, align, match
 from .row_index import count_repeated
 from .schema import FEATURE_PREFIX
 from .table import SampleScores
@@ -148,10 +148,12 @@ class PairedTask:
     @cached_property
     def binary(self) -> bool:
         """Whether every item is a single right-or-wrong outcome, independent of the others."""
-        if self.repeats > 1 or self.cluster is not None:
-            return False
-        both = np.concatenate([self.baseline, self.candidate])
-        return bool(np.isin(both, (0.0, 1.0)).all())
+        return self.repeats == 1 and self.cluster is None and self.right_or_wrong
+
+    @cached_property
+    def right_or_wrong(self) -> bool:
+        """Whether every score is 0 or 1."""
+        return all(bool(np.isin(s, (0.0, 1.0)).all()) for s in (self.baseline, self.candidate))
 
     @cached_property
     def proportion(self) -> bool:
@@ -353,10 +355,11 @@ def pair(
             if name not in names:
                 raise UnknownNameError("task", name, names)
     alignment = align(baseline, candidate)
-    sides = Side(baseline), Side(candidate)
+    left, right = Side(baseline), Side(candidate)
     tasks = []
     for name in names:
-        task, task_notes = _pair_task(name, sides, alignment, metric, filter, allowed)
+        rows = TaskRows(name, (left, right), (left.rows(name), right.rows(name)), allowed)
+        task, task_notes = _pair_task(rows, alignment, metric, filter)
         tasks.append(task)
         notes += task_notes
     same, doubt = refuse_same_answers(tasks, baseline, candidate, allowed)
@@ -364,25 +367,21 @@ def pair(
 
 
 def _pair_task(
-    task: str,
-    sides: Sides,
+    pair: TaskRows,
     alignment: Alignment | None,
     metric: str | Mapping[str, str] | None,
     filter: str | Mapping[str, str] | None,
-    allowed: tuple[str, ...],
 ) -> tuple[PairedTask, list[str]]:
-    rows = sides[0].rows(task), sides[1].rows(task)
-    metric_name, rows = choose("metric", task, sides, rows, metric, METRIC_PREFERENCE)
-    filter_name, rows = choose("filter", task, sides, rows, filter, FILTER_PREFERENCE)
-    higher = direction(task, metric_name, sides, rows)
-    found = match(task, sides, rows, alignment, allowed)
-    rows, notes = (found.baseline, found.candidate), found.notes
+    task = pair.task
+    metric_name, pair = choose("metric", pair, metric, METRIC_PREFERENCE)
+    filter_name, pair = choose("filter", pair, filter, FILTER_PREFERENCE)
+    higher = direction(pair, metric_name)
+    found = match(pair, alignment)
+    pair, notes = replace(pair, rows=(found.baseline, found.candidate)), found.notes
     for column, what in (("prompt_hash", "prompts"), ("target_hash", "targets")):
         if column not in found.same:
-            refuse_different(column, what, task, sides, rows, allowed, notes)
-    scores = [
-        side.numbers("score", own).astype(np.float64) for side, own in zip(sides, rows, strict=True)
-    ]
+            refuse_different(column, what, pair, notes)
+    scores = [side.astype(np.float64) for side in pair.numbers("score")]
     unscored = np.isnan(scores[0]), np.isnan(scores[1])
     missing = (
         int(np.count_nonzero(unscored[0] & ~unscored[1])),
@@ -399,7 +398,7 @@ def _pair_task(
     averaged = average(scores[0][scored], scores[1][scored], item)
     first = scored[averaged.first]
     document = found.documents_of(first)
-    baseline_row, candidate_row = rows[0][first], rows[1][first]
+    baseline_row, candidate_row = pair.at(first, first).rows
     paired = PairedTask(
         name=task,
         metric=metric_name,
@@ -408,7 +407,7 @@ def _pair_task(
         baseline=averaged.baseline,
         candidate=averaged.candidate,
         difference=(1.0 if higher else -1.0) * (averaged.candidate - averaged.baseline),
-        cluster=join_clusters(sides[0].column("cluster", baseline_row), document),
+        cluster=join_clusters(pair.sides[0].column("cluster", baseline_row), document),
         document=document,
         repeats=averaged.repeats,
         run_variance=averaged.run_variance,

@@ -189,12 +189,7 @@ def _convert(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:
     name, given = field.name, column.type
     if name == "score" and pa.types.is_boolean(given):
         column = column.cast(pa.int8())
-    try:
-        column = column.cast(field.type)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
-        raise SampleSchemaError(
-            f"column {name!r} has type {given}, {field.type} is needed: {error}"
-        ) from error
+    column = _cast(column, field.type, f"column {name!r} has type {given}, {field.type} is needed")
     if not field.nullable and column.null_count:
         if name not in _DEFAULTS:
             where = np.flatnonzero(column.is_null().to_numpy())[:3].tolist()
@@ -212,12 +207,15 @@ def _feature(table: pa.Table, name: str) -> pa.ChunkedArray:
         column = column.cast(pa.int8())
     kinds = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
     kind = pa.float64() if any(is_kind(column.type) for is_kind in kinds) else pa.string()
+    wrong = f"feature {name!r} has type {column.type}; a feature is a number or a text"
+    return _cast(column, kind, wrong)
+
+
+def _cast(column: pa.ChunkedArray, kind: pa.DataType, wrong: str) -> pa.ChunkedArray:
     try:
         return column.cast(kind)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
-        raise SampleSchemaError(
-            f"feature {name!r} has type {column.type}; a feature is a number or a text: {error}"
-        ) from error
+        raise SampleSchemaError(f"{wrong}: {error}") from error
 
 
 def refuse_useless_scores(table: pa.Table) -> None:

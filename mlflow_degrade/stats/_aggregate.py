@@ -12,8 +12,8 @@ import numpy as np
 from scipy import optimize, special
 
 from ..core.errors import StatisticsInputError
-from ._benchmark import Benchmark, JointUnits, join_units
-from ._combination_rules import DEFAULT_RULE, rule_named
+from ._benchmark import Benchmark
+from ._combination_rules import DEFAULT_RULE, RULES, rule_named
 from ._exact_rules import RuleOutcome, weighted_sum
 from ._intervals import Interval, melded
 from ._null_distributions import Nulls
@@ -22,12 +22,13 @@ from ._validation import FloatArray, IntArray, check_choice, check_confidence
 
 # Confidence intervals for the change over several benchmarks.
 
-WEIGHTINGS = ("pooled", "macro")
+# Rules that are weighted sums, of which there is an interval; the first is the default.
+WEIGHTINGS = tuple(name for name, rule in RULES.items() if rule.weights is not None)
 _SMALLEST_LEVEL = 1e-12
 
 
 def aggregate_interval(
-    benchmarks: Sequence[Benchmark], *, confidence: float = 0.95, weighting: str = "pooled"
+    benchmarks: Sequence[Benchmark], *, confidence: float = 0.95, weighting: str = WEIGHTINGS[0]
 ) -> Interval:
     """Two-sided confidence interval for the pooled or the macro change.
 
@@ -73,17 +74,15 @@ def aggregate_interval(
     """
     check_choice("weighting", weighting, WEIGHTINGS)
     tail = 0.5 * (1.0 - check_confidence(confidence))
-    if not benchmarks:
-        raise StatisticsInputError("no benchmark given: at least one is needed.")
+    suite, by_item = Suite.of(benchmarks), RULES[weighting].weights == "items"
     deltas = np.array([one.delta for one in benchmarks])
     sizes = np.array([float(one.n or 0) for one in benchmarks])
-    weights = sizes / sizes.sum() if weighting == "pooled" else np.full(sizes.size, 1 / sizes.size)
+    weights = sizes / sizes.sum() if by_item else np.full(sizes.size, 1 / sizes.size)
     estimate = float(np.dot(weights, deltas))
     counted = [one.counts for one in benchmarks]
-    joint = join_units(benchmarks)
-    if joint is None and all(pair is not None for pair in counted):
+    if suite.joint is None and all(pair is not None for pair in counted):
         b, c = (np.array([pair[side] for pair in counted if pair is not None]) for side in (0, 1))
-        if weighting == "pooled":
+        if by_item:
             return melded(int(b.sum()), int(c.sum()), int(sizes.sum()), confidence)
         limits = [
             melded(int(x), int(y), int(n), confidence) for x, y, n in zip(b, c, sizes, strict=True)
@@ -91,9 +90,8 @@ def aggregate_interval(
         low = macro_limit(deltas, np.array([limit.low for limit in limits]))
         high = -macro_limit(-deltas, -np.array([limit.high for limit in limits]))
         return Interval(max(low, -1.0), min(high, 1.0), confidence, "mover-melded")
-    units = joint if joint is not None else JointUnits.disjoint(benchmarks)
-    residual = np.zeros(units.values[0].size)
-    for k, (values, counts) in enumerate(zip(units.values, units.sizes, strict=True)):
+    residual = np.zeros(suite.units.values[0].size)
+    for k, (values, counts) in enumerate(zip(suite.units.values, suite.units.sizes, strict=True)):
         residual += weights[k] / sizes[k] * (values - deltas[k] * counts)
     count = residual.size
     if count < 2:
@@ -183,7 +181,7 @@ class AggregateResult:
     counts: tuple[IntArray, IntArray, IntArray | None] | None = field(default=None, repr=False)
     unit: str = "proportion"
 
-    def interval(self, confidence: float = 0.95, weighting: str = "pooled") -> Interval:
+    def interval(self, confidence: float = 0.95, weighting: str = WEIGHTINGS[0]) -> Interval:
         """Confidence interval for the change over all benchmarks.
 
         Parameters
@@ -205,8 +203,8 @@ class AggregateResult:
                 raise StatisticsInputError(
                     "n is missing: intervals are relative to the number of pairs; give n."
                 )
-            rows = zip(b.tolist(), c.tolist(), n.tolist(), strict=True)
-            benchmarks = tuple(Benchmark("", b=x, c=y, n=z) for x, y, z in rows)
+            rows = zip(self.names, b.tolist(), c.tolist(), n.tolist(), strict=True)
+            benchmarks = tuple(Benchmark(*row) for row in rows)
         return aggregate_interval(benchmarks, confidence=confidence, weighting=weighting)
 
 
@@ -294,7 +292,8 @@ def aggregate(
     else:
         outcome = rule.exact(nulls or suite.nulls, sizes)
     shared = suite.joint.shared_keys if suite.joint else 0
-    return _result(method, outcome, suite.names, suite.nulls.p_each, shared, tuple(suite), None)
+    given = {"shared_keys": shared, "benchmarks": tuple(suite)}
+    return _result(method, outcome, suite.names, suite.nulls.p_each, **given)
 
 
 def aggregate_counts(b: Any, c: Any, n: Any = None, method: str = DEFAULT_RULE) -> AggregateResult:
@@ -356,17 +355,11 @@ def aggregate_counts(b: Any, c: Any, n: Any = None, method: str = DEFAULT_RULE) 
     outcome = rule.exact(nulls, pairs)
     names = tuple(map(str, range(regressions.size)))
     counts = (regressions, improvements, pairs)
-    return _result(method, outcome, names, nulls.p_each, 0, (), counts)
+    return _result(method, outcome, names, nulls.p_each, counts=counts)
 
 
 def _result(
-    method: str,
-    outcome: RuleOutcome,
-    names: tuple[str, ...],
-    p_each: FloatArray,
-    shared_keys: int,
-    benchmarks: tuple[Benchmark, ...],
-    counts: tuple[IntArray, IntArray, IntArray | None] | None,
+    method: str, outcome: RuleOutcome, names: tuple[str, ...], p_each: FloatArray, **given: Any
 ) -> AggregateResult:
     return AggregateResult(
         method=method,
@@ -378,9 +371,7 @@ def _result(
         components=outcome.components,
         names=names,
         p_each=p_each,
-        shared_keys=shared_keys,
         resamples=outcome.resamples,
         standard_error=outcome.standard_error,
-        benchmarks=benchmarks,
-        counts=counts,
+        **given,
     )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
@@ -146,64 +145,26 @@ class JointUnits:
         return cls(tuple(values), tuple(sizes), shared, 0)
 
 
-class Benchmarks(Sequence[Benchmark]):
-    """Benchmarks whose joint units are formed once, however often they are asked for."""
-
-    def __init__(self, benchmarks: Iterable[Benchmark]) -> None:
-        self._benchmarks = tuple(benchmarks)
-
-    @overload
-    def __getitem__(self, index: int) -> Benchmark: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Benchmark]: ...
-    def __getitem__(self, index: int | slice) -> Benchmark | Sequence[Benchmark]:
-        return self._benchmarks[index]
-
-    def __len__(self) -> int:
-        return len(self._benchmarks)
-
-    @cached_property
-    def joint(self) -> JointUnits | None:
-        """See `join_units`."""
-        return _join(self._benchmarks)
-
-
 def join_units(benchmarks: Sequence[Benchmark]) -> JointUnits | None:
     """Merge units that share a key; None if no key occurs in two benchmarks or twice in one."""
-    return benchmarks.joint if isinstance(benchmarks, Benchmarks) else _join(benchmarks)
-
-
-def _join(benchmarks: Sequence[Benchmark]) -> JointUnits | None:
     keyed = [index for index, one in enumerate(benchmarks) if one.keys is not None]
     if not keyed:
         return None
     keys = np.concatenate([np.asarray(benchmarks[index].keys) for index in keyed])
-    _, key_codes = np.unique(keys, return_inverse=True)
-    key_codes = key_codes.reshape(-1)
+    key_codes = np.unique(keys, return_inverse=True)[1].reshape(-1)
     row_benchmark = np.repeat(keyed, [len(benchmarks[index].keys) for index in keyed])
     pairs = np.unique(key_codes * len(benchmarks) + row_benchmark) // len(benchmarks)
     shared_keys = int((np.bincount(pairs) > 1).sum())
-    return _merge(benchmarks, keyed, key_codes, shared_keys)
-
-
-def _merge(
-    benchmarks: Sequence[Benchmark], keyed: list[int], key_codes: IntArray, shared_keys: int
-) -> JointUnits | None:
-    unit_of_row, offsets, start = [], [], 0
-    for index, benchmark in enumerate(benchmarks):
-        offsets.append(start)
-        if index in keyed:
-            unit_of_row.append(start + _row_units(benchmark))
-        start += benchmark.as_units().values.size
-    rows = np.concatenate(unit_of_row)
-    component = link(rows, key_codes, start)
+    own = [one.as_units() for one in benchmarks]
+    edges = np.cumsum([0, *(units.values.size for units in own)])
+    rows = np.concatenate([edges[index] + _row_units(benchmarks[index]) for index in keyed])
+    component = link(rows, key_codes, int(edges[-1]))
     count = int(component.max()) + 1
-    if count == start:
+    if count == edges[-1]:
         return None
     values, sizes, present = [], [], np.zeros(count, dtype=np.int64)
-    for offset, benchmark in zip(offsets, benchmarks, strict=True):
-        units = benchmark.as_units()
-        where = component[offset : offset + units.values.size]
+    for start, units in zip(edges, own, strict=False):
+        where = component[start : start + units.values.size]
         values.append(_add_up(where, units.values, count))
         sizes.append(_add_up(where, units.sizes, count))
         present += sizes[-1] > 0.0

@@ -8,7 +8,7 @@ when the interval is narrow enough, or on one side of the margin.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from scipy import special
 
 from ..core.errors import StatisticsInputError
 from ._intervals import Interval
-from ._validation import FloatArray, IntArray, check_confidence, check_differences
+from ._validation import FloatArray, IntArray, check_confidence, check_differences, check_unit_range
 
 #: Stakes of the bettors. They must not depend on the hypothetical change, or its refutation would
 #: not be monotone in it; below ½ none can be ruined, as payoffs lie in [−2, 2]. The best stake
@@ -64,15 +64,11 @@ class ConfidenceSequence:
         It never widens; should the items come in an order that is not random after all, it can
         become empty (low above high), which is the sign of that.
         """
-        return ConfidenceSequence(
-            confidence=self.confidence,
-            n=self.n,
-            times=self.times,
-            estimate=self.estimate,
+        return replace(
+            self,
             low=np.maximum.accumulate(self.low),
             high=np.minimum.accumulate(self.high),
             method=f"{self.method}, running intersection",
-            unit=self.unit,
         )
 
 
@@ -122,12 +118,7 @@ def confidence_sequence(
     (-0.0278, 0.007)
     """
     check_confidence(confidence)
-    values = check_differences(differences)
-    if float(np.abs(values).max()) > 1.0:
-        raise StatisticsInputError(
-            f"a difference of {values[np.abs(values) > 1.0][0]!r} is outside [-1, 1]: divide the "
-            f"scores by their largest possible range first; betting needs bounded differences."
-        )
+    values = check_unit_range(check_differences(differences))
     moments = _times(times, values.size)
     distinct, codes = np.unique(values, return_inverse=True)
     threshold = math.log(2.0 / (1.0 - confidence))

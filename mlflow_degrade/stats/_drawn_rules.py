@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ._exact_rules import RuleOutcome, weighted_sum
+from ._exact_rules import RuleOutcome, parts_of_combined, weighted_sum
 from ._joint_permutation import JointFlips
 from ._validation import FloatArray, IntArray
 
@@ -49,7 +49,7 @@ def stouffer(flips: JointFlips, near: float | None) -> RuleOutcome:
 def combined(flips: JointFlips, near: float | None) -> RuleOutcome:
     """The smaller of the p-values of pooled and min_p, ties broken by the larger."""
     if not flips.informative.any():
-        return RuleOutcome(0.0, 1.0, "monte-carlo", components=(("pooled", 1.0), ("min_p", 1.0)))
+        return RuleOutcome(0.0, 1.0, "monte-carlo", components=parts_of_combined(1.0, 1.0))
     steps = flips.nulls.steps
 
     def both(masses: IntArray) -> FloatArray:
@@ -61,7 +61,7 @@ def combined(flips: JointFlips, near: float | None) -> RuleOutcome:
         math.log(float(found.p[0])),
         min(pooled.p, float(parts[1])),
         "monte-carlo",
-        components=(("pooled", pooled.p), ("min_p", float(parts[1]))),
+        components=parts_of_combined(pooled.p, float(parts[1])),
         resamples=found.resamples,
         standard_error=float(found.standard_error[0]),
     )

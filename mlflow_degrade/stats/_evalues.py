@@ -15,7 +15,7 @@ import numpy.typing as npt
 from scipy import special
 
 from ..core.errors import StatisticsInputError
-from ._validation import FloatArray, check_differences, check_margin
+from ._validation import FloatArray, check_differences, check_flip_rate, check_margin
 
 #: Concentrations of the Beta(a, a) mixtures: a tuned to shifts of the regression share from ½ of
 #: about 1/√(8a), i.e. from 0.35 down to 0.025.
@@ -194,11 +194,7 @@ def noninferiority_bets(margin: float, flip_rate: float) -> tuple[float, ...]:
     [0.062, 0.125, 0.249, 0.499]
     """
     check_margin(margin)
-    if not 0.0 < flip_rate <= 1.0:
-        raise StatisticsInputError(
-            f"flip_rate = {flip_rate!r} is outside (0, 1]: plan with the flip rate of a rerun or "
-            f"of a similar candidate, 0.05 if nothing is known."
-        )
+    check_flip_rate(flip_rate)
     best = margin / (flip_rate + margin * margin)
     return tuple(min(factor * best, 0.95 / (1.0 - margin)) for factor in BET_FACTORS)
 

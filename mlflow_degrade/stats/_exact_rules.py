@@ -15,7 +15,7 @@ from ._discrete_sum_tail import AtomLaw, sum_tail
 from ._exchangeable_units import FlipUnits
 from ._lattice_distribution import FlipLaw
 from ._null_distributions import Nulls, any_of, log_tails, mid_scores, with_ties, without_ties
-from ._signflip import signflip_units
+from ._signflip import signflip
 from ._steps import find_step
 from ._validation import BoolArray, FloatArray, IntArray
 
@@ -233,7 +233,7 @@ def combined(nulls: Nulls, _: IntArray | None = None) -> RuleOutcome:
     # Where two outcomes have the same smaller p-value, the one whose larger p-value is smaller
     # counts as worse: that fills the level up where the laws are coarse.
     first, second = pooled(nulls), min_p(nulls)
-    components = (("pooled", first.p), ("min_p", second.p))
+    components = parts_of_combined(first.p, second.p)
     statistic = min(first.p, second.p)
     if np.count_nonzero(nulls.coins) <= 1:
         return RuleOutcome(first.log_p, statistic, p=first.p, components=components)
@@ -248,6 +248,11 @@ def combined(nulls: Nulls, _: IntArray | None = None) -> RuleOutcome:
         own = (_critical(nulls, with_ties(first.log_p)), as_seen, beyond)
     log_p = min(SumOrAny(nulls, log_q).worse(sums, own), 0.0)
     return RuleOutcome(log_p, statistic, components=components)
+
+
+def parts_of_combined(pooled_p: float, min_p_p: float) -> tuple[tuple[str, float], ...]:
+    """The p-values that `combined` is made of, by the names of their rules."""
+    return (pooled.__name__, pooled_p), (min_p.__name__, min_p_p)
 
 
 def combined_level(nulls: Nulls, alpha: float, surely: float) -> float:
@@ -270,7 +275,7 @@ def weighted_sum(units: JointUnits, weights: FloatArray) -> RuleOutcome:
     values = np.asarray(
         sum(weight * own for weight, own in zip(weights, units.values, strict=True))
     )
-    result = signflip_units(FlipUnits(values, np.ones(values.size), values.size))
+    result = signflip(FlipUnits(values, np.ones(values.size), values.size))
     route = "exact" if result.method.startswith("exact") else result.method
     return RuleOutcome(result.log10_p_worse * math.log(10.0), -result.sum, route, p=result.p_worse)
 

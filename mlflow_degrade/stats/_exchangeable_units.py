@@ -53,8 +53,9 @@ def flip_units(
 
     Parameters
     ----------
-    differences : array_like of float, shape (n_rows,)
-        Candidate minus baseline, one row per item or per item and repeat.
+    differences : array_like of float, shape (n_rows,), or FlipUnits
+        Candidate minus baseline, one row per item or per item and repeat; units that are formed
+        already are returned as they are.
     items : array_like, shape (n_rows,), optional
         Item labels; rows of one item are repeats and are averaged.
     clusters : array_like, shape (n_rows,), optional
@@ -91,6 +92,8 @@ def flip_units(
     >>> units.values, units.n_items
     (array([-0.5,  1. ]), 3)
     """
+    if isinstance(differences, FlipUnits):
+        return differences
     values = check_differences(differences)
     check_choice("weighting", weighting, WEIGHTINGS)
     rows = values.size

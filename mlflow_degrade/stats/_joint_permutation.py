@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core.errors import StatisticsInputError
 from ._benchmark import JointUnits
 from ._null_distributions import Nulls, log_tails, mid_scores
 from ._resampling import SubsetSums
@@ -23,6 +22,8 @@ _MOST_FLIPS = 1_000_000
 _MOST_WORK = 2_000_000_000
 _BATCH = 20_000
 _CELLS = 8_000_000
+# Numbers of drawn masses that are kept for the next procedure, 128 MiB.
+_KEPT = 1 << 24
 # Fewer alike units than this are flipped one by one.
 _ALIKE = 9
 _TIE = 1e-9
@@ -49,8 +50,7 @@ class JointFlips:
     # Testing (1993), ch. 2).
 
     def __init__(self, units: JointUnits, nulls: Nulls, *, resamples: int, seed: int) -> None:
-        if check_count("resamples", resamples) < 1:
-            raise StatisticsInputError(f"resamples = {resamples}: at least one flip is needed.")
+        check_count("resamples", resamples, 1)
         self.units, self.nulls = units, nulls
         self.resamples, self._seed = resamples, seed
         self.informative = nulls.coins > 0
@@ -74,6 +74,12 @@ class JointFlips:
         """Masses of one batch of flips, benchmarks in columns; the same at every call."""
         if batch in self._stored:
             return self._stored[batch]
+        found = self._draw(batch)
+        if batch * _BATCH < max(self.resamples, _KEPT // self.nulls.size):
+            self._stored[batch] = found
+        return found
+
+    def _draw(self, batch: int) -> IntArray:
         count = self._size(batch)
         rng = np.random.default_rng([self._seed, batch])
         # Signed sums; a unit that keeps its sign adds its pattern, a flipped one takes it away.
@@ -92,10 +98,7 @@ class JointFlips:
             own = table.draw(rng, count)
             # These units are part of the total: it counts them as if half of them were flipped.
             mass[:, k] += 2.0 * own - table.total
-        found = np.rint(0.5 * mass).astype(np.int64)
-        if batch * _BATCH < self.resamples:
-            self._stored[batch] = found
-        return found
+        return np.rint(0.5 * mass).astype(np.int64)
 
     def log_p(self, masses: IntArray) -> FloatArray:
         """Log of each benchmark's own p-value; 0 where it has nothing to flip."""

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 
 from scipy import special
 
-from ..core.errors import StatisticsInputError
 from ._validation import check_alpha, check_count, check_power
 
 
@@ -56,7 +55,7 @@ def attempt_alpha(alpha: float, attempt: int) -> float:
     >>> [round(attempt_alpha(0.05, j), 5) for j in (1, 2, 3, 20)]
     [0.0304, 0.0076, 0.00338, 8e-05]
     """
-    return 6.0 * check_alpha(alpha) / (math.pi * _check_attempt(attempt)) ** 2
+    return 6.0 * check_alpha(alpha) / (math.pi * check_count("attempt", attempt, 1)) ** 2
 
 
 def spent(alpha: float, attempts: int) -> float:
@@ -194,7 +193,7 @@ class RetryLedger:
 
     def record(self, attempts: int = 1) -> RetryLedger:
         """The ledger after further attempts; k at once when the best of k is judged."""
-        return replace(self, attempts=self.attempts + _check_attempt(attempts))
+        return replace(self, attempts=self.attempts + check_count("attempts", attempts, 1))
 
     def attempts_left(self, n: int, n_single: int, power: float = 0.8) -> int:
         """Further attempts that keep the target power.
@@ -213,15 +212,8 @@ class RetryLedger:
         int
             How many of the next attempts need at most `n` items; 0 when the set is used up.
         """
-        have, need = check_count("n", n), _check_attempt(n_single)
+        have, need = check_count("n", n), check_count("n_single", n_single, 1)
         left = 0
         while need * sample_inflation(self.alpha, self.attempts + left + 1, power) <= have:
             left += 1
         return left
-
-
-def _check_attempt(attempt: int) -> int:
-    number = check_count("attempt", attempt)
-    if number < 1:
-        raise StatisticsInputError(f"attempt = {number} is below 1: the first attempt is 1.")
-    return number

@@ -75,7 +75,7 @@ def mean_interval(
 
     Parameters
     ----------
-    differences : array_like of float, shape (n_rows,)
+    differences : array_like of float, shape (n_rows,), or FlipUnits
         Candidate minus baseline.
     items, clusters, strata : array_like, optional
         Labels, as in `signflip`.
@@ -125,20 +125,6 @@ def mean_interval(
     units = flip_units(
         differences, items=items, clusters=clusters, strata=strata, weighting=weighting
     )
-    return mean_interval_of_units(
-        units, confidence=confidence, method=method, score_range=score_range, seed=seed
-    )
-
-
-def mean_interval_of_units(
-    units: FlipUnits,
-    *,
-    confidence: float = 0.95,
-    method: str | None = None,
-    score_range: float | None = None,
-    seed: int = 0,
-) -> Interval:
-    """`mean_interval` for units that are already formed; parameters as there."""
     method = choose_method(method, score_range)
     tail = 0.5 * (1.0 - check_confidence(confidence))
     low, high = (

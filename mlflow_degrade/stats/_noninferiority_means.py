@@ -95,7 +95,7 @@ def noninferiority_graded(
 
     Parameters
     ----------
-    differences : array_like of float, shape (n_rows,)
+    differences : array_like of float, shape (n_rows,), or FlipUnits
         Candidate minus baseline, oriented so that more is better.
     margin : float
         Largest acceptable loss, on the scale of the scores; below `score_range` if that is given.
@@ -148,18 +148,6 @@ def noninferiority_graded(
     units = flip_units(
         differences, items=items, clusters=clusters, strata=strata, weighting=weighting
     )
-    return noninferiority_of_units(units, margin, method=method, score_range=score_range, seed=seed)
-
-
-def noninferiority_of_units(
-    units: FlipUnits,
-    margin: float,
-    *,
-    method: str | None = None,
-    score_range: float | None = 1.0,
-    seed: int = 0,
-) -> GradedNonInferiorityResult:
-    """`noninferiority_graded` for units that are already formed; parameters as there."""
     method = choose_method(method, score_range)
     if not (margin > 0.0 and math.isfinite(margin)) or (
         score_range is not None and margin >= score_range

@@ -86,34 +86,32 @@ class Nulls:
         law = self._summed(multiples, found[0])
         return (found[0], multiples) if law.feasible() else None
 
+    @property
+    def _common(self) -> tuple[float, IntArray]:
+        if self.common_step is None:
+            raise StatisticsInputError("the benchmarks' steps have no common one.")
+        return self.common_step
+
     @cached_property
     def sum_law(self) -> FlipLaw:
         """Law of the total regression mass on the common step."""
-        if self.common_step is None:
-            raise StatisticsInputError("the benchmarks' steps have no common one.")
-        return self._summed(self.common_step[1], self.common_step[0])
+        step, multiples = self._common
+        return self._summed(multiples, step)
 
     @property
     def sum_mass(self) -> int:
         """Observed total regression mass in units of `sum_law`."""
-        if self.common_step is None:
-            raise StatisticsInputError("the benchmarks' steps have no common one.")
-        return int(np.dot(self.common_step[1], self.mass)) // self._divisor
+        return int(np.dot(self._common[1], self.mass)) // self._divisor
 
     @property
     def sum_multiples(self) -> IntArray:
-        """What a lattice unit of each benchmark is in units of `sum_law`."""
-        multiples = np.ones(self.size, dtype=np.int64)
-        if self.common_step is not None:
-            informative = self.coins > 0
-            multiples[informative] = self.common_step[1][informative] // self._divisor
-        return multiples
+        """What a lattice unit of each benchmark is in units of `sum_law`; 1 without flips."""
+        return np.where(self.coins > 0, self._common[1] // self._divisor, 1)
 
     @property
     def _divisor(self) -> int:
         # `FlipLaw.merged` takes a common divisor of all sizes out.
-        step = self.common_step[0] if self.common_step is not None else 1.0
-        return max(round(self.sum_law.step / step), 1)
+        return max(round(self.sum_law.step / self._common[0]), 1)
 
     def _summed(self, multiples: IntArray, step: float) -> FlipLaw:
         parts = [(self.law(k), int(multiples[k])) for k in np.flatnonzero(self.coins).tolist()]

@@ -8,6 +8,7 @@ no drop can exceed the flip rate.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ from ._validation import (
     check_choice,
     check_confidence,
     check_count,
+    check_flip_rate,
     check_pairs,
     check_power,
     check_probability,
@@ -74,10 +76,7 @@ def mde_graded(sd: float, n: int, *, alpha: float = 0.05, power: float = 0.8) ->
             f"sd = {sd!r} must be positive and finite: scores that did not change say little about "
             f"their spread; take guard_mde_graded, which bounds it from above."
         )
-    n = check_count("n", n)
-    if n < 1:
-        raise StatisticsInputError(f"n = {n}: at least one unit is needed.")
-    return _z_sum(alpha, power) * sd / math.sqrt(n)
+    return _z_sum(alpha, power) * sd / math.sqrt(check_count("n", n, 1))
 
 
 def guard_mde_graded(
@@ -96,7 +95,7 @@ def guard_mde_graded(
 
     Parameters
     ----------
-    differences : array_like of float, shape (n_rows,)
+    differences : array_like of float, shape (n_rows,), or FlipUnits
         Candidate minus baseline.
     items, clusters, strata : array_like, optional
         Labels, as in `signflip`.
@@ -143,20 +142,6 @@ def guard_mde_graded(
     units = flip_units(
         differences, items=items, clusters=clusters, strata=strata, weighting=weighting
     )
-    return guard_mde_of_units(
-        units, alpha=alpha, power=power, confidence=confidence, score_range=score_range
-    )
-
-
-def guard_mde_of_units(
-    units: FlipUnits,
-    *,
-    alpha: float = 0.05,
-    power: float = 0.8,
-    confidence: float = 0.95,
-    score_range: float | None = 1.0,
-) -> float:
-    """`guard_mde_graded` for units that are already formed; parameters as there."""
     check_range(units, score_range)
     confidence, z = check_confidence(confidence), _z_sum(alpha, power)
     count = units.values.size
@@ -229,7 +214,7 @@ def power_mcnemar(p_b: float, p_c: float, n: int, alpha: float = 0.05) -> float:
     0.63239
     """
     p_b, p_c = check_probability("p_b", p_b), check_probability("p_c", p_c)
-    n, alpha = _check_n(n), check_alpha(alpha)
+    n, alpha = check_count("n", n, 1), check_alpha(alpha)
     flip_rate = p_b + p_c
     if flip_rate > 1.0 + 1e-12:
         raise StatisticsInputError(
@@ -280,7 +265,7 @@ def power_approximate(
     check_drop(drop, flip_rate)
     z = upper_quantile(alpha, sides)
     spread = flip_rate - drop * drop
-    shift = math.sqrt(_check_n(n)) * drop - z * math.sqrt(flip_rate)
+    shift = math.sqrt(check_count("n", n, 1)) * drop - z * math.sqrt(flip_rate)
     if spread <= 0.0:
         return float(shift > 0.0)
     return float(special.ndtr(shift / math.sqrt(spread)))
@@ -330,7 +315,7 @@ def mde(
     >>> mde(12, 0.05)
     inf
     """
-    n, flip_rate = _check_n(n), check_probability("flip_rate", flip_rate)
+    n, flip_rate = check_count("n", n, 1), check_probability("flip_rate", flip_rate)
     check_choice("method", method, ("approximate", "exact"))
     alpha, power = check_alpha(alpha), check_power(power)
     if flip_rate == 0.0:
@@ -489,19 +474,23 @@ def upper_quantile(alpha: float, sides: int) -> float:
     return -float(special.ndtri(check_alpha(alpha) / sides))
 
 
-def _check_n(n: int) -> int:
-    n = check_count("n", n)
-    if n < 1:
-        raise StatisticsInputError(f"n = {n}: at least one paired sample is needed.")
-    return n
+def smallest(
+    accepts: Callable[[int], bool], low: int, high: int, most: int, *, slack: float = 0.0
+) -> int | None:
+    """Smallest number above `low` that is accepted, up to a share; None beyond `most`."""
+    while not accepts(high):
+        low, high = high, 2 * high
+        if high > most:
+            return None
+    while high > (1.0 + slack) * low + 1.0:
+        middle = (low + high) // 2
+        low, high = (low, middle) if accepts(middle) else (middle, high)
+    return high
 
 
 def check_drop(drop: float, flip_rate: float) -> None:
     """Refuse a drop that exceeds the share of answers that change."""
-    if not 0.0 < flip_rate <= 1.0:
-        raise StatisticsInputError(
-            f"flip_rate = {flip_rate!r} is outside (0, 1]: it is a share of the samples."
-        )
+    check_flip_rate(flip_rate)
     if not 0.0 < drop <= flip_rate:
         raise StatisticsInputError(
             f"drop = {drop!r} is outside (0, flip_rate = {flip_rate!r}]: accuracy cannot change "

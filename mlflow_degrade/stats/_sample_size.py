@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from scipy import special
 
 from ..core.errors import StatisticsInputError
-from ._power import check_drop, exact_power_of_drop, upper_quantile
+from ._power import check_drop, exact_power_of_drop, smallest, upper_quantile
 from ._validation import check_choice, check_power
 
 _LARGEST_PLAN = 10**9
@@ -98,21 +98,25 @@ def sample_size(
     z_alpha, z_beta = upper_quantile(alpha, sides), float(special.ndtri(check_power(power)))
     d, squared = flip_rate, drop * drop
     connor = ((z_alpha * math.sqrt(d) + z_beta * math.sqrt(d - squared)) / drop) ** 2
-    if connor > _LARGEST_PLAN:
-        raise StatisticsInputError(
-            f"drop = {drop!r} needs about {connor:.3g} samples, more than {_LARGEST_PLAN:.0e}: "
-            f"state a larger drop."
-        )
     n = connor
     if method == "miettinen":
         root = math.sqrt(d * d - squared * (3.0 + d) / 4.0)
         n = (z_alpha * d + z_beta * root) ** 2 / (d * squared)
-    elif method == "exact":
+    elif method == "exact" and connor <= _LARGEST_PLAN:
         if sides != 1:
             raise StatisticsInputError(
                 f"sides = {sides} has no exact sample size: take sides=1, or another method."
             )
-        n = float(_exact_sample_size(drop, flip_rate, alpha, power, math.ceil(connor)))
+        found = smallest(
+            lambda pairs: exact_power_of_drop(drop, flip_rate, pairs, alpha) >= power,
+            0, math.ceil(connor), _LARGEST_PLAN,
+        )  # fmt: skip
+        n = math.inf if found is None else float(found)
+    if not n <= _LARGEST_PLAN:
+        raise StatisticsInputError(
+            f"drop = {drop!r} needs about {n:.3g} samples, more than {_LARGEST_PLAN:.0e}: "
+            f"state a larger drop."
+        )
     return SampleSize(math.ceil(n), n, drop, flip_rate, alpha, power, sides, method)
 
 
@@ -165,18 +169,3 @@ def sample_size_noninferiority(
     z = upper_quantile(alpha, 1) + float(special.ndtri(check_power(power)))
     n = z * z * (flip_rate - drop * drop) / (margin - drop) ** 2
     return SampleSize(max(math.ceil(n), 1), n, drop, flip_rate, alpha, power, 1, "noninferiority")
-
-
-def _exact_sample_size(drop: float, flip_rate: float, alpha: float, power: float, n: int) -> int:
-    low, high = 0, max(n, 1)
-    while exact_power_of_drop(drop, flip_rate, high, alpha) < power:
-        low, high = high, 2 * high
-        if high > _LARGEST_PLAN:
-            raise StatisticsInputError(
-                f"drop = {drop!r} needs more than {_LARGEST_PLAN:.0e} samples: state a larger drop."
-            )
-    while high - low > 1:
-        middle = (low + high) // 2
-        enough = exact_power_of_drop(drop, flip_rate, middle, alpha) >= power
-        low, high = (low, middle) if enough else (middle, high)
-    return high

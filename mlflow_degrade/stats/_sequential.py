@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from ._validation import (
     check_choice,
     check_differences,
     check_labels,
+    check_unit_range,
 )
 
 #: Stakes on a drop of graded scores, for the degradation process.
@@ -63,14 +64,29 @@ class SequentialResult:
 
     claim: str
     alpha: float
-    n: int
-    log_e: float
-    max_log_e: float
-    stopped_at: int | None
-    method: str
+    n: int = 0
+    log_e: float = 0.0
+    max_log_e: float = 0.0
+    stopped_at: int | None = None
+    method: str = ""
     settings: Settings = ()
     path: FloatArray = field(default_factory=lambda: np.empty(0), repr=False, compare=False)
     unit: str = "ln E"
+
+    def after(self, path: FloatArray) -> SequentialResult:
+        """The process after further items, from ln E after each of them."""
+        stopped = self.stopped_at
+        reached = np.flatnonzero(path >= -math.log(self.alpha))
+        if stopped is None and reached.size:
+            stopped = self.n + int(reached[0]) + 1
+        return replace(
+            self,
+            n=self.n + path.size,
+            log_e=float(path[-1]),
+            max_log_e=max(self.max_log_e, float(path.max())),
+            stopped_at=stopped,
+            path=path,
+        )
 
     @property
     def rejected(self) -> bool:
@@ -158,8 +174,7 @@ def sequential_degradation(
             )
         codes = check_labels(benchmarks, values.size, "benchmarks")
         path = _path_over_benchmarks(values, codes, process, independent=combine == "product")
-    trail = _Trail().extended(path, alpha)
-    return trail.result("degraded", alpha, f"{method}, {combine}", (), path)
+    return SequentialResult("degraded", alpha, method=f"{method}, {combine}").after(path)
 
 
 def sequential_noninferiority(
@@ -234,7 +249,7 @@ class DegradationMonitor:
     def __init__(self, alpha: float = 0.05) -> None:
         self.alpha = check_alpha(alpha)
         self.b = self.c = self.n = 0
-        self._trail = _Trail()
+        self._seen = SequentialResult("degraded", self.alpha, method="beta-mixture, pooled")
 
     def update(self, differences: npt.ArrayLike) -> SequentialResult:
         """Take one binary difference, or several in order, and return the state of the test."""
@@ -243,8 +258,8 @@ class DegradationMonitor:
         self.b += int(np.count_nonzero(values < 0.0))
         self.c += int(np.count_nonzero(values > 0.0))
         self.n += values.size
-        self._trail = self._trail.extended(path, self.alpha)
-        return self._trail.result("degraded", self.alpha, "beta-mixture, pooled", (), path)
+        self._seen = self._seen.after(path)
+        return self._seen
 
 
 class NonInferiorityMonitor:
@@ -271,19 +286,20 @@ class NonInferiorityMonitor:
         self.margin, self.flip_rate = float(margin), float(flip_rate)
         self._stakes = noninferiority_bets(margin, flip_rate)
         self._wealth = np.zeros(len(self._stakes))
-        self._trail = _Trail()
+        settings = (("margin", self.margin), ("flip_rate", self.flip_rate))
+        self._seen = SequentialResult(
+            "non-inferior", self.alpha, method="betting", settings=settings
+        )
 
     def update(self, differences: npt.ArrayLike) -> SequentialResult:
         """Take one difference in [−1, 1], or several in order, and return the state of the test."""
         values = check_differences(np.atleast_1d(np.asarray(differences, dtype=np.float64)))
-        payoffs = _in_unit_range(values) + self.margin
+        payoffs = check_unit_range(values) + self.margin
         wealth = np.stack([betting_log_e(payoffs, x) for x in self._stakes])
         wealth += self._wealth[:, np.newaxis]
         self._wealth = wealth[:, -1].copy()
-        path = combine_log_e(wealth, independent=False)
-        self._trail = self._trail.extended(path, self.alpha)
-        settings = (("margin", self.margin), ("flip_rate", self.flip_rate))
-        return self._trail.result("non-inferior", self.alpha, "betting", settings, path)
+        self._seen = self._seen.after(combine_log_e(wealth, independent=False))
+        return self._seen
 
 
 def random_order(keys: Iterable[str], seed: int) -> IntArray:
@@ -318,39 +334,6 @@ def random_order(keys: Iterable[str], seed: int) -> IntArray:
     return np.asarray(sorted(range(len(digests)), key=digests.__getitem__), dtype=np.int64)
 
 
-@dataclass(frozen=True, slots=True)
-class _Trail:
-    """What a path has come to, so that it can be continued without being kept."""
-
-    n: int = 0
-    log_e: float = 0.0
-    max_log_e: float = 0.0
-    stopped_at: int | None = None
-
-    def extended(self, path: FloatArray, alpha: float) -> _Trail:
-        stopped = self.stopped_at
-        reached = np.flatnonzero(path >= -math.log(alpha))
-        if stopped is None and reached.size:
-            stopped = self.n + int(reached[0]) + 1
-        highest = max(self.max_log_e, float(path.max()))
-        return _Trail(self.n + path.size, float(path[-1]), highest, stopped)
-
-    def result(
-        self, claim: str, alpha: float, method: str, settings: Settings, path: FloatArray
-    ) -> SequentialResult:
-        return SequentialResult(
-            claim=claim,
-            alpha=alpha,
-            n=self.n,
-            log_e=self.log_e,
-            max_log_e=self.max_log_e,
-            stopped_at=self.stopped_at,
-            method=method,
-            settings=settings,
-            path=path,
-        )
-
-
 def _binary_path(values: FloatArray, b: int = 0, c: int = 0) -> FloatArray:
     if not np.isin(values, (-1.0, 0.0, 1.0)).all():
         raise StatisticsInputError(
@@ -365,7 +348,7 @@ def _binary_path(values: FloatArray, b: int = 0, c: int = 0) -> FloatArray:
 
 
 def _graded_path(values: FloatArray) -> FloatArray:
-    bets = [betting_log_e(-_in_unit_range(values), stake) for stake in GRADED_BETS]
+    bets = [betting_log_e(-check_unit_range(values), stake) for stake in GRADED_BETS]
     return combine_log_e(bets, independent=False)
 
 
@@ -383,12 +366,3 @@ def _path_over_benchmarks(
         held = np.concatenate([[0.0], process(values[mine])])[np.cumsum(mine)]
         total = total + held if independent else np.logaddexp(total, held)
     return total if independent else total - math.log(groups)
-
-
-def _in_unit_range(values: FloatArray) -> FloatArray:
-    if float(np.abs(values).max()) > 1.0:
-        raise StatisticsInputError(
-            f"a difference of {values[np.abs(values) > 1.0][0]!r} is outside [-1, 1]: divide the "
-            f"scores by their largest possible range first; betting needs bounded differences."
-        )
-    return values

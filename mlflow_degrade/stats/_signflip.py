@@ -17,7 +17,7 @@ from ..core.errors import StatisticsInputError
 from ._exchangeable_units import FlipUnits, flip_units
 from ._intervals import Interval
 from ._lattice_distribution import LARGEST_WINDOW, FlipLaw
-from ._means import mean_interval_of_units
+from ._means import mean_interval
 from ._resampling import sequential_p
 from ._steps import find_step, rounding_step
 from ._validation import FloatArray, IntArray, check_choice, check_count
@@ -136,7 +136,7 @@ class SignFlipResult:
         Interval
             On the scale of the scores; valid without symmetry.
         """
-        return mean_interval_of_units(self.units, confidence=confidence, method=method, seed=seed)
+        return mean_interval(self.units, confidence=confidence, method=method, seed=seed)
 
 
 def signflip(
@@ -155,7 +155,7 @@ def signflip(
 
     Parameters
     ----------
-    differences : array_like of float, shape (n_rows,)
+    differences : array_like of float, shape (n_rows,), or FlipUnits
         Candidate minus baseline, oriented so that more is better.
     items : array_like, optional
         Item labels: rows of one item are repeats, averaged before flipping.
@@ -207,20 +207,6 @@ def signflip(
     units = flip_units(
         differences, items=items, clusters=clusters, strata=strata, weighting=weighting
     )
-    return signflip_units(
-        units, method=method, resamples=resamples, exceedances=exceedances, seed=seed
-    )
-
-
-def signflip_units(
-    units: FlipUnits,
-    *,
-    method: str = "auto",
-    resamples: int = 20_000,
-    exceedances: int = 400,
-    seed: int = 0,
-) -> SignFlipResult:
-    """`signflip` for units that are already formed; parameters as there."""
     check_choice("method", method, METHODS)
     values = units.values
     informative = values[values != 0.0]
@@ -274,9 +260,7 @@ def _tails(
     if method in ("auto", "exact-lattice"):
         found = flip_law(values, LARGEST_WINDOW if method == "exact-lattice" else None)
         if found is not None:
-            law, mass = found
-            better = law.tail(law.total - mass)
-            return _Tails("exact-lattice", law.tail(mass), better, law.log_tail(mass))
+            return _tails_of_law("exact-lattice", *found)
         if method == "exact-lattice":
             raise StatisticsInputError(
                 "method = 'exact-lattice' needs differences that are multiples of one step, and "
@@ -294,9 +278,7 @@ def _tails(
             return _Tails("saddlepoint", small, large, log_small)
         return _Tails("saddlepoint", large, small, math.log1p(-small))
     if method in ("auto", "exact-rounded"):
-        law, mass = rounded_law(values)
-        better = law.tail(law.total - mass)
-        return _Tails("exact-rounded", law.tail(mass), better, law.log_tail(mass))
+        return _tails_of_law("exact-rounded", *rounded_law(values))
     p = sequential_p(
         # Sorted, so that the order of the rows does not choose the flips.
         np.sort(magnitudes),
@@ -305,14 +287,12 @@ def _tails(
         exceedances=exceedances,
         rng=np.random.default_rng(seed),
     )
-    return _Tails(
-        "monte-carlo",
-        p.p_upper,
-        p.p_lower,
-        math.log(p.p_upper),
-        p.resamples,
-        p.standard_error,
-    )
+    log_p = math.log(p.p_upper)
+    return _Tails("monte-carlo", p.p_upper, p.p_lower, log_p, p.resamples, p.standard_error)
+
+
+def _tails_of_law(route: str, law: FlipLaw, mass: int) -> _Tails:
+    return _Tails(route, law.tail(mass), law.tail(law.total - mass), law.log_tail(mass))
 
 
 def flip_law(values: FloatArray, window: int | None = None) -> tuple[FlipLaw, int] | None:

@@ -285,11 +285,7 @@ def kcm_test(
     """
     values = check_differences(differences)
     check_choice("correction", correction, ("joint", "holm"))
-    if check_count("resamples", resamples) < 99:
-        raise StatisticsInputError(
-            f"resamples = {resamples} is below 99: the smallest p would be 1/{resamples + 1}; the "
-            f"default is 999."
-        )
+    check_count("resamples", resamples, 99)  # the smallest p is 1/(resamples + 1)
     informative = values != 0.0
     parsed = parse_features(features, products, informative)
     weights = values[informative]

@@ -9,17 +9,16 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import StatisticsInputError
-from ._benchmark import Benchmark, Benchmarks, JointUnits
+from ._benchmark import Benchmark, JointUnits, join_units
 from ._joint_permutation import JointFlips
 from ._null_distributions import Nulls
 from ._validation import IntArray
 
 
-class Suite(Benchmarks):
-    """Benchmarks to be tested together by several procedures."""
+class Suite(tuple[Benchmark, ...]):
+    """Benchmarks to be tested together by several procedures, each common part computed once."""
 
-    def __init__(self, benchmarks: Iterable[Benchmark]) -> None:
-        super().__init__(benchmarks)
+    def __init__(self, _: Iterable[Benchmark]) -> None:
         self.names = tuple(one.name for one in self)
         if not self.names:
             raise StatisticsInputError("no benchmark given: at least one is needed.")
@@ -31,6 +30,11 @@ class Suite(Benchmarks):
             )
         #: What procedures found that others, or they themselves, ask for again.
         self.found: dict[Any, Any] = {}
+
+    @cached_property
+    def joint(self) -> JointUnits | None:
+        """See `join_units`."""
+        return join_units(self)
 
     @property
     def overlap(self) -> bool:

@@ -16,8 +16,8 @@ IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
 
-def check_count(name: str, value: Any) -> int:
-    """Return `value` as a non-negative int, or say what is wrong with it."""
+def check_count(name: str, value: Any, least: int = 0) -> int:
+    """Return `value` as an int of at least so much, or say what is wrong with it."""
     try:
         count = operator.index(value)
     except TypeError:
@@ -32,6 +32,8 @@ def check_count(name: str, value: Any) -> int:
             f"{name} = {count} is below 0: counts of samples are integers >= 0; "
             f"check which side was subtracted from which."
         )
+    if count < least:
+        raise StatisticsInputError(f"{name} = {count} is below {least}: give {least} or more.")
     return count
 
 
@@ -59,50 +61,58 @@ def check_pairs(b: Any, c: Any, n: Any) -> tuple[int, int, int]:
     return regressions, improvements, pairs
 
 
+def _within(name: str, value: float, inside: bool, domain: str, what: str) -> float:
+    if not inside:
+        raise StatisticsInputError(f"{name} = {value!r} is outside {domain}: {what}")
+    return float(value)
+
+
 def check_alpha(alpha: float) -> float:
     """Return a significance level in (0, 0.5]."""
-    if not 0.0 < alpha <= 0.5:
-        raise StatisticsInputError(
-            f"alpha = {alpha!r} is outside (0, 0.5]: it is the accepted probability of a false "
-            f"alarm, 0.05 by custom."
-        )
-    return float(alpha)
+    what = "it is the accepted probability of a false alarm, 0.05 by custom."
+    return _within("alpha", alpha, 0.0 < alpha <= 0.5, "(0, 0.5]", what)
 
 
 def check_confidence(confidence: float) -> float:
     """Return a confidence level in (0, 1)."""
-    if not 0.0 < confidence < 1.0:
-        raise StatisticsInputError(
-            f"confidence = {confidence!r} is outside (0, 1): give 0.95 for 95%."
-        )
-    return float(confidence)
+    inside = 0.0 < confidence < 1.0
+    return _within("confidence", confidence, inside, "(0, 1)", "give 0.95 for 95%.")
 
 
 def check_power(power: float) -> float:
     """Return a target power in [0.5, 1)."""
-    if not 0.5 <= power < 1.0:
-        raise StatisticsInputError(
-            f"power = {power!r} is outside [0.5, 1): a target below one half is a coin toss; "
-            f"0.8 is the custom."
-        )
-    return float(power)
+    what = "a target below one half is a coin toss; 0.8 is the custom."
+    return _within("power", power, 0.5 <= power < 1.0, "[0.5, 1)", what)
 
 
 def check_margin(margin: float) -> float:
     """Return a margin, as a proportion in (0, 1)."""
-    if not 0.0 < margin < 1.0:
-        raise StatisticsInputError(
-            f"margin = {margin!r} is outside (0, 1): margins are proportions here, 0.01 for one "
-            f"percentage point."
-        )
-    return float(margin)
+    what = "margins are proportions here, 0.01 for one percentage point."
+    return _within("margin", margin, 0.0 < margin < 1.0, "(0, 1)", what)
 
 
 def check_probability(name: str, value: float) -> float:
     """Return a probability in [0, 1]."""
-    if not 0.0 <= value <= 1.0:
-        raise StatisticsInputError(f"{name} = {value!r} is outside [0, 1]: it is a probability.")
-    return float(value)
+    return _within(name, value, 0.0 <= value <= 1.0, "[0, 1]", "it is a probability.")
+
+
+def check_flip_rate(flip_rate: float) -> float:
+    """Return a share of the samples that change, in (0, 1]."""
+    what = (
+        "it is a share of the samples; plan with that of a rerun or of a similar candidate, 0.05 "
+        "if nothing is known."
+    )
+    return _within("flip_rate", flip_rate, 0.0 < flip_rate <= 1.0, "(0, 1]", what)
+
+
+def check_unit_range(values: FloatArray) -> FloatArray:
+    """Return differences that lie in [−1, 1], as betting needs them."""
+    if float(np.abs(values).max()) > 1.0:
+        raise StatisticsInputError(
+            f"a difference of {values[np.abs(values) > 1.0][0]!r} is outside [-1, 1]: divide the "
+            f"scores by their largest possible range first; betting needs bounded differences."
+        )
+    return values
 
 
 def check_differences(differences: Any, name: str = "differences") -> FloatArray:

@@ -76,7 +76,7 @@ class RepeatedDifference:
                 f"repeats = {self.repeats_baseline} and {self.repeats_candidate}: the variance "
                 f"between runs needs at least 2 runs of either model; rerun both once."
             )
-        n, repeats = _at_least("n", n, 1), _at_least("repeats", repeats, 1)
+        n, repeats = check_count("n", n, 1), check_count("repeats", repeats, 1)
         within = (self.var_run_baseline + self.var_run_candidate) / repeats
         return math.sqrt((self.var_item + within) / n)
 
@@ -124,7 +124,7 @@ def repeated_difference(baseline: npt.ArrayLike, candidate: npt.ArrayLike) -> Re
             f"same items on both sides; pair them first."
         )
     n, k_before, k_after = before.shape[0], before.shape[1], after.shape[1]
-    _at_least("n", n, 2)
+    check_count("n", n, 2)
     per_item = after.mean(axis=1) - before.mean(axis=1)
     total = float(per_item.var(ddof=1))
     run_before, run_after = _variance_between_runs(before), _variance_between_runs(after)
@@ -291,7 +291,7 @@ class NoiseFloor:
 
     def standard_error(self, n: int) -> float:
         """Standard deviation of a difference over `n` items that comes from rerunning alone."""
-        return math.sqrt(self.mean_square / _at_least("n", n, 1))
+        return math.sqrt(self.mean_square / check_count("n", n, 1))
 
 
 def noise_floor(first_run: npt.ArrayLike, second_run: npt.ArrayLike) -> NoiseFloor:
@@ -358,13 +358,6 @@ def _runs(name: str, scores: npt.ArrayLike) -> FloatArray:
 
 def _variance_between_runs(runs: FloatArray) -> float | None:
     return float(runs.var(axis=1, ddof=1).mean()) if runs.shape[1] > 1 else None
-
-
-def _at_least(name: str, value: int, least: int) -> int:
-    count = check_count(name, value)
-    if count < least:
-        raise StatisticsInputError(f"{name} = {count} is below {least}: give {least} or more.")
-    return count
 
 
 def _t_interval(

@@ -145,7 +145,7 @@ class TestNemo:
         with pytest.raises(SampleSchemaError, match="unmerged shards"):
             read_samples(tmp_path / "d")
         bundle(tmp_path / "e", "x", [])
-        with pytest.raises(EmptySamplesError, match="without any sample"):
+        with pytest.raises(EmptySamplesError, match="no sample in it has a score"):
             read_samples(tmp_path / "e")
         bundle(tmp_path / "f", "x", [{}])
         (tmp_path / "f" / "results.jsonl").write_text('{"reward": 1}\n')

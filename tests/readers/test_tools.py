@@ -35,7 +35,7 @@ class TestPromptfoo:
         rows = [self.row(i, {"id": p}, p == "fp16") for i in range(2) for p in ("fp16", "q4")]
         content = {"results": {"version": 3, "results": rows}} if nested else {"results": rows}
         path = write(tmp_path / "results.json", content)
-        with pytest.raises(SampleSchemaError, match=r"providers \['fp16', 'q4'\].*-b model=… and"):
+        with pytest.raises(SampleSchemaError, match=r"models: \['fp16', 'q4'\].*-b model=… and"):
             read_samples(path)
         sides = [read_samples(path, model=model) for model in ("fp16", "q4")]
         assert scores(sides[1], "score") == {"0": 0.25, "1": 0.25}
@@ -102,10 +102,10 @@ def test_mt_bench(tmp_path: Path) -> None:
         for turn, score in enumerate(turns, start=1)
     ]  # fmt: skip
     path = write(tmp_path / "gpt-4_single.jsonl", lines)
-    with pytest.raises(SampleSchemaError, match=r"models \['base', 'q4'\]"):
+    with pytest.raises(SampleSchemaError, match=r"models: \['base', 'q4'\]"):
         read_samples(path)
     assert scores(read_samples(path, model="base"), "rating") == {"81": 9.0, "81.1": 5.0}
-    with pytest.warns(ReaderNote, match="1 answers of q4 got no rating"):
+    with pytest.warns(ReaderNote, match="1 samples were never scored: the judge gave no rating"):
         assert scores(read_samples(path, model="q4"), "rating") == {"81": None, "81.1": 8.0}
 
 
@@ -133,7 +133,7 @@ def test_alpaca_eval(tmp_path: Path) -> None:
     values = [1, 2.0, 1.5, None, -1]
     rows = [row(i, value) for i, value in enumerate(values)]
     path = write(tmp_path / "annotations.json", rows)
-    with pytest.warns(ReaderNote, match="2 answers have no preference"):
+    with pytest.warns(ReaderNote, match="2 samples were never scored: they have no preference"):
         found = read_samples(path)
     assert list(scores(found, "win_rate").values()) == [0.0, 1.0, 0.5, None, None]
     assert found.model == "ours"

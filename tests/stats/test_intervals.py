@@ -17,13 +17,12 @@ from mlflow_degrade.stats import (
     clopper_pearson,
     mcnemar,
     melded,
-    newcombe,
     noninferiority,
     paired_interval,
     tango,
     upper_proportion,
 )
-from mlflow_degrade.stats._intervals import melded_cdf, tango_score
+from mlflow_degrade.stats._intervals import melded_cdf, newcombe, tango_score
 
 
 @st.composite

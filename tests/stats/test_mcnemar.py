@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from mlflow_degrade.core.errors import StatisticsInputError
-from mlflow_degrade.stats import (
+from mlflow_degrade.stats import mcnemar
+from mlflow_degrade.stats._mcnemar import (
     critical_regressions,
-    mcnemar,
     mcnemar_log10_p_worse,
     mcnemar_p_worse,
 )

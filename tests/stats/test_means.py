@@ -11,7 +11,8 @@ from scipy.stats import bootstrap, ttest_1samp
 from scipy.stats import t as student
 
 from mlflow_degrade.core.errors import StatisticsInputError
-from mlflow_degrade.stats import flip_units, mean_interval
+from mlflow_degrade.stats import mean_interval
+from mlflow_degrade.stats._exchangeable_units import flip_units
 from mlflow_degrade.stats._means import Bootstrap
 
 

@@ -15,16 +15,15 @@ from mlflow_degrade.stats import (
     guard_mde,
     guard_mde_graded,
     mcnemar,
-    mcnemar_p_worse,
     mde,
-    mde_graded,
     noninferiority,
-    power_approximate,
     power_mcnemar,
     sample_size,
     sample_size_noninferiority,
     upper_proportion,
 )
+from mlflow_degrade.stats._mcnemar import mcnemar_p_worse
+from mlflow_degrade.stats._power import mde_graded, power_approximate
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,6 @@ from mlflow_degrade.decision.planning import needed_samples
 from mlflow_degrade.decision.policy import AGGREGATIONS
 from mlflow_degrade.stats import (
     Benchmark,
-    _benchmark,
     _suite,
     aggregate,
     aggregate_counts,
@@ -292,26 +292,29 @@ def test_near_the_level_flips_are_not_spared() -> None:
 
 def test_units_are_joined_and_flipped_once(monkeypatch: pytest.MonkeyPatch) -> None:
     joined, drawn = [], []
-    join, flips = _benchmark._join, _suite.JointFlips
+    join, draw = _suite.join_units, _suite.JointFlips._draw
 
-    def counted_join(benchmarks: object) -> object:
+    def counted_join(benchmarks: Sequence[Benchmark]) -> object:
         joined.append(1)
-        return join(benchmarks)  # type: ignore[arg-type]
+        return join(benchmarks)
 
-    class CountedFlips(flips):  # type: ignore[misc, valid-type]
-        def __init__(self, *args: object, **kwargs: object) -> None:
-            drawn.append(1)
-            super().__init__(*args, **kwargs)
+    def counted_draw(self: _suite.JointFlips, batch: int) -> np.ndarray:
+        drawn.append(batch)
+        return draw(self, batch)
 
-    monkeypatch.setattr(_benchmark, "_join", counted_join)
-    monkeypatch.setattr(_suite, "JointFlips", CountedFlips)
+    monkeypatch.setattr(_suite, "join_units", counted_join)
+    monkeypatch.setattr(_suite.JointFlips, "_draw", counted_draw)
     tasks = Suite(shared_suite(1, "abc", np.arange(80), np.arange(160)))
-    whole = aggregate(tasks)
+    # Near these levels more is drawn than at first, by every procedure.
+    near = aggregate(tasks, near=None).p_value
+    whole = aggregate(tasks, near=near)
     step_down(tasks)
-    step_down(tasks, under=whole.p_value)
-    tasks_again = aggregate(tasks, "max_drop")
-    assert whole.route == tasks_again.route == "monte-carlo"
-    assert (len(joined), len(drawn)) == (1, 1)
+    step_down(tasks, under=whole.p_value, near=float(step_down(tasks).p_adjusted.max()))
+    again = aggregate(tasks, "max_drop")
+    assert whole.route == again.route == "monte-carlo"
+    assert len(joined) == 1
+    assert len(drawn) > 20
+    assert len(set(drawn)) == len(drawn)
 
 
 def one_more(rule: str, b: np.ndarray, c: np.ndarray, task: int) -> tuple[float, float]:

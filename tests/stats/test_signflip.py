@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from scipy.stats import permutation_test
 
 from mlflow_degrade.core.errors import StatisticsInputError
-from mlflow_degrade.stats import flip_units, mcnemar, signflip
+from mlflow_degrade.stats import mcnemar, signflip
+from mlflow_degrade.stats._exchangeable_units import flip_units
 from mlflow_degrade.stats._resampling import SubsetSums, sequential_p
 
 

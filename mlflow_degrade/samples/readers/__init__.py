@@ -1,7 +1,7 @@
 """Per-sample scores from logs that already exist.
 
 `read_samples` finds out what a reference is and returns `SampleScores`. A format is one module
-with a `Reader`, and one line in the table below; other distributions add theirs by entry points of
+with a `READER` in this folder; other distributions add theirs by entry points of
 the group ``mlflow_degrade.readers``.
 """
 
@@ -11,64 +11,28 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 from ...core.errors import DegradeError, SampleSchemaError, UnknownNameError
 from ...core.plugins import Plugins, PluginWarning
 from ..table import SampleScores
-from . import (
-    alpaca_eval,
-    bfcl,
-    deepeval,
-    evalplus,
-    helm,
-    inspect_logs,
-    json_records,
-    llama_cpp,
-    lm_eval,
-    lm_eval_early,
-    lm_eval_totals,
-    mlflow_runs,
-    mlflow_tables,
-    mlflow_traces,
-    mt_bench,
-    nemo,
-    openai_evals,
-    opencompass,
-    promptfoo,
-    sample_files,
-    tables,
-)
+from . import mlflow_runs
 from ._reader import Reader, ReaderNote, files_below, note
 
 __all__ = ["read_samples", "Reader", "ReaderNote", "READERS"]
 
-#: Tried in this order; the first that recognizes a path reads it.
-READERS: tuple[Reader, ...] = (
-    sample_files.READER,
-    lm_eval.READER,
-    lm_eval_early.READER,
-    nemo.READER,
-    inspect_logs.READER,
-    lm_eval_totals.READER,
-    mlflow_tables.READER,
-    mlflow_traces.READER,
-    promptfoo.READER,
-    deepeval.READER,
-    evalplus.READER,
-    mt_bench.READER,
-    alpaca_eval.READER,
-    openai_evals.READER,
-    opencompass.READER,
-    helm.READER,
-    bfcl.READER,
-    llama_cpp.READER,
-    tables.READER,
-    json_records.READER,
+_MODULES = (import_module(f".{module.name}", __name__) for module in iter_modules(__path__))
+#: Those of the modules here, in the order in which they are tried; the first that recognizes a path
+#: reads it.
+READERS: tuple[Reader, ...] = tuple(
+    sorted((m.READER for m in _MODULES if hasattr(m, "READER")), key=attrgetter("order"))
 )
-# These take whatever has the right columns, and so come after those of other distributions.
-_ANY_TABLE = (tables.READER, json_records.READER)
+# Readers from here on take whatever has the right columns: those of other distributions come first.
+_ANY_TABLE = 20
 
 #: Readers of other distributions.
 READER_PLUGINS = Plugins(
@@ -174,9 +138,9 @@ def _by_name(name: str) -> Reader:
 
 
 def _in_order() -> Iterator[Reader]:
-    yield from (reader for reader in READERS if reader not in _ANY_TABLE)
+    yield from (reader for reader in READERS if reader.order < _ANY_TABLE)
     yield from READER_PLUGINS.usable()
-    yield from _ANY_TABLE
+    yield from (reader for reader in READERS if reader.order >= _ANY_TABLE)
 
 
 def _recognizes(reader: Reader, path: Path) -> bool:
@@ -196,8 +160,7 @@ def _recognizes(reader: Reader, path: Path) -> bool:
 
 def _recognize(path: Path) -> Reader:
     # A folder with far too many files is said before it is searched many times.
-    for _ in files_below(path):
-        pass
+    files_below(path)
     for reader in _in_order():
         # What cannot be made sense of is not of this format; its own reader says what is wrong.
         with suppress(DegradeError, *_MALFORMED):

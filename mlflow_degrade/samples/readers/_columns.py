@@ -11,13 +11,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ...core.errors import InputError, SampleSchemaError, UnknownNameError
+from ...core.errors import SampleSchemaError, UnknownNameError
 from ..schema import FEATURE_PREFIX, is_metric, text_hash
 from ..schema import higher_is_better as by_name
 from ..table import SampleScores
 from ._pairwise import BATTLE_NAMES, are_battles, scores_of
 from ._raters import AGGREGATIONS, one_score_a_sample
-from ._reader import note
+from ._reader import as_text, direction_option, note, split_names
 from ._score_values import SCORERS, score_values, scored
 from ._unscored import MARKS, is_set
 
@@ -211,27 +211,6 @@ def stack(parts: Sequence[SampleScores], files: Sequence[Any], where: Any) -> Sa
     return SampleScores.concat(parts)
 
 
-def direction_option(given: bool | str | None) -> bool | None:
-    """The option ``higher_is_better``; None leaves it to the metric's name."""
-    return None if given is None else truth("higher_is_better", given)
-
-
-def truth(name: str, value: bool | str) -> bool:
-    """A yes-or-no option, which on the command line is a text."""
-    text = str(value).lower()
-    if text in ("true", "yes", "1"):
-        return True
-    if text in ("false", "no", "0"):
-        return False
-    raise InputError(f"option {name} is {value!r}; it is true or false.")
-
-
-def split_names(value: str | Iterable[str]) -> list[str]:
-    """Names from a comma-separated text or from a sequence."""
-    parts = value.split(",") if isinstance(value, str) else list(value)
-    return [part.strip() for part in parts if part.strip()]
-
-
 def _flat(table: pa.Table) -> pa.Table:
     """Structs as columns with dotted names."""
     while any(pa.types.is_struct(field.type) for field in table.schema):
@@ -391,13 +370,6 @@ def _unanswered(text: str | None) -> str | None:
     while turns and str(turns[-1].get("role", turns[-1].get("from"))).lower() in _ANSWERERS:
         turns.pop()
     return as_text(turns)
-
-
-def as_text(value: Any) -> str | None:
-    """A value as a text to read and to compare; None stays."""
-    if value is None or isinstance(value, str):
-        return value
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
 
 
 def _feature_names(

@@ -34,7 +34,7 @@ class TaskFile:
 
 def sample_files(path: Path) -> list[Path]:
     """All files with samples at or below a path."""
-    return sorted(file for file in files_below(path) if _SAMPLES.fullmatch(file.name))
+    return files_below(path, lambda file: bool(_SAMPLES.fullmatch(file.name)))
 
 
 def results_files(path: Path) -> dict[str, Path]:

@@ -7,13 +7,14 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ...core.errors import SampleSchemaError, UnknownNameError
+from ...core.errors import EmptySamplesError, InputError, SampleSchemaError, UnknownNameError
 from ..table import SampleScores
 
 # Files below this size are read before a progress bar would be seen.
@@ -25,11 +26,11 @@ class ReaderNote(UserWarning):
     """Something a reader decided that whoever uses the scores should know."""
 
 
-def files_below(path: Path) -> Iterator[Path]:
-    """All files at or below a folder, or the file itself."""
+def files_below(path: Path, wanted: Callable[[Path], bool] = Path.is_file) -> list[Path]:
+    """The files of a kind at or below a folder, or the file itself, sorted."""
     if path.is_file():
-        yield path
-        return
+        return [path] if wanted(path) else []
+    found: list[Path] = []
     seen = 0
     for folder, _, names in os.walk(path):
         seen += 1 + len(names)
@@ -37,7 +38,14 @@ def files_below(path: Path) -> Iterator[Path]:
             raise SampleSchemaError(
                 f"{path} holds more than {_MOST_FILES} files: name the folder with the logs."
             )
-        yield from (Path(folder, name) for name in names)
+        found += (file for name in names if wanted(file := Path(folder, name)))
+    return sorted(found)
+
+
+def files_in(path: Path, wanted: Callable[[Path], Any]) -> list[Path]:
+    """The files of a kind that lie in a folder, or the file itself, sorted."""
+    candidates = [path] if path.is_file() else sorted(path.iterdir())
+    return [file for file in candidates if file.is_file() and wanted(file)]
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,8 @@ class Reader:
         From the path and the options to the scores.
     options : mapping of str to str
         The options it takes, each with a sentence on what it does.
+    order : int
+        Formats are tried by it; those from 20 on take any file that has the right columns.
     """
 
     name: str
@@ -63,6 +73,7 @@ class Reader:
     recognizes: Callable[[Path], bool]
     read: Callable[..., SampleScores]
     options: Mapping[str, str] = field(default_factory=dict)
+    order: int = 10
 
     def check_options(self, given: dict[str, Any]) -> None:
         """Refuse options that this format does not have.
@@ -84,13 +95,117 @@ def note(text: str) -> None:
     warnings.warn(text, ReaderNote, stacklevel=3)
 
 
-def starts_with_keys(path: Path, *keys: str) -> bool:
-    """Whether a JSON file begins with an object that has one of the keys early."""
-    if path.suffix != ".json":
+DIRECTION = "Direction of the scores, where the metrics' names do not tell."
+_RECORD_OPTIONS = {
+    "model": "Name of the model, where there are several.",
+    "higher_is_better": DIRECTION,
+}
+
+
+def record_reader(
+    name: str,
+    what: str,
+    find: Callable[[Path], Any],
+    records: Callable[..., Iterable[dict[str, Any]]],
+    *,
+    unscored: str = "",
+    options: Mapping[str, str] | None = None,
+    order: int = 10,
+) -> Reader:
+    """A format whose samples are made one by one: a record a score.
+
+    `find` gives what there is of the format at a path, and nothing where there is none; `records`
+    are made from path, that, and own options. They may say whose they are, as `model`, and of which
+    `version` their task is.
+    """
+
+    def read(
+        path: Path,
+        *,
+        model: str | None = None,
+        higher_is_better: bool | str | None = None,
+        **own: Any,
+    ) -> SampleScores:
+        rows = list(records(path, find(path), **own))
+        whose = [row.pop("model", None) for row in rows]
+        models = sorted({one for one in whose if one is not None})
+        if model is None and len(models) > 1:
+            raise SampleSchemaError(
+                f"{path} holds scores of several models: {models}. Name one with model=…, for the "
+                "two sides of one log with -b model=… and -c model=…."
+            )
+        if model is not None and models and model not in models:
+            raise UnknownNameError("model", model, models)
+        model = model or next(iter(models), None)
+        rows = [row for row, one in zip(rows, whose, strict=True) if one in (None, model)]
+        if not rows:
+            raise EmptySamplesError(f"{path} looks like {what}, and no sample in it has a score.")
+        count = sum(row["score"] is None for row in rows)
+        if count and unscored:
+            note(f"{path}: {count} samples were never scored: {unscored}.")
+        versions = {r["task"]: v for r in rows if (v := r.pop("version", None)) is not None}
+        direction = direction_option(higher_is_better)
+        if direction is not None:
+            rows = [{**row, "higher_is_better": direction} for row in rows]
+        return SampleScores.from_records(rows, model=model, task_versions=versions)
+
+    taken = {**_RECORD_OPTIONS, **(options or {})}
+    return Reader(name, what, lambda path: bool(find(path)), read, taken, order)
+
+
+def direction_option(given: bool | str | None) -> bool | None:
+    """The option ``higher_is_better``; None leaves it to the metric's name."""
+    return None if given is None else truth("higher_is_better", given)
+
+
+def truth(name: str, value: bool | str) -> bool:
+    """A yes-or-no option, which on the command line is a text."""
+    text = str(value).lower()
+    if text in ("true", "yes", "1"):
+        return True
+    if text in ("false", "no", "0"):
         return False
+    raise InputError(f"option {name} is {value!r}; it is true or false.")
+
+
+def split_names(value: str | Iterable[str]) -> list[str]:
+    """Names from a comma-separated text or from a sequence."""
+    parts = value.split(",") if isinstance(value, str) else list(value)
+    return [part.strip() for part in parts if part.strip()]
+
+
+def as_text(value: Any) -> str | None:
+    """A value as a text to read and to compare; None stays."""
+    if value is None or isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
+
+
+def number(value: Any) -> float | None:
+    """A score that may be absent."""
+    return None if value is None else float(value)
+
+
+def numbered(name: str, seen: Counter[str], second: int = 2) -> str:
+    """A name, told apart from the same one before."""
+    seen[name] += 1
+    return name if seen[name] == 1 else f"{name}/{seen[name] - 2 + second}"
+
+
+def start_of(path: Path, size: int = 1 << 16) -> bytes:
+    """What a file begins with, by which its format is told."""
     with path.open("rb") as stream:
-        start = stream.read(1 << 16)
-    return start.lstrip()[:1] == b"{" and any(f'"{key}"'.encode() in start for key in keys)
+        return stream.read(size)
+
+
+def object_with(path: Path, *keys: str) -> dict[str, Any]:
+    """The object in a JSON file that has one of the keys early; empty for another file."""
+    if not path.is_file() or path.suffix != ".json":
+        return {}
+    start = start_of(path)
+    if start.lstrip()[:1] != b"{" or not any(f'"{key}"'.encode() in start for key in keys):
+        return {}
+    return read_json(path)
 
 
 def load_json(path: Path) -> Any:

@@ -3,47 +3,37 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ...core.errors import SampleSchemaError
-from ..table import SampleScores
-from ._reader import Reader, files_below, json_lines
+from ._reader import files_below, json_lines, record_reader
 
 _NAME = re.compile(r"(?:BFCL_v\d+_)?(?P<category>.+)_score\.json")
 _NUMBERED = re.compile(r"(?P<prefix>.+)_(?P<number>\d+)")
 
 
-def _files(path: Path) -> list[Path]:
-    named = sorted(file for file in files_below(path) if _NAME.fullmatch(file.name))
-    return [file for file in named if _has_total(file)]
-
-
 def _has_total(file: Path) -> bool:
     try:
-        first = next(json_lines(file), {})
+        first = next(json_lines(file), {}) if _NAME.fullmatch(file.name) else {}
     except SampleSchemaError:
         return False
     return {"accuracy", "total_count"} <= first.keys()
 
 
-def _read(path: Path) -> SampleScores:
-    records: list[dict[str, Any]] = []
-    models: set[str] = set()
-    for file in _files(path):
+def _records(_: Path, files: list[Path]) -> Iterator[dict[str, Any]]:
+    for file in files:
         total, *failed = json_lines(file)
-        match = _NAME.fullmatch(file.name)
-        category = match["category"] if match else file.stem
-        wrong = {str(entry["id"]) for entry in failed}
-        models |= {str(entry["model_name"]) for entry in failed if "model_name" in entry}
-        for name in _ids(file, category, wrong, int(total["total_count"])):
+        category = _NAME.sub(r"\g<category>", file.name)
+        wrong = {str(entry["id"]): entry.get("model_name") for entry in failed}
+        model = next((str(name) for name in wrong.values() if name is not None), None)
+        for name in _ids(file, category, set(wrong), int(total["total_count"])):
             score = float(name not in wrong)
-            records.append({"task": category, "doc_id": name, "metric": "acc", "score": score})
-    if len(models) > 1:
-        raise SampleSchemaError(
-            f"{path} holds scores of several models, {sorted(models)}: name one."
-        )
-    return SampleScores.from_records(records, model=next(iter(models), None))
+            yield {
+                "model": wrong.get(name) or model,
+                "task": category, "doc_id": name, "metric": "acc", "score": score,
+            }  # fmt: skip
 
 
 def _ids(file: Path, category: str, wrong: set[str], total: int) -> list[str]:
@@ -59,9 +49,9 @@ def _ids(file: Path, category: str, wrong: set[str], total: int) -> list[str]:
     return [f"{next(iter(prefixes))}_{i}" for i in range(total)]
 
 
-READER = Reader(
-    name="bfcl",
-    what="BFCL scores: BFCL_v<n>_<category>_score.json",
-    recognizes=lambda path: bool(_files(path)),
-    read=_read,
+READER = record_reader(
+    "bfcl",
+    "BFCL scores: BFCL_v<n>_<category>_score.json",
+    lambda path: files_below(path, _has_total),
+    _records,
 )

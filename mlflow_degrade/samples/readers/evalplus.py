@@ -2,53 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..table import SampleScores
-from ._reader import Reader, load_json, starts_with_keys
+from ._reader import object_with, record_reader
 
 
-def _problems(path: Path) -> dict[str, list[dict[str, Any]]] | None:
-    if not path.is_file() or not starts_with_keys(path, "eval"):
-        return None
-    content = load_json(path)
-    problems = content.get("eval") if isinstance(content, dict) else None
+def _problems(path: Path) -> dict[str, list[dict[str, Any]]]:
+    problems = object_with(path, "eval").get("eval")
     if not isinstance(problems, dict) or not problems:
-        return None
+        return {}
     first = next(iter(problems.values()))
     good = isinstance(first, list) and first and "base_status" in first[0]
-    return problems if good else None
+    return problems if good else {}
 
 
-def _read(path: Path) -> SampleScores:
-    records = []
-    for name, tries in (_problems(path) or {}).items():
-        task = name.partition("/")[0]
+def _records(_: Path, problems: dict[str, list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    for name, tries in problems.items():
         for i, tried in enumerate(tries):
             base, plus = tried.get("base_status"), tried.get("plus_status")
             common = {
-                "task": task,
+                "task": name.partition("/")[0],
                 "doc_id": name,
                 "repeat": i,
                 "response": tried.get("solution"),
             }
-            passed = base == "pass"
-            records.append({**common, "metric": "base", "score": _number(base, passed)})
+            passed = None if base is None else float(base == "pass")
+            yield {**common, "metric": "base", "score": passed}
             if plus is not None:
                 # As EvalPlus counts: the extra tests are asked on top of the original ones.
-                both = passed and plus == "pass"
-                records.append({**common, "metric": "plus", "score": _number(plus, both)})
-    return SampleScores.from_records(records)
+                both = float(base == plus == "pass")
+                yield {**common, "metric": "plus", "score": both}
 
 
-def _number(status: Any, passed: bool) -> float | None:
-    return None if status is None else float(passed)
-
-
-READER = Reader(
-    name="evalplus",
-    what="EvalPlus <samples>_eval_results.json: metrics base and plus",
-    recognizes=lambda path: _problems(path) is not None,
-    read=_read,
+READER = record_reader(
+    "evalplus",
+    "EvalPlus <samples>_eval_results.json: metrics base and plus",
+    _problems,
+    _records,
 )

@@ -13,11 +13,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from ...core.errors import EmptySamplesError, SampleSchemaError
+from ...core.errors import SampleSchemaError
 from ..schema import FEATURE_PREFIX, text_hash
-from ..table import SampleScores
-from ._columns import direction_option, split_names
-from ._reader import Reader, note, read_json
+from ._reader import files_in, note, read_json, record_reader, split_names, start_of
 
 # How inspect_ai counts its letters; a refusal ("N") is an answer that is not correct.
 _LETTERS = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}
@@ -34,18 +32,12 @@ _ATTACHMENT = re.compile(r"attachment://(\w+)")
 _ZSTD = 93
 
 
-def _logs(path: Path) -> list[Path]:
-    candidates = [path] if path.is_file() else sorted(path.iterdir())
-    return [file for file in candidates if file.is_file() and _is_log(file)]
-
-
 def _is_log(file: Path) -> bool:
     if file.suffix == ".eval":
         return zipfile.is_zipfile(file)
     if file.suffix != ".json":
         return False
-    with file.open("rb") as stream:
-        return _JSON_START.match(stream.read(4096)) is not None
+    return _JSON_START.match(start_of(file)) is not None
 
 
 def _load(file: Path) -> dict[str, Any]:
@@ -81,15 +73,12 @@ def _member(archive: zipfile.ZipFile, name: str) -> bytes:
     return unpacked
 
 
-def _read(
-    path: Path,
-    *,
-    features: str | Iterable[str] = (),
-    higher_is_better: bool | str | None = None,
-) -> SampleScores:
+def _records(
+    path: Path, files: list[Path], *, features: str | Iterable[str] = ()
+) -> Iterator[dict[str, Any]]:
     latest: dict[str, dict[str, Any]] = {}
     passed_over: list[str] = []
-    for file in _logs(path):
+    for file in files:
         log = _load(file)
         about = log["eval"]
         if log.get("status") != "success":
@@ -101,54 +90,40 @@ def _read(
             latest[about["task"]] = log
     if passed_over:
         note(f"{path} has several logs of {sorted(set(passed_over))}: the latest of each is read.")
-    models = {str(log["eval"].get("model")) for log in latest.values()}
-    if len(models) > 1:
-        raise SampleSchemaError(
-            f"{path} holds logs of several models, {sorted(models)}: name the log files of one."
-        )
-    records: list[dict[str, Any]] = []
     skipped: set[str] = set()
-    for log in latest.values():
-        records += _records(log, split_names(features), skipped)
+    for task, log in latest.items():
+        numeric = _metrics(log)
+        skipped |= {f"{task}/{name}" for name, is_number in numeric.items() if not is_number}
+        for sample in log.get("samples") or ():
+            common, scores = _common(sample, log["eval"], split_names(features)), _values(sample)
+            for name in (name for name, is_number in numeric.items() if is_number):
+                # A sample that failed before it was scored is unscored under every metric.
+                yield {**common, "metric": name, "score": _number(scores.get(name))}
     if skipped:
         note(f"left out, as they are not one number a sample: {', '.join(sorted(skipped))}.")
-    if not records:
-        raise EmptySamplesError(f"{path} holds no scored samples.")
-    direction = direction_option(higher_is_better)
-    for record in records:
-        record["higher_is_better"] = direction
-    versions = {task: str(log["eval"].get("task_version", 0)) for task, log in latest.items()}
-    return SampleScores.from_records(records, model=models.pop(), task_versions=versions)
 
 
-def _records(
-    log: dict[str, Any], features: list[str], skipped: set[str]
-) -> Iterator[dict[str, Any]]:
-    samples = log.get("samples") or []
-    task = log["eval"]["task"]
-    names, labels = _metrics(samples)
-    skipped |= {f"{task}/{name}" for name in labels}
-    for sample in samples:
-        prompt, asked = _prompt(sample)
-        target = sample.get("target", "")
-        target = target if isinstance(target, str) else "\n".join(map(str, target))
-        common = {
-            "task": task,
-            "doc_id": str(sample["id"]),
-            "repeat": int(sample.get("epoch", 1)) - 1,
-            "prompt": prompt,
-            "prompt_hash": text_hash(asked),
-            "target": _resolved(target, sample),
-            "response": _completion(sample),
-        }
-        for name in features:
-            value = (sample.get("metadata") or {}).get(name)
-            number = isinstance(value, (int, float))
-            common[FEATURE_PREFIX + name] = value if number or value is None else str(value)
-        values = _values(sample)
-        for name in names:
-            # A sample that failed before it was scored is unscored under every metric.
-            yield {**common, "metric": name, "score": _number(values.get(name))}
+def _common(sample: dict[str, Any], about: dict[str, Any], features: list[str]) -> dict[str, Any]:
+    """What all scores of a sample have in common."""
+    prompt, asked = _prompt(sample)
+    target = sample.get("target", "")
+    target = target if isinstance(target, str) else "\n".join(map(str, target))
+    common = {
+        "model": str(about.get("model")),
+        "version": str(about.get("task_version", 0)),
+        "task": about["task"],
+        "doc_id": str(sample["id"]),
+        "repeat": int(sample.get("epoch", 1)) - 1,
+        "prompt": prompt,
+        "prompt_hash": text_hash(asked),
+        "target": _resolved(target, sample),
+        "response": _completion(sample),
+    }
+    for name in features:
+        value = (sample.get("metadata") or {}).get(name)
+        is_number = isinstance(value, (int, float))
+        common[FEATURE_PREFIX + name] = value if is_number or value is None else str(value)
+    return common
 
 
 def _prompt(sample: dict[str, Any]) -> tuple[str, str]:
@@ -188,13 +163,13 @@ def _completion(sample: dict[str, Any]) -> str | None:
     return _content(choices[0].get("message") or {}, sample) if choices else None
 
 
-def _metrics(samples: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
-    """Names of the metrics that are numbers, and of those that are not."""
+def _metrics(log: dict[str, Any]) -> dict[str, bool]:
+    """Names of the metrics, and whether they are numbers."""
     numeric: dict[str, bool] = {}
-    for sample in samples:
+    for sample in log.get("samples") or ():
         for name, value in _values(sample).items():
             numeric[name] = numeric.get(name, True) and not isinstance(_number(value), str)
-    return [n for n, yes in numeric.items() if yes], [n for n, yes in numeric.items() if not yes]
+    return numeric
 
 
 def _values(sample: dict[str, Any]) -> dict[str, Any]:
@@ -232,13 +207,11 @@ def _number(value: Any) -> float | str | None:
     return type(value).__name__
 
 
-READER = Reader(
-    name="inspect",
-    what="inspect_ai logs: .eval or .json",
-    recognizes=lambda path: bool(_logs(path)),
-    read=_read,
-    options={
-        "features": "Fields of the samples' metadata to keep, separated by commas.",
-        "higher_is_better": "Direction of the scores, where the metrics' names do not tell.",
-    },
+READER = record_reader(
+    "inspect",
+    "inspect_ai logs: .eval or .json",
+    lambda path: files_in(path, _is_log),
+    _records,
+    options={"features": "Fields of the samples' metadata to keep, separated by commas."},
+    order=4,
 )

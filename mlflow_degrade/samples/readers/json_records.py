@@ -16,15 +16,13 @@ from ._columns import (
     KNOWN,
     SCORE_GROUPS,
     Origin,
-    as_text,
     is_score_name,
     source_columns,
-    split_names,
     stack,
     to_samples,
 )
 from ._pairwise import are_battles
-from ._reader import Reader, json_lines, load_json, look_up
+from ._reader import Reader, as_text, files_in, json_lines, load_json, look_up, split_names
 
 _LINES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
 _SUFFIXES = (*_LINES, ".json", ".json.gz")
@@ -38,8 +36,7 @@ def _suffix(file: Path) -> str | None:
 
 
 def _files(path: Path) -> list[Path]:
-    candidates = [path] if path.is_file() else sorted(path.iterdir())
-    files = [f for f in candidates if f.is_file() and _suffix(f)]
+    files = files_in(path, _suffix)
     # Beside lines, other JSON is about the run.
     return [f for f in files if _suffix(f) in _LINES] or files
 
@@ -174,4 +171,5 @@ READER = Reader(
         **{k: v.replace("column with", "key with") for k, v in COLUMN_OPTIONS.items()},
         "records": "Where in the object the array of records is, e.g. results.samples.",
     },
+    order=21,
 )

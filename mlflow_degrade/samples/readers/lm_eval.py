@@ -18,7 +18,6 @@ from ...core.redaction import redact_value
 from ..origin import Origin
 from ..schema import FEATURE_PREFIX, text_hash
 from ..table import SampleScores
-from ._columns import direction_option, split_names, truth
 from ._lm_eval_answers import choices_of, chosen
 from ._lm_eval_files import (
     TaskFile,
@@ -30,7 +29,7 @@ from ._lm_eval_files import (
     sample_files,
 )
 from ._lm_eval_metrics import NOT_PER_SAMPLE, sample_score
-from ._reader import Reader, json_lines, note
+from ._reader import Reader, direction_option, json_lines, note, split_names, truth
 
 OWN_FACTS = "mlflow_degrade"
 """Key of what this package adds to the results of an lm-eval that it called itself."""
@@ -352,4 +351,5 @@ READER = Reader(
         "missing": "unscored counts records without a metric that they list as unscored.",
         "higher_is_better": "Direction of metrics whose direction the results do not state.",
     },
+    order=1,
 )

@@ -9,9 +9,8 @@ from typing import Any
 
 from ...core.errors import SampleSchemaError
 from ..table import SampleScores
-from ._columns import split_names
 from ._lm_eval_files import TaskFile
-from ._reader import Reader, load_json, read_json
+from ._reader import Reader, files_in, load_json, read_json, split_names, start_of
 from .lm_eval import scores_of
 
 _RESULTS = "results.json"
@@ -19,26 +18,20 @@ _WRITE_OUT = "_write_out_info.json"
 _NOT_METRICS = re.compile(r"doc_id|truth|(prompt|logit|label|result)_?\d*")
 
 
-def _files(path: Path) -> list[Path]:
-    candidates = [path] if path.is_file() else sorted(path.iterdir())
-    return [file for file in candidates if file.is_file() and (_is_03(file) or _is_040(file))]
-
-
 def _is_03(file: Path) -> bool:
     return file.name.endswith(_WRITE_OUT)
 
 
-def _is_040(file: Path) -> bool:
-    """An array over many lines, in spite of its name."""
+def _is_log(file: Path) -> bool:
+    """Of 0.4.0 an array over many lines, in spite of its name."""
     if file.suffix != ".jsonl":
-        return False
-    with file.open("rb") as stream:
-        start = stream.read(400)
+        return _is_03(file)
+    start = start_of(file, 400)
     return start.lstrip()[:1] == b"[" and b'"doc_id"' in start
 
 
 def _read(path: Path, *, features: str | Iterable[str] = ()) -> SampleScores:
-    files = _files(path)
+    files = files_in(path, _is_log)
     parts, dates = [], {}
     results: dict[str, dict[str, Any]] = {}
     for file in files:
@@ -92,7 +85,8 @@ def _as_now(record: dict[str, Any]) -> dict[str, Any]:
 READER = Reader(
     name="lm-eval-early",
     what="early lm-eval: <model>_<task>.jsonl of 0.4.0, <task>_write_out_info.json of 0.3",
-    recognizes=lambda path: bool(_files(path)),
+    recognizes=lambda path: bool(files_in(path, _is_log)),
     read=_read,
     options={"features": "Fields of the documents to keep as features, separated by commas."},
+    order=2,
 )

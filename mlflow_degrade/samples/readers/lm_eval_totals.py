@@ -10,27 +10,21 @@ from ...core.errors import EmptySamplesError
 from ...stats import mde
 from ...stats._combination_rules import DEFAULT_RULE, pooled_level, rule_named
 from ..table import SampleScores
-from ._reader import Reader, files_below, load_json
+from ._reader import Reader, files_below, load_json, start_of
 
 # Of the answers, as quantized models change them.
 _FLIP_RATE = 0.05
 
 
-def _results(path: Path) -> list[Path]:
-    files = sorted(file for file in files_below(path) if file.suffix == ".json")
-    return [file for file in files if _is_results(file)]
-
-
 def _is_results(file: Path) -> bool:
-    with file.open("rb") as stream:
-        if b'"results"' not in stream.read(4096):
-            return False
+    if file.suffix != ".json" or b'"results"' not in start_of(file, 4096):
+        return False
     content = load_json(file)
     return isinstance(content, dict) and {"results", "versions", "config"} <= content.keys()
 
 
 def _read(path: Path) -> SampleScores:
-    file = _results(path)[-1]
+    file = files_below(path, _is_results)[-1]
     about = load_json(file)
     sizes = {task: n for task in about["results"] if (n := _size(task, about)) is not None}
     level = pooled_level(rule_named(DEFAULT_RULE), None, 0.05)
@@ -64,6 +58,7 @@ def _size(task: str, about: Mapping[str, Any]) -> int | None:
 READER = Reader(
     name="lm-eval-totals",
     what="lm-eval results without --log_samples, to say what is missing",
-    recognizes=lambda path: bool(_results(path)),
+    recognizes=lambda path: bool(files_below(path, _is_results)),
     read=_read,
+    order=5,
 )

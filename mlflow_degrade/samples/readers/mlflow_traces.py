@@ -10,9 +10,7 @@ from typing import Any
 
 from ...core.errors import EmptySamplesError, UnknownNameError
 from ..schema import text_hash
-from ..table import SampleScores
-from ._columns import as_text, direction_option, split_names
-from ._reader import Reader, load_json, note
+from ._reader import as_text, load_json, note, numbered, record_reader, split_names
 from ._score_values import number_or_word
 
 _TASK = "mlflow"
@@ -59,7 +57,7 @@ def has_traces(run_id: str, experiment_id: str) -> bool:
 
 
 def _traces(path: Path) -> tuple[list[dict[str, Any]], str | None] | None:
-    """The traces in a file and the run they are of; None for another file."""
+    """The traces in a file in their order and the run they are of; None for another file."""
     if not path.is_file() or not path.name.endswith((".json", ".json.gz")):
         return None
     content = load_json(path)
@@ -70,17 +68,16 @@ def _traces(path: Path) -> tuple[list[dict[str, Any]], str | None] | None:
     infos = [trace.get("info") if isinstance(trace, dict) else None for trace in traces]
     if not all(isinstance(info, dict) and "trace_id" in info for info in infos):
         return None
-    return traces, run_id
+    return sorted(traces, key=lambda t: (_time(t["info"]), t["info"]["trace_id"])), run_id
 
 
-def _read(
+def _records(
     path: Path,
+    found: tuple[list[dict[str, Any]], str | None],
     *,
     scorers: str | Iterable[str] | None = None,
-    higher_is_better: bool | str | None = None,
-) -> SampleScores:
-    traces, run_id = _traces(path) or ([], None)
-    traces = sorted(traces, key=lambda trace: (_time(trace["info"]), trace["info"]["trace_id"]))
+) -> Iterator[dict[str, Any]]:
+    traces, run_id = found
     feedback = [_feedback(trace, run_id) for trace in traces]
     names = sorted({name for given in feedback for name in given})
     scored = [name for name in names if any(_is_score(g.get(name, ())) for g in feedback)]
@@ -101,16 +98,12 @@ def _read(
             f"there are the scorers {', '.join(scored)}: one is compared, say which with its name "
             "as the metric; with the option scorers=a,b each is a task of its own."
         )
-    direction = direction_option(higher_is_better)
-    records = [
-        {**common, "task": _TASK if wanted is None else name, "metric": name, "repeat": repeat,
-         "score": score, "higher_is_better": direction}
-        for common, given in zip(_samples(traces, run_id), feedback, strict=True)
-        for name in wanted or scored
-        # A scorer that failed, or was not asked, left the sample unscored.
-        for repeat, score in enumerate(map(_score, given.get(name) or [None]))
-    ]  # fmt: skip
-    return SampleScores.from_records(records)
+    for common, given in zip(_samples(traces, run_id), feedback, strict=True):
+        for name in wanted or scored:
+            task = _TASK if wanted is None else name
+            # A scorer that failed, or was not asked, left the sample unscored.
+            for repeat, score in enumerate(map(_score, given.get(name) or [None])):
+                yield {**common, "task": task, "metric": name, "repeat": repeat, "score": score}
 
 
 def _samples(traces: Iterable[Mapping[str, Any]], run_id: str | None) -> Iterator[dict[str, Any]]:
@@ -119,7 +112,6 @@ def _samples(traces: Iterable[Mapping[str, Any]], run_id: str | None) -> Iterato
     for trace in traces:
         inputs = _plain(_text(trace, "request"))
         doc = text_hash(f"{as_text(inputs)}")[:16]
-        seen[doc] += 1
         values = list(inputs.values()) if isinstance(inputs, dict) else [inputs]
         expected = {
             stated["assessment_name"]: _plain(stated["expectation"])
@@ -128,7 +120,7 @@ def _samples(traces: Iterable[Mapping[str, Any]], run_id: str | None) -> Iterato
         }
         wanted = list(expected.values()) if len(expected) == 1 else [expected or None]
         yield {
-            "doc_id": doc if seen[doc] == 1 else f"{doc}/{seen[doc]}",
+            "doc_id": numbered(doc, seen),
             "doc_hash": doc,
             "prompt": as_text(values[0] if len(values) == 1 else inputs),
             "target": as_text(wanted[0]),
@@ -192,13 +184,12 @@ def _time(info: Mapping[str, Any]) -> str:
     return str(info.get("request_time", ""))
 
 
-READER = Reader(
-    name="mlflow-traces",
-    what="traces with the assessments of mlflow.genai.evaluate, of a run or exported as JSON",
-    recognizes=lambda path: _traces(path) is not None,
-    read=_read,
+READER = record_reader(
+    "mlflow-traces",
+    "traces with the assessments of mlflow.genai.evaluate, of a run or exported as JSON",
+    _traces,
+    _records,
     options={
         "scorers": "Names of scorers, separated by commas; each becomes a task of its own.",
-        "higher_is_better": "Direction of the scores, where the scorers' names do not tell.",
     },
 )

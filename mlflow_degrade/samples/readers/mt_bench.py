@@ -2,56 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ...core.errors import SampleSchemaError, UnknownNameError
-from ..table import SampleScores
-from ._reader import Reader, first_record, json_lines, note
+from ._reader import first_record, json_lines, number, record_reader
 
 _KEYS = {"question_id", "model", "judge", "turn", "score"}
 # What FastChat writes where it found no rating in the judge's reply.
 _NO_RATING = -1
 
 
-def _is_judgment(path: Path) -> bool:
-    return first_record(path).keys() >= _KEYS
-
-
-def _read(path: Path, *, model: str | None = None) -> SampleScores:
-    lines = list(json_lines(path))
-    models = sorted({str(line["model"]) for line in lines})
-    if model is None and len(models) > 1:
-        raise SampleSchemaError(
-            f"{path} holds judgments of the models {models}: name one with model=…, for the two "
-            "sides with -b model=… and -c model=…."
-        )
-    chosen = models[0] if model is None else model
-    if chosen not in models:
-        raise UnknownNameError("model", chosen, models)
-    records: list[dict[str, Any]] = [
-        {
+def _records(path: Path, _: bool) -> Iterator[dict[str, Any]]:
+    for line in json_lines(path):
+        yield {
+            "model": str(line["model"]),
             "task": "mt_bench",
             "doc_id": str(line["question_id"]),
             # A question is one observation: its turns are averaged, as MT-bench does.
             "repeat": int(line["turn"]) - 1,
             "metric": "rating",
-            "score": None if line["score"] in (None, _NO_RATING) else float(line["score"]),
+            "score": None if line["score"] == _NO_RATING else number(line["score"]),
             "response": line.get("judgment"),
         }
-        for line in lines
-        if str(line["model"]) == chosen
-    ]
-    unscored = sum(record["score"] is None for record in records)
-    if unscored:
-        note(f"{path}: {unscored} answers of {chosen} got no rating from the judge.")
-    return SampleScores.from_records(records, model=chosen)
 
 
-READER = Reader(
-    name="mt-bench",
-    what="MT-bench single-answer judgments: <judge>_single.jsonl",
-    recognizes=_is_judgment,
-    read=_read,
-    options={"model": "The model whose answers are meant."},
+READER = record_reader(
+    "mt-bench",
+    "MT-bench single-answer judgments: <judge>_single.jsonl",
+    lambda path: first_record(path).keys() >= _KEYS,
+    _records,
+    unscored="the judge gave no rating",
 )

@@ -10,11 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ...core.errors import EmptySamplesError, SampleSchemaError
+from ...core.errors import SampleSchemaError
 from ..schema import FEATURE_PREFIX
-from ..table import SampleScores
-from ._columns import direction_option
-from ._reader import Reader, json_lines, note, read_json
+from ._reader import json_lines, number, read_json, record_reader
 from ._unscored import was_not_scored
 
 _RESULTS = "results.jsonl"
@@ -33,8 +31,7 @@ def _bundles(path: Path) -> list[Path]:
     ]
 
 
-def _read(path: Path, *, higher_is_better: bool | str | None = None) -> SampleScores:
-    bundles = _bundles(path)
+def _of_bundles(path: Path, bundles: list[Path]) -> Iterator[dict[str, Any]]:
     shards = [b.parent.name for b in bundles if b.parent.name.startswith("shard_")]
     if shards:
         raise SampleSchemaError(f"{path} holds unmerged shards {shards}: merge them first.")
@@ -45,8 +42,6 @@ def _read(path: Path, *, higher_is_better: bool | str | None = None) -> SampleSc
             f"{shared} hold several bundles for one {_RESULTS}, so it is not known which one it "
             "belongs to. Keep the bundle of the last run, or name it."
         )
-    records: list[dict[str, Any]] = []
-    models: dict[str, None] = {}
     seen: dict[str, Path] = {}
     for bundle in bundles:
         about = read_json(bundle)
@@ -57,25 +52,10 @@ def _read(path: Path, *, higher_is_better: bool | str | None = None) -> SampleSc
             raise SampleSchemaError(f"benchmark {task!r} is in {seen[task]} and in {bundle}.")
         seen[task] = bundle
         model = (about.get("config") or {}).get("model")
-        if isinstance(model, str):
-            models[model] = None
-        records += _records(bundle.parent / _RESULTS, task)
-    if len(models) > 1:
-        raise SampleSchemaError(f"{path} holds bundles of several models: {list(models)}.")
-    if not records:
-        raise EmptySamplesError(f"{path} holds bundles without any sample.")
-    direction = direction_option(higher_is_better)
-    for record in records:
-        record["higher_is_better"] = direction
-    unscored = sum(r["score"] is None for r in records)
-    if unscored:
-        note(
-            f"{path}: {unscored} samples were never scored (infrastructure, time or judge failed)."
-        )
-    return SampleScores.from_records(records, model=next(iter(models), None))
+        yield from _records(bundle.parent / _RESULTS, task, model)
 
 
-def _records(path: Path, task: str) -> Iterator[dict[str, Any]]:
+def _records(path: Path, task: str, model: Any) -> Iterator[dict[str, Any]]:
     for record in json_lines(path):
         if "problem_idx" not in record or "reward" not in record:
             raise SampleSchemaError(
@@ -87,6 +67,7 @@ def _records(path: Path, task: str) -> Iterator[dict[str, Any]]:
         prompt, expected = record.get("prompt"), record.get("expected_answer")
         category = metadata.get("category", details.get("category"))
         common = {
+            "model": model if isinstance(model, str) else None,
             "task": task,
             "doc_id": str(record["problem_idx"]),
             "repeat": int(record.get("repeat") or 0),
@@ -100,8 +81,7 @@ def _records(path: Path, task: str) -> Iterator[dict[str, Any]]:
         for name, reward in (record.get("scorer_rewards") or {}).items():
             own = details.get(name)
             failed = isinstance(own, dict) and ("error" in own or was_not_scored(own))
-            score = None if failed or reward is None else float(reward)
-            yield {**common, "metric": name, "score": score}
+            yield {**common, "metric": name, "score": None if failed else number(reward)}
 
 
 def _reward(reward: Any, details: dict[str, Any]) -> float | None:
@@ -109,19 +89,18 @@ def _reward(reward: Any, details: dict[str, Any]) -> float | None:
     # The engine writes 0 then (its issues 1140, 1155 and 1158).
     judge = details.get("judge")
     failed = isinstance(judge, dict) and ("error" in judge or was_not_scored(judge))
-    return None if reward is None or failed or was_not_scored(details) else float(reward)
+    return None if failed or was_not_scored(details) else number(reward)
 
 
 def _text(value: Any) -> str | None:
     return value if value is None or isinstance(value, str) else str(value)
 
 
-READER = Reader(
-    name="nemo",
-    what=f"NVIDIA NeMo Evaluator bundles: eval-*.json beside {_RESULTS}",
-    recognizes=lambda path: bool(_bundles(path)),
-    read=_read,
-    options={
-        "higher_is_better": "Direction of the scores, where the metrics' names do not tell.",
-    },
+READER = record_reader(
+    "nemo",
+    f"NVIDIA NeMo Evaluator bundles: eval-*.json beside {_RESULTS}",
+    _bundles,
+    _of_bundles,
+    unscored="infrastructure, time or judge failed",
+    order=3,
 )

@@ -41,4 +41,5 @@ READER = Reader(
     what="sample tables of mlflow-degrade: <task>.parquet files, in a directory or in its samples/",
     recognizes=_is_ours,
     read=_read,
+    order=0,
 )

@@ -26,7 +26,7 @@ from ._columns import (
     to_samples,
     usual_form,
 )
-from ._reader import Reader, plain, text_encoding
+from ._reader import Reader, files_in, plain, text_encoding
 
 _SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
 _DEFAULT_TASK = "samples"
@@ -41,14 +41,8 @@ def _kind(path: Path) -> str | None:
     return next((s for s in _SUFFIXES if path.name.lower().endswith(s)), None)
 
 
-def _files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path] if _kind(path) else []
-    return sorted(file for file in path.iterdir() if file.is_file() and _kind(file))
-
-
 def _read(path: Path, *, task: str | None = None, **options: Any) -> SampleScores:
-    files = _files(path)
+    files = files_in(path, _kind)
     if not files:
         raise SampleSchemaError(f"{path} holds no {', '.join(_SUFFIXES)} file.")
     if len({_kind(file) == ".parquet" for file in files}) > 1:
@@ -117,7 +111,8 @@ READER = Reader(
     name="table",
     what="CSV, TSV or Parquet with the columns [task,]prompt_id,score; in a directory, one file a "
     "task",
-    recognizes=lambda path: bool(_files(path)),
+    recognizes=lambda path: bool(files_in(path, _kind)),
     read=_read,
     options=COLUMN_OPTIONS,
+    order=20,
 )
