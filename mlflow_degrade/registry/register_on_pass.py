@@ -129,7 +129,7 @@ def place(
         tags = verdict_tags(decision, evidence, run_id, content)
         found, created = _version(decision, tags, name, model_uri, version, fresh)
         with patience(content.size):
-            moved = alias is not None and _point(name, alias, found, created, is_model)
+            moved = alias is not None and _point(name, alias, found, model_uri if created else None, is_model)
     return Placement(f"models:/{name}/{found}", created, alias, moved)
 
 
@@ -186,19 +186,20 @@ def _version(
         run_id=tags[RUN_TAG],
         tags=tags,
         description=decision.reasons[0],
-        model_id=model_uri.removeprefix("models:/") if model_uri.startswith("models:/m-") else None,
     )
     return str(new.version), True
 
 
-def _point(name: str, alias: str, version: str, created: bool, is_model: bool) -> bool:
+def _point(name: str, alias: str, version: str, made_of: str | None, is_model: bool) -> bool:
     """Set an alias unless it is there already; a version made for it does not outlive a refusal."""
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
+    from .registration import unregister
+
     client = MlflowClient()
     try:
-        if not created and str(client.get_model_version_by_alias(name, alias).version) == version:
+        if made_of is None and str(client.get_model_version_by_alias(name, alias).version) == version:
             return False
     except MlflowException:
         pass  # no such alias yet
@@ -206,8 +207,8 @@ def _point(name: str, alias: str, version: str, created: bool, is_model: bool) -
     try:
         registry.set_registered_model_alias(name, alias, version)
     except BaseException as error:
-        if created:
-            client.delete_model_version(name, version)
+        if made_of is not None:
+            unregister(name, version, made_of)
         if isinstance(error, MlflowException):
             raise RegistryError(
                 f"the registry refused to point {name}@{alias} to version {version}: {error}"

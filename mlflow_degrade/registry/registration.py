@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping
 from functools import partial
@@ -110,7 +111,7 @@ def register(
     description : str
         Shown on the version's page.
     model_id : str, optional
-        Id of the logged model.
+        Id of the logged model, whose page then names the version; by default that of `model_uri`.
 
     Returns
     -------
@@ -126,6 +127,7 @@ def register(
 
     client = MlflowClient()
     created = False
+    model_id = model_id or _logged_model(model_uri)
     make = partial(
         client.create_model_version,
         name,
@@ -137,12 +139,12 @@ def register(
     )
     try:
         try:
-            return make()
+            made = make()
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-        created = _create_registered_model(client, name)
-        return make()
+            created = _create_registered_model(client, name)
+            made = make()
     except BaseException as error:
         # Ctrl-C too: an empty registered model would look like a model that once passed.
         if created:
@@ -150,6 +152,19 @@ def register(
         if isinstance(error, MlflowException):
             raise RegistryError(f"{name!r} could not be registered: {error}") from error
         raise
+    if model_id is not None:
+        _link(client, model_id, name, made.version)
+    return made
+
+
+def unregister(name: str, version: str, model_uri: str) -> None:
+    """Delete a version, and the link to it from its logged model."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient()
+    client.delete_model_version(name, version)
+    if (model_id := _logged_model(model_uri)) is not None:
+        _link(client, model_id, name, version, there=False)
 
 
 def verdict_tags(
@@ -165,6 +180,44 @@ def verdict_tags(
     }
     digest = decision.candidate.get("model_digest")
     return tags if digest is None else {**tags, MODEL_DIGEST_TAG: digest}
+
+
+def _logged_model(model_uri: str) -> str | None:
+    """The id in ``models:/m-…``; other addresses have none."""
+    return model_uri.removeprefix("models:/") if model_uri.startswith("models:/m-") else None
+
+
+def _link(client: Any, model_id: str, name: str, version: Any, *, there: bool = True) -> None:
+    """Have the page of a logged model name a version, or name it no longer."""
+    # MLflow's own registration sets this tag from its client, and its server for whoever asks it
+    # to make a version; a client on a database has to do it itself. Without it the page says "Not
+    # registered".
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
+
+    entry = {"name": name, "version": str(version)}
+    try:
+        stated = client.get_logged_model(model_id).tags.get(MLFLOW_MODEL_VERSIONS)
+        listed = json.loads(stated or "[]")
+        known = [each for each in listed if _same_version(each, entry)]
+        if there and not known:
+            listed.append({"name": name, "version": version})
+        elif not there and known:
+            listed = [each for each in listed if each not in known]
+        else:
+            return
+        client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: json.dumps(listed)})
+    except (MlflowException, ValueError, TypeError) as error:
+        # The version is made, and holds without it.
+        warnings.warn(
+            f"the page of logged model {model_id} does not name version {version} of {name!r}: "
+            f"{error}",
+            stacklevel=3,
+        )
+
+
+def _same_version(each: Any, entry: Mapping[str, str]) -> bool:
+    return {key: str(value) for key, value in dict(each).items()} == dict(entry)
 
 
 def _create_registered_model(client: Any, name: str) -> bool:

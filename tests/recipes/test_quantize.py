@@ -98,6 +98,10 @@ def test_pass_is_logged_registered_and_served(
 
     version = store.get_model_version("tiny", "1")
     assert version.run_id == outcome.run_id
+    # The page of the logged model names its version.
+    (logged,) = store.search_logged_models(["0"])
+    (link,) = json.loads(logged.tags["mlflow.modelVersions"])
+    assert (link["name"], str(link["version"])) == ("tiny", "1")
     assert version.tags["degrade.verdict"] == "PASS"
     assert version.tags["degrade.evidence_digest"] == parent.data.tags["degrade.evidence_digest"]
     code = (
