@@ -129,7 +129,9 @@ def place(
         tags = verdict_tags(decision, evidence, run_id, content)
         found, created = _version(decision, tags, name, model_uri, version, fresh)
         with patience(content.size):
-            moved = alias is not None and _point(name, alias, found, model_uri if created else None, is_model)
+            moved = alias is not None and _point(
+                name, alias, found, model_uri if created else None, is_model
+            )
     return Placement(f"models:/{name}/{found}", created, alias, moved)
 
 
@@ -199,7 +201,10 @@ def _point(name: str, alias: str, version: str, made_of: str | None, is_model: b
 
     client = MlflowClient()
     try:
-        if made_of is None and str(client.get_model_version_by_alias(name, alias).version) == version:
+        if (
+            made_of is None
+            and str(client.get_model_version_by_alias(name, alias).version) == version
+        ):
             return False
     except MlflowException:
         pass  # no such alias yet

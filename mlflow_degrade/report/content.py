@@ -6,6 +6,7 @@ the same wherever it is met.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,7 @@ SIGNS: Mapping[Verdict, str] = {
 }
 
 _TASKS_LISTED = 3
+_GLANCE = re.compile(rf"[{''.join(SIGNS.values())}] [+−]?\d[\d.e+-]*( pp)? ")
 
 
 def total_name(decision: Decision) -> str:
@@ -72,6 +74,24 @@ def shown_margin(decision: Decision) -> str:
         signed=False,
         unit=total_unit(decision),
     )
+
+
+def glance(decision: Decision) -> str:
+    """Verdict and change in a few characters, e.g. ``✕ −8.9 pp``."""
+    total = decision.aggregate
+    return f"{SIGNS[decision.verdict]} {numbers.glance(total.delta, proportion=total.proportion)}"
+
+
+def run_name(decision: Decision, name: str) -> str:
+    """A run's name after its verdict: nothing else is seen in every list of runs."""
+    return f"{glance(decision)} {_GLANCE.sub('', name, count=1)}"
+
+
+def change_in_brief(decision: Decision) -> str:
+    """The change over all gating tasks with its interval, e.g. ``−8.86 pp [−11.08, −6.64]``."""
+    total, unit = decision.aggregate, decision.aggregate.proportion
+    change = numbers.change(total.delta, proportion=unit, unit=total_unit(decision))
+    return f"{change} {numbers.interval(total.interval.low, total.interval.high, proportion=unit)}"
 
 
 def headline(decision: Decision) -> str:
