@@ -94,6 +94,7 @@ def gate(
     from ..decision.policy import GatePolicy
     from ..registry.promotion import promote
     from ..report.terminal import console, decision_view
+    from ..tracking.views import where_to_look
 
     rules = GatePolicy() if policy is None else GatePolicy.from_yaml(policy)
     done = promote(
@@ -110,8 +111,8 @@ def gate(
     )
     out = console(stderr=json_ == "-")
     out.print(decision_view(done.decision, done.paired, samples=samples))
-    for line in outcome_lines(done):
-        out.print(line, markup=False)
+    for line in (*outcome_lines(done), *where_to_look(done.run_id)):
+        out.print(line, markup=False, soft_wrap=True)
     if json_ is not None:
         text = json.dumps(_outcome(done), indent=2) + "\n"
         if json_ == "-":
@@ -122,7 +123,10 @@ def gate(
 
 
 def outcome_lines(done: Promotion) -> Sequence[str]:
-    """What the gate did, in plain sentences."""
+    """What the gate did, in plain sentences, and what to do now."""
+    from ..report.next_steps import Command, next_lines
+
+    facts: dict[str, Any] = {"command": Command.current()}
     where = f"run {done.run_id}"
     lines = [
         "",
@@ -132,18 +136,21 @@ def outcome_lines(done: Promotion) -> Sequence[str]:
         *(f"Scores of the {side}: {source}." for side, source in done.sources.items()),
     ]
     placed = done.placement
+    if placed is not None:
+        model, found = placed.version.rpartition("/")[0], placed.version
+        facts |= {"target": f"{model}@{placed.alias}"} if placed.alias else {"registered": found}
     if placed is None:
         lines.append(
             "Nothing was registered: no registered model was named."
             if done.decision.verdict.value == "PASS"
             else f"Nothing was registered: the verdict is {done.decision.verdict.value}."
         )
-        return lines
+        return [*lines, "", *next_lines(done.decision, facts), ""]
     lines.append(f"{'Registered as' if placed.created else 'It is'} {placed.version}.")
     if placed.alias is not None:
         verb = "now points" if placed.moved else "points already"
         lines.append(f"Alias {placed.alias!r} {verb} to it.")
-    return lines
+    return [*lines, "", *next_lines(done.decision, facts), ""]
 
 
 def _questions(

@@ -50,6 +50,7 @@ def _run(given: dict[str, str]) -> int:
     from ..report.terminal import console, decision_view
     from ..tracking.connection import require_tracking_server
     from ..tracking.runs import joined_run_id, terminate_gracefully, tracked_run
+    from ..tracking.views import where_to_look
     from .gate import outcome_lines
 
     if given["device"] not in DEVICES:
@@ -91,8 +92,8 @@ def _run(given: dict[str, str]) -> int:
         )
         out = console()
         out.print(decision_view(done.decision, done.paired))
-        for line in outcome_lines(done):
-            out.print(line, markup=False)
+        for line in (*outcome_lines(done), *where_to_look(done.run_id)):
+            out.print(line, markup=False, soft_wrap=True)
     return done.decision.exit_code
 
 

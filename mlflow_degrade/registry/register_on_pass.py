@@ -167,6 +167,8 @@ def _version(
     """The version that carries the verdict: the candidate's own, an earlier one, or a new one."""
     from mlflow import MlflowClient
 
+    from ..report.markdown import model_card
+    from ..tracking.views import report_address
     from .evidence import EVIDENCE_TAG
     from .registration import register
     from .registry_listing import versions_of
@@ -187,7 +189,7 @@ def _version(
         name,
         run_id=tags[RUN_TAG],
         tags=tags,
-        description=decision.reasons[0],
+        description=model_card(decision, name, report=report_address(tags[RUN_TAG])),
     )
     return str(new.version), True
 

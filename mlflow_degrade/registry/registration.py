@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Mapping
 from functools import partial
@@ -12,11 +13,14 @@ from typing import Any
 
 from ..core.errors import RegistryError
 from ..decision.results import Decision
+from ..report.markdown import VERSION
 from ..tracking.evaluations import MODEL_DIGEST_TAG
 from .evidence import EVIDENCE_TAG, POLICY_TAG, VERDICT_TAG
 from .model_content import ARTIFACT_TAG, ModelContent
 from .served_code import SCRIPT, served_package
 
+# MLflow refuses names of logged models with these.
+_NOT_IN_NAMES = re.compile(r"""[/:.%"'\s]+""")
 _SERVING = (
     "mlflow",
     "numpy",
@@ -35,6 +39,7 @@ def log_model(
     metadata: Mapping[str, Any] | None = None,
     one_by_one: bool = False,
     prompting: Mapping[str, Any] | None = None,
+    name: str = "model",
 ) -> Any:
     """Log a model directory to the active run as a pyfunc model that carries its own code.
 
@@ -49,6 +54,8 @@ def log_model(
     prompting : mapping, optional
         How it was asked when it was evaluated; conversations are served with the same template and
         system instruction. See `mlflow_degrade.core.prompting.Prompting.facts`.
+    name : str
+        What MLflow's pages call it.
 
     Returns
     -------
@@ -67,7 +74,7 @@ def log_model(
         # signature that is given here.
         warnings.filterwarnings("ignore", message=".*input example was not provided.*")
         return mlflow.pyfunc.log_model(
-            name="model",
+            name=_NOT_IN_NAMES.sub("-", name).strip("-") or "model",
             # Models from code: MLflow runs this file where the model is loaded, nothing is pickled.
             python_model=str(SCRIPT),
             artifacts={"model_dir": str(model_dir)},
@@ -109,7 +116,7 @@ def register(
     tags : mapping
         Set together with the version, so that no version is ever seen without them.
     description : str
-        Shown on the version's page.
+        Shown on the version's page; ``<version>`` in it becomes the version's number.
     model_id : str, optional
         Id of the logged model, whose page then names the version; by default that of `model_uri`.
 
@@ -152,6 +159,9 @@ def register(
         if isinstance(error, MlflowException):
             raise RegistryError(f"{name!r} could not be registered: {error}") from error
         raise
+    if VERSION in description:
+        text = description.replace(VERSION, str(made.version))
+        made = client.update_model_version(name, made.version, text)
     if model_id is not None:
         _link(client, model_id, name, made.version)
     return made

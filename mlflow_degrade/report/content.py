@@ -12,6 +12,7 @@ from typing import Any
 
 from ..core import numbers
 from ..decision.results import AnswerChanges, Decision, TaskResult, Verdict
+from ..stats._combination_rules import rule_named
 
 #: Facts the caller knows about a run: ``scheme``, ``registered`` (the version, e.g.
 #: ``smollm2-int8/3``; None says that nothing was registered), ``command``, and any others to show.
@@ -92,6 +93,22 @@ def change_in_brief(decision: Decision) -> str:
     total, unit = decision.aggregate, decision.aggregate.proportion
     change = numbers.change(total.delta, proportion=unit, unit=total_unit(decision))
     return f"{change} {numbers.interval(total.interval.low, total.interval.high, proportion=unit)}"
+
+
+def glossary(decision: Decision) -> list[str]:
+    """What the words of a verdict mean, each in one sentence; only those that are used."""
+    policy = decision.policy
+    said = [
+        "p: the probability of a drop at least as large by chance alone, were the candidate no "
+        f"worse; at or below alpha ({policy.alpha:g}) it counts as established."
+    ]
+    if len(decision.tasks) > 1:
+        rule = rule_named(policy.aggregation)
+        sees = rule.sees.replace("*", "").replace("benchmark", "task")
+        said.append(f"{rule.name}: how the tasks become one test; this one sees {sees}.")
+    if decision.guilty:
+        said.append("guilty: a task that is worse even after allowing for the number of tasks.")
+    return said
 
 
 def headline(decision: Decision) -> str:

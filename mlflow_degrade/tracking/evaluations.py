@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -142,10 +143,11 @@ def dataset_name(tasks: Collection[str]) -> str:
     names = sorted(tasks)
     if len(names) <= _TASKS_LISTED:
         return ", ".join(names)
-    common, cut, _ = os.path.commonprefix(names).rpartition("_")
-    return (
-        f"{common} ({len(names)} tasks)" if cut else f"{names[0]} and {len(names) - 1} more tasks"
-    )
+    shared = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    common, cut, _ = "".join(letters[0] for letters in shared).rpartition("_")
+    if cut:
+        return f"{common} ({len(names)} tasks)"
+    return f"{names[0]} and {len(names) - 1} more tasks"
 
 
 def asked_digests(key: Mapping[str, Any]) -> dict[str, str | None]:
