@@ -16,8 +16,14 @@ from ..decision.results import AggregateResult, Decision, SideName, TaskResult, 
 from ..samples.pairing import PairedScores
 from ..samples.table import SampleScores
 from ..tracking.artifact_access import upload
-from ..tracking.evaluations import KIND_TAG, evaluation_dataset, log_together
+from ..tracking.evaluations import (
+    KIND_TAG,
+    MODEL_DIGEST_TAG,
+    evaluation_dataset,
+    log_together,
+)
 from ..tracking.runs import check_tag, is_drawn_name
+from .model_content import ARTIFACT_TAG
 
 # Where a side's scores are from: which run, of which experiment, on which server.
 
@@ -62,12 +68,23 @@ class EvaluationSource:
 
 
 VERDICT_TAG = "degrade.verdict"
+RUN_TAG = "degrade.run_id"
 EVIDENCE_TAG = "degrade.evidence_digest"
 POLICY_TAG = "degrade.policy_digest"
 REASONS_TAG = "degrade.reasons"
 CHANGE_TAG = "degrade.change"
 """Change and interval as a text: MLflow's list of runs shows numbers unrounded and cut."""
 GUILTY_TAG = "degrade.guilty"
+
+PROOF_TAG = "degrade.proof"
+"""Digests of a version and the run of its evidence; older versions have a tag for each."""
+_PROOF = {
+    "evidence": EVIDENCE_TAG,
+    "policy": POLICY_TAG,
+    "model": MODEL_DIGEST_TAG,
+    "files": ARTIFACT_TAG,
+    "run": RUN_TAG,
+}
 
 EVIDENCE = "evidence"
 GATE = "gate"
@@ -80,6 +97,30 @@ _TABLES_TAG = "mlflow.loggedArtifacts"
 _REASONS_LENGTH = 2_000
 # In charts and orders FAIL, INCONCLUSIVE and PASS are three values.
 _VERDICTS = {Verdict.FAIL: -1.0, Verdict.INCONCLUSIVE: 0.0, Verdict.PASS: 1.0}
+
+
+def proof_tag(tags: Mapping[str, str]) -> dict[str, str]:
+    """A version's tags with those about its evidence in one; `stated_tags` takes it apart."""
+    proof = {word: tags[tag] for word, tag in _PROOF.items() if tag in tags}
+    kept = {tag: value for tag, value in tags.items() if tag not in _PROOF.values()}
+    return {**kept, PROOF_TAG: json.dumps(proof)}
+
+
+def stated_tags(tags: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """A version's tags, each under its own name, however they were set; and contradictions."""
+    text = tags.get(PROOF_TAG)
+    if text is None:
+        return dict(tags), []
+    try:
+        proof = {_PROOF[word]: str(value) for word, value in json.loads(text).items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return dict(tags), [f"tag {PROOF_TAG} cannot be read: it was changed after registration"]
+    problems = [
+        f"tag {tag} says {tags[tag]}, tag {PROOF_TAG} says {value}"
+        for tag, value in proof.items()
+        if tags.get(tag, value) != value
+    ]
+    return {**tags, **proof}, problems
 
 
 @dataclass

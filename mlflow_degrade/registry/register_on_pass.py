@@ -169,27 +169,31 @@ def _version(
 
     from ..report.markdown import model_card
     from ..tracking.views import report_address
-    from .evidence import EVIDENCE_TAG
+    from .evidence import EVIDENCE_TAG, RUN_TAG, stated_tags
     from .registration import register
     from .registry_listing import versions_of
-    from .verification import RUN_TAG
 
     client = MlflowClient()
+    stated, _ = stated_tags(tags)
     if version is not None:
         have = client.get_model_version(name, version).tags
-        for key, value in tags.items():
-            if have.get(key) != value:
+        said, wrong = stated_tags(have)
+        if wrong or any(said.get(key) != value for key, value in stated.items()):
+            # What an earlier gate of an older state of the package left would contradict.
+            for key in (stated.keys() - tags.keys()) & have.keys():
+                client.delete_model_version_tag(name, version, key)
+            for key, value in tags.items():
                 client.set_model_version_tag(name, version, key, value)
         return version, False
     for found in [] if fresh else versions_of(client, name):
-        if found.tags.get(EVIDENCE_TAG) == tags[EVIDENCE_TAG]:
+        if stated_tags(found.tags)[0].get(EVIDENCE_TAG) == stated[EVIDENCE_TAG]:
             return str(found.version), False
     new = register(
         model_uri,
         name,
-        run_id=tags[RUN_TAG],
+        run_id=stated[RUN_TAG],
         tags=tags,
-        description=model_card(decision, name, report=report_address(tags[RUN_TAG])),
+        description=model_card(decision, name, report=report_address(stated[RUN_TAG])),
     )
     return str(new.version), True
 

@@ -15,7 +15,7 @@ from ..core.errors import RegistryError
 from ..decision.results import Decision
 from ..report.markdown import VERSION
 from ..tracking.evaluations import MODEL_DIGEST_TAG
-from .evidence import EVIDENCE_TAG, POLICY_TAG, VERDICT_TAG
+from .evidence import EVIDENCE_TAG, POLICY_TAG, RUN_TAG, VERDICT_TAG, proof_tag
 from .model_content import ARTIFACT_TAG, ModelContent
 from .served_code import SCRIPT, served_package
 
@@ -185,11 +185,11 @@ def verdict_tags(
         VERDICT_TAG: decision.verdict.value,
         EVIDENCE_TAG: evidence_digest,
         POLICY_TAG: decision.policy.digest(),
-        "degrade.run_id": run_id,
+        RUN_TAG: run_id,
         ARTIFACT_TAG: content.artifact_digest,
     }
     digest = decision.candidate.get("model_digest")
-    return tags if digest is None else {**tags, MODEL_DIGEST_TAG: digest}
+    return proof_tag(tags if digest is None else {**tags, MODEL_DIGEST_TAG: digest})
 
 
 def _logged_model(model_uri: str) -> str | None:

@@ -58,6 +58,7 @@ class View:
                 "isReordered": False,
                 "deleted": False,
                 "isGenerated": False,
+                "columns": 2,
             }
         ]
         return {
@@ -128,7 +129,6 @@ VIEWS = (
                 "selectedParams": [],
                 "selectedMetrics": [
                     "relative/size",
-                    "relative/throughput/prefill",
                     "relative/throughput/decode",
                     "degrade/delta_pp",
                     "degrade/verdict",
