@@ -185,6 +185,8 @@ def run(
 
 
 def _check(client: Any, found: list[Any], gates: int, seconds: float) -> list[str]:
+    from mlflow_degrade.registry.evidence import stated_tags
+
     wrong = [f"{a}: {verdict} {text}" for a, _, verdict, text, _ in found
              if verdict in ("ERROR", "WRONG")]  # fmt: skip
     for answer, worse, verdict, placed, _ in found:
@@ -198,7 +200,7 @@ def _check(client: Any, found: list[Any], gates: int, seconds: float) -> list[st
         if str(version.version) == "1":
             continue
         run = client.get_run(version.run_id)
-        evidence = version.tags.get("degrade.evidence_digest")
+        evidence = stated_tags(version.tags)[0].get("degrade.evidence_digest")
         if evidence is None or evidence != run.data.tags.get("degrade.evidence_digest"):
             wrong.append(f"version {version.version} is without evidence")
         if run.data.tags.get("degrade.verdict") != "PASS":

@@ -133,6 +133,7 @@ def compare(
 ) -> None:
     from ..decision.verdict import decide
     from ..report.findings import look_for_subgroups
+    from ..report.next_steps import Command, next_lines
     from ..report.terminal import console, decision_view, subgroup_view
 
     # Anything wrong with the options is said before anything large is read.
@@ -152,6 +153,7 @@ def compare(
     )
     paired = asked.pair(*sides)
     decision = decide(paired, asked, attempt=attempt)
+    facts: dict[str, Any] = {"command": Command.current()}
     # Standard output belongs to the JSON where that was asked for.
     out = console(stderr=json_ == "-")
     out.print(decision_view(decision, paired, samples=samples))
@@ -161,8 +163,10 @@ def compare(
         if subgroups_json is not None:
             write_text(subgroups_json, found.to_json())
     if report is not None:
-        write_text(report, _render(report, decision, paired, found))
+        write_text(report, _render(report, decision, paired, found, facts))
         click.echo(f"report: {report}", err=True)
+    for line in ("", *next_lines(decision, facts)):
+        out.print(line, markup=False, soft_wrap=True)
     if json_ == "-":
         click.echo(decision.to_json(), nl=False)
     elif json_ is not None:
@@ -200,12 +204,16 @@ def _check_report(path: str) -> None:
 
 
 def _render(
-    path: str, decision: Decision, paired: PairedScores, found: SubgroupFindings | None
+    path: str,
+    decision: Decision,
+    paired: PairedScores,
+    found: SubgroupFindings | None,
+    facts: dict[str, Any],
 ) -> str:
     if path.lower().endswith(".md"):
         from ..report import markdown
 
-        return markdown.report(decision, paired, subgroups=found)
+        return markdown.report(decision, paired, provenance=facts, subgroups=found)
     from ..report import html
 
-    return html.report(decision, paired, subgroups=found)
+    return html.report(decision, paired, provenance=facts, subgroups=found)

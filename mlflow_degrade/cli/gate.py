@@ -45,18 +45,22 @@ Exit codes: 0 PASS, 1 FAIL, 2 INCONCLUSIVE, 3 invalid input.
 )
 def gate(json_: str | None, samples: int, **given: str) -> None:
     from ..report.terminal import console, decision_view
+    from ..tracking.views import where_to_look
 
     done = decide_and_promote(read(GateOptions, given))
     out = console(stderr=json_ == "-")
     out.print(decision_view(done.decision, done.paired, samples=samples))
-    for line in outcome_lines(done):
-        out.print(line, markup=False)
+    for line in (*outcome_lines(done), *where_to_look(done.run_id)):
+        out.print(line, markup=False, soft_wrap=True)
     write_json(_outcome(done), json_)
     click.get_current_context().exit(done.decision.exit_code)
 
 
 def outcome_lines(done: Promotion) -> Sequence[str]:
-    """What the gate did, in plain sentences."""
+    """What the gate did, in plain sentences, and what to do now."""
+    from ..report.next_steps import Command, next_lines
+
+    facts: dict[str, Any] = {"command": Command.current()}
     where = f"run {done.run_id}"
     lines = [
         "",
@@ -66,18 +70,21 @@ def outcome_lines(done: Promotion) -> Sequence[str]:
         *(f"Scores of the {side}: {source}." for side, source in done.sources.items()),
     ]
     placed = done.placement
+    if placed is not None:
+        model, found = placed.version.rpartition("/")[0], placed.version
+        facts |= {"target": f"{model}@{placed.alias}"} if placed.alias else {"registered": found}
     if placed is None:
         lines.append(
             "Nothing was registered: no registered model was named."
             if done.decision.verdict.value == "PASS"
             else f"Nothing was registered: the verdict is {done.decision.verdict.value}."
         )
-        return lines
+        return [*lines, "", *next_lines(done.decision, facts), ""]
     lines.append(f"{'Registered as' if placed.created else 'It is'} {placed.version}.")
     if placed.alias is not None:
         verb = "now points" if placed.moved else "points already"
         lines.append(f"Alias {placed.alias!r} {verb} to it.")
-    return lines
+    return [*lines, "", *next_lines(done.decision, facts), ""]
 
 
 def _outcome(done: Promotion) -> dict[str, Any]:

@@ -39,6 +39,21 @@ def change(value: float, *, proportion: bool, signed: bool = True, unit: str = "
     return f"{_signed(f'{value:.4g}', signed)} {unit}".rstrip()
 
 
+def glance(value: float, *, proportion: bool) -> str:
+    """A difference in few characters, where only its size matters.
+
+    Examples
+    --------
+    >>> glance(-0.0886, proportion=True), glance(0.0003, proportion=True)
+    ('−8.9 pp', '0.0 pp')
+    >>> glance(0.41237, proportion=False)
+    '+0.412'
+    """
+    return (
+        f"{_signed(f'{100 * value:.1f}', True)} pp" if proportion else _signed(f"{value:.3g}", True)
+    )
+
+
 def interval(low: float | None, high: float | None, *, proportion: bool) -> str:
     """Both ends of an interval, in percentage points or in the metric's own unit; no unit printed.
 

@@ -12,12 +12,18 @@ from typing import Any
 
 from ..core.cache import digest_file, digest_json
 from ..core.redaction import redact
-from ..decision.results import AggregateResult, Decision, SideName, TaskResult
+from ..decision.results import AggregateResult, Decision, SideName, TaskResult, Verdict
 from ..samples.pairing import PairedScores
 from ..samples.table import SampleScores
 from ..tracking.artifact_access import upload
-from ..tracking.evaluations import KIND_TAG, log_together
-from ..tracking.runs import check_tag
+from ..tracking.evaluations import (
+    KIND_TAG,
+    MODEL_DIGEST_TAG,
+    evaluation_dataset,
+    log_together,
+)
+from ..tracking.runs import check_tag, is_drawn_name
+from .model_content import ARTIFACT_TAG
 
 # Where a side's scores are from: which run, of which experiment, on which server.
 
@@ -62,9 +68,23 @@ class EvaluationSource:
 
 
 VERDICT_TAG = "degrade.verdict"
+RUN_TAG = "degrade.run_id"
 EVIDENCE_TAG = "degrade.evidence_digest"
 POLICY_TAG = "degrade.policy_digest"
 REASONS_TAG = "degrade.reasons"
+CHANGE_TAG = "degrade.change"
+"""Change and interval as a text: MLflow's list of runs shows numbers unrounded and cut."""
+GUILTY_TAG = "degrade.guilty"
+
+PROOF_TAG = "degrade.proof"
+"""Digests of a version and the run of its evidence; older versions have a tag for each."""
+_PROOF = {
+    "evidence": EVIDENCE_TAG,
+    "policy": POLICY_TAG,
+    "model": MODEL_DIGEST_TAG,
+    "files": ARTIFACT_TAG,
+    "run": RUN_TAG,
+}
 
 EVIDENCE = "evidence"
 GATE = "gate"
@@ -75,6 +95,32 @@ _FLIPS = "flips.json"
 _FLIPS_SHOWN = 300
 _TABLES_TAG = "mlflow.loggedArtifacts"
 _REASONS_LENGTH = 2_000
+# In charts and orders FAIL, INCONCLUSIVE and PASS are three values.
+_VERDICTS = {Verdict.FAIL: -1.0, Verdict.INCONCLUSIVE: 0.0, Verdict.PASS: 1.0}
+
+
+def proof_tag(tags: Mapping[str, str]) -> dict[str, str]:
+    """A version's tags with those about its evidence in one; `stated_tags` takes it apart."""
+    proof = {word: tags[tag] for word, tag in _PROOF.items() if tag in tags}
+    kept = {tag: value for tag, value in tags.items() if tag not in _PROOF.values()}
+    return {**kept, PROOF_TAG: json.dumps(proof)}
+
+
+def stated_tags(tags: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """A version's tags, each under its own name, however they were set; and contradictions."""
+    text = tags.get(PROOF_TAG)
+    if text is None:
+        return dict(tags), []
+    try:
+        proof = {_PROOF[word]: str(value) for word, value in json.loads(text).items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return dict(tags), [f"tag {PROOF_TAG} cannot be read: it was changed after registration"]
+    problems = [
+        f"tag {tag} says {tags[tag]}, tag {PROOF_TAG} says {value}"
+        for tag, value in proof.items()
+        if tags.get(tag, value) != value
+    ]
+    return {**tags, **proof}, problems
 
 
 @dataclass
@@ -84,6 +130,7 @@ class Collected:
     folder: Path  # Its files are logged at the root of the run's artifacts.
     metrics: dict[str, float | None] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
+    datasets: list[Any] = field(default_factory=list)
 
     def text(self, name: str, text: str) -> None:
         """Add an artifact."""
@@ -101,7 +148,9 @@ def collected() -> Iterator[Collected]:
         yield found
         if any(found.folder.iterdir()):
             upload(found.folder, run.info.artifact_uri)
-        log_together(run.info.run_id, metrics=found.metrics, tags=found.tags)
+        log_together(
+            run.info.run_id, metrics=found.metrics, tags=found.tags, datasets=found.datasets
+        )
 
 
 def log_decision(decision: Decision, paired: PairedScores) -> str:
@@ -120,23 +169,27 @@ def add_decision(
     # ``evidence/`` holds both sample tables (without texts), ``policy.json``, ``decision.json``
     # and ``manifest.json``; `mlflow_degrade.decide` on the tables and the policy gives the
     # decision again. ``flips.json`` is a small table of changed samples.
+    from ..report.content import change_in_brief
     from ..report.flips import flips_table
 
+    run = _run()
     folder = found.folder / EVIDENCE
     folder.mkdir()
     digest = write_evidence(folder, decision, paired, sources)
-    flips = flips_table(paired, _FLIPS_SHOWN)
+    flips = flips_table(paired, _FLIPS_SHOWN, first=decision.guilty)
     if len(flips):
         # As mlflow.log_table writes it, and says to the page that compares tables.
         flips.to_json(found.folder / _FLIPS, orient="split", index=False, date_format="iso")
-        found.tags[_TABLES_TAG] = json.dumps([*_tables(), {"path": _FLIPS, "type": "table"}])
+        found.tags[_TABLES_TAG] = json.dumps([*_tables(run), {"path": _FLIPS, "type": "table"}])
     found.metrics |= decision_metrics(decision)
-    reasons = " | ".join(decision.reasons)
-    if len(reasons) > _REASONS_LENGTH:
-        reasons = reasons[: _REASONS_LENGTH - 1] + "…"
+    found.datasets.append(evaluation_dataset(paired.baseline))
+    if (name := _name(run, decision)) is not None:
+        found.tags["mlflow.runName"] = name
     tags = {
         VERDICT_TAG: decision.verdict.value,
-        REASONS_TAG: reasons,
+        REASONS_TAG: _cut(" | ".join(decision.reasons)),
+        CHANGE_TAG: change_in_brief(decision),
+        GUILTY_TAG: _cut(", ".join(decision.guilty)) or "none",
         POLICY_TAG: decision.policy.digest(),
         EVIDENCE_TAG: digest,
     }
@@ -144,17 +197,35 @@ def add_decision(
     return digest
 
 
-def _tables() -> list[Any]:
-    """Tables that others have logged to the active run."""
+def _run() -> Any:
+    """The active run as it is now."""
     import mlflow
     from mlflow import MlflowClient
 
     run: Any = mlflow.active_run()
-    # The run is as it was when it began; only what is joined may have tables that came since.
-    if KIND_TAG in run.data.tags and run.data.tags[KIND_TAG] == GATE:
-        return []
-    listed = json.loads(MlflowClient().get_run(run.info.run_id).data.tags.get(_TABLES_TAG, "[]"))
+    # It is held as it was when it began; what is joined may have been written to since.
+    return run if run.data.tags.get(KIND_TAG) == GATE else MlflowClient().get_run(run.info.run_id)
+
+
+def _tables(run: Any) -> list[Any]:
+    """Tables that others have logged to a run."""
+    listed = json.loads(run.data.tags.get(_TABLES_TAG, "[]"))
     return [table for table in listed if table.get("path") != _FLIPS]
+
+
+def _name(run: Any, decision: Decision) -> str | None:
+    """The name that says a run's verdict; None for one that its owner has named."""
+    from ..report import content
+
+    if KIND_TAG in run.data.tags:
+        return content.run_name(decision, str(run.info.run_name))
+    if is_drawn_name(run.info.run_name):
+        return content.run_name(decision, content.sides(decision)[1])
+    return None
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _REASONS_LENGTH else text[: _REASONS_LENGTH - 1] + "…"
 
 
 def write_evidence(
@@ -191,7 +262,8 @@ def decision_metrics(decision: Decision) -> dict[str, float | None]:
     # The page that compares runs draws the metric that was logged first.
     metrics: dict[str, float | None] = {
         **_changes("degrade", total, power.mde, power.margin),
-        "degrade/passed": float(decision.verdict.value == "PASS"),
+        "degrade/verdict": _VERDICTS[decision.verdict],
+        "degrade/passed": float(decision.verdict is Verdict.PASS),
         "degrade/n": total.n,
         "degrade/p_value": total.p_worse,
         "degrade/noninferiority_p": total.noninferiority_p,

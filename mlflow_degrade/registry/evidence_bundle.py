@@ -16,11 +16,11 @@ from ..core.errors import InputError, RegistryError, StorageError
 from ..decision.policy import GatePolicy
 from ..decision.results import Decision, SideName
 from .attestation import KNOWN, fetch_evidence, review_attestation
-from .evidence import EvaluationSource
+from .evidence import RUN_TAG, EvaluationSource, stated_tags
 from .evidence_review import FILES, review_evidence
 from .model_content import read_content
 from .signing_keys import AllowedSigner
-from .verification import RUN_TAG, bound_digest, wrong_model
+from .verification import bound_digest, wrong_model
 
 _RUN = re.compile(r"(?:runs:/+)?(?P<run>[^/:@\s]+)/*")
 _ENCRYPTED = 0x1
@@ -171,7 +171,7 @@ def _run_id(reference: str, client: Any) -> str:
 
     if reference.startswith("models:"):
         version = client.get_model_version(*resolve(reference))
-        found = version.tags.get(RUN_TAG) or version.run_id
+        found = stated_tags(version.tags)[0].get(RUN_TAG) or version.run_id
         if not found:
             raise RegistryError(f"{reference} names no run with its evidence.")
         return str(found)

@@ -13,6 +13,7 @@ from ..core.errors import RegistryError, SameModelError, TrackingError
 from ..decision.policy import GatePolicy
 from ..decision.results import Decision, SideName, Verdict
 from ..decision.verdict import decide
+from ..report.next_steps import Command
 from ..samples.pairing import PairedScores
 from ..tracking.artifact_access import read_json
 from ..tracking.evaluations import load_samples
@@ -166,10 +167,18 @@ def promote(
         if name is not None and uri is not None:
             content = tested_content(uri, paired.candidate, files)
     unsigned = content is not None and bool(signers) and key is None
-    done, bound = _decide(paired, policy, used, sides, content, trusted.ids, anew=not unsigned)
+    own = sides[1].registered
+    version = own[1] if own is not None and own[0] == name else None
+    target = (
+        None
+        if name is None
+        else f"models:/{name}" + (f"@{alias}" if alias else f"/{version or 'latest'}")
+    )
+    done, bound = _decide(
+        paired, policy, used, sides, content, trusted.ids, anew=not unsigned, target=target
+    )  # fmt: skip
     if done.decision.verdict is not Verdict.PASS or None in (name, uri, content):
         return done
-    own = sides[1].registered
     placed = place(
         done.decision,
         done.evidence,
@@ -177,7 +186,7 @@ def promote(
         str(name),
         str(uri),
         cast(ModelContent, content),
-        version=own[1] if own is not None and own[0] == name else None,
+        version=version,
         alias=alias,
         key=key,
         bound=bound,
@@ -274,6 +283,7 @@ def _decide(
     experiments: Collection[str],
     *,
     anew: bool,
+    target: str | None,
 ) -> tuple[Promotion, bool]:
     """The decision and its run, the earlier one on these very scores or a new one."""
     # And whether its evidence is bound to the candidate's files.
@@ -309,13 +319,13 @@ def _decide(
         "degrade.baseline_run_id": used[0].run.info.run_id,
         "degrade.candidate_run_id": used[1].run.info.run_id,
     }
-    name = f"gate {sides[1].reference}"
+    name = f"gate {paired.candidate.model or sides[1].reference}"
     with terminate_gracefully(), tracked_run(name, tags=tags, nested=True) as run:
         gate = f"{sides[1].reference} against {sides[0].reference}"
         decision, evidence = log_conclusion(
             paired,
             policy,
-            provenance={"gate": gate},
+            provenance={"gate": gate, "command": Command.current(), "target": target},
             sources=sources,
             content=content,
             # The candidate's own, so that the gates of several candidates compare in charts.

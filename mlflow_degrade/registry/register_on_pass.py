@@ -129,7 +129,9 @@ def place(
         tags = verdict_tags(decision, evidence, run_id, content)
         found, created = _version(decision, tags, name, model_uri, version, fresh)
         with patience(content.size):
-            moved = alias is not None and _point(name, alias, found, created, is_model)
+            moved = alias is not None and _point(
+                name, alias, found, model_uri if created else None, is_model
+            )
     return Placement(f"models:/{name}/{found}", created, alias, moved)
 
 
@@ -165,40 +167,50 @@ def _version(
     """The version that carries the verdict: the candidate's own, an earlier one, or a new one."""
     from mlflow import MlflowClient
 
-    from .evidence import EVIDENCE_TAG
+    from ..report.markdown import model_card
+    from ..tracking.views import report_address
+    from .evidence import EVIDENCE_TAG, RUN_TAG, stated_tags
     from .registration import register
     from .registry_listing import versions_of
-    from .verification import RUN_TAG
 
     client = MlflowClient()
+    stated, _ = stated_tags(tags)
     if version is not None:
         have = client.get_model_version(name, version).tags
-        for key, value in tags.items():
-            if have.get(key) != value:
+        said, wrong = stated_tags(have)
+        if wrong or any(said.get(key) != value for key, value in stated.items()):
+            # What an earlier gate of an older state of the package left would contradict.
+            for key in (stated.keys() - tags.keys()) & have.keys():
+                client.delete_model_version_tag(name, version, key)
+            for key, value in tags.items():
                 client.set_model_version_tag(name, version, key, value)
         return version, False
     for found in [] if fresh else versions_of(client, name):
-        if found.tags.get(EVIDENCE_TAG) == tags[EVIDENCE_TAG]:
+        if stated_tags(found.tags)[0].get(EVIDENCE_TAG) == stated[EVIDENCE_TAG]:
             return str(found.version), False
     new = register(
         model_uri,
         name,
-        run_id=tags[RUN_TAG],
+        run_id=stated[RUN_TAG],
         tags=tags,
-        description=decision.reasons[0],
-        model_id=model_uri.removeprefix("models:/") if model_uri.startswith("models:/m-") else None,
+        description=model_card(decision, name, report=report_address(stated[RUN_TAG])),
     )
     return str(new.version), True
 
 
-def _point(name: str, alias: str, version: str, created: bool, is_model: bool) -> bool:
+def _point(name: str, alias: str, version: str, made_of: str | None, is_model: bool) -> bool:
     """Set an alias unless it is there already; a version made for it does not outlive a refusal."""
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
+    from .registration import unregister
+
     client = MlflowClient()
     try:
-        if not created and str(client.get_model_version_by_alias(name, alias).version) == version:
+        if (
+            made_of is None
+            and str(client.get_model_version_by_alias(name, alias).version) == version
+        ):
             return False
     except MlflowException:
         pass  # no such alias yet
@@ -206,8 +218,8 @@ def _point(name: str, alias: str, version: str, created: bool, is_model: bool) -
     try:
         registry.set_registered_model_alias(name, alias, version)
     except BaseException as error:
-        if created:
-            client.delete_model_version(name, version)
+        if made_of is not None:
+            unregister(name, version, made_of)
         if isinstance(error, MlflowException):
             raise RegistryError(
                 f"the registry refused to point {name}@{alias} to version {version}: {error}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import warnings
 from collections.abc import Mapping
 from functools import partial
@@ -11,11 +13,14 @@ from typing import Any
 
 from ..core.errors import RegistryError
 from ..decision.results import Decision
+from ..report.markdown import VERSION
 from ..tracking.evaluations import MODEL_DIGEST_TAG
-from .evidence import EVIDENCE_TAG, POLICY_TAG, VERDICT_TAG
+from .evidence import EVIDENCE_TAG, POLICY_TAG, RUN_TAG, VERDICT_TAG, proof_tag
 from .model_content import ARTIFACT_TAG, ModelContent
 from .served_code import SCRIPT, served_package
 
+# MLflow refuses names of logged models with these.
+_NOT_IN_NAMES = re.compile(r"""[/:.%"'\s]+""")
 _SERVING = (
     "mlflow",
     "numpy",
@@ -34,6 +39,7 @@ def log_model(
     metadata: Mapping[str, Any] | None = None,
     one_by_one: bool = False,
     prompting: Mapping[str, Any] | None = None,
+    name: str = "model",
 ) -> Any:
     """Log a model directory to the active run as a pyfunc model that carries its own code.
 
@@ -48,6 +54,8 @@ def log_model(
     prompting : mapping, optional
         How it was asked when it was evaluated; conversations are served with the same template and
         system instruction. See `mlflow_degrade.core.prompting.Prompting.facts`.
+    name : str
+        What MLflow's pages call it.
 
     Returns
     -------
@@ -66,7 +74,7 @@ def log_model(
         # signature that is given here.
         warnings.filterwarnings("ignore", message=".*input example was not provided.*")
         return mlflow.pyfunc.log_model(
-            name="model",
+            name=_NOT_IN_NAMES.sub("-", name).strip("-") or "model",
             # Models from code: MLflow runs this file where the model is loaded, nothing is pickled.
             python_model=str(SCRIPT),
             artifacts={"model_dir": str(model_dir)},
@@ -108,9 +116,9 @@ def register(
     tags : mapping
         Set together with the version, so that no version is ever seen without them.
     description : str
-        Shown on the version's page.
+        Shown on the version's page; ``<version>`` in it becomes the version's number.
     model_id : str, optional
-        Id of the logged model.
+        Id of the logged model, whose page then names the version; by default that of `model_uri`.
 
     Returns
     -------
@@ -126,6 +134,7 @@ def register(
 
     client = MlflowClient()
     created = False
+    model_id = model_id or _logged_model(model_uri)
     make = partial(
         client.create_model_version,
         name,
@@ -137,12 +146,12 @@ def register(
     )
     try:
         try:
-            return make()
+            made = make()
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-        created = _create_registered_model(client, name)
-        return make()
+            created = _create_registered_model(client, name)
+            made = make()
     except BaseException as error:
         # Ctrl-C too: an empty registered model would look like a model that once passed.
         if created:
@@ -150,6 +159,22 @@ def register(
         if isinstance(error, MlflowException):
             raise RegistryError(f"{name!r} could not be registered: {error}") from error
         raise
+    if VERSION in description:
+        text = description.replace(VERSION, str(made.version))
+        made = client.update_model_version(name, made.version, text)
+    if model_id is not None:
+        _link(client, model_id, name, made.version)
+    return made
+
+
+def unregister(name: str, version: str, model_uri: str) -> None:
+    """Delete a version, and the link to it from its logged model."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient()
+    client.delete_model_version(name, version)
+    if (model_id := _logged_model(model_uri)) is not None:
+        _link(client, model_id, name, version, there=False)
 
 
 def verdict_tags(
@@ -160,11 +185,49 @@ def verdict_tags(
         VERDICT_TAG: decision.verdict.value,
         EVIDENCE_TAG: evidence_digest,
         POLICY_TAG: decision.policy.digest(),
-        "degrade.run_id": run_id,
+        RUN_TAG: run_id,
         ARTIFACT_TAG: content.artifact_digest,
     }
     digest = decision.candidate.get("model_digest")
-    return tags if digest is None else {**tags, MODEL_DIGEST_TAG: digest}
+    return proof_tag(tags if digest is None else {**tags, MODEL_DIGEST_TAG: digest})
+
+
+def _logged_model(model_uri: str) -> str | None:
+    """The id in ``models:/m-…``; other addresses have none."""
+    return model_uri.removeprefix("models:/") if model_uri.startswith("models:/m-") else None
+
+
+def _link(client: Any, model_id: str, name: str, version: Any, *, there: bool = True) -> None:
+    """Have the page of a logged model name a version, or name it no longer."""
+    # MLflow's own registration sets this tag from its client, and its server for whoever asks it
+    # to make a version; a client on a database has to do it itself. Without it the page says "Not
+    # registered".
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
+
+    entry = {"name": name, "version": str(version)}
+    try:
+        stated = client.get_logged_model(model_id).tags.get(MLFLOW_MODEL_VERSIONS)
+        listed = json.loads(stated or "[]")
+        known = [each for each in listed if _same_version(each, entry)]
+        if there and not known:
+            listed.append({"name": name, "version": version})
+        elif not there and known:
+            listed = [each for each in listed if each not in known]
+        else:
+            return
+        client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: json.dumps(listed)})
+    except (MlflowException, ValueError, TypeError) as error:
+        # The version is made, and holds without it.
+        warnings.warn(
+            f"the page of logged model {model_id} does not name version {version} of {name!r}: "
+            f"{error}",
+            stacklevel=3,
+        )
+
+
+def _same_version(each: Any, entry: Mapping[str, str]) -> bool:
+    return {key: str(value) for key, value in dict(each).items()} == dict(entry)
 
 
 def _create_registered_model(client: Any, name: str) -> bool:

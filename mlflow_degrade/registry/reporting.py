@@ -39,13 +39,14 @@ def add_report(
 ) -> SubgroupFindings | None:
     """Collect what `log_report` logs."""
     from ..report import html, markdown, plots
-    from ..report.cost import relative_cost
+    from ..report.cost import costs_in_brief, relative_cost
     from ..report.findings import look_for_subgroups
 
     found = look_for_subgroups(decision, paired)
     if found is not None:
         collector.text("subgroups.json", found.to_json())
     collector.metrics |= relative_cost(cost)
+    collector.tags |= {f"degrade.{name}": said for name, said in costs_in_brief(cost).items()}
     note = markdown.summary_note(decision, cost=cost, provenance=provenance, subgroups=found)
     collector.tags["mlflow.note.content"] = note
     for kind, module in (("md", markdown), ("html", html)):

@@ -20,7 +20,15 @@ from ..samples.origin import Origin, Processor
 from ..tracking.artifact_access import fetch, inside_server, tracking_backend
 from ..tracking.evaluations import MODEL_DIGEST_TAG
 from .attestation import AttestationReview, review_attestation
-from .evidence import EVIDENCE, EVIDENCE_TAG, POLICY_TAG, VERDICT_TAG, EvaluationSource
+from .evidence import (
+    EVIDENCE,
+    EVIDENCE_TAG,
+    POLICY_TAG,
+    RUN_TAG,
+    VERDICT_TAG,
+    EvaluationSource,
+    stated_tags,
+)
 from .evidence_review import EvidenceReview, review_evidence
 from .gate_config import OVERRIDDEN_PREFIX, GateConfig
 from .model_content import ARTIFACT_TAG, BINDING_FILE, ModelContent, read_content
@@ -74,9 +82,6 @@ def _here() -> Processor | None:
         return current_processor()
     except DegradeError:
         return None
-
-
-RUN_TAG = "degrade.run_id"
 
 
 @dataclass(frozen=True)
@@ -204,8 +209,7 @@ def verify_version(
         policy = policy or gate.policy
         experiments = experiments or gate.evidence_experiments
         baselines = baselines or gate.trusted_baselines
-    tags = dict(found.tags)
-    problems: list[str] = []
+    tags, problems = stated_tags(found.tags)
     with tempfile.TemporaryDirectory(prefix="mlflow-degrade-") as scratch:
         content = _content(location, model_dir, Path(scratch), tracking_uri, problems)
         run, folder = _find_evidence(found, tags, Path(scratch), tracking_uri, problems)

@@ -6,11 +6,13 @@ the same wherever it is met.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from ..core import numbers
 from ..decision.results import AnswerChanges, Decision, TaskResult, Verdict
+from ..stats._combination_rules import rule_named
 
 #: Facts the caller knows about a run: ``scheme``, ``registered`` (the version, e.g.
 #: ``smollm2-int8/3``; None says that nothing was registered), ``command``, and any others to show.
@@ -24,6 +26,7 @@ SIGNS: Mapping[Verdict, str] = {
 }
 
 _TASKS_LISTED = 3
+_GLANCE = re.compile(rf"[{''.join(SIGNS.values())}] [+−]?\d[\d.e+-]*( pp)? ")
 
 
 def total_name(decision: Decision) -> str:
@@ -72,6 +75,40 @@ def shown_margin(decision: Decision) -> str:
         signed=False,
         unit=total_unit(decision),
     )
+
+
+def glance(decision: Decision) -> str:
+    """Verdict and change in a few characters, e.g. ``✕ −8.9 pp``."""
+    total = decision.aggregate
+    return f"{SIGNS[decision.verdict]} {numbers.glance(total.delta, proportion=total.proportion)}"
+
+
+def run_name(decision: Decision, name: str) -> str:
+    """A run's name after its verdict: nothing else is seen in every list of runs."""
+    return f"{glance(decision)} {_GLANCE.sub('', name, count=1)}"
+
+
+def change_in_brief(decision: Decision) -> str:
+    """The change over all gating tasks with its interval, e.g. ``−8.86 pp [−11.08, −6.64]``."""
+    total, unit = decision.aggregate, decision.aggregate.proportion
+    change = numbers.change(total.delta, proportion=unit, unit=total_unit(decision))
+    return f"{change} {numbers.interval(total.interval.low, total.interval.high, proportion=unit)}"
+
+
+def glossary(decision: Decision) -> list[str]:
+    """What the words of a verdict mean, each in one sentence; only those that are used."""
+    policy = decision.policy
+    said = [
+        "p: the probability of a drop at least as large by chance alone, were the candidate no "
+        f"worse; at or below alpha ({policy.alpha:g}) it counts as established."
+    ]
+    if len(decision.tasks) > 1:
+        rule = rule_named(policy.aggregation)
+        sees = rule.sees.replace("*", "").replace("benchmark", "task")
+        said.append(f"{rule.name}: how the tasks become one test; this one sees {sees}.")
+    if decision.guilty:
+        said.append("guilty: a task that is worse even after allowing for the number of tasks.")
+    return said
 
 
 def headline(decision: Decision) -> str:

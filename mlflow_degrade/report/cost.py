@@ -29,6 +29,13 @@ _WORDS: Mapping[str, tuple[str, str, bool]] = {
     "energy": ("less", "more", False),
 }
 _ORDER = tuple(_WORDS)
+_BRIEF = {
+    "size": "size/bytes",
+    "prefill": "throughput/prefill_tokens_per_second",
+    "decode": "throughput/decode_tokens_per_second",
+    "encode": "throughput/encode_tokens_per_second",
+    "memory": "memory/loaded_bytes",
+}
 _UNIT_IN_NAME = re.compile(r"(^|_)(bytes|ms|seconds|s|([a-z]+_)?per_(second|s))$")
 # Timings on a shared machine repeat to about this; smaller changes are not worth a colour.
 _SAME = 0.02
@@ -54,10 +61,25 @@ def cost_rows(cost: CostFigures | None) -> list[CostRow]:
     if not cost:
         return []
     left, right = cost.get("baseline", {}), cost.get("candidate", {})
-    ratios = {name: value for name, (value, unit) in right.items() if unit == RATIO}
+    ratios = _ratios(right)
     names = [name for name in dict.fromkeys([*left, *right]) if name not in ratios]
     names.sort(key=_rank)  # stable: within a group the caller's order stays
     return [_row(name, left.get(name), right.get(name), ratios) for name in names]
+
+
+def costs_in_brief(cost: CostFigures | None) -> dict[str, str]:
+    """Size, speed and memory in a few words each, e.g. ``265 MB, 2.03× smaller``."""
+    right = {} if not cost else cost.get("candidate", {})
+    found = {}
+    for word, name in _BRIEF.items():
+        if name in right:
+            row = _row(
+                name, (cost or {}).get("baseline", {}).get(name), right[name], _ratios(right)
+            )
+            found[word] = f"{row.candidate}, {row.relation}" if row.relation else row.candidate
+    if (simulated := right.get("size/simulated_bytes")) is not None:
+        found["size"] = f"{_shown(simulated)}, calculated"
+    return found
 
 
 def interval_note(cost: CostFigures | None) -> str:
@@ -110,6 +132,10 @@ def relative_cost(cost: CostFigures | None) -> dict[str, float]:
         rest = _without_unit(rest)
         found["relative/" + "/".join(part for part in (group, rest) if part)] = other[0] / value
     return found
+
+
+def _ratios(figures: Mapping[str, tuple[float, str]]) -> dict[str, float]:
+    return {name: value for name, (value, unit) in figures.items() if unit == RATIO}
 
 
 def _row(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from ..samples.pairing import PairedScores
@@ -18,14 +20,18 @@ _ANSWER_LENGTH = 200
 _BRIEF = 60
 
 
-def flips_table(paired: PairedScores, limit: int = 300) -> pd.DataFrame:
-    """Changed samples in reading order, regressions first, with short texts."""
+def flips_table(
+    paired: PairedScores, limit: int = 300, *, first: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Changed samples with short texts: regressions in the tasks `first`, others, improvements."""
     # Two candidates that were compared with one baseline have the same ``sample`` for the same
     # question. MLflow's artifact view groups by the first column and compares the second unless
     # told otherwise, so that it shows what both candidates made of a question without a click.
     flips = paired.flips(limit)
     if flips.empty:
         return pd.DataFrame()
+    named = flips["task"].isin(first) & (flips["difference"] < 0)
+    flips = flips.iloc[np.argsort(~named, kind="stable")].reset_index(drop=True)
     names = _names(flips)
     table = pd.DataFrame({KEY_COLUMN: names})
     table["change"] = [_change(record) for record in flips.to_dict("records")]

@@ -14,6 +14,7 @@ from .content import Provenance
 from .cost import CostFigures, cost_rows, interval_note, slower_phases
 from .findings import SubgroupFindings
 from .forest import ForestPanel, forest_panels
+from .next_steps import next_steps
 from .recommendations import remedies
 from .samples import caption, worst_flips
 
@@ -89,6 +90,8 @@ def report(
         headline=content.headline(decision),
         remedies=remedies(decision, (provenance or {}).get("scheme")),
         registered=content.registration(provenance),
+        next_steps=next_steps(decision, provenance),
+        glossary=content.glossary(decision),
         total=total,
         confidence=numbers.level(decision.policy.shown_confidence),
         forests=forests,
@@ -161,7 +164,7 @@ def _legend(forests: list[_Forest], margin: str) -> str:
     if any(mark.own_margin is not None for mark in marks):
         parts.append("Short red line: a task's own margin.")
     if "guilty" in kinds:
-        parts.append("Red: guilty, worse even after allowing for the number of tasks.")
+        parts.append("Red: guilty.")
     if "advisory" in kinds:
         parts.append("Hollow: advisory, does not enter the verdict.")
     return " ".join(parts)

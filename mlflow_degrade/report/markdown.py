@@ -15,8 +15,9 @@ from ..decision.results import Decision
 from ..samples.pairing import PairedScores
 from . import content, findings, tables
 from .content import Provenance
-from .cost import CostFigures, cost_rows, interval_note, slower_phases
+from .cost import CostFigures, cost_rows, costs_in_brief, interval_note, slower_phases
 from .findings import SubgroupFindings
+from .next_steps import next_steps
 from .recommendations import remedies
 from .samples import FlippedSample, caption, worst_flips
 
@@ -27,14 +28,16 @@ _BRIEF = 5
 _BRIEF_LENGTH = 280
 _NAME_LENGTH = 60
 _SAMPLES_SHOWN = 12
+_CARD_TABLE = 2_500
+VERSION = "<version>"
+"""In a `model_card`, the number that a version gets."""
 _NOTE_ROWS = 16
 _NOTE_ALIGN = "lrrrrrrl"
 _LEFT_OUT = "\n\n… and {} more tasks in `report.html`."
 
 _TASKS_LEGEND = (
-    "Δ is candidate − baseline, positive is better. p is one-sided for “the candidate is worse”. "
-    "Worse/better counts samples. Scores: baseline → candidate. Guilty: worse even after allowing "
-    "for the number of tasks."
+    "Δ is candidate − baseline, positive is better. "
+    "Worse/better counts samples. Scores: baseline → candidate."
 )
 _NUMBERS_LEGEND = (
     "Adjusted p: Westfall–Young step-down over the gating tasks; at most alpha if guilty. "
@@ -54,7 +57,8 @@ def summary_note(
     """The note on the run page: what was decided, why, and what would have to change."""
     before = [f"{content.SIGNS[decision.verdict]} **{decision.verdict.value}**: {_plain(decision)}"]
     before += _bullets(_brief(decision.reasons))
-    after = [content.power_sentence(decision), *_answers(decision)]
+    after = [" ".join(map(_text, content.glossary(decision)))]
+    after += [content.power_sentence(decision), *_answers(decision)]
     changes = remedies(decision, (provenance or {}).get("scheme"))
     if changes:
         after += ["**What would have to change**", *_bullets(_brief(changes))]
@@ -68,10 +72,41 @@ def summary_note(
     registered = content.registration(provenance)
     if registered:
         after.append(_text(registered))
+    after += _next(decision, provenance)
     after.append("Everything else is in `report.html` and `evidence/decision.json`.")
     room = _NOTE_LENGTH - len("\n\n".join([*before, "", *after]))
     note = "\n\n".join([*before, _fitting_table(decision, room), *after]) + "\n"
     return _cut(note, _NOTE_LENGTH)
+
+
+def model_card(
+    decision: Decision,
+    name: str,
+    *,
+    made_by: str = "",
+    cost: CostFigures | None = None,
+    report: str = "",
+) -> str:
+    """The description of a registered version; `VERSION` stands for its number.
+
+    `report` is the address of the full report in MLflow's pages.
+    """
+    version = f"models:/{name}/{VERSION}"
+    parts = [f"{content.SIGNS[decision.verdict]} **{decision.verdict.value}**: {_plain(decision)}"]
+    baseline, candidate = content.sides(decision)
+    parts.append(f"{_text(made_by or candidate)}, against {_text(baseline)}.")
+    parts.append(_fitting_table(decision, _CARD_TABLE))
+    if priced := costs_in_brief(cost):
+        parts.append(_text("; ".join(f"{word}: {said}" for word, said in priced.items())) + ".")
+    lines = (
+        f'model = mlflow.pyfunc.load_model("{version}")      # load\n'
+        f"mlflow models serve -m {version} --env-manager local    # serve\n"
+        f"mlflow-degrade verify {version}    # does the verdict hold for these files?"
+    )
+    parts.append(_fence(lines))
+    if report:
+        parts.append(f"[Why, which tasks, which samples: the report]({report})")
+    return "\n\n".join(parts) + "\n"
 
 
 def report(
@@ -96,7 +131,10 @@ def report(
     registered = content.registration(provenance)
     if registered:
         parts.append(_text(registered))
+    if steps := _next(decision, provenance):
+        parts += ["## Next", *steps]
     parts += ["## Tasks", _tasks_table(decision), _TASKS_LEGEND]
+    parts += _bullets(content.glossary(decision))
     parts += ["## Power", content.power_sentence(decision), *_answers(decision)]
     if subgroups is not None:
         parts += _subgroups(subgroups, decision)
@@ -116,6 +154,12 @@ def report(
              tables.provenance_rows(decision, provenance)]  # fmt: skip
     parts += ["## Provenance", _table(("", ""), facts, "ll")]
     return "\n\n".join(parts) + "\n"
+
+
+def _next(decision: Decision, provenance: Provenance | None) -> list[str]:
+    """What to do now: sentences, each with its line as a block to copy."""
+    steps = next_steps(decision, provenance)
+    return [part for step in steps for part in (f"**{_text(step.sentence)}**", _fence(step.line))]
 
 
 def _answers(decision: Decision) -> list[str]:

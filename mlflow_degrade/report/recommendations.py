@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable
 
 from ..core import numbers
 from ..decision.results import Decision, Verdict
 from ..stats import mcnemar
 from . import content
-
-_GENTLER = (
-    (re.compile("int[234]"), "int8-weight-only"),
-    (re.compile("int8-weight-only"), "fp16"),
-    (re.compile("int8"), "int8-weight-only"),
-)
+from .next_steps import gentler_scheme
 
 
 def remedies(decision: Decision, scheme: str | None = None) -> list[str]:
@@ -31,10 +25,7 @@ def _after_fail(decision: Decision, scheme: str | None) -> Iterable[str]:
     policy, total = decision.policy, decision.aggregate
     margin = content.shown_margin(decision)
     if decision.guilty:
-        yield (
-            f"Look at the regressions in {', '.join(decision.guilty)}: the drop shows there even "
-            "after allowing for the number of tasks."
-        )
+        yield f"Look at the regressions in {', '.join(decision.guilty)}."
     else:
         yield "No single task carries the drop: look at the regressions across all of them."
     yield _try_gentler(scheme)
@@ -99,9 +90,8 @@ def _more_samples(decision: Decision) -> str:
 
 
 def _try_gentler(scheme: str | None) -> str:
-    for pattern, gentler in _GENTLER:
-        if scheme and pattern.match(scheme):
-            return f"Try a gentler scheme, such as {gentler} instead of {scheme}."
+    if (gentler := gentler_scheme(scheme)) is not None:
+        return f"Try a gentler scheme, such as {gentler} instead of {scheme}."
     return "Try a gentler scheme: more bits, smaller blocks, or fewer layers changed."
 
 

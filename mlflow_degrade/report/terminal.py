@@ -48,6 +48,7 @@ def decision_view(
 ) -> RenderableType:
     """Everything about a decision that fits a terminal."""
     parts: list[RenderableType] = [_verdict(decision), _TaskTable(decision)]
+    parts.append(Text("\n" + "\n".join(content.glossary(decision)), style="dim"))
     sentences = [content.metrics_sentence(decision), content.power_sentence(decision)]
     parts.append(Text("\n" + "\n".join(filter(None, sentences))))
     answers = content.answers_sentence(decision)

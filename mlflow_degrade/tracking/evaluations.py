@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 import math
 import re
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..core.cache import digest_json
@@ -22,6 +25,7 @@ from ..core.errors import RegistryError, TrackingError
 from ..samples.origin import Agreement, Origin
 from ..samples.readers.mlflow_runs import AGREEMENTS, downloaded, with_agreements
 from ..samples.readers.mlflow_traces import READER as TRACES
+from ..samples.row_index import text_keys
 from ..samples.table import SampleScores
 from .artifact_access import fetch, read_json, upload
 
@@ -41,6 +45,8 @@ _NOT_IN_NAMES = re.compile(r"[^\w\-. :/]")
 _SAMPLES = "samples"
 _FACTS = "evaluation.json"
 _THREADS = 2
+_TASKS_LISTED = 2
+_TASKS_NAMED = 200
 # Beyond it MLflow would cut the tag.
 _FILES_LENGTH = 6_000
 
@@ -98,7 +104,50 @@ def log_evaluation(
         metrics={**named, **(metrics or {})},
         params={} if samples.origin is None else _processor_params(samples.origin),
         tags=tags,
+        datasets=[evaluation_dataset(samples)],
     )
+
+
+def evaluation_dataset(samples: SampleScores) -> Any:
+    """What was asked as MLflow's pages show it: same name and digest where the same was asked."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    table = samples.table
+    kinds: tuple[Any, Any, Any] = (Dataset, DatasetInput, InputTag)
+    dataset, dataset_input, tag = kinds
+    known = pc.coalesce(table["prompt_hash"], table["doc_hash"])
+    keys = np.unique(text_keys(known) ^ (text_keys(table["task"]) << np.uint64(1)))
+    source = {"tasks": sorted(samples.tasks)[:_TASKS_NAMED]}
+    return dataset_input(
+        dataset(
+            name=dataset_name(samples.tasks),
+            digest=hashlib.sha256(keys.astype("<u8").tobytes()).hexdigest()[:8],
+            source_type="mlflow-degrade",
+            source=json.dumps(source),
+            profile=json.dumps({"num_samples": len(keys), "num_tasks": len(samples.tasks)}),
+        ),
+        [tag("mlflow.data.context", "evaluation")],
+    )
+
+
+def dataset_name(tasks: Collection[str]) -> str:
+    """Tasks in a few words: their names, or what all of them begin with.
+
+    Examples
+    --------
+    >>> dataset_name(["gsm8k"]), dataset_name(["mmlu_law", "mmlu_virology", "mmlu_world"])
+    ('gsm8k', 'mmlu (3 tasks)')
+    >>> dataset_name(["gsm8k", "arc"]), dataset_name(["arc", "boolq", "gsm8k"])
+    ('arc, gsm8k', 'arc and 2 more tasks')
+    """
+    names = sorted(tasks)
+    if len(names) <= _TASKS_LISTED:
+        return ", ".join(names)
+    shared = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    common, cut, _ = "".join(letters[0] for letters in shared).rpartition("_")
+    if cut:
+        return f"{common} ({len(names)} tasks)"
+    return f"{names[0]} and {len(names) - 1} more tasks"
 
 
 def asked_digests(key: Mapping[str, Any]) -> dict[str, str | None]:
@@ -246,14 +295,17 @@ def log_together(
     metrics: Mapping[str, float | None] | None = None,
     params: Mapping[str, str] | None = None,
     tags: Mapping[str, str] | None = None,
+    datasets: Sequence[Any] = (),
 ) -> None:
-    """Log what a run has to say in one request, its tags last, which is the order of the stores."""
+    """Log what a run has to say at once, its tags last, which is the order of the stores."""
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Param, RunTag
 
     kinds: tuple[Any, Any, Any] = (Metric, Param, RunTag)
     metric, param, tag = kinds
     now = int(time.time() * 1_000)
+    if datasets:
+        MlflowClient().log_inputs(run_id, list(datasets))
     MlflowClient().log_batch(
         run_id,
         [metric(name, value, now, 0) for name, value in _finite(metrics or {}).items()],

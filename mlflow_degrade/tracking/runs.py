@@ -52,7 +52,7 @@ def tracked_run(
     run = mlflow.start_run(
         run_id=run_id, run_name=None if run_id else name, nested=nested, tags=checked
     )
-    if run_id is not None and name and _RANDOM_NAME.match(run.info.run_name or ""):
+    if run_id is not None and name and is_drawn_name(run.info.run_name):
         # A name somebody chose is kept; one that MLflow drew says nothing.
         mlflow.set_tag("mlflow.runName", name)
     status = "FAILED"
@@ -64,6 +64,11 @@ def tracked_run(
         raise
     finally:
         mlflow.end_run(status)
+
+
+def is_drawn_name(name: str | None) -> bool:
+    """Whether MLflow drew a run's name, such as ``bold-finch-12``."""
+    return bool(_RANDOM_NAME.match(name or ""))
 
 
 def end_orphans() -> None:

@@ -129,6 +129,7 @@ def _logged(made: ModelDirectory, device: str) -> str:
         made.path,
         metadata={"degrade_model_digest": made.digest, "degrade_scheme": made.scheme},
         one_by_one=depends_on_batch(made.path, device=device),
+        name=f"{Path(str(made.source['name'])).name} {made.scheme}",
     )
     return str(info.model_uri)
 

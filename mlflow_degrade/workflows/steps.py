@@ -312,6 +312,8 @@ def log_and_register(
     from ..optimize.source.model_directory import ModelDirectory
     from ..registry.register_on_pass import seal, tested_content
     from ..registry.registration import log_model, register, verdict_tags
+    from ..report.markdown import model_card
+    from ..tracking.views import report_address
 
     decision = conclusion.decision
     if decision.verdict.value != "PASS":
@@ -324,6 +326,7 @@ def log_and_register(
             metadata={"degrade_model_digest": directory.digest, "degrade_scheme": models.scheme},
             one_by_one=conclusion.one_by_one,
             prompting=conclusion.paired.candidate.prompting,
+            name=f"{Path(models.name).name} {models.scheme}",
         )
         content = tested_content(info.model_uri, conclusion.paired.candidate)
         seal(decision, run_id, content, key, register=name is not None)
@@ -341,7 +344,13 @@ def log_and_register(
             name,
             run_id=run_id,
             tags=tags,
-            description=f"{models.scheme} of {models.name}: {decision.reasons[0]}",
+            description=model_card(
+                decision,
+                name,
+                made_by=f"{models.scheme} of {models.name}",
+                cost=conclusion.cost,
+                report=report_address(run_id),
+            ),
             model_id=info.model_id,
         )
         return f"models:/{version.name}/{version.version}"
@@ -351,16 +360,24 @@ def report(conclusion: Conclusion, models: Models, registered: str | None) -> No
     """Log what people read to the active run, and print the verdict."""
     from ..optimize.source.model_directory import ModelDirectory
     from ..registry.reporting import log_report
+    from ..report.next_steps import Command, next_lines
     from ..report.terminal import console, decision_view, subgroup_view
+    from ..tracking.views import where_to_look
 
     decision, paired = conclusion.decision, conclusion.paired
-    provenance = {"model": models.name, "scheme": models.scheme, "registered": registered}
+    provenance: dict[str, Any] = {
+        "model": models.name,
+        "scheme": models.scheme,
+        "registered": registered,
+    }
     provenance["weights"] = ModelDirectory.load(models.candidate).weights_note
     if models.simulated_cost is not None:
         provenance["simulated"] = (
             "numbers are rounded to the format and computed in float32; its size is calculated, "
             "speed and memory are not measured"
         )
+    asked = {"model": models.name, "scheme": models.scheme}
+    provenance["command"] = Command.current() or Command("mlflow run recipes/quantize", (), asked)
     found = log_report(decision, paired, cost=conclusion.cost, provenance=provenance)
     out = console()
     out.print(decision_view(decision, paired))
@@ -372,3 +389,5 @@ def report(conclusion: Conclusion, models: Models, registered: str | None) -> No
         out.print("\nNo name to register it under was given; the model is logged with the run.")
     else:
         out.print(f"\nNothing was registered: the verdict is {decision.verdict.value}.")
+    for line in ("", *next_lines(decision, provenance), "", *where_to_look()):
+        out.print(line, markup=False, soft_wrap=True)

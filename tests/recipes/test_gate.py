@@ -16,6 +16,7 @@ from recipe_cases import invoke, make_items
 
 from mlflow_degrade import GatePolicy, QuantizeOptions, Verdict, promote, quantize_and_gate
 from mlflow_degrade.cli import run as cli
+from mlflow_degrade.registry.evidence import stated_tags
 
 _RECIPE = Path(__file__).parents[2] / "recipes" / "gate"
 
@@ -111,7 +112,7 @@ def test_two_versions_on_tasks_that_nobody_ran(
     assert done.placement is not None
     assert (done.placement.version, done.placement.created) == ("models:/tiny/2", False)
     tags = store.get_model_version("tiny", "2").tags
-    assert tags["degrade.run_id"] == done.run_id
+    assert stated_tags(tags)[0]["degrade.run_id"] == done.run_id
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from mlflow_degrade.bench.machine import current_processor
 from mlflow_degrade.decision.results import Decision
 from mlflow_degrade.optimize.onnx_graph.float_share import weights_sentence
 from mlflow_degrade.optimize.source.model_directory import ModelDirectory
+from mlflow_degrade.registry.evidence import EVIDENCE_TAG, stated_tags
 
 TASKS = ("tiny_boats", "tiny_trains")
 
@@ -98,8 +99,12 @@ def test_pass_is_logged_registered_and_served(
 
     version = store.get_model_version("tiny", "1")
     assert version.run_id == outcome.run_id
+    # The page of the logged model names its version.
+    (logged,) = store.search_logged_models(["0"])
+    (link,) = json.loads(logged.tags["mlflow.modelVersions"])
+    assert (link["name"], str(link["version"])) == ("tiny", "1")
     assert version.tags["degrade.verdict"] == "PASS"
-    assert version.tags["degrade.evidence_digest"] == parent.data.tags["degrade.evidence_digest"]
+    assert stated_tags(version.tags)[0][EVIDENCE_TAG] == parent.data.tags[EVIDENCE_TAG]
     code = (
         "import mlflow, json; m = mlflow.pyfunc.load_model('models:/tiny/1');"
         "g = m.predict([{'prompt': 'The harbour'}], params={'max_new_tokens': 3});"

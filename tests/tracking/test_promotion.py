@@ -27,6 +27,7 @@ from mlflow_degrade.core.errors import (
     UnknownNameError,
     UnpairedSamplesError,
 )
+from mlflow_degrade.registry.evidence import EVIDENCE_TAG, stated_tags
 from mlflow_degrade.registry.gate_config import VARIABLE
 from mlflow_degrade.registry.references import content_digest
 from mlflow_degrade.registry.registration import log_model
@@ -55,7 +56,7 @@ def test_a_passing_run_becomes_the_champion(tmp_path: Path) -> None:
     assert found.tags["degrade.verdict"] == "PASS"
     gate = client.get_run(done.run_id)
     assert gate.info.status == "FINISHED"
-    assert found.tags["degrade.evidence_digest"] == gate.data.tags["degrade.evidence_digest"]
+    assert stated_tags(found.tags)[0][EVIDENCE_TAG] == gate.data.tags[EVIDENCE_TAG]
     assert found.run_id == done.run_id
     names = {item.path for item in client.list_artifacts(done.run_id)}
     assert {"report.html", "report.md", "evidence", "plots", "flips.json"} <= names

@@ -29,6 +29,7 @@ from mlflow_degrade.core.errors import (
     VerificationError,
 )
 from mlflow_degrade.registry.attestation import sign_evidence
+from mlflow_degrade.registry.evidence import stated_tags
 from mlflow_degrade.registry.gate_config import VARIABLE, GateConfig, allowed_signers
 from mlflow_degrade.registry.model_content import read_content
 from mlflow_degrade.registry.signing import KEY_VARIABLE, SigningKey
@@ -142,7 +143,7 @@ def test_the_statement_is_a_test_result_on_model_and_evidence(signed: cases.Case
     statement.Statement.copy_from_pb(read).validate()
     assert read.predicate_type == "https://in-toto.io/attestation/test-result/v0.1"
     subjects = {item.name: item.digest["sha256"] for item in read.subject}
-    evidence = signed.tags["degrade.evidence_digest"]
+    evidence = stated_tags(signed.tags)[0]["degrade.evidence_digest"]
     assert f"sha256:{subjects['evidence']}" == evidence
     result = json_format.ParseDict(
         json_format.MessageToDict(read.predicate), test_result_pb2.TestResult()
