@@ -74,6 +74,50 @@ class AnswerChanges(_Record):
     confidence: float  # Clopper–Pearson interval for `rate`.
 
 
+class JudgeResult(_Record):
+    """What a judge said, and how people's labels of some samples corrected it.
+
+    Attributes
+    ----------
+    metric, gold : str
+        The metrics with the judge's and with people's scores.
+    n, n_judged : int
+        Samples that people labelled on both sides, and samples of the judge alone that were used.
+    trust : float
+        Weight that the judge had in the test; 0 where it had too few samples of its own.
+    best_trust : float
+        The weight that would have given the smallest variance, by the labels: for the next policy.
+    labels_needed : int
+        About so many labels would rule out the margin if there were no change.
+    delta : float
+        Mean change by the judge alone, over all samples.
+    interval : IntervalRecord
+        For `delta`, as if the judge could be believed.
+    p_worse : float
+        The same for "the candidate is worse".
+    gold_delta : float
+        Mean change by the labels alone.
+    bias : float
+        Mean of judge − people over the labelled samples.
+    p_random : float
+        p-value of "the labelled samples are like the others", by the judge's scores.
+    """
+
+    metric: str
+    gold: str
+    n: int
+    n_judged: int
+    trust: float
+    best_trust: float
+    labels_needed: int
+    delta: float
+    interval: IntervalRecord
+    p_worse: float
+    gold_delta: float
+    bias: float
+    p_random: float
+
+
 class TaskResult(_Record):
     """One task's paired test.
 
@@ -123,6 +167,9 @@ class TaskResult(_Record):
     notes : tuple of str
     answers : AnswerChanges or None
         None where not every item has an answer on both sides.
+    judge : JudgeResult or None
+        Where a judge was corrected: `delta`, `interval`, `p_worse` and `noninferiority_p` are
+        corrected, the other numbers are of the judge's scores.
     """
 
     task: str
@@ -152,6 +199,15 @@ class TaskResult(_Record):
     skewness: float = 0.0
     notes: tuple[str, ...] = ()
     answers: AnswerChanges | None = None
+    judge: JudgeResult | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_judge(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the key where there is none: the bytes of such decisions stay."""
+        values: dict[str, Any] = dump(self)
+        if self.judge is None:
+            values.pop("judge", None)
+        return values
 
 
 class AggregateResult(_Record):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,9 @@ from .matching import Alignment, Side, Sides, align, match
 from .row_index import count_repeated
 from .schema import FEATURE_PREFIX
 from .table import SampleScores
+
+if TYPE_CHECKING:
+    from .gold import Gold
 
 # From pairs of rows to the items of a task: repeats averaged, dependent items marked.
 
@@ -187,6 +190,8 @@ class PairedScores:
         What a reader of the result has to know about the pairing.
     doubt : str
         Why nothing shows that two models were compared, which forbids a PASS; empty else.
+    gold : mapping
+        Task to what people said of its samples, where a policy corrects a judge.
     """
 
     tasks: tuple[PairedTask, ...]
@@ -195,6 +200,7 @@ class PairedScores:
     allowed: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
     doubt: str = ""
+    gold: Mapping[str, Gold] = field(default_factory=dict)
 
     @property
     def n(self) -> int:

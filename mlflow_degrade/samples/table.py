@@ -316,6 +316,13 @@ class SampleScores:
         rows = self.table.filter(pc.equal(self.table["task"], task))
         return tuple(sorted(pc.unique(rows["metric"]).to_pylist()))
 
+    def metrics_of_tasks(self) -> dict[str, set[str]]:
+        """Names of the metrics of each task."""
+        found: dict[str, set[str]] = {}
+        for row in self.table.group_by(["task", "metric"]).aggregate([]).to_pylist():
+            found.setdefault(row["task"], set()).add(row["metric"])
+        return found
+
     def select(
         self, tasks: Iterable[str] | None = None, metrics: Iterable[str] | None = None
     ) -> SampleScores:

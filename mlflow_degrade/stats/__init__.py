@@ -50,7 +50,12 @@ from ._multiplicity import (
 from ._noninferiority import NonInferiorityResult, noninferiority
 from ._noninferiority_means import GradedNonInferiorityResult, noninferiority_graded
 from ._power import guard_mde, guard_mde_graded, mde, mde_graded, power_approximate, power_mcnemar
-from ._ppi import PredictionPoweredDifference, prediction_powered_difference
+from ._ppi import (
+    CorrectedDifference,
+    PredictionPoweredDifference,
+    corrected_difference,
+    prediction_powered_difference,
+)
 from ._regions import Region
 from ._sample_size import SampleSize, sample_size, sample_size_noninferiority
 from ._sequential import (
@@ -93,6 +98,8 @@ __all__ = [
     "CombinedP",
     "confidence_sequence",
     "ConfidenceSequence",
+    "corrected_difference",
+    "CorrectedDifference",
     "critical_regressions",
     "degradation_log_e",
     "DegradationMonitor",
