@@ -223,7 +223,11 @@ class GatePolicy(Prompting):
     def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without keys that came later and are off: the digest of an older policy stays."""
         values: dict[str, Any] = dump(self)
-        later = {"portable": self.portable or None, "judge": self.judge, **dict.fromkeys(Prompting.model_fields)}
+        later = {
+            "portable": self.portable or None,
+            "judge": self.judge,
+            **dict.fromkeys(Prompting.model_fields),
+        }
         later |= self.stated()
         return {name: value for name, value in values.items() if later.get(name, 0) is not None}
 

@@ -40,6 +40,9 @@ def flips_table(paired: PairedScores, limit: int = 300) -> pd.DataFrame:
     table["baseline_score"] = flips["baseline"].to_numpy()
     table["candidate_score"] = flips["candidate"].to_numpy()
     table["task"] = flips["task"].to_numpy()
+    for name in ("baseline_trace", "candidate_trace"):
+        if name in flips:
+            table[name] = flips[name].to_numpy()
     return table
 
 

@@ -15,7 +15,7 @@ from .cost import CostFigures, cost_rows, interval_note, slower_phases
 from .findings import SubgroupFindings
 from .forest import ForestPanel, forest_panels
 from .recommendations import remedies
-from .samples import caption, worst_flips
+from .samples import caption, is_address, worst_flips
 
 _SAMPLES_SHOWN = 12
 # Per cent of its cell; the number stands in the rest.
@@ -102,6 +102,7 @@ def report(
         slower=slower_phases(cost),
         cost_note=interval_note(cost),
         samples=samples,
+        is_address=is_address,
         samples_caption=caption(decision, len(samples)),
         tasks=[(task, rows[task.task]) for task in ordered],
         notes=tables.notes(decision),

@@ -18,7 +18,7 @@ from .content import Provenance
 from .cost import CostFigures, cost_rows, interval_note, slower_phases
 from .findings import SubgroupFindings
 from .recommendations import remedies
-from .samples import FlippedSample, caption, worst_flips
+from .samples import FlippedSample, caption, is_address, worst_flips
 
 # MLflow's limit for a tag is 8,000 characters; 5,000 is what people still scroll through.
 _NOTE_LENGTH = 4_990
@@ -210,14 +210,20 @@ def _samples(samples: Sequence[FlippedSample]) -> list[str]:
             parts += ["Prompt", _fence(sample.prompt)]
         if sample.target is not None:
             parts += ["Target", _fence(sample.target)]
-        for side, answer, standing in (
-            ("Baseline", sample.baseline, sample.baseline_score),
-            ("Candidate", sample.candidate, sample.candidate_score),
+        for side, answer, standing, trace in (
+            ("Baseline", sample.baseline, sample.baseline_score, sample.baseline_trace),
+            ("Candidate", sample.candidate, sample.candidate_score, sample.candidate_trace),
         ):
-            parts.append(f"{side} ({standing})" + (": answer not logged" if answer is None else ""))
+            where = "" if trace is None else f" · {_trace(trace)}"
+            missing = ": answer not logged" if answer is None else ""
+            parts.append(f"{side} ({standing}){where}{missing}")
             if answer is not None:
                 parts.append(_fence(answer))
     return parts
+
+
+def _trace(trace: str) -> str:
+    return f"[trace](<{trace}>)" if is_address(trace) else _code(trace)
 
 
 def _rows(decision: Decision) -> list[tables.TaskRow]:

@@ -34,7 +34,7 @@ from .comparability import (
 )
 from .matching import Alignment, Side, Sides, align, match
 from .row_index import count_repeated
-from .schema import FEATURE_PREFIX
+from .schema import FEATURE_PREFIX, TRACE
 from .table import SampleScores
 
 if TYPE_CHECKING:
@@ -246,7 +246,8 @@ class PairedScores:
         -------
         DataFrame
             Columns ``task, doc_id, doc_hash, baseline, candidate, difference, prompt, target,
-            baseline_response, candidate_response`` and the features without their prefix.
+            baseline_response, candidate_response`` and the features without their prefix; of traces
+            also ``baseline_trace, candidate_trace``, where to look at them.
         """
         chosen = next((t for t in self.tasks if t.name == task), None)
         if chosen is None:
@@ -266,6 +267,9 @@ class PairedScores:
             "baseline_response": left["response"].to_pylist(),
             "candidate_response": right["response"].to_pylist(),
         }
+        for side, rows in (("baseline", left), ("candidate", right)):
+            if TRACE in rows.column_names:
+                columns[f"{side}_{TRACE}"] = rows[TRACE].to_pylist()
         for name in self.baseline.features:
             columns[name] = left[FEATURE_PREFIX + name].to_pylist()
         return pd.DataFrame(columns)

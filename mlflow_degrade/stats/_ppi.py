@@ -342,15 +342,15 @@ def corrected_difference(
 
     Notes
     -----
-    The estimate is that of PPI++ (see `prediction_powered_difference`) at a fixed lambda, and the
-    test does without its normal approximation: with the 100 gold items that people label, of which
-    two or three changed, its standard error is close to 0 exactly when all losses were missed, and
-    a drop of the margin passes far more often than alpha.
+    Formula: with N = q·n + r items of the judge alone, q of them beside each gold item, Z_i = Y_i −
+    trust·J_i + trust·mean(J over block i); the estimate is their mean, which is that of PPI++ (see
+    `prediction_powered_difference`) at a fixed lambda. The test does without its normal
+    approximation: with the 100 gold items that people label, of which two or three changed, its
+    standard error is close to 0 exactly when all losses were missed, and a drop of the margin
+    passes far more often than alpha.
 
-    Valid for every n and every judge. Write N = q·n + r for the judge's other items, and give each
-    gold item q of them. Then Z_i = Y_i − trust·J_i + trust·mean(J over block i) are n independent
-    values of one law, for a gold item and q others are independent draws and no draw is used twice.
-    E J cancels: E Z_i = E Y whatever the judge says, however it leans, and even if it leans
+    Valid for every n and every judge: the Z_i are n independent values of one law, as a gold item
+    and q others are independent draws and no draw is used twice. E J cancels: E Z_i = E Y whatever the judge says, however it leans, and even if it leans
     differently for each of the models; only the variance depends on it. |Z_i| <= 1 + 2·trust. What
     is tested is the mean of independent bounded values, by the bound that `noninferiority_graded`
     uses (Gaffke 2005), which needs no normality and no value that varies. The trust must not be
@@ -370,7 +370,7 @@ def corrected_difference(
     >>> gold, judge = [0.0] * 60, [0.0] * 60
     >>> result = corrected_difference(gold, judge, [-1, 0, 0, 0] * 60)
     >>> result.estimate, round(result.p_noninferior(0.25), 4)
-    (-0.125, 0.0027)
+    (-0.125, 0.0159)
     """
     labels = check_differences(gold, "gold")
     judged = check_differences(judge_on_gold, "judge_on_gold")

@@ -206,9 +206,7 @@ LEANS = [(0.0, 0.0), (0.1, 0.6), (0.6, 0.1)]
 @pytest.mark.slow
 @pytest.mark.parametrize("lean", LEANS)
 @pytest.mark.parametrize(("n", "others"), [(60, 660), (150, 400), (40, 20)])
-def test_the_size_of_the_corrected_test(
-    n: int, others: int, lean: tuple[float, float]
-) -> None:
+def test_the_size_of_the_corrected_test(n: int, others: int, lean: tuple[float, float]) -> None:
     """At the margin a PASS, and at no change a FAIL, is as rare as alpha, however it leans."""
     rng, reps, alpha, margin = np.random.default_rng(n), 2000, 0.05, 0.06
     passed = failed = 0
@@ -252,7 +250,7 @@ def test_the_corrected_estimate_is_that_of_ppi() -> None:
         spread = float(found.units.values.std()) / math.sqrt(150)
         assert spread == pytest.approx(known.se, rel=0.1)
         # Limits are where the tests reject.
-        assert found.lower(found.p_noninferior(0.08)) == pytest.approx(-0.08, abs=1e-6)
+        assert found.lower(found.p_noninferior(0.15)) == pytest.approx(-0.15, abs=1e-6)
         assert found.upper(found.p_worse) == pytest.approx(0.0, abs=1e-6)
 
 
