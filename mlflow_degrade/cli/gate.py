@@ -52,6 +52,11 @@ Exit codes: 0 PASS, 1 FAIL, 2 INCONCLUSIVE, 3 invalid input.
 )
 @click.option("--alias", metavar="NAME", help="Alias to point to a version that passes.")
 @click.option("--model-uri", metavar="URI", help="The candidate's logged model, if not told.")
+@click.option(
+    "--scorers",
+    metavar="NAMES",
+    help="Of mlflow.genai.evaluate runs: scorers to decide on, comma-separated, each a task.",
+)
 @click.option("--tasks", metavar="NAMES", help=f"{TASKS_HELP}, comma-separated.")
 @click.option("--include-path", metavar="DIR", help="Directory with task files of your own.")
 @question_options
@@ -84,6 +89,7 @@ def gate(
     register_as: str,
     alias: str | None,
     model_uri: str | None,
+    scorers: str | None,
     device: str,
     fresh: bool,
     signing_key: str | None,
@@ -107,6 +113,7 @@ def gate(
         device=device,
         fresh=fresh,
         signing_key=signing_key,
+        scorers=scorers,
     )
     out = console(stderr=json_ == "-")
     out.print(decision_view(done.decision, done.paired, samples=samples))

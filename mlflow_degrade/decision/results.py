@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from enum import StrEnum
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -19,11 +19,16 @@ from pydantic import (
     model_serializer,
 )
 
+from ..core import numbers
 from ..core.cache import digest_json
+from ..core.display import card
 from ..core.errors import PluginError, SampleSchemaError
 from ..samples.origin import Processor
 from ..stats._combination_rules import RULE_PLUGINS
 from .policy import GatePolicy
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SideName = Literal["baseline", "candidate"]
 #: Version of the records below and of the rules that fill them. Raise it when either changes:
@@ -368,6 +373,85 @@ class Decision(_Record):
             values.pop("plugins", None)
         return values
 
+    def __repr__(self) -> str:
+        total = self.aggregate
+        change = numbers.change(total.delta, proportion=total.proportion)
+        return (
+            f"Decision({self.verdict.value}, change {change} on {numbers.count(total.n)} samples "
+            f"of {len(self.tasks)} {'task' if len(self.tasks) == 1 else 'tasks'})"
+        )
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        mood = {Verdict.PASS: "good", Verdict.FAIL: "bad"}.get(self.verdict, "unsure")
+        names = [self.candidate.get("model"), self.baseline.get("model")]
+        said = ["{} against {}".format(*names)] if all(names) else []
+        judged = any(task.judge is not None for task in self.tasks)
+        level = numbers.level(self.policy.shown_confidence)
+        results: list[TaskResult | AggregateResult] = [*self.tasks, self.aggregate]
+        return card(
+            self.verdict.value,
+            mood=mood,
+            sentences=[*said, *self.reasons],
+            columns=("", "samples", "worse / better", "change", f"{level} interval", "p", "",
+                     *(["judge alone", "labels"] if judged else [])),
+            rows=[_shown_row(each, self.policy.alpha, judged) for each in results],
+            note="Change is candidate − baseline, positive is better; p is one-sided for “the "
+            "candidate is worse”. Guilty: worse even after allowing for the number of tasks.",
+        )  # fmt: skip
+
+    def to_frame(self) -> pd.DataFrame:
+        """The tasks as a table, all gating tasks together in its last row.
+
+        Returns
+        -------
+        DataFrame
+            Indexed by the task's name, ``(together)`` for the last row, with the columns ``metric,
+            tier, n, regressions, improvements, baseline, candidate, delta, low, high, p_worse,
+            p_adjusted, guilty, noninferiority_p, margin, mde``, and where a judge was corrected
+            ``judge_delta, gold_delta, labels``. Scores and changes are in the metric's own unit.
+        """
+        import pandas as pd
+
+        own = ("metric", "tier", "n", "regressions", "improvements", "baseline", "candidate",
+               "delta")  # fmt: skip
+        tests = ("p_worse", "p_adjusted", "guilty", "noninferiority_p", "margin", "mde")
+        rows = [
+            {
+                "task": task.task,
+                **{name: getattr(task, name) for name in own},
+                "low": task.interval.low,
+                "high": task.interval.high,
+                **{name: getattr(task, name) for name in tests},
+                **({} if task.judge is None else {
+                    "judge_delta": task.judge.delta, "gold_delta": task.judge.gold_delta,
+                    "labels": task.judge.n,
+                }),
+            }
+            for task in self.tasks
+        ]  # fmt: skip
+        total = self.aggregate
+        rows.append(
+            {
+                "task": "(together)",
+                "metric": total.aggregation,
+                "tier": "gating",
+                "n": total.n,
+                "regressions": total.regressions,
+                "improvements": total.improvements,
+                "delta": total.delta,
+                "low": total.interval.low,
+                "high": total.interval.high,
+                "p_worse": total.p_worse,
+                "guilty": total.reliable and total.p_worse <= self.policy.alpha,
+                "noninferiority_p": total.noninferiority_p,
+                "margin": self.power.margin,
+                "mde": self.power.mde,
+            }
+        )
+        return pd.DataFrame(rows).set_index("task")
+
     @property
     def exit_code(self) -> int:
         """0 PASS, 1 FAIL, 2 INCONCLUSIVE."""
@@ -410,6 +494,30 @@ class Decision(_Record):
         """SHA-256 of the decision's canonical JSON."""
         dumped: dict[str, Any] = self.model_dump(mode="json")
         return digest_json(dumped)
+
+
+def _shown_row(one: TaskResult | AggregateResult, alpha: float, judged: bool) -> tuple[str, ...]:
+    """One line of the table in a notebook."""
+    share = one.proportion
+    name, standing, raw = "together", "", ("", "")
+    if isinstance(one, TaskResult):
+        name = one.task
+        standing = "guilty" if one.guilty else "advisory" if one.tier == "advisory" else ""
+        if one.judge is not None:
+            raw = (
+                numbers.change(one.judge.delta, proportion=share),
+                f"{numbers.change(one.judge.gold_delta, proportion=share)} of {one.judge.n}",
+            )
+    return (
+        name,
+        numbers.count(one.n),
+        f"{numbers.count(one.regressions)} / {numbers.count(one.improvements)}",
+        numbers.change(one.delta, proportion=share),
+        numbers.interval(one.interval.low, one.interval.high, proportion=share),
+        numbers.p_value(one.p_worse, one.log10_p_worse, threshold=alpha),
+        standing,
+        *(raw if judged else ()),
+    )
 
 
 def _missing_plugins(text: str) -> str:

@@ -17,6 +17,8 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
+from ..core import numbers
+from ..core.display import card
 from ..core.errors import EmptySamplesError, UnknownNameError
 from ..stats._exchangeable_units import link
 from .comparability import (
@@ -174,7 +176,7 @@ class PairedTask:
         return int(np.count_nonzero(self.difference > 0))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PairedScores:
     """Paired samples of all tasks; made by `pair`.
 
@@ -201,6 +203,29 @@ class PairedScores:
     notes: tuple[str, ...] = field(default=())
     doubt: str = ""
     gold: Mapping[str, Gold] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        names = ", ".join(task.name for task in self.tasks[:3])
+        more = f" and {len(self.tasks) - 3} more" if len(self.tasks) > 3 else ""
+        return f"PairedScores({numbers.count(self.n)} pairs of {names}{more})"
+
+    def _repr_html_(self) -> str:
+        sides = [scores.model or side for side, scores in
+                 (("candidate", self.candidate), ("baseline", self.baseline))]  # fmt: skip
+        rows = [
+            (t.name, t.metric, numbers.count(t.n), f"{t.regressions} / {t.improvements}",
+             numbers.score(float(t.baseline.mean()), proportion=t.proportion),
+             numbers.score(float(t.candidate.mean()), proportion=t.proportion),
+             "/".join(map(str, t.unscored)))
+            for t in self.tasks
+        ]  # fmt: skip
+        return card(
+            f"{numbers.count(self.n)} pairs: {sides[0]} against {sides[1]}",
+            sentences=filter(None, [*self.notes, self.doubt]),
+            columns=("", "metric", "pairs", "worse / better", "baseline", "candidate", "unscored"),
+            rows=rows,
+            note="Nothing is decided yet. Unscored: baseline only / candidate only / both.",
+        )
 
     @property
     def n(self) -> int:

@@ -347,6 +347,10 @@ class SampleScores:
         """The same scores under another model name."""
         return self._stating(model=name)
 
+    def with_digest(self, digest: str) -> SampleScores:
+        """The same scores, said to be of a model with this content."""
+        return self._stating(model_digest=digest)
+
     def with_origin(self, origin: Origin) -> SampleScores:
         """The same scores, said to be from somewhere."""
         return self._stating(origin=origin.model_dump(mode="json"))

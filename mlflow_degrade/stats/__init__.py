@@ -6,6 +6,9 @@ always candidate minus baseline, oriented so that more is better.
 
 from __future__ import annotations
 
+from dataclasses import is_dataclass
+
+from ..core.display import shown
 from ._aggregate import AggregateResult, aggregate, aggregate_counts, aggregate_interval
 from ._benchmark import Benchmark
 from ._combination_rules import AggregationRule
@@ -158,3 +161,7 @@ __all__ = [
     "tango",
     "upper_proportion",
 ]
+
+for _name in __all__:
+    if isinstance(_found := globals()[_name], type) and is_dataclass(_found):
+        shown(_found)

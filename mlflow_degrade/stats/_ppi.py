@@ -346,18 +346,18 @@ def corrected_difference(
     trust·J_i + trust·mean(J over block i); the estimate is their mean, which is that of PPI++ (see
     `prediction_powered_difference`) at a fixed lambda. The test does without its normal
     approximation: with the 100 gold items that people label, of which two or three changed, its
-    standard error is close to 0 exactly when all losses were missed, and a drop of the margin
-    passes far more often than alpha.
+    standard error is close to 0 exactly when losses were missed, and a drop of the margin passes
+    two to three times as often as alpha allows.
 
     Valid for every n and every judge: the Z_i are n independent values of one law, as a gold item
-    and q others are independent draws and no draw is used twice. E J cancels: E Z_i = E Y whatever the judge says, however it leans, and even if it leans
-    differently for each of the models; only the variance depends on it. |Z_i| <= 1 + 2·trust. What
-    is tested is the mean of independent bounded values, by the bound that `noninferiority_graded`
-    uses (Gaffke 2005), which needs no normality and no value that varies. The trust must not be
-    tuned on these labels, for then Z_i would depend on one another; 0.5 costs little whatever the
-    judge is worth: with a correlation ρ between judge and people the variance is (1.25 − ρ) of that
-    of gold alone where N is large, at best it is (1 − ρ²). The r items that fill no block are left
-    out.
+    and q others are independent draws and no draw is used twice. E J cancels: E Z_i = E Y whatever
+    the judge says, however it leans, and even if it leans differently for each of the models; only
+    the variance depends on it. |Z_i| <= 1 + 2·trust. What is tested is the mean of independent
+    bounded values, by the bound that `noninferiority_graded` uses (Gaffke 2005), which needs no
+    normality and no value that varies. The trust must not be tuned on these labels, for then the
+    Z_i would depend on one another; 0.5 costs little whatever the judge is worth: with a
+    correlation ρ between judge and people the variance is 1.25 − ρ times that of gold alone where N
+    is large, and 1 − ρ² at best. The r items that fill no block are left out.
 
     The gold items must be a random draw. Labelling what changed, or what the judge was unsure of,
     is none.

@@ -7,7 +7,7 @@ import math
 import re
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..core.cache import digest_json
-from ..core.errors import RegistryError, TrackingError
+from ..core.errors import InputError, RegistryError, TrackingError
 from ..samples.origin import Agreement, Origin
 from ..samples.readers.mlflow_runs import AGREEMENTS, downloaded, with_agreements
 from ..samples.readers.mlflow_traces import READER as TRACES
@@ -180,14 +180,24 @@ def find_evaluation(
     return runs[0] if runs else None
 
 
-def load_samples(run: Any) -> SampleScores:
+def is_genai(run: Any) -> bool:
+    """Whether a run is one of ``mlflow.genai.evaluate``, whose samples are traces."""
+    return run.data.tags.get("mlflow.runType") == "genai_evaluate" and KEY_TAG not in run.data.tags
+
+
+def load_samples(run: Any, scorers: str | Iterable[str] | None = None) -> SampleScores:
     """Per-sample scores of an evaluation run, with what was logged of agreements elsewhere."""
     names = [] if isinstance(run, str) else _stated_files(run)
+    if names and scorers is not None:
+        raise InputError(
+            f"scorers = {scorers!r}: runs:/{run.info.run_id} holds samples of tasks; scorers are "
+            "those of mlflow.genai.evaluate."
+        )
     if not names:
         run_id = run if isinstance(run, str) else run.info.run_id
         with downloaded(f"runs:/{run_id}") as folder:
             if folder.is_file():
-                return TRACES.read(folder)
+                return TRACES.read(folder, scorers=scorers)
             samples = _read(sorted(folder.glob("*.parquet")))
         return with_agreements(samples, run_id)
     with tempfile.TemporaryDirectory(prefix="mlflow-degrade-") as scratch:
