@@ -16,6 +16,7 @@ from ..decision.results import AggregateResult, Decision, SideName, TaskResult
 from ..samples.pairing import PairedScores
 from ..samples.table import SampleScores
 from ..tracking.artifact_access import upload
+from ..tracking.datasets import log_dataset
 from ..tracking.evaluations import KIND_TAG, log_together
 from ..tracking.runs import check_tag
 
@@ -84,6 +85,7 @@ class Collected:
     folder: Path  # Its files are logged at the root of the run's artifacts.
     metrics: dict[str, float | None] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
+    asked: SampleScores | None = None  # Its questions are the run's dataset.
 
     def text(self, name: str, text: str) -> None:
         """Add an artifact."""
@@ -101,6 +103,8 @@ def collected() -> Iterator[Collected]:
         yield found
         if any(found.folder.iterdir()):
             upload(found.folder, run.info.artifact_uri)
+        if found.asked is not None:
+            log_dataset(run.info.run_id, found.asked, f"{run.info.artifact_uri}/{EVIDENCE}")
         log_together(run.info.run_id, metrics=found.metrics, tags=found.tags)
 
 
@@ -122,7 +126,7 @@ def add_decision(
     # decision again. ``flips.json`` is a small table of changed samples.
     from ..report.flips import flips_table
 
-    folder = found.folder / EVIDENCE
+    folder, found.asked = found.folder / EVIDENCE, paired.baseline
     folder.mkdir()
     digest = write_evidence(folder, decision, paired, sources)
     flips = flips_table(paired, _FLIPS_SHOWN)

@@ -95,6 +95,7 @@ def report(
         legend=_legend(forests, total.margin),
         outcomes=tables.outcomes(decision),
         flips=_flips(ordered, rows),
+        judged=content.judge_sentences(decision),
         power=content.power_sentence(decision),
         answers=content.answers_sentence(decision),
         subgroups=_subgroups(subgroups, decision),

@@ -54,7 +54,8 @@ def summary_note(
     """The note on the run page: what was decided, why, and what would have to change."""
     before = [f"{content.SIGNS[decision.verdict]} **{decision.verdict.value}**: {_plain(decision)}"]
     before += _bullets(_brief(decision.reasons))
-    after = [content.power_sentence(decision), *_answers(decision)]
+    after = _bullets(content.judge_sentences(decision))
+    after += [content.power_sentence(decision), *_answers(decision)]
     changes = remedies(decision, (provenance or {}).get("scheme"))
     if changes:
         after += ["**What would have to change**", *_bullets(_brief(changes))]
@@ -97,6 +98,8 @@ def report(
     if registered:
         parts.append(_text(registered))
     parts += ["## Tasks", _tasks_table(decision), _TASKS_LEGEND]
+    if judged := content.judge_sentences(decision):
+        parts += ["## Judge and labels", *_bullets(judged)]
     parts += ["## Power", content.power_sentence(decision), *_answers(decision)]
     if subgroups is not None:
         parts += _subgroups(subgroups, decision)

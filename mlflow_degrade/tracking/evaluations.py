@@ -24,6 +24,7 @@ from ..samples.readers.mlflow_runs import AGREEMENTS, downloaded, with_agreement
 from ..samples.readers.mlflow_traces import READER as TRACES
 from ..samples.table import SampleScores
 from .artifact_access import fetch, read_json, upload
+from .datasets import log_dataset
 
 KIND_TAG = "degrade.kind"
 KEY_TAG = "degrade.evaluation_key"
@@ -92,6 +93,7 @@ def log_evaluation(
         tags[MODEL_DIGEST_TAG] = samples.model_digest
     if reused_from is not None:
         tags[REUSED_TAG] = str(reused_from.info.run_id)
+    log_dataset(active.info.run_id, samples, f"{active.info.artifact_uri}/{_SAMPLES}")
     # The key comes last: a run that carries it has all its artifacts.
     log_together(
         active.info.run_id,

@@ -290,7 +290,9 @@ def log_and_register(
     """Log the candidate as a model and, given a name, register it with its verdict."""
     from ..optimize.source.model_directory import ModelDirectory
     from ..registry.register_on_pass import seal, tested_content
+    from ..registry.evidence import decision_metrics
     from ..registry.registration import log_model, register, verdict_tags
+    from ..tracking.datasets import log_model_metrics
 
     decision = conclusion.decision
     if decision.verdict.value != "PASS":
@@ -303,6 +305,9 @@ def log_and_register(
             metadata={"degrade_model_digest": directory.digest, "degrade_scheme": models.scheme},
             one_by_one=conclusion.one_by_one,
             prompting=conclusion.paired.candidate.prompting,
+        )
+        log_model_metrics(
+            run_id, info.model_id, conclusion.paired.candidate, decision_metrics(decision)
         )
         content = tested_content(info.model_uri, conclusion.paired.candidate)
         seal(decision, run_id, content, key, register=name is not None)

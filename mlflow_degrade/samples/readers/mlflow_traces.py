@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,7 +110,8 @@ def _read(
     traces, place = _traces(path) or ([], _Place())
     run_id = place.run_id
     traces = sorted(traces, key=lambda trace: (_time(trace["info"]), trace["info"]["trace_id"]))
-    feedback = [_feedback(trace, run_id) for trace in traces]
+    both = _judged_by_both(traces, run_id)
+    feedback = [_feedback(trace, run_id, both) for trace in traces]
     names = sorted({name for given in feedback for name in given})
     scored = [name for name in names if any(_is_score(g.get(name, ())) for g in feedback)]
     if not scored:
@@ -199,37 +200,52 @@ def _of_run(trace: Mapping[str, Any], run_id: str | None) -> Iterator[dict[str, 
             yield stated
 
 
-def _feedback(trace: Mapping[str, Any], run_id: str | None) -> dict[str, list[Any]]:
+def _feedback(
+    trace: Mapping[str, Any], run_id: str | None, both: Collection[str] = ()
+) -> dict[str, list[Any]]:
     """What each scorer said, in the order of time; None where it failed."""
     # Where people judged beside a scorer, under its name, ``<name>.judge`` is what the scorer said
     # and ``<name>.human`` what they did; ``<name>`` is the scorer's, or what replaced it.
-    given = [one for one in _of_run(trace, run_id) if "feedback" in one]
-    given.sort(key=lambda one: str(one.get("create_time", "")))
-    valid = [one for one in given if one.get("valid", True)]
-    by_people = {one["assessment_name"] for one in valid if _is_human(one)}
-    replaced = {one["overrides"] for one in valid if _is_human(one) and one.get("overrides")}
-    automatic = {
-        one["assessment_name"] for one in given
-        if not _is_human(one) and (one in valid or one.get("assessment_id") in replaced)
-    }  # fmt: skip
+    given = _judgements(trace, run_id)
+    replaced = _replaced_by_people(given)
     found: dict[str, list[Any]] = defaultdict(list)
     for one in given:
-        name = one["assessment_name"]
+        name, valid = one["assessment_name"], one.get("valid", True)
         said = None if one["feedback"].get("error") else one["feedback"].get("value")
-        if name not in by_people & automatic:
-            if one in valid:
-                found[name].append(said)
-        elif _is_human(one):
-            if one in valid:
-                found[f"{name}{_HUMAN}"].append(said)
-                if one.get("overrides"):
-                    found[name].append(said)
-        else:
-            if one in valid:
-                found[name].append(said)
-            if one in valid or one.get("assessment_id") in replaced:
-                found[f"{name}{_JUDGE}"].append(said)
+        if valid and (name not in both or not _is_human(one) or one.get("overrides")):
+            found[name].append(said)
+        if name in both and _is_human(one) and valid:
+            found[f"{name}{_HUMAN}"].append(said)
+        if name in both and not _is_human(one) and (valid or one.get("assessment_id") in replaced):
+            found[f"{name}{_JUDGE}"].append(said)
     return dict(found)
+
+
+def _judged_by_both(traces: Iterable[Mapping[str, Any]], run_id: str | None) -> set[str]:
+    """Names under which a scorer and people judged traces, if not the same ones."""
+    people, scorers = set(), set()
+    for trace in traces:
+        given = _judgements(trace, run_id)
+        replaced = _replaced_by_people(given)
+        for one in given:
+            if one.get("valid", True) and _is_human(one):
+                people.add(one["assessment_name"])
+            elif one.get("valid", True) or one.get("assessment_id") in replaced:
+                scorers.add(one["assessment_name"])
+    return people & scorers
+
+
+def _judgements(trace: Mapping[str, Any], run_id: str | None) -> list[dict[str, Any]]:
+    given = [one for one in _of_run(trace, run_id) if "feedback" in one]
+    return sorted(given, key=lambda one: str(one.get("create_time", "")))
+
+
+def _replaced_by_people(given: Iterable[Mapping[str, Any]]) -> set[str]:
+    return {
+        one["overrides"]
+        for one in given
+        if one.get("valid", True) and _is_human(one) and one.get("overrides")
+    }
 
 
 def _is_human(stated: Mapping[str, Any]) -> bool:
