@@ -1,5 +1,6 @@
 from .core.errors import DegradeError as DegradeError
 from .decision.policy import GatePolicy as GatePolicy
+from .decision.policy import JudgePolicy as JudgePolicy
 from .decision.policy import TaskPolicy as TaskPolicy
 from .decision.results import Decision as Decision
 from .decision.results import Verdict as Verdict
@@ -10,6 +11,7 @@ from .registry.promotion import promote as promote
 from .registry.verification import Verification as Verification
 from .registry.verification import verify_version as verify_version
 from .registry.verified_loading import load_verified_model as load_verified_model
+from .report.plots import forest_plot as forest_plot
 from .samples.pairing import PairedScores as PairedScores
 from .samples.pairing import PairedTask as PairedTask
 from .samples.pairing import pair as pair

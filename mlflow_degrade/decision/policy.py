@@ -18,6 +18,7 @@ from pydantic import (
     WithJsonSchema,
     field_validator,
     model_serializer,
+    model_validator,
 )
 
 from ..core.cache import digest_json
@@ -25,6 +26,7 @@ from ..core.errors import PolicyError, PromptMismatchError
 from ..core.prompting import Prompting
 from ..core.question_names import task_of
 from ..core.yaml_files import read_yaml
+from ..samples.gold import with_gold
 from ..samples.pairing import ALLOWABLE, PairedScores, pair
 from ..samples.table import SampleScores
 from ..stats._combination_rules import DEFAULT_RULE, RULE_NAMES, rule_named, rule_names
@@ -51,6 +53,33 @@ Aggregation = Annotated[
 ]
 
 
+class JudgePolicy(BaseModel):
+    """Whose scores are corrected by what people said of some samples.
+
+    Attributes
+    ----------
+    metric : str
+        The metric with the judge's scores. It is the one that is compared.
+    gold : str
+        The metric with people's scores of a random part of the samples, on both sides.
+    trust : float
+        How much weight the judge has, between 0 (none) and 1. It must be chosen before the labels
+        are seen.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    metric: str
+    gold: str
+    trust: float = Field(default=0.5, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _two_metrics(self) -> JudgePolicy:
+        if self.metric == self.gold:
+            raise ValueError(f"metric and gold are both {self.gold!r}: a judge corrects no judge")
+        return self
+
+
 class TaskPolicy(BaseModel):
     """What a policy says about one task, or about a pattern of task names such as ``mmlu_*``.
 
@@ -69,6 +98,8 @@ class TaskPolicy(BaseModel):
         The same in the metric's own unit, for scores that are not proportions.
     min_samples : int, optional
         Fewer paired samples of this task make the verdict INCONCLUSIVE.
+    judge : JudgePolicy, optional
+        The judge of this task, see the policy's own key.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -79,6 +110,15 @@ class TaskPolicy(BaseModel):
     margin_pp: float | None = Field(default=None, gt=0, lt=100)
     margin: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     min_samples: int | None = Field(default=None, ge=1)
+    judge: JudgePolicy | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without keys that came later and are off: the digest of an older policy stays."""
+        values: dict[str, Any] = dump(self)
+        if self.judge is None:
+            values.pop("judge", None)
+        return values
 
     @property
     def has_margin(self) -> bool:
@@ -135,6 +175,10 @@ class GatePolicy(Prompting):
     evidence_experiments : tuple of str
         MLflow experiments whose evaluations a gate may use; by default those of the gate's own
         experiment. A gate file's list comes before this one.
+    judge : JudgePolicy, optional
+        A model that scores answers, and what people said of a random part of them: in every task
+        with the judge's metric the change is corrected, and a PASS needs that a drop of the margin
+        is ruled out.
 
     Examples
     --------
@@ -165,6 +209,7 @@ class GatePolicy(Prompting):
     confidence: float | None = Field(default=None, gt=0.5, lt=1)
     allow: tuple[str, ...] = ()
     evidence_experiments: tuple[str, ...] = ()
+    judge: JudgePolicy | None = None
 
     @field_validator("allow")
     @classmethod
@@ -178,7 +223,11 @@ class GatePolicy(Prompting):
     def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without keys that came later and are off: the digest of an older policy stays."""
         values: dict[str, Any] = dump(self)
-        later = {"portable": self.portable or None, **dict.fromkeys(Prompting.model_fields)}
+        later = {
+            "portable": self.portable or None,
+            "judge": self.judge,
+            **dict.fromkeys(Prompting.model_fields),
+        }
         later |= self.stated()
         return {name: value for name, value in values.items() if later.get(name, 0) is not None}
 
@@ -221,18 +270,22 @@ class GatePolicy(Prompting):
 
     def task(self, name: str) -> TaskPolicy:
         """What holds for one task: its own entry, else the first matching pattern, else default."""
-        # A file of questions may be named as it is where tasks are asked.
-        tasks = {task_of(key): entry for key, entry in self.tasks.items()}
-        override = tasks.get(name)
-        if override is None:
-            matches = (p for pattern, p in tasks.items() if fnmatchcase(name, pattern))
-            override = next(matches, TaskPolicy())
+        override = self._override(name)
         return override.model_copy(
             update={
                 "metric": override.metric or self.metric,
                 "filter": override.filter or self.filter,
             }
         )
+
+    def _override(self, name: str) -> TaskPolicy:
+        # A file of questions may be named as it is where tasks are asked.
+        tasks = {task_of(key): entry for key, entry in self.tasks.items()}
+        override = tasks.get(name)
+        if override is None:
+            matches = (p for pattern, p in tasks.items() if fnmatchcase(name, pattern))
+            override = next(matches, TaskPolicy())
+        return override
 
     def margin_of(self, task: str | None = None, *, proportion: bool = True) -> float | None:
         """The margin that holds for a task, or for all of them, in the unit of the scores.
@@ -260,6 +313,35 @@ class GatePolicy(Prompting):
         found = {name: getattr(self.task(name), column) for name in tasks}
         return {name: value for name, value in found.items() if value is not None}
 
+    def judges(self, metrics: Mapping[str, Collection[str]]) -> dict[str, JudgePolicy]:
+        """The judge of each task that has one, given the metrics that the tasks have.
+
+        Raises
+        ------
+        PolicyError
+            No task has the judge's metric, or a task names another one as well.
+        """
+        found = {}
+        for name, known in metrics.items():
+            own = self._override(name).judge
+            judge = own or (self.judge if self.judge and self.judge.metric in known else None)
+            if judge is None:
+                continue
+            metric = self.task(name).metric
+            if metric not in (None, judge.metric):
+                raise PolicyError(
+                    f"{name}: metric is {metric!r} and judge.metric {judge.metric!r}; the judge's "
+                    "is the one that is compared, so leave metric out."
+                )
+            found[name] = judge
+        if self.judge is not None and self.judge not in found.values():
+            named = sorted({metric for known in metrics.values() for metric in known})
+            raise PolicyError(
+                f"judge.metric = {self.judge.metric!r}: no task has it on both sides; there are "
+                f"{named}."
+            )
+        return found
+
     def pair(
         self,
         baseline: SampleScores,
@@ -281,10 +363,15 @@ class GatePolicy(Prompting):
         refused in the same way.
         """
         common = sorted(set(baseline.tasks) & set(candidate.tasks))
+        judges = {}
+        if self.judge is not None or any(entry.judge for entry in self.tasks.values()):
+            sides = baseline.metrics_of_tasks(), candidate.metrics_of_tasks()
+            judges = self.judges({name: sides[0][name] & sides[1][name] for name in common})
+        judged = {name: judge.metric for name, judge in judges.items()}
         paired = pair(
             baseline,
             candidate,
-            metric=self.choices("metric", common),
+            metric=self.choices("metric", common) | judged,
             filter=self.choices("filter", common),
             allow=self.allow if allow is None else allow,
         )
@@ -294,7 +381,7 @@ class GatePolicy(Prompting):
                     f"the {side} was not asked as the policy says: {'; '.join(wrong)}. Evaluate "
                     "both again as the policy says, or change it."
                 )
-        return paired
+        return with_gold(paired, {n: j.gold for n, j in judges.items()}) if judges else paired
 
     def digest(self) -> str:
         """SHA-256 of the policy's canonical JSON."""
@@ -316,7 +403,8 @@ def explain(error: ValidationError, source: str, *levels: type[BaseModel]) -> It
         path = [str(part) for part in item["loc"]]
         name = ".".join(path)
         if item["type"] == "extra_forbidden":
-            known = levels[-1 if len(path) > 2 else 0].model_fields
+            level = levels[-1 if len(path) > 2 else 0]
+            known = (JudgePolicy if path[-2:-1] == ["judge"] else level).model_fields
             near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.4)
             guess = f"did you mean {near[0]!r}?" if near else f"known: {list(known)}."
             yield f"{source}: unknown key {name!r}, {guess}"

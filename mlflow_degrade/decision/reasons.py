@@ -28,7 +28,8 @@ def degradations(
     established = aggregate.p_worse <= policy.alpha
     if established:
         p = f"p = {_compared(aggregate.p_worse, policy.alpha, 'alpha')}"
-        if _fired_on_one(aggregate):
+        several = len(gating) > 1 and any(task.judge for task in gating)
+        if _fired_on_one(aggregate) or several:
             drops = ", ".join(
                 f"{amount(-task.delta, task.proportion)} on {task.n} samples of {task.task}"
                 for task in guilty or [min(gating, key=lambda task: task.p_worse)]
@@ -166,6 +167,21 @@ def unproven(
             )
 
 
+def few_labels(gating: list[TaskResult]) -> Iterable[str]:
+    """How many labels would do."""
+    for task in gating:
+        judge = task.judge
+        if judge is not None and judge.labels_needed > judge.n:
+            yield (
+                f"{judge.n} samples of {task.task} have the label {judge.gold}; if nothing "
+                f"changed, about {judge.labels_needed} would rule the margin out"
+            )
+
+
+# Labels on what changed, or on what the judge failed, are far beyond it.
+_NOT_RANDOM = 1e-3
+
+
 def doubts(
     tasks: tuple[TaskResult, ...], aggregate: AggregateResult, policy: GatePolicy
 ) -> Iterable[str]:
@@ -184,6 +200,14 @@ def doubts(
             f"the candidate left {only_candidate} samples without a score that the baseline "
             f"answered (the reverse: {only_baseline}): find out why before comparing the rest"
         )
+    for task in gating:
+        if task.judge is not None and task.judge.p_random <= _NOT_RANDOM:
+            yield (
+                f"the labels {task.judge.gold} of {task.task} are not on a random part of the "
+                f"samples: the judge saw another change on them (p = "
+                f"{_compared(task.judge.p_random, _NOT_RANDOM)}). Draw samples at random and "
+                "label both answers to them"
+            )
     limit = policy.implausible_gain_pp
     if limit is not None and aggregate.proportion and 100 * aggregate.delta > limit:
         yield (

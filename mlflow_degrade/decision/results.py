@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from enum import StrEnum
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -19,11 +19,16 @@ from pydantic import (
     model_serializer,
 )
 
+from ..core import numbers
 from ..core.cache import digest_json
+from ..core.display import card
 from ..core.errors import PluginError, SampleSchemaError
 from ..samples.origin import Processor
 from ..stats._combination_rules import RULE_PLUGINS
 from .policy import GatePolicy
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SideName = Literal["baseline", "candidate"]
 #: Version of the records below and of the rules that fill them. Raise it when either changes:
@@ -72,6 +77,50 @@ class AnswerChanges(_Record):
     low: float
     high: float
     confidence: float  # Clopper–Pearson interval for `rate`.
+
+
+class JudgeResult(_Record):
+    """What a judge said, and how people's labels of some samples corrected it.
+
+    Attributes
+    ----------
+    metric, gold : str
+        The metrics with the judge's and with people's scores.
+    n, n_judged : int
+        Samples that people labelled on both sides, and samples of the judge alone that were used.
+    trust : float
+        Weight that the judge had in the test; 0 where it had too few samples of its own.
+    best_trust : float
+        The weight that would have given the smallest variance, by the labels: for the next policy.
+    labels_needed : int
+        About so many labels would rule out the margin if there were no change.
+    delta : float
+        Mean change by the judge alone, over all samples.
+    interval : IntervalRecord
+        For `delta`, as if the judge could be believed.
+    p_worse : float
+        The same for "the candidate is worse".
+    gold_delta : float
+        Mean change by the labels alone.
+    bias : float
+        Mean of judge − people over the labelled samples.
+    p_random : float
+        p-value of "the labelled samples are like the others", by the judge's scores.
+    """
+
+    metric: str
+    gold: str
+    n: int
+    n_judged: int
+    trust: float
+    best_trust: float
+    labels_needed: int
+    delta: float
+    interval: IntervalRecord
+    p_worse: float
+    gold_delta: float
+    bias: float
+    p_random: float
 
 
 class TaskResult(_Record):
@@ -123,6 +172,9 @@ class TaskResult(_Record):
     notes : tuple of str
     answers : AnswerChanges or None
         None where not every item has an answer on both sides.
+    judge : JudgeResult or None
+        Where a judge was corrected: `delta`, `interval`, `p_worse` and `noninferiority_p` are
+        corrected, the other numbers are of the judge's scores.
     """
 
     task: str
@@ -152,6 +204,15 @@ class TaskResult(_Record):
     skewness: float = 0.0
     notes: tuple[str, ...] = ()
     answers: AnswerChanges | None = None
+    judge: JudgeResult | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_judge(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the key where there is none: the bytes of such decisions stay."""
+        values: dict[str, Any] = dump(self)
+        if self.judge is None:
+            values.pop("judge", None)
+        return values
 
 
 class AggregateResult(_Record):
@@ -312,6 +373,85 @@ class Decision(_Record):
             values.pop("plugins", None)
         return values
 
+    def __repr__(self) -> str:
+        total = self.aggregate
+        change = numbers.change(total.delta, proportion=total.proportion)
+        return (
+            f"Decision({self.verdict.value}, change {change} on {numbers.count(total.n)} samples "
+            f"of {len(self.tasks)} {'task' if len(self.tasks) == 1 else 'tasks'})"
+        )
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        mood = {Verdict.PASS: "good", Verdict.FAIL: "bad"}.get(self.verdict, "unsure")
+        names = [self.candidate.get("model"), self.baseline.get("model")]
+        said = ["{} against {}".format(*names)] if all(names) else []
+        judged = any(task.judge is not None for task in self.tasks)
+        level = numbers.level(self.policy.shown_confidence)
+        results: list[TaskResult | AggregateResult] = [*self.tasks, self.aggregate]
+        return card(
+            self.verdict.value,
+            mood=mood,
+            sentences=[*said, *self.reasons],
+            columns=("", "samples", "worse / better", "change", f"{level} interval", "p", "",
+                     *(["judge alone", "labels"] if judged else [])),
+            rows=[_shown_row(each, self.policy.alpha, judged) for each in results],
+            note="Change is candidate − baseline, positive is better; p is one-sided for “the "
+            "candidate is worse”. Guilty: worse even after allowing for the number of tasks.",
+        )  # fmt: skip
+
+    def to_frame(self) -> pd.DataFrame:
+        """The tasks as a table, all gating tasks together in its last row.
+
+        Returns
+        -------
+        DataFrame
+            Indexed by the task's name, ``(together)`` for the last row, with the columns ``metric,
+            tier, n, regressions, improvements, baseline, candidate, delta, low, high, p_worse,
+            p_adjusted, guilty, noninferiority_p, margin, mde``, and where a judge was corrected
+            ``judge_delta, gold_delta, labels``. Scores and changes are in the metric's own unit.
+        """
+        import pandas as pd
+
+        own = ("metric", "tier", "n", "regressions", "improvements", "baseline", "candidate",
+               "delta")  # fmt: skip
+        tests = ("p_worse", "p_adjusted", "guilty", "noninferiority_p", "margin", "mde")
+        rows = [
+            {
+                "task": task.task,
+                **{name: getattr(task, name) for name in own},
+                "low": task.interval.low,
+                "high": task.interval.high,
+                **{name: getattr(task, name) for name in tests},
+                **({} if task.judge is None else {
+                    "judge_delta": task.judge.delta, "gold_delta": task.judge.gold_delta,
+                    "labels": task.judge.n,
+                }),
+            }
+            for task in self.tasks
+        ]  # fmt: skip
+        total = self.aggregate
+        rows.append(
+            {
+                "task": "(together)",
+                "metric": total.aggregation,
+                "tier": "gating",
+                "n": total.n,
+                "regressions": total.regressions,
+                "improvements": total.improvements,
+                "delta": total.delta,
+                "low": total.interval.low,
+                "high": total.interval.high,
+                "p_worse": total.p_worse,
+                "guilty": total.reliable and total.p_worse <= self.policy.alpha,
+                "noninferiority_p": total.noninferiority_p,
+                "margin": self.power.margin,
+                "mde": self.power.mde,
+            }
+        )
+        return pd.DataFrame(rows).set_index("task")
+
     @property
     def exit_code(self) -> int:
         """0 PASS, 1 FAIL, 2 INCONCLUSIVE."""
@@ -354,6 +494,30 @@ class Decision(_Record):
         """SHA-256 of the decision's canonical JSON."""
         dumped: dict[str, Any] = self.model_dump(mode="json")
         return digest_json(dumped)
+
+
+def _shown_row(one: TaskResult | AggregateResult, alpha: float, judged: bool) -> tuple[str, ...]:
+    """One line of the table in a notebook."""
+    share = one.proportion
+    name, standing, raw = "together", "", ("", "")
+    if isinstance(one, TaskResult):
+        name = one.task
+        standing = "guilty" if one.guilty else "advisory" if one.tier == "advisory" else ""
+        if one.judge is not None:
+            raw = (
+                numbers.change(one.judge.delta, proportion=share),
+                f"{numbers.change(one.judge.gold_delta, proportion=share)} of {one.judge.n}",
+            )
+    return (
+        name,
+        numbers.count(one.n),
+        f"{numbers.count(one.regressions)} / {numbers.count(one.improvements)}",
+        numbers.change(one.delta, proportion=share),
+        numbers.interval(one.interval.low, one.interval.high, proportion=share),
+        numbers.p_value(one.p_worse, one.log10_p_worse, threshold=alpha),
+        standing,
+        *(raw if judged else ()),
+    )
 
 
 def _missing_plugins(text: str) -> str:

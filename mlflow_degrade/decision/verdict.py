@@ -24,6 +24,7 @@ from ..samples.table import SampleScores
 from ..stats import attempt_alpha, upper_proportion
 from ..stats._combination_rules import RULE_PLUGINS
 from ..stats._exchangeable_units import effective_count
+from .judged import judged_results
 from .paired_tests import GatingTests, adjust, aggregate_tasks, data_power, name_guilty, task_result
 from .policy import GatePolicy
 from .reasons import (
@@ -31,6 +32,7 @@ from .reasons import (
     claims,
     degradations,
     doubts,
+    few_labels,
     no_degradation,
     ruled_out,
     unproven,
@@ -271,6 +273,9 @@ def decide(paired: PairedScores, policy: GatePolicy, *, attempt: int | None = No
     alpha, for all gating tasks together, for each that is established as worse and, with ``min_p``
     and ``max_drop``, for every one; FAIL if degradation is established and non-inferiority is not;
     else INCONCLUSIVE.
+    Where the policy names a judge and people's labels, the change is corrected, and either rule
+    needs for a PASS that a drop of the margin is ruled out, see `corrected_difference` in
+    `mlflow_degrade.stats`.
     A task with a margin of its own must meet the rule alone as well: as every one of these claims
     is needed, each keeps the full alpha (an intersection–union test, Berger 1982), and its FAIL
     uses the step-down adjusted p-value. The tests are those of Kübler et al. 2026
@@ -300,12 +305,15 @@ def decide(paired: PairedScores, policy: GatePolicy, *, attempt: int | None = No
         # The digests take as long as the tests, most of it outside of the interpreter's lock.
         for side in (paired.baseline, paired.candidate):
             pool.submit(side.digest)
-        tests = GatingTests.of_pairs(paired, gating)
-        adjusted = adjust(tests, policy)
-        tasks = tuple(task_result(t, policy, adjusted.get(t.name), tests) for t in paired.tasks)
-        aggregate = aggregate_tasks(tests, policy, margin, tasks)
-        tasks = name_guilty(tasks, tests, aggregate, policy)
-        power = data_power(tests, policy, margin)
+        if paired.gold:
+            tasks, aggregate, power = judged_results(paired, gating, policy, margin)
+        else:
+            tests = GatingTests.of_pairs(paired, gating)
+            adjusted = adjust(tests, policy)
+            tasks = tuple(task_result(t, policy, adjusted.get(t.name), tests) for t in paired.tasks)
+            aggregate = aggregate_tasks(tests, policy, margin, tasks)
+            tasks = name_guilty(tasks, tests, aggregate, policy)
+            power = data_power(tests, policy, margin)
     tasks, aggregate = add_answer_changes(paired, tasks, aggregate)
     verdict, reasons = _judge(tasks, aggregate, power, policy, alpha_attempt, paired.doubt)
     if policy.portable:
@@ -340,7 +348,16 @@ def _judge(
     gating = [t for t in tasks if t.tier == "gating"]
     own = [t for t in gating if policy.task(t.task).has_margin]
     degraded = list(degradations(gating, aggregate, policy, own))
-    if policy.rule == "no_degradation":
+    if any(task.judge is not None for task in gating):
+        # Corrected scores have no guard of power: what is not ruled out does not pass.
+        needed = claims(gating, own, policy)
+        missing = [
+            *unproven(aggregate, power.margin, needed, alpha_attempt),
+            *(few_labels(gating) if aggregate.noninferiority_p > alpha_attempt else ()),
+        ]
+        shown = [ruled_out(power.margin, aggregate, alpha_attempt)]
+        warn_only = False
+    elif policy.rule == "no_degradation":
         missing = list(weak_spots(power, aggregate, own, policy))
         shown = list(no_degradation(power, aggregate, policy))
         warn_only = policy.on_underpowered == "warn"

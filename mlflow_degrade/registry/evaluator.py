@@ -11,9 +11,10 @@ import pandas as pd
 from mlflow.models.evaluation.base import EvaluationResult, ModelEvaluator
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from ..core.display import in_notebook
 from ..core.errors import InputError, UnknownNameError
 from ..decision.policy import GatePolicy, explain
-from ..decision.results import SideName
+from ..decision.results import Decision, SideName
 from ..samples.pairing import PairedScores
 from ..samples.table import SampleScores
 from .evidence import EvaluationSource, decision_metrics
@@ -139,6 +140,8 @@ class EvaluatorConfig(BaseModel):
     baseline: str = "baseline"
     baseline_run_id: str | None = None
     candidate_run_id: str | None = None  # Evaluation runs to compare instead of columns.
+    # Of runs of mlflow.genai.evaluate: the scorers to decide on, each a task of its own.
+    scorers: str | tuple[str, ...] | None = None
     baseline_name: str = "baseline"
     candidate_name: str = "candidate"  # What reports call the models.
     metric: str | None = None  # Name of the metric in a frame.
@@ -232,7 +235,42 @@ class DegradeEvaluator(ModelEvaluator):
                 decision, evidence, run_id, name, str(uri), content,
                 alias=alias, key=key, bound=True,
             )  # fmt: skip
-        return EvaluationResult(metrics=metrics, artifacts={}, run_id=run_id)  # type: ignore[no-untyped-call]
+        _show(decision, paired)
+        return EvaluationResult(  # type: ignore[no-untyped-call]
+            metrics=metrics, artifacts=_artifacts(run_id), run_id=run_id
+        )
+
+
+def _show(decision: Decision, paired: PairedScores) -> None:
+    """Print the verdict; a notebook shows it as a page."""
+    from ..report.terminal import console, decision_view
+
+    if in_notebook():
+        from IPython.display import display
+
+        display(decision)
+    else:
+        console().print(decision_view(decision, paired, samples=0))
+
+
+# MLflow's `result.tables` loads those that are tables.
+_ARTIFACTS = {"flips": "flips.json", "report.html": "report.html", "report.md": "report.md"}
+
+
+def _artifacts(run_id: str) -> dict[str, Any]:
+    """What was logged, as MLflow's results hold it; read when it is asked for."""
+    from mlflow import MlflowClient
+    from mlflow.models.evaluation.artifacts import JsonEvaluationArtifact, TextEvaluationArtifact
+
+    client = MlflowClient()
+    location = client.get_run(run_id).info.artifact_uri
+    there = {item.path for item in client.list_artifacts(run_id)}
+    kinds = {".json": JsonEvaluationArtifact}
+    return {
+        name: kinds.get(Path(file).suffix, TextEvaluationArtifact)(uri=f"{location}/{file}")
+        for name, file in _ARTIFACTS.items()
+        if file in there
+    }
 
 
 def _sources(config: EvaluatorConfig) -> dict[SideName, EvaluationSource]:
@@ -264,9 +302,15 @@ def _paired(
     uri: str | None,
 ) -> PairedScores:
     if config.baseline_run_id is not None and config.candidate_run_id is not None:
-        from ..tracking.evaluations import load_samples
+        from .references import find_subject, samples_of
 
-        left, right = map(load_samples, (config.baseline_run_id, config.candidate_run_id))
+        baseline, candidate = (
+            find_subject(f"runs:/{run}")
+            for run in (config.baseline_run_id, config.candidate_run_id)
+        )
+        left = samples_of(baseline.run, baseline.model_uri, scorers=config.scorers)
+        own = config.model_uri or candidate.model_uri
+        right = samples_of(candidate.run, own, scorers=config.scorers)
     else:
         # The verdict is about the bytes of the candidate, where it is a logged model.
         digest = None if uri is None else content_digest(uri)

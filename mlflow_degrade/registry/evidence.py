@@ -16,12 +16,8 @@ from ..decision.results import AggregateResult, Decision, SideName, TaskResult, 
 from ..samples.pairing import PairedScores
 from ..samples.table import SampleScores
 from ..tracking.artifact_access import upload
-from ..tracking.evaluations import (
-    KIND_TAG,
-    MODEL_DIGEST_TAG,
-    evaluation_dataset,
-    log_together,
-)
+from ..tracking.datasets import evaluation_dataset
+from ..tracking.evaluations import KIND_TAG, MODEL_DIGEST_TAG, log_together
 from ..tracking.runs import check_tag, is_drawn_name
 from .model_content import ARTIFACT_TAG
 
@@ -182,7 +178,9 @@ def add_decision(
         flips.to_json(found.folder / _FLIPS, orient="split", index=False, date_format="iso")
         found.tags[_TABLES_TAG] = json.dumps([*_tables(run), {"path": _FLIPS, "type": "table"}])
     found.metrics |= decision_metrics(decision)
-    found.datasets.append(evaluation_dataset(paired.baseline))
+    found.datasets.append(
+        evaluation_dataset(paired.baseline, f"{run.info.artifact_uri}/{EVIDENCE}")
+    )
     if (name := _name(run, decision)) is not None:
         found.tags["mlflow.runName"] = name
     tags = {

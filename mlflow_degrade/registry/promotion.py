@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -16,7 +16,7 @@ from ..decision.verdict import decide
 from ..report.next_steps import Command
 from ..samples.pairing import PairedScores
 from ..tracking.artifact_access import read_json
-from ..tracking.evaluations import load_samples
+from ..tracking.evaluations import is_genai
 from .evidence import EVIDENCE, EVIDENCE_TAG, GATE, EvaluationSource
 from .gate_config import TrustedExperiments
 from .model_content import ModelContent, bound_artifact
@@ -26,7 +26,9 @@ from .references import (
     asked_of,
     evaluations_of,
     find_subject,
+    genai_runs_of,
     match_evaluations,
+    samples_of,
 )
 from .register_on_pass import Placement, log_conclusion, place, tested_content
 
@@ -77,6 +79,7 @@ def promote(
     device: str = "auto",
     fresh: bool = False,
     signing_key: str | os.PathLike[str] | None = None,
+    scorers: str | Sequence[str] | None = None,
 ) -> Promotion:
     """Compare a candidate with a baseline; register it and move an alias when it passes.
 
@@ -105,6 +108,9 @@ def promote(
     signing_key : path, optional
         Private key to sign the evidence of a version with, or ``sigstore``;
         ``MLFLOW_DEGRADE_SIGNING_KEY`` by default.
+    scorers : str or sequence of str, optional
+        Of runs of ``mlflow.genai.evaluate``: the scorers to decide on, each a task of its own;
+        ``scorer:labels`` takes people's judgements of another name along, see `judge` of a policy.
 
     Returns
     -------
@@ -162,7 +168,13 @@ def promote(
             fresh=fresh,
             experiments=trusted.ids,
         )
-        paired = policy.pair(*(load_samples(each.run) for each in used))
+        uris = sides[0].model_uri, uri
+        paired = policy.pair(
+            *(
+                samples_of(each.run, its, scorers=scorers, files=files)
+                for each, its in zip(used, uris, strict=True)
+            )
+        )
         content = None
         if name is not None and uri is not None:
             content = tested_content(uri, paired.candidate, files)
@@ -262,6 +274,12 @@ def _evaluations(
     found = match_evaluations(*known)
     if found is not None and questions is None:
         return Evaluated(found[0], False), Evaluated(found[1], False)
+    if questions is None and any(is_genai(run) for runs in known for run in runs):
+        missing = (candidate if known[0] else baseline).reference
+        raise TrackingError(
+            f"{missing} has no run of mlflow.genai.evaluate here, and the other side has: evaluate "
+            "it on the same data with model_id=…, or name its run."
+        )
     if questions is None and any(known):
         asked = next(runs[0] for runs in reversed(known) if runs)
         return evaluate(asked_of(asked))
@@ -271,7 +289,8 @@ def _evaluations(
 def _known_runs(side: Subject, files: ModelFiles, experiments: Collection[str]) -> list[Any]:
     if side.run is not None:
         return [side.run]
-    return evaluations_of(files.content(side.model_uri or side.reference).digest, experiments)
+    uri = side.model_uri or side.reference
+    return evaluations_of(files.content(uri).digest, experiments) or genai_runs_of(uri, experiments)
 
 
 def _decide(

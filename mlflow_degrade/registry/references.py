@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import RegistryError, TrackingError, UnknownNameError
 from ..samples.readers.mlflow_traces import has_traces
+from ..samples.table import SampleScores
 from ..tracking.artifact_access import fetch
 from ..tracking.evaluations import (
     ASKED_TAG,
@@ -25,7 +26,9 @@ from ..tracking.evaluations import (
     MODEL_DIGEST_TAG,
     MODEL_URI_TAG,
     asked_digests,
+    is_genai,
     load_facts,
+    load_samples,
 )
 from .model_content import ModelContent, read_content
 from .registry_listing import plain_registry
@@ -154,6 +157,46 @@ def evaluations_of(digest: str, experiments: Collection[str]) -> list[Any]:
     )
 
 
+def genai_runs_of(model_uri: str, experiments: Collection[str]) -> list[Any]:
+    """Runs of ``mlflow.genai.evaluate`` on a logged model, newest first."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    client, match = MlflowClient(), _MODEL.fullmatch(model_uri)
+    if match is None:
+        return []
+    model_id = match["name"]
+    if match["version"] is not None:
+        # The version knows its logged model by where its files are from.
+        source = str(client.get_model_version(match["name"], match["version"]).source)
+        model_id = source.removeprefix("models:/").strip("/")
+    try:
+        metrics = client.get_logged_model(model_id).metrics or []
+    except MlflowException:
+        return []
+    runs = [client.get_run(run_id) for run_id in {str(m.run_id) for m in metrics if m.run_id}]
+    mine = [r for r in runs if is_genai(r) and r.info.experiment_id in experiments]
+    return sorted(mine, key=lambda run: int(run.info.start_time), reverse=True)
+
+
+def samples_of(
+    run: Any,
+    model_uri: str | None,
+    *,
+    scorers: str | Iterable[str] | None = None,
+    files: ModelFiles | None = None,
+) -> SampleScores:
+    """Scores of an evaluation run; those of traces are said to be of the logged model."""
+    samples = load_samples(run, scorers)
+    if not is_genai(run):
+        return samples
+    samples = samples.with_model(run.info.run_name)
+    if model_uri is None:
+        return samples
+    found = logged_content(model_uri) if files is None else files.content(model_uri)
+    return samples.with_digest(found.digest)
+
+
 def asked_of(run: Any) -> dict[str, Any]:
     """How to put the questions of an evaluation to another model, see `missing.evaluate_both`."""
     facts = load_facts(run)
@@ -168,7 +211,10 @@ def match_evaluations(baseline: list[Any], candidate: list[Any]) -> tuple[Any, A
 
     def asked(run: Any) -> Mapping[str, str | None]:
         run_id = run.info.run_id
-        if run_id not in known:
+        if run_id not in known and is_genai(run):
+            # Its traces say what was asked; pairing refuses other inputs.
+            known[run_id] = {"questions": "mlflow.genai.evaluate", "processor": None}
+        elif run_id not in known:
             stated = run.data.tags.get(ASKED_TAG)
             # Runs of earlier versions say it in a file only.
             known[run_id] = (
@@ -226,6 +272,8 @@ def _model_of(client: Any, run: Any) -> str | None:
         runs.append(client.get_run(parent))
     for logged in runs:
         outputs = getattr(getattr(logged, "outputs", None), "model_outputs", None) or []
+        if not outputs and is_genai(logged):  # the model that was evaluated
+            outputs = getattr(getattr(logged, "inputs", None), "model_inputs", None) or []
         if outputs:
             return f"models:/{outputs[-1].model_id}"
     # Logs of other tools name the model they are of, where whoever logged them said so.

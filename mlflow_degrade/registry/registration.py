@@ -13,6 +13,7 @@ from typing import Any
 
 from ..core.errors import RegistryError
 from ..decision.results import Decision
+from ..engine.conversation import has_template
 from ..report.markdown import VERSION
 from ..tracking.evaluations import MODEL_DIGEST_TAG
 from .evidence import EVIDENCE_TAG, POLICY_TAG, RUN_TAG, VERDICT_TAG, proof_tag
@@ -69,10 +70,7 @@ def log_model(
     """
     import mlflow
 
-    with served_package() as code, warnings.catch_warnings():
-        # An input example would make MLflow load and run the model once more, only to find the
-        # signature that is given here.
-        warnings.filterwarnings("ignore", message=".*input example was not provided.*")
+    with served_package() as code:
         return mlflow.pyfunc.log_model(
             name=_NOT_IN_NAMES.sub("-", name).strip("-") or "model",
             # Models from code: MLflow runs this file where the model is loaded, nothing is pickled.
@@ -82,6 +80,8 @@ def log_model(
             pip_requirements=[f"{name}=={version(name)}" for name in _serving_packages()],
             model_config={"one_by_one": one_by_one, "prompting": dict(prompting or {})},
             signature=_signature(),
+            # MLflow loads what was logged and answers this, and warns where that fails.
+            input_example=(_example(model_dir), {"max_new_tokens": 1}),
             metadata=dict(metadata or {}),
         )
 
@@ -248,6 +248,16 @@ def _serving_packages() -> list[str]:
 
     gpu = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
     return ["onnxruntime-gpu" if gpu and name == "onnxruntime" else name for name in _SERVING]
+
+
+def _example(model_dir: Path) -> Any:
+    """A row that the model answers: a conversation where it has a template for one."""
+    import pandas as pd
+
+    question = "What is the capital of France?"
+    if has_template(model_dir):
+        return pd.DataFrame([{"messages": [{"role": "user", "content": question}]}])
+    return pd.DataFrame([{"prompt": question}])
 
 
 def _signature() -> Any:

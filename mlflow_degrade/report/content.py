@@ -169,6 +169,28 @@ def power_sentence(decision: Decision) -> str:
     )
 
 
+def judge_sentences(decision: Decision) -> list[str]:
+    """What each judge said alone, and how people's labels corrected it."""
+    found = []
+    for task in decision.tasks:
+        judge = task.judge
+        if judge is None:
+            continue
+        raw, corrected, gold, bias = (
+            numbers.change(value, proportion=True)
+            for value in (judge.delta, task.delta, judge.gold_delta, judge.bias)
+        )
+        found.append(
+            f"{task.task}: by {judge.metric} alone {raw} "
+            f"{numbers.interval(judge.interval.low, judge.interval.high, proportion=True)}; "
+            f"corrected by the labels {judge.gold} of {numbers.count(judge.n)} samples {corrected} "
+            f"{numbers.interval(task.interval.low, task.interval.high, proportion=True)} (the "
+            f"labels alone: {gold}; the judge leans by {bias}; its weight was {judge.trust:g}, "
+            f"{judge.best_trust:.2g} would have fitted best)."
+        )
+    return found
+
+
 def processor_sentence(decision: Decision) -> str | None:
     """Where the scores were computed, as far as that is known."""
     found = decision.processors

@@ -46,6 +46,9 @@ def flips_table(
     table["baseline_score"] = flips["baseline"].to_numpy()
     table["candidate_score"] = flips["candidate"].to_numpy()
     table["task"] = flips["task"].to_numpy()
+    for name in ("baseline_trace", "candidate_trace"):
+        if name in flips:
+            table[name] = flips[name].to_numpy()
     return table
 
 

@@ -16,7 +16,7 @@ from .findings import SubgroupFindings
 from .forest import ForestPanel, forest_panels
 from .next_steps import next_steps
 from .recommendations import remedies
-from .samples import caption, worst_flips
+from .samples import caption, is_address, worst_flips
 
 _SAMPLES_SHOWN = 12
 # Per cent of its cell; the number stands in the rest.
@@ -98,6 +98,7 @@ def report(
         legend=_legend(forests, total.margin),
         outcomes=tables.outcomes(decision),
         flips=_flips(ordered, rows),
+        judged=content.judge_sentences(decision),
         power=content.power_sentence(decision),
         answers=content.answers_sentence(decision),
         subgroups=_subgroups(subgroups, decision),
@@ -105,6 +106,7 @@ def report(
         slower=slower_phases(cost),
         cost_note=interval_note(cost),
         samples=samples,
+        is_address=is_address,
         samples_caption=caption(decision, len(samples)),
         tasks=[(task, rows[task.task]) for task in ordered],
         notes=tables.notes(decision),

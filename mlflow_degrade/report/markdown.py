@@ -19,7 +19,7 @@ from .cost import CostFigures, cost_rows, costs_in_brief, interval_note, slower_
 from .findings import SubgroupFindings
 from .next_steps import next_steps
 from .recommendations import remedies
-from .samples import FlippedSample, caption, worst_flips
+from .samples import FlippedSample, caption, is_address, worst_flips
 
 # MLflow's limit for a tag is 8,000 characters; 5,000 is what people still scroll through.
 _NOTE_LENGTH = 4_990
@@ -57,7 +57,10 @@ def summary_note(
     """The note on the run page: what was decided, why, and what would have to change."""
     before = [f"{content.SIGNS[decision.verdict]} **{decision.verdict.value}**: {_plain(decision)}"]
     before += _bullets(_brief(decision.reasons))
-    after = [" ".join(map(_text, content.glossary(decision)))]
+    after = [
+        *_bullets(content.judge_sentences(decision)),
+        " ".join(map(_text, content.glossary(decision))),
+    ]
     after += [content.power_sentence(decision), *_answers(decision)]
     changes = remedies(decision, (provenance or {}).get("scheme"))
     if changes:
@@ -134,6 +137,8 @@ def report(
     if steps := _next(decision, provenance):
         parts += ["## Next", *steps]
     parts += ["## Tasks", _tasks_table(decision), _TASKS_LEGEND]
+    if judged := content.judge_sentences(decision):
+        parts += ["## Judge and labels", *_bullets(judged)]
     parts += _bullets(content.glossary(decision))
     parts += ["## Power", content.power_sentence(decision), *_answers(decision)]
     if subgroups is not None:
@@ -254,14 +259,20 @@ def _samples(samples: Sequence[FlippedSample]) -> list[str]:
             parts += ["Prompt", _fence(sample.prompt)]
         if sample.target is not None:
             parts += ["Target", _fence(sample.target)]
-        for side, answer, standing in (
-            ("Baseline", sample.baseline, sample.baseline_score),
-            ("Candidate", sample.candidate, sample.candidate_score),
+        for side, answer, standing, trace in (
+            ("Baseline", sample.baseline, sample.baseline_score, sample.baseline_trace),
+            ("Candidate", sample.candidate, sample.candidate_score, sample.candidate_trace),
         ):
-            parts.append(f"{side} ({standing})" + (": answer not logged" if answer is None else ""))
+            where = "" if trace is None else f" · {_trace(trace)}"
+            missing = ": answer not logged" if answer is None else ""
+            parts.append(f"{side} ({standing}){where}{missing}")
             if answer is not None:
                 parts.append(_fence(answer))
     return parts
+
+
+def _trace(trace: str) -> str:
+    return f"[trace](<{trace}>)" if is_address(trace) else _code(trace)
 
 
 def _rows(decision: Decision) -> list[tables.TaskRow]:

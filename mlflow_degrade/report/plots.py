@@ -18,8 +18,18 @@ _NAME_LENGTH = 48
 _DPI = 150
 
 
-def forest(decision: Decision) -> Any:
-    """Per-task changes with their intervals, the zero line and the margin."""
+def forest_plot(decision: Decision) -> Any:
+    """Per-task changes with their intervals, the zero line and the margin.
+
+    Parameters
+    ----------
+    decision : Decision
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Not one of pyplot's, so that nothing has to be closed; a notebook shows it.
+    """
     from matplotlib.figure import Figure
 
     panels = forest_panels(decision)
@@ -48,7 +58,7 @@ def save_plots(decision: Decision, folder: str | os.PathLike[str]) -> list[Path]
     written = []
     # The salt makes the identifiers inside the SVG reproducible.
     with mpl.rc_context({"svg.hashsalt": "mlflow-degrade"}):
-        figure = forest(decision)
+        figure = forest_plot(decision)
         for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
             path = target / f"forest.{kind}"
             partial = path.with_name(f".{path.name}.{os.getpid()}")

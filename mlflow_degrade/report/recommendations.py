@@ -80,6 +80,15 @@ def _after_inconclusive(decision: Decision, scheme: str | None) -> Iterable[str]
 
 def _more_samples(decision: Decision) -> str:
     power, n = decision.power, numbers.count(decision.aggregate.n)
+    judged = [task for task in decision.tasks if task.judge and task.tier == "gating"]
+    if judged:
+        labels = ", ".join(
+            f"{numbers.count(task.judge.labels_needed)} of {task.task} (now "
+            f"{numbers.count(task.judge.n)})"
+            for task in judged
+            if task.judge is not None
+        )
+        return f"Label more samples, drawn at random, on both sides: about {labels}."
     if power.samples_needed is None:
         return f"Evaluate more samples than these {n}: how many cannot be told from so few."
     margin = content.shown_margin(decision)

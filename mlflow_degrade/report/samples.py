@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,9 @@ class FlippedSample:
     candidate: str | None  # Shortened; untrusted text, to be escaped by whoever renders it.
     baseline_score: str
     candidate_score: str  # ``right`` or ``wrong`` for binary tasks, else the rounded score.
+    # Where to look at how each answer came about: an address, or a trace's id; None if unknown.
+    baseline_trace: str | None = None
+    candidate_trace: str | None = None
 
 
 def worst_flips(decision: Decision, paired: PairedScores, limit: int) -> list[FlippedSample]:
@@ -80,7 +84,14 @@ def _sample(record: dict[Any, Any], task: TaskResult) -> FlippedSample:
         candidate=_text(record["candidate_response"], _ANSWER_LENGTH),
         baseline_score=_standing(record["baseline"], task),
         candidate_score=_standing(record["candidate"], task),
+        baseline_trace=_text(record.get("baseline_trace"), _PROMPT_LENGTH),
+        candidate_trace=_text(record.get("candidate_trace"), _PROMPT_LENGTH),
     )
+
+
+def is_address(trace: str | None) -> bool:
+    """Whether a trace can be linked to; it may come from anybody's table."""
+    return trace is not None and re.match(r"https?://[^\s<>\"']+$", trace) is not None
 
 
 def _text(value: Any, length: int) -> str | None:

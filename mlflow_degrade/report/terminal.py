@@ -49,7 +49,11 @@ def decision_view(
     """Everything about a decision that fits a terminal."""
     parts: list[RenderableType] = [_verdict(decision), _TaskTable(decision)]
     parts.append(Text("\n" + "\n".join(content.glossary(decision)), style="dim"))
-    sentences = [content.metrics_sentence(decision), content.power_sentence(decision)]
+    sentences = [
+        content.metrics_sentence(decision),
+        *content.judge_sentences(decision),
+        content.power_sentence(decision),
+    ]
     parts.append(Text("\n" + "\n".join(filter(None, sentences))))
     answers = content.answers_sentence(decision)
     if answers is not None:

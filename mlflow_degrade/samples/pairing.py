@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
+from ..core import numbers
+from ..core.display import card
 from ..core.errors import EmptySamplesError, UnknownNameError
 from ..stats._exchangeable_units import link
 from .comparability import (
@@ -34,8 +36,11 @@ from .comparability import (
 )
 from .matching import Alignment, Side, TaskRows, align, match
 from .row_index import count_repeated
-from .schema import FEATURE_PREFIX
+from .schema import FEATURE_PREFIX, TRACE
 from .table import SampleScores
+
+if TYPE_CHECKING:
+    from .gold import Gold
 
 # From pairs of rows to the items of a task: repeats averaged, dependent items marked.
 
@@ -173,7 +178,7 @@ class PairedTask:
         return int(np.count_nonzero(self.difference > 0))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PairedScores:
     """Paired samples of all tasks; made by `pair`.
 
@@ -189,6 +194,8 @@ class PairedScores:
         What a reader of the result has to know about the pairing.
     doubt : str
         Why nothing shows that two models were compared, which forbids a PASS; empty else.
+    gold : mapping
+        Task to what people said of its samples, where a policy corrects a judge.
     """
 
     tasks: tuple[PairedTask, ...]
@@ -197,6 +204,30 @@ class PairedScores:
     allowed: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
     doubt: str = ""
+    gold: Mapping[str, Gold] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        names = ", ".join(task.name for task in self.tasks[:3])
+        more = f" and {len(self.tasks) - 3} more" if len(self.tasks) > 3 else ""
+        return f"PairedScores({numbers.count(self.n)} pairs of {names}{more})"
+
+    def _repr_html_(self) -> str:
+        sides = [scores.model or side for side, scores in
+                 (("candidate", self.candidate), ("baseline", self.baseline))]  # fmt: skip
+        rows = [
+            (t.name, t.metric, numbers.count(t.n), f"{t.regressions} / {t.improvements}",
+             numbers.score(float(t.baseline.mean()), proportion=t.proportion),
+             numbers.score(float(t.candidate.mean()), proportion=t.proportion),
+             "/".join(map(str, t.unscored)))
+            for t in self.tasks
+        ]  # fmt: skip
+        return card(
+            f"{numbers.count(self.n)} pairs: {sides[0]} against {sides[1]}",
+            sentences=filter(None, [*self.notes, self.doubt]),
+            columns=("", "metric", "pairs", "worse / better", "baseline", "candidate", "unscored"),
+            rows=rows,
+            note="Nothing is decided yet. Unscored: baseline only / candidate only / both.",
+        )
 
     @property
     def n(self) -> int:
@@ -242,7 +273,8 @@ class PairedScores:
         -------
         DataFrame
             Columns ``task, doc_id, doc_hash, baseline, candidate, difference, prompt, target,
-            baseline_response, candidate_response`` and the features without their prefix.
+            baseline_response, candidate_response`` and the features without their prefix; of traces
+            also ``baseline_trace, candidate_trace``, where to look at them.
         """
         chosen = next((t for t in self.tasks if t.name == task), None)
         if chosen is None:
@@ -262,6 +294,9 @@ class PairedScores:
             "baseline_response": left["response"].to_pylist(),
             "candidate_response": right["response"].to_pylist(),
         }
+        for side, rows in (("baseline", left), ("candidate", right)):
+            if TRACE in rows.column_names:
+                columns[f"{side}_{TRACE}"] = rows[TRACE].to_pylist()
         for name in self.baseline.features:
             columns[name] = left[FEATURE_PREFIX + name].to_pylist()
         return pd.DataFrame(columns)

@@ -62,6 +62,8 @@ def _normal(name: str) -> str:
 
 
 FEATURE_PREFIX = "feature."
+#: Where to look at how an answer came about, if that is known: an address, or a trace's id.
+TRACE = "trace"
 
 _FIELDS: tuple[pa.Field, ...] = (
     pa.field("task", pa.string(), nullable=False),
@@ -104,6 +106,9 @@ def conform(table: pa.Table) -> tuple[list[pa.Field], list[pa.ChunkedArray]]:
         if name.startswith(FEATURE_PREFIX):
             columns.append(_feature(table, name))
             fields.append(pa.field(name, columns[-1].type))
+    if TRACE in table.column_names:
+        fields.append(pa.field(TRACE, pa.string()))
+        columns.append(_convert(table[TRACE], fields[-1]))
     return fields, columns
 
 

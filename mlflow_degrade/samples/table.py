@@ -316,6 +316,13 @@ class SampleScores:
         rows = self.table.filter(pc.equal(self.table["task"], task))
         return tuple(sorted(pc.unique(rows["metric"]).to_pylist()))
 
+    def metrics_of_tasks(self) -> dict[str, set[str]]:
+        """Names of the metrics of each task."""
+        found: dict[str, set[str]] = {}
+        for row in self.table.group_by(["task", "metric"]).aggregate([]).to_pylist():
+            found.setdefault(row["task"], set()).add(row["metric"])
+        return found
+
     def select(
         self, tasks: Iterable[str] | None = None, metrics: Iterable[str] | None = None
     ) -> SampleScores:
@@ -339,6 +346,10 @@ class SampleScores:
     def with_model(self, name: str) -> SampleScores:
         """The same scores under another model name."""
         return self._stating(model=name)
+
+    def with_digest(self, digest: str) -> SampleScores:
+        """The same scores, said to be of a model with this content."""
+        return self._stating(model_digest=digest)
 
     def with_origin(self, origin: Origin) -> SampleScores:
         """The same scores, said to be from somewhere."""

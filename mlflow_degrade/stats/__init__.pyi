@@ -24,6 +24,7 @@ from ._power import guard_mde as guard_mde
 from ._power import guard_mde_graded as guard_mde_graded
 from ._power import mde as mde
 from ._power import power_mcnemar as power_mcnemar
+from ._ppi import corrected_difference as corrected_difference
 from ._ppi import prediction_powered_difference as prediction_powered_difference
 from ._sample_size import sample_size as sample_size
 from ._sample_size import sample_size_noninferiority as sample_size_noninferiority

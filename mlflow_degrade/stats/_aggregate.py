@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from scipy import optimize, special
 
+from ..core.display import shown
 from ..core.errors import StatisticsInputError
 from ._benchmark import Benchmark
 from ._combination_rules import DEFAULT_RULE, RULES, rule_named
@@ -127,6 +128,7 @@ def macro_p_below(lower: Callable[[float], float], value: float) -> float:
 _LN10 = math.log(10.0)
 
 
+@shown
 @dataclass(frozen=True, slots=True, eq=False)
 class AggregateResult:
     """One p-value for several benchmarks.

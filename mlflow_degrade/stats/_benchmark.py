@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from ..core.display import shown
 from ..core.errors import StatisticsInputError
 from ._exchangeable_units import FlipUnits, flip_units, link
 from ._validation import BoolArray, FloatArray, IntArray, check_counts, check_differences
 
 
+@shown
 @dataclass(frozen=True, slots=True, eq=False)
 class Benchmark:
     """Paired outcome of one benchmark: either discordant counts, or differences.

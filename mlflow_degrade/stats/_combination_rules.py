@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from ..core.display import shown
 from ..core.plugins import Plugins
 from . import _drawn_rules, _exact_rules
 from ._exact_rules import RuleOutcome
@@ -19,6 +20,7 @@ from ._null_distributions import Nulls
 from ._validation import IntArray, check_choice
 
 
+@shown
 @dataclass(frozen=True, slots=True)
 class AggregationRule:
     """One way to make one decision of several benchmarks.

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
+from ..core.display import shown
 from ..core.errors import StatisticsInputError
 from ._intervals import Interval
 from ._validation import FloatArray, IntArray, check_confidence, check_differences, check_unit_range
@@ -28,6 +29,7 @@ _BISECTIONS = 60
 _CHUNK = 1 << 20
 
 
+@shown
 @dataclass(frozen=True, slots=True)
 class ConfidenceSequence:
     """Intervals for the mean difference that hold simultaneously at all times; proportions.

@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from ..core.display import shown
 from ..core.errors import StatisticsInputError
 from ._benchmark import JointUnits
 from ._discrete_sum_tail import AtomLaw, sum_tail
@@ -127,6 +128,7 @@ def _inverse(spectrum: ComplexArray, base: int, length: int) -> FloatArray:
     return np.roll(pmf, -(base % length))
 
 
+@shown
 @dataclass(frozen=True, slots=True)
 class RuleOutcome:
     """What a rule found.

@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from ..core.display import shown
 from ..core.errors import StatisticsInputError
 from ._validation import FloatArray, IntArray, check_choice, check_differences, check_labels
 
 WEIGHTINGS = ("items", "strata")
 
 
+@shown
 @dataclass(frozen=True, slots=True, eq=False)
 class FlipUnits:
     """Units of a sign-flip test.

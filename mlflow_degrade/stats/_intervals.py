@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, special
 
+from ..core.display import shown
 from ..core.errors import StatisticsInputError
 from ._validation import (
     FloatArray,
@@ -105,6 +106,7 @@ def _beta_density(x: FloatArray, a: float, b: float) -> FloatArray:
 _X_TOLERANCE = 1e-15
 
 
+@shown
 @dataclass(frozen=True, slots=True)
 class Interval:
     """A confidence interval.

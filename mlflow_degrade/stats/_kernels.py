@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial import distance
 
+from ..core.display import shown
 from ..core.errors import StatisticsInputError
 from ._validation import FloatArray, IntArray
 
@@ -33,6 +34,7 @@ _CHUNK = 1 << 22
 _MEDIAN_ITEMS = 1000
 
 
+@shown
 @dataclass(frozen=True, slots=True)
 class Feature:
     """One feature of the items, prepared for a kernel.

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from scipy import special
 
+from ..core.display import shown
 from ._validation import check_alpha, check_count, check_power
 
 
@@ -138,6 +139,7 @@ def sample_inflation(alpha: float, attempt: int, power: float = 0.8) -> float:
     return ((z_attempt + z_power) / (z_power - float(special.ndtri(alpha)))) ** 2
 
 
+@shown
 @dataclass(frozen=True, slots=True)
 class RetryLedger:
     """Attempts made at one evaluation set and what is left of its error budget.

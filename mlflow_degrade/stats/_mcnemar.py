@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
+from ..core.display import shown
 from ..core.errors import StatisticsInputError
 from ._intervals import Interval, clopper_pearson, paired_interval
 from ._validation import FloatArray, IntArray, check_counts
@@ -109,6 +110,7 @@ _LN10 = math.log(10.0)
 _SMALL = 1e-280
 
 
+@shown
 @dataclass(frozen=True, slots=True)
 class McNemarResult:
     """Exact McNemar test of one benchmark; proportions, not percentage points.

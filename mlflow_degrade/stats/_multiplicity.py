@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 from scipy import special
 
+from ..core.display import shown
 from ..core.errors import StatisticsInputError
 from ._validation import FloatArray, check_p_values
 
 
+@shown
 @dataclass(frozen=True, slots=True)
 class CombinedP:
     """A combined p-value with its statistic.

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, special
 
+from ..core.display import shown
 from ..core.errors import StatisticsInputError
 from ._intervals import melded_cdf, melded_lower_bound, tango_lower_bound, tango_score
 from ._validation import FloatArray, IntArray, check_alpha, check_choice, check_margin, check_pairs
@@ -117,6 +118,7 @@ _SMALLEST_P = 1e-280
 METHODS = ("melded", "tango", "unconditional")
 
 
+@shown
 @dataclass(frozen=True, slots=True)
 class NonInferiorityResult:
     """Test of "the candidate loses at least the margin"; a small p-value is good news.

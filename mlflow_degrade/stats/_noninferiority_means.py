@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.display import shown
 from ..core.errors import StatisticsInputError
 from ._bounded_mean import mean_p_below
 from ._exchangeable_units import FlipUnits, flip_units
@@ -22,6 +23,7 @@ from ._means import (
 from ._validation import check_alpha
 
 
+@shown
 @dataclass(frozen=True, slots=True, eq=False)
 class GradedNonInferiorityResult:
     """Test of "the candidate loses at least the margin" on graded scores.

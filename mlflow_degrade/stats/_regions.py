@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from ..core.display import shown
 from ._kernels import Feature
 from ._validation import FloatArray, IntArray
 
@@ -21,6 +22,7 @@ _GRID = 257
 _CHUNK = 1 << 22
 
 
+@shown
 @dataclass(frozen=True, slots=True)
 class Region:
     """Items around the deepest point of the witness function; proportions.

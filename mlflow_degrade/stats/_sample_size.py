@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from scipy import special
 
+from ..core.display import shown
 from ..core.errors import StatisticsInputError
 from ._power import check_drop, exact_power_of_drop, smallest, upper_quantile
 from ._validation import check_choice, check_power
@@ -14,6 +15,7 @@ from ._validation import check_choice, check_power
 _LARGEST_PLAN = 10**9
 
 
+@shown
 @dataclass(frozen=True, slots=True)
 class SampleSize:
     """How many paired samples a stated drop needs.

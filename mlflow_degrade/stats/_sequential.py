@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..core.display import shown
 from ..core.errors import StatisticsInputError
 from ._evalues import betting_log_e, combine_log_e, degradation_log_e, noninferiority_bets
 from ._validation import (
@@ -36,6 +37,7 @@ GRADED_BETS = (0.05, 0.15, 0.4, 0.9)
 Settings = tuple[tuple[str, float], ...]
 
 
+@shown
 @dataclass(frozen=True, slots=True)
 class SequentialResult:
     """An e-process over the items seen so far.

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from scipy import special
 
+from ..core.display import shown
 from ..core.errors import StatisticsInputError
 from ._exchangeable_units import FlipUnits, flip_units
 from ._intervals import Interval
@@ -74,6 +75,7 @@ _LOG_RESONANCE = -9.0
 _SKEW_LIMIT = 0.045
 
 
+@shown
 @dataclass(frozen=True, slots=True, eq=False)
 class SignFlipResult:
     """Sign-flip test of one or several strata.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..core.display import shown
 from ._benchmark import Benchmark
 from ._joint_permutation import JointFlips
 from ._multiplicity import holm
@@ -15,6 +16,7 @@ from ._suite import Suite
 from ._validation import FloatArray, IntArray, check_alpha
 
 
+@shown
 @dataclass(frozen=True, slots=True, eq=False)
 class StepDownResult:
     """Adjusted p-values, one per benchmark.

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..core.display import shown
 from ..core.errors import StatisticsInputError, UnknownNameError
 from ._kernels import Feature, Signs, level_losses, parse_features, quadratic_forms
 from ._multiplicity import holm
@@ -74,6 +75,7 @@ def step_down_ranks(ranks: FloatArray) -> FloatArray:
 BANDWIDTHS = (1.0, 0.5, 0.25)
 
 
+@shown
 @dataclass(frozen=True, slots=True)
 class FeatureResult:
     """KCM test of one feature, or of a product of features.
@@ -157,6 +159,7 @@ class FeatureResult:
         return Feature(items.name, items.columns, positions, items.scale, items.labels, labels)
 
 
+@shown
 @dataclass(frozen=True, slots=True)
 class SubgroupResult:
     """KCM tests of several features of the same items.

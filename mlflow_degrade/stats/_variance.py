@@ -14,11 +14,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
+from ..core.display import shown
 from ..core.errors import StatisticsInputError
 from ._intervals import Interval, upper_proportion
 from ._validation import FloatArray, check_confidence, check_count, check_differences, check_labels
 
 
+@shown
 @dataclass(frozen=True, slots=True)
 class RepeatedDifference:
     """Mean paired difference of two models that were each run several times; units of the score.
@@ -143,6 +145,7 @@ def repeated_difference(baseline: npt.ArrayLike, candidate: npt.ArrayLike) -> Re
     )
 
 
+@shown
 @dataclass(frozen=True, slots=True)
 class ClusteredDifference:
     """Mean difference of items that belong to clusters; units of the score.
@@ -252,6 +255,7 @@ def clustered_difference(differences: npt.ArrayLike, clusters: Any) -> Clustered
     )
 
 
+@shown
 @dataclass(frozen=True, slots=True)
 class NoiseFloor:
     """What a rerun of the same model changes; units of the score.

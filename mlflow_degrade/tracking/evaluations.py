@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import json
 import math
 import re
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,17 +15,16 @@ from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..core.cache import digest_json
-from ..core.errors import RegistryError, TrackingError
+from ..core.errors import InputError, RegistryError, TrackingError
 from ..samples.origin import Agreement, Origin
 from ..samples.readers.mlflow_runs import AGREEMENTS, downloaded, with_agreements
 from ..samples.readers.mlflow_traces import READER as TRACES
-from ..samples.row_index import text_keys
 from ..samples.table import SampleScores
 from .artifact_access import fetch, read_json, upload
+from .datasets import evaluation_dataset
 
 KIND_TAG = "degrade.kind"
 KEY_TAG = "degrade.evaluation_key"
@@ -45,8 +42,6 @@ _NOT_IN_NAMES = re.compile(r"[^\w\-. :/]")
 _SAMPLES = "samples"
 _FACTS = "evaluation.json"
 _THREADS = 2
-_TASKS_LISTED = 2
-_TASKS_NAMED = 200
 # Beyond it MLflow would cut the tag.
 _FILES_LENGTH = 6_000
 
@@ -104,50 +99,8 @@ def log_evaluation(
         metrics={**named, **(metrics or {})},
         params={} if samples.origin is None else _processor_params(samples.origin),
         tags=tags,
-        datasets=[evaluation_dataset(samples)],
+        datasets=[evaluation_dataset(samples, f"{active.info.artifact_uri}/{_SAMPLES}")],
     )
-
-
-def evaluation_dataset(samples: SampleScores) -> Any:
-    """What was asked as MLflow's pages show it: same name and digest where the same was asked."""
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    table = samples.table
-    kinds: tuple[Any, Any, Any] = (Dataset, DatasetInput, InputTag)
-    dataset, dataset_input, tag = kinds
-    known = pc.coalesce(table["prompt_hash"], table["doc_hash"])
-    keys = np.unique(text_keys(known) ^ (text_keys(table["task"]) << np.uint64(1)))
-    source = {"tasks": sorted(samples.tasks)[:_TASKS_NAMED]}
-    return dataset_input(
-        dataset(
-            name=dataset_name(samples.tasks),
-            digest=hashlib.sha256(keys.astype("<u8").tobytes()).hexdigest()[:8],
-            source_type="mlflow-degrade",
-            source=json.dumps(source),
-            profile=json.dumps({"num_samples": len(keys), "num_tasks": len(samples.tasks)}),
-        ),
-        [tag("mlflow.data.context", "evaluation")],
-    )
-
-
-def dataset_name(tasks: Collection[str]) -> str:
-    """Tasks in a few words: their names, or what all of them begin with.
-
-    Examples
-    --------
-    >>> dataset_name(["gsm8k"]), dataset_name(["mmlu_law", "mmlu_virology", "mmlu_world"])
-    ('gsm8k', 'mmlu (3 tasks)')
-    >>> dataset_name(["gsm8k", "arc"]), dataset_name(["arc", "boolq", "gsm8k"])
-    ('arc, gsm8k', 'arc and 2 more tasks')
-    """
-    names = sorted(tasks)
-    if len(names) <= _TASKS_LISTED:
-        return ", ".join(names)
-    shared = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
-    common, cut, _ = "".join(letters[0] for letters in shared).rpartition("_")
-    if cut:
-        return f"{common} ({len(names)} tasks)"
-    return f"{names[0]} and {len(names) - 1} more tasks"
 
 
 def asked_digests(key: Mapping[str, Any]) -> dict[str, str | None]:
@@ -229,14 +182,24 @@ def find_evaluation(
     return runs[0] if runs else None
 
 
-def load_samples(run: Any) -> SampleScores:
+def is_genai(run: Any) -> bool:
+    """Whether a run is one of ``mlflow.genai.evaluate``, whose samples are traces."""
+    return run.data.tags.get("mlflow.runType") == "genai_evaluate" and KEY_TAG not in run.data.tags
+
+
+def load_samples(run: Any, scorers: str | Iterable[str] | None = None) -> SampleScores:
     """Per-sample scores of an evaluation run, with what was logged of agreements elsewhere."""
     names = [] if isinstance(run, str) else _stated_files(run)
+    if names and scorers is not None:
+        raise InputError(
+            f"scorers = {scorers!r}: runs:/{run.info.run_id} holds samples of tasks; scorers are "
+            "those of mlflow.genai.evaluate."
+        )
     if not names:
         run_id = run if isinstance(run, str) else run.info.run_id
         with downloaded(f"runs:/{run_id}") as folder:
             if folder.is_file():
-                return TRACES.read(folder)
+                return TRACES.read(folder, scorers=scorers)
             samples = _read(sorted(folder.glob("*.parquet")))
         return with_agreements(samples, run_id)
     with tempfile.TemporaryDirectory(prefix="mlflow-degrade-") as scratch:

@@ -32,6 +32,8 @@ class GateOptions(Questions):
         Alias to point to a version that passes.
     model_uri : str, optional
         The candidate's logged model, where its run does not tell.
+    scorers : str, optional
+        Of mlflow.genai.evaluate runs: scorers to decide on, comma-separated, each a task.
     tasks : tuple of str
         lm-eval tasks or files of questions to evaluate on where no evaluation of both is logged,
         comma-separated.
@@ -50,6 +52,7 @@ class GateOptions(Questions):
     register_as: RegisteredName = "auto"
     alias: str | None = None
     model_uri: str | None = None
+    scorers: str | None = None
     device: Device = "auto"
     fresh: bool = False
     signing_key: str | None = None
@@ -89,4 +92,5 @@ def gate(options: GateOptions) -> Promotion:
             device=options.device,
             fresh=options.fresh,
             signing_key=options.signing_key,
+            scorers=options.scorers,
         )

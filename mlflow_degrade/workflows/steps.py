@@ -310,9 +310,11 @@ def log_and_register(
 ) -> str | None:
     """Log the candidate as a model and, given a name, register it with its verdict."""
     from ..optimize.source.model_directory import ModelDirectory
+    from ..registry.evidence import decision_metrics
     from ..registry.register_on_pass import seal, tested_content
     from ..registry.registration import log_model, register, verdict_tags
     from ..report.markdown import model_card
+    from ..tracking.datasets import log_model_metrics
     from ..tracking.views import report_address
 
     decision = conclusion.decision
@@ -327,6 +329,9 @@ def log_and_register(
             one_by_one=conclusion.one_by_one,
             prompting=conclusion.paired.candidate.prompting,
             name=f"{Path(models.name).name} {models.scheme}",
+        )
+        log_model_metrics(
+            run_id, info.model_id, conclusion.paired.candidate, decision_metrics(decision)
         )
         content = tested_content(info.model_uri, conclusion.paired.candidate)
         seal(decision, run_id, content, key, register=name is not None)

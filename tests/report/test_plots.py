@@ -16,7 +16,7 @@ from mlflow_degrade.report import plots
 @pytest.mark.parametrize("verdict", ["PASS", "FAIL", "INCONCLUSIVE"])
 def test_forest_shows_every_task(verdict: str) -> None:
     decision, _ = cases.case(verdict)
-    figure = plots.forest(decision)
+    figure = plots.forest_plot(decision)
     (axis,) = figure.axes
     shown = [label.get_text() for label in axis.get_yticklabels()]
     assert shown[0] == "all tasks"
@@ -27,15 +27,15 @@ def test_forest_shows_every_task(verdict: str) -> None:
 
 
 def test_sixty_tasks_grow_the_figure() -> None:
-    small = plots.forest(cases.case("PASS")[0]).get_size_inches()
-    large = plots.forest(cases.sixty_tasks()[0]).get_size_inches()
+    small = plots.forest_plot(cases.case("PASS")[0]).get_size_inches()
+    large = plots.forest_plot(cases.sixty_tasks()[0]).get_size_inches()
     assert large[0] == small[0]
     assert large[1] > 5 * small[1]
 
 
 def test_names_are_not_mathematics() -> None:
     paired = cases.paired_counts({"$\\frac{1$ _x": (3, 5, 900, 1100)})
-    plots.forest(decide(paired, GatePolicy())).draw_without_rendering()
+    plots.forest_plot(decide(paired, GatePolicy())).draw_without_rendering()
 
 
 def test_files_are_reproducible(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mlflow_degrade.core.errors import StatisticsInputError
-from mlflow_degrade.stats._ppi import prediction_powered_difference
+from mlflow_degrade.stats._ppi import corrected_difference, prediction_powered_difference
 
 DIFFERENCE = st.sampled_from([-1.0, 0.0, 1.0])
 
@@ -181,3 +182,95 @@ def test_unequal_draws_cover() -> None:
 def test_refusals(call: object, message: str) -> None:
     with pytest.raises(StatisticsInputError, match=message):
         call()  # type: ignore[operator]
+
+
+def _draw(
+    rng: np.random.Generator, n: int, drop: float, gain: float, lean: tuple[float, float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Differences by people and by a judge who calls wrong answers right, of one model oftener."""
+    baseline = rng.random(n) < 0.7
+    u = rng.random(n)
+    candidate = np.where(baseline, u >= drop / 0.7, u < gain / 0.3)
+    said = [
+        truth | (rng.random(n) < each)
+        for truth, each in zip((baseline, candidate), lean, strict=True)
+    ]
+    people = candidate.astype(float) - baseline
+    return people, said[1].astype(float) - said[0]
+
+
+# A judge that is fair, one that takes the candidate's mistakes for right, one the baseline's.
+LEANS = [(0.0, 0.0), (0.1, 0.6), (0.6, 0.1)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lean", LEANS)
+@pytest.mark.parametrize(("n", "others"), [(60, 660), (250, 1500), (80, 40)])
+def test_the_size_of_the_corrected_test(n: int, others: int, lean: tuple[float, float]) -> None:
+    """At the margin a PASS, and at no change a FAIL, is as rare as alpha, however it leans."""
+    rng, reps, alpha, margin = np.random.default_rng(n), 2000, 0.05, 0.15
+    passed = failed = 0
+    for _ in range(reps):
+        for gain in (0.0, 0.1):
+            people, judge = _draw(rng, n + others, margin + gain, gain, lean)
+            at_margin = corrected_difference(people[:n], judge[:n], judge[n:])
+            passed += at_margin.p_noninferior(margin) <= alpha
+            people, judge = _draw(rng, n + others, 0.05 + gain, 0.05 + gain, lean)
+            failed += corrected_difference(people[:n], judge[:n], judge[n:]).p_worse <= alpha
+    highest = alpha + 3 * math.sqrt(alpha * (1 - alpha) / (2 * reps))
+    print(f"n={n}+{others} lean={lean}: {passed / (2 * reps):.4f} {failed / (2 * reps):.4f}")
+    assert passed / (2 * reps) <= highest
+    assert failed / (2 * reps) <= highest
+
+
+@pytest.mark.slow
+def test_the_normal_approximation_has_no_such_size() -> None:
+    """Why the decision does not use it: a drop of the margin passes far too often."""
+    rng, reps, margin, n = np.random.default_rng(3), 2000, 0.03, 100
+    passed = {"normal": 0, "bounded": 0}
+    for _ in range(reps):
+        people = rng.choice([-1.0, 0, 1], p=[0.035, 0.96, 0.005], size=11 * n)
+        judge = np.where(rng.random(people.size) < 0.3, people, 0.0)
+        tuned = prediction_powered_difference(people[:n], judge[:n], judge[n:])
+        passed["normal"] += tuned.se > 0 and tuned.p_noninferior(margin) <= 0.05
+        exact = corrected_difference(people[:n], judge[:n], judge[n:])
+        passed["bounded"] += exact.p_noninferior(margin) <= 0.05
+    print(passed)
+    assert passed["normal"] / reps > 0.10
+    assert passed["bounded"] / reps <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / reps)
+
+
+def test_the_corrected_estimate_is_that_of_ppi() -> None:
+    gold, judged, others = reference_data()
+    used = others[: 150 * 13]
+    for trust in (0.5, 1.0):
+        found = corrected_difference(gold, judged, others, trust=trust)
+        known = prediction_powered_difference(gold, judged, used, lam=trust)
+        assert found.estimate == pytest.approx(known.estimate, abs=1e-12)
+        assert (found.n, found.n_judged) == (150, 1950)
+        spread = float(found.units.values.std()) / math.sqrt(150)
+        assert spread == pytest.approx(known.se, rel=0.1)
+        # Limits are where the tests reject.
+        assert found.lower(found.p_noninferior(0.15)) == pytest.approx(-0.15, abs=1e-6)
+        assert found.upper(found.p_worse) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_without_a_block_the_labels_stand_alone() -> None:
+    alone = corrected_difference([0.0] * 50, [1.0] * 50, [1.0] * 49)
+    assert (alone.trust, alone.n_judged, alone.estimate) == (0.0, 0, 0.0)
+    assert alone.p_noninferior(0.1) == pytest.approx(0.9**50)
+    assert corrected_difference([0.0] * 50, [1.0] * 50, []).p_worse == 1.0
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"gold": [0.0]}, "gold has 1 items and judge_on_gold 2"),
+        ({"judge_unlabeled": [4.0, 0.0]}, "a difference of 4 occurs"),
+        ({"trust": 1.5}, r"trust = 1.5 must lie in \[0, 1\]"),
+    ],
+)
+def test_bad_input_of_the_correction(given: dict[str, Any], message: str) -> None:
+    usual = {"gold": [0.0, 1.0], "judge_on_gold": [0.0, 1.0], "judge_unlabeled": [0.0, 0.0]}
+    with pytest.raises(StatisticsInputError, match=message):
+        corrected_difference(**{**usual, **given})
