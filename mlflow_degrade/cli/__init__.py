@@ -17,7 +17,7 @@ import click
 
 from ..core.errors import DegradeError, UnknownNameError
 from ..core.redaction import redact
-from ..tracking.runs import Terminated
+from ..tracking.runs import Terminated, terminate_gracefully
 
 #: Exit codes besides those of a verdict (0 PASS, 1 FAIL, 2 INCONCLUSIVE).
 INVALID_INPUT, INTERNAL_ERROR, INTERRUPTED, TERMINATED = 3, 4, 130, 143
@@ -113,8 +113,9 @@ def run(args: Sequence[str] | None = None) -> int:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     try:
-        # click would end the process with 2, which here means INCONCLUSIVE.
-        code: Any = cli.main(args=args, prog_name="mlflow-degrade", standalone_mode=False)
+        with terminate_gracefully():
+            # click would end the process with 2, which here means INCONCLUSIVE.
+            code: Any = cli.main(args=args, prog_name="mlflow-degrade", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         return INVALID_INPUT

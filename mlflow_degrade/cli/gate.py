@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,13 @@ from ..core.question_names import TASKS_HELP, split_tasks
 from ..engine.providers import DEVICES
 from ..evaluation.suite import DEFAULT_LIMIT
 from .evaluation_runs import question_options
-from .output import OUTPUT, write_text
+from .output import (
+    document_options,
+    json_option,
+    require_one_stdout,
+    write_documents,
+    write_json,
+)
 from .prompting import prompting_options
 
 if TYPE_CHECKING:
@@ -69,7 +74,8 @@ Exit codes: 0 PASS, 1 FAIL, 2 INCONCLUSIVE, 3 invalid input.
     help="Private key in PEM to sign the evidence with, or sigstore; also "
     "MLFLOW_DEGRADE_SIGNING_KEY.",
 )
-@click.option("--json", "json_", type=OUTPUT, metavar="FILE|-", help="Write the outcome as JSON.")
+@json_option("the outcome")
+@document_options
 @click.option(
     "--samples",
     type=click.IntRange(min=0),
@@ -88,6 +94,8 @@ def gate(
     fresh: bool,
     signing_key: str | None,
     json_: str | None,
+    markdown: str | None,
+    junit: str | None,
     samples: int,
     **asked: Any,
 ) -> None:
@@ -95,6 +103,7 @@ def gate(
     from ..registry.promotion import promote
     from ..report.terminal import console, decision_view
 
+    to_stderr = require_one_stdout(json_, markdown)
     rules = GatePolicy() if policy is None else GatePolicy.from_yaml(policy)
     done = promote(
         candidate,
@@ -108,16 +117,13 @@ def gate(
         fresh=fresh,
         signing_key=signing_key,
     )
-    out = console(stderr=json_ == "-")
+    out = console(stderr=to_stderr)
     out.print(decision_view(done.decision, done.paired, samples=samples))
     for line in outcome_lines(done):
         out.print(line, markup=False)
+    write_documents(done.decision, markdown, junit)
     if json_ is not None:
-        text = json.dumps(_outcome(done), indent=2) + "\n"
-        if json_ == "-":
-            click.echo(text, nl=False)
-        else:
-            write_text(json_, text)
+        write_json(_outcome(done), json_)
     click.get_current_context().exit(done.decision.exit_code)
 
 
