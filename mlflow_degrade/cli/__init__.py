@@ -30,6 +30,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "List what was decided on the candidates of a baseline.",
     ),
     "compare": ("mlflow_degrade.cli.compare:compare", "Decide whether a candidate is worse."),
+    "demo": ("mlflow_degrade.cli.demo:demo", "Decide on logs that come with the package."),
     "evaluate": ("mlflow_degrade.cli.evaluate:evaluate", "Run lm-eval and log to MLflow."),
     "evidence": (
         "mlflow_degrade.cli.evidence:evidence",
