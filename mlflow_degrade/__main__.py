@@ -1,6 +1,5 @@
-"""``python -m mlflow_degrade``: the command, wherever its script is."""
+"""``python -m mlflow_degrade``: the command, where scripts are not on the path."""
 
 from .cli import main
 
-if __name__ == "__main__":
-    main()
+main()

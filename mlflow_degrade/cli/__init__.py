@@ -17,7 +17,7 @@ import click
 
 from ..core.errors import DegradeError, UnknownNameError
 from ..core.redaction import redact
-from ..tracking.runs import Terminated
+from ..tracking.runs import Terminated, terminate_gracefully
 
 #: Exit codes besides those of a verdict (0 PASS, 1 FAIL, 2 INCONCLUSIVE).
 INVALID_INPUT, INTERNAL_ERROR, INTERRUPTED, TERMINATED = 3, 4, 130, 143
@@ -30,6 +30,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "List what was decided on the candidates of a baseline.",
     ),
     "compare": ("mlflow_degrade.cli.compare:compare", "Decide whether a candidate is worse."),
+    "demo": ("mlflow_degrade.cli.demo:demo", "Decide on logs that come with the package."),
     "evaluate": ("mlflow_degrade.cli.evaluate:evaluate", "Run lm-eval and log to MLflow."),
     "evidence": (
         "mlflow_degrade.cli.evidence:evidence",
@@ -122,8 +123,9 @@ def run(args: Sequence[str] | None = None) -> int:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     try:
-        # click would end the process with 2, which here means INCONCLUSIVE.
-        code: Any = cli.main(args=args, prog_name="mlflow-degrade", standalone_mode=False)
+        with terminate_gracefully():
+            # click would end the process with 2, which here means INCONCLUSIVE.
+            code: Any = cli.main(args=args, prog_name="mlflow-degrade", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         return INVALID_INPUT

@@ -11,7 +11,7 @@ import click
 
 from ..core.errors import InputError, ModelError, SameModelError
 from ..engine.providers import DEVICE_HELP
-from .output import OUTPUT, require_plot_name, write_json, write_plot
+from .output import OUTPUT, json_option, require_plot_name, write_json, write_plot
 from .references import exported_folder
 
 if TYPE_CHECKING:
@@ -90,9 +90,7 @@ def _whole_numbers(
 @click.option("--threads", type=click.IntRange(min=1), help="Threads per operator; all by default.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the order of models.")
 @click.option("--plot", type=OUTPUT, metavar="FILE", help="Draw tokens per second, .png or .svg.")
-@click.option(
-    "--json", "json_", type=OUTPUT, metavar="FILE|-", help="Write every measured time as JSON."
-)
+@json_option("every measured time")
 @click.option("--log", is_flag=True, help="Log to MLflow: a run with a child for each model.")
 @click.option("--experiment", metavar="NAME", help="MLflow experiment; made if there is none.")
 @click.option("--run-name", metavar="NAME", help="Name of the run.")

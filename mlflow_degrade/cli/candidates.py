@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..core.errors import InputError
-from .output import OUTPUT, require_plot_name, write_json, write_plot
+from .output import OUTPUT, json_option, require_plot_name, write_json, write_plot
 
 if TYPE_CHECKING:
     from ..report.candidates import Candidate
@@ -49,7 +49,7 @@ Exit codes: 0 something was found, 3 nothing, or invalid input.
 @click.option(
     "--against", metavar="COST", help="What to draw against, e.g. decode, prefill or size."
 )
-@click.option("--json", "json_", type=OUTPUT, metavar="FILE|-", help="Write the list as JSON.")
+@json_option("the list")
 def candidates(
     runs: Sequence[str],
     experiments: Sequence[str],
@@ -66,7 +66,7 @@ def candidates(
     require_plot_name(plot)
     if against is not None and plot is None:
         raise InputError("--against says what --plot draws: give --plot as well.")
-    require_tracking_server()
+    require_tracking_server(create=False)
     groups, notes = find_candidates(runs, experiments=experiments)
     group = _choose(groups, baseline, named=bool(runs))
     axis = None if plot is None else choose_axis(group, against)

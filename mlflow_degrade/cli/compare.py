@@ -12,7 +12,15 @@ from ..decision.policy import GatePolicy, Rule
 from ..decision.results import Decision
 from ..samples.pairing import ALLOWABLE, PairedScores
 from ..stats._combination_rules import rule_names
-from .output import OUTPUT, write_text
+from .output import (
+    OUTPUT,
+    document_options,
+    json_option,
+    require_one_stdout,
+    write_documents,
+    write_out,
+    write_text,
+)
 from .references import read_sides, reader_options
 
 if TYPE_CHECKING:
@@ -33,6 +41,7 @@ Examples:
   mlflow-degrade compare results/fp32 results/int8
   mlflow-degrade compare fp32.csv int8.csv --rule non_inferiority --margin-pp 1
   mlflow-degrade compare fp32.csv int8.csv --policy policy.yaml --report report.html
+  mlflow-degrade compare fp32.csv int8.csv --junit verdict.xml --markdown summary.md
   mlflow-degrade compare fp32.csv int8.csv --by length --by topic --subgroups-json where.json
   mlflow-degrade compare fp32.jsonl int8.jsonl -o id_column=example_id --json -
   mlflow-degrade compare scores.csv -b score_column=fp32 -c score_column=int8
@@ -89,13 +98,8 @@ Exit codes: 0 PASS, 1 FAIL, 2 INCONCLUSIVE, 3 invalid input.
     metavar="FEATURE",
     help="Look for damage that depends on a feature (or on 'task'). Repeatable.",
 )
-@click.option(
-    "--json",
-    "json_",
-    type=OUTPUT,
-    metavar="FILE|-",
-    help="Write the decision as JSON; - is standard output.",
-)
+@json_option("the decision")
+@document_options
 @click.option(
     "--subgroups-json",
     type=OUTPUT,
@@ -121,6 +125,8 @@ def compare(
     attempt: int | None,
     features: Sequence[str],
     json_: str | None,
+    markdown: str | None,
+    junit: str | None,
     subgroups_json: str | None,
     report: str | None,
     samples: int,
@@ -141,6 +147,7 @@ def compare(
         _check_report(report)
     if subgroups_json is not None and not features:
         raise InputError("--subgroups-json writes what --by found: name at least one --by FEATURE.")
+    to_stderr = require_one_stdout(json_, markdown)
     asked = _policy(policy, overrides, metrics, filters, allow)
     sides = read_sides(
         (baseline, baseline if candidate is None else candidate),
@@ -154,8 +161,8 @@ def compare(
     paired = asked.pair(*sides)
     decision = decide(paired, asked, attempt=attempt)
     facts: dict[str, Any] = {"command": Command.current()}
-    # Standard output belongs to the JSON where that was asked for.
-    out = console(stderr=json_ == "-")
+    # Standard output belongs to the document where that was asked for.
+    out = console(stderr=to_stderr)
     out.print(decision_view(decision, paired, samples=samples))
     found = look_for_subgroups(decision, paired, features) if features or report else None
     if found is not None and features:
@@ -167,10 +174,8 @@ def compare(
         click.echo(f"report: {report}", err=True)
     for line in ("", *next_lines(decision, facts)):
         out.print(line, markup=False, soft_wrap=True)
-    if json_ == "-":
-        click.echo(decision.to_json(), nl=False)
-    elif json_ is not None:
-        write_text(json_, decision.to_json())
+    write_documents(decision, markdown, junit)
+    write_out(decision.to_json(), json_)
     click.get_current_context().exit(decision.exit_code)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from ..core.errors import InputError
-from .output import OUTPUT, write_text
+from .output import json_option, write_json
 
 if TYPE_CHECKING:
     from ..registry.lm_eval_runs import LoggedEvaluation
@@ -27,9 +26,7 @@ _OPTIONS = (
         help="The model in MLflow that answered: models:/<name>/<version>, models:/<id> or "
         "runs:/<id>/<path>. A gate can register it then.",
     ),
-    click.option(
-        "--json", "json_", type=OUTPUT, metavar="FILE|-", help="Write what was logged as JSON."
-    ),
+    json_option("what was logged"),
 )
 
 
@@ -72,11 +69,7 @@ def show(output: LmEvalOutput, done: LoggedEvaluation, json_: str | None) -> Non
         "tasks": list(samples.tasks),
         "metrics": done.metrics,
     }
-    text = json.dumps(outcome, indent=2) + "\n"
-    if json_ == "-":
-        click.echo(text, nl=False)
-    else:
-        write_text(json_, text)
+    write_json(outcome, json_)
 
 
 def _shown(name: str) -> bool:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
-from .output import OUTPUT, whole_file
+from .output import OUTPUT, json_option, whole_file, write_json
 from .verify import KEY, findings, findings_record
 
 _HELP = """Export evidence to a file, and verify such a file without a server.
@@ -63,7 +62,7 @@ def export(run_or_version: str, output: str) -> None:
 
     if output == "-":
         raise InputError("-o -: evidence is no text, name a file.")
-    require_tracking_server()
+    require_tracking_server(create=False)
     with whole_file(Path(output).expanduser()) as scratch:
         run_id = export_evidence(run_or_version, scratch)
     click.echo(f"{output}: the evidence of run {run_id}")
@@ -79,13 +78,13 @@ def export(run_or_version: str, output: str) -> None:
     help="Policy that must be passed, whatever policy the verdict was made with.",
 )
 @click.option("--model", "model_dir", metavar="DIR", help="Files of the model, to be compared.")
-@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@json_option("the findings")
 def verify(
     bundle: str,
     keys: tuple[str, ...],
     policy_file: str | None,
     model_dir: str | None,
-    as_json: bool,
+    json_: str | None,
 ) -> int:
     from ..decision.policy import GatePolicy
     from ..registry.evidence_bundle import verify_bundle
@@ -97,10 +96,9 @@ def verify(
         policy=None if policy_file is None else GatePolicy.from_yaml(Path(policy_file)),
         model_dir=None if model_dir is None else Path(model_dir),
     )
-    if as_json:
-        record = {"bundle": bundle, "trusted": found.trusted, **findings_record(found)}
-        click.echo(json.dumps(record, indent=2))
-    else:
+    if json_ is not None:
+        write_json({"bundle": bundle, "trusted": found.trusted, **findings_record(found)}, json_)
+    if json_ != "-":
         click.echo(findings(bundle, found))
     if not found.ok:
         return 1

@@ -11,7 +11,13 @@ from ..registry.promotion import Promotion
 from ..workflows.gate import GateOptions
 from ..workflows.gate import gate as decide_and_promote
 from .options import options_of, read
-from .output import OUTPUT, write_json
+from .output import (
+    document_options,
+    json_option,
+    require_one_stdout,
+    write_documents,
+    write_json,
+)
 
 _HELP = """Compare a candidate with a baseline in MLflow, and promote it only when it passes.
 
@@ -35,7 +41,8 @@ Exit codes: 0 PASS, 1 FAIL, 2 INCONCLUSIVE, 3 invalid input.
 
 @click.command(help=_HELP)
 @options_of(GateOptions, policy=())
-@click.option("--json", "json_", type=OUTPUT, metavar="FILE|-", help="Write the outcome as JSON.")
+@json_option("the outcome")
+@document_options
 @click.option(
     "--samples",
     type=click.IntRange(min=0),
@@ -43,15 +50,19 @@ Exit codes: 0 PASS, 1 FAIL, 2 INCONCLUSIVE, 3 invalid input.
     show_default=True,
     help="Flipped samples to show.",
 )
-def gate(json_: str | None, samples: int, **given: str) -> None:
+def gate(
+    json_: str | None, markdown: str | None, junit: str | None, samples: int, **given: str
+) -> None:
     from ..report.terminal import console, decision_view
     from ..tracking.views import where_to_look
 
+    to_stderr = require_one_stdout(json_, markdown)
     done = decide_and_promote(read(GateOptions, given))
-    out = console(stderr=json_ == "-")
+    out = console(stderr=to_stderr)
     out.print(decision_view(done.decision, done.paired, samples=samples))
     for line in (*outcome_lines(done), *where_to_look(done.run_id)):
         out.print(line, markup=False, soft_wrap=True)
+    write_documents(done.decision, markdown, junit)
     write_json(_outcome(done), json_)
     click.get_current_context().exit(done.decision.exit_code)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ..engine.providers import DEVICE_HELP
-from .output import OUTPUT, write_json
+from .output import json_option, write_json
 
 _HELP = """Show which nodes of MODEL run on which execution provider.
 
@@ -36,9 +36,7 @@ Exit codes: 0 shown, 3 invalid input.
     show_default=True,
     help="Operators to name for each provider; the JSON has all.",
 )
-@click.option(
-    "--json", "json_", type=OUTPUT, metavar="FILE|-", help="Write what was found as JSON."
-)
+@json_option("what was found")
 def placement(
     model: str, device: str, threads: int | None, operators: int, json_: str | None
 ) -> None:

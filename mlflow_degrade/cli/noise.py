@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..core.errors import InputError
-from .output import OUTPUT, write_text
+from .output import json_option, write_out
 from .references import read_sides, reader_options
 
 if TYPE_CHECKING:
@@ -42,9 +42,7 @@ Exit codes: 0 PASS, 1 FAIL, 2 INCONCLUSIVE, 3 invalid input.
 @click.option("--alpha", type=float, help="Two-sided significance level.")
 @click.option("--margin-pp", type=float, help="Largest acceptable change, in percentage points.")
 @click.option("--log", is_flag=True, help="Put it beside both runs in MLflow.")
-@click.option(
-    "--json", "json_", type=OUTPUT, metavar="FILE|-", help="Write what was found as JSON."
-)
+@json_option("what was found")
 @reader_options
 def noise(
     first: str,
@@ -90,10 +88,7 @@ def noise(
     out.print(rerun_view(found))
     if log:
         _log(found, first, second)
-    if json_ == "-":
-        click.echo(found.to_json(), nl=False)
-    elif json_ is not None:
-        write_text(json_, found.to_json())
+    write_out(found.to_json(), json_)
     click.get_current_context().exit(found.verdict.exit_code)
 
 

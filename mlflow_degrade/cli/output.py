@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from ..core.errors import InputError
+
+if TYPE_CHECKING:
+    from ..decision.results import Decision
 
 
 class OutputFile(click.ParamType):  # type: ignore[type-arg]  # not generic in older click
@@ -31,6 +34,56 @@ class OutputFile(click.ParamType):  # type: ignore[type-arg]  # not generic in o
 
 
 OUTPUT = OutputFile()
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def json_option(what: str) -> Callable[[Command], Command]:
+    """``--json``, alike on every command: alone or with ``-`` on standard output, else a file."""
+    return click.option(
+        "--json",
+        "json_",
+        type=OUTPUT,
+        is_flag=False,
+        flag_value="-",
+        metavar="[FILE|-]",
+        help=f"Write {what} as JSON, to standard output without a FILE.",
+    )
+
+
+def document_options(command: Command) -> Command:
+    """Add ``--markdown`` and ``--junit``: what continuous integration shows of a decision."""
+    command = click.option(
+        "--junit",
+        type=OUTPUT,
+        metavar="FILE",
+        help="Write the verdict and the tasks as JUnit XML; INCONCLUSIVE is skipped there.",
+    )(command)
+    return click.option(
+        "--markdown",
+        type=OUTPUT,
+        metavar="FILE|-",
+        help="Write a summary for a pull request; - is standard output.",
+    )(command)
+
+
+def require_one_stdout(json_: str | None, markdown: str | None) -> bool:
+    """Whether a document takes standard output, which two cannot share."""
+    if json_ == "-" and markdown == "-":
+        raise InputError("--json - and --markdown - both want standard output: give one a file.")
+    return "-" in (json_, markdown)
+
+
+def write_documents(decision: Decision, markdown: str | None, junit: str | None) -> None:
+    """Write what `document_options` asked for."""
+    if markdown is not None:
+        from ..report.markdown import pull_request_summary
+
+        write_out(pull_request_summary(decision), markdown)
+    if junit is not None:
+        from ..report.junit import junit_xml
+
+        write_out(junit_xml(decision), junit)
 
 
 @contextmanager
@@ -57,9 +110,13 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 def write_json(document: Any, where: str | None) -> None:
     """Write a document as JSON to a file, or to standard output for ``"-"``; nothing for None."""
+    write_out(json.dumps(document, indent=2, ensure_ascii=False) + "\n", where)
+
+
+def write_out(text: str, where: str | None) -> None:
+    """Write a text to a file, or to standard output for ``"-"``; nothing for None."""
     if where is None:
         return
-    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
     if where == "-":
         click.echo(text, nl=False)
     else:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -10,7 +12,7 @@ import click
 from ..core.errors import InputError
 from ..decision.planning import PLANNED_RULES
 from ..stats._combination_rules import DEFAULT_RULE
-from .output import OUTPUT, require_plot_name, whole_file
+from .output import OUTPUT, json_option, require_plot_name, whole_file, write_json
 from .references import read_sides, reader_options
 
 _DROPS_PP = (0.3, 0.5, 1.0, 2.0, 3.0)
@@ -29,6 +31,9 @@ Examples:
   mlflow-degrade plan --flip-rate 0.05 --drop-pp 0.5
   mlflow-degrade plan --flip-rate 0.03 --samples 1319 --samples 14042
   mlflow-degrade plan fp32.csv fp32_again.csv --drop-pp 1 --plot plan.png
+  mlflow-degrade plan --flip-rate 0.05 --drop-pp 0.5 --json
+
+In JSON, rates and drops are shares (0.005 is half a percentage point).
 """
 
 
@@ -61,6 +66,7 @@ Examples:
 )
 @click.option("--metric", help="Metric to read from the two runs.")
 @click.option("--plot", type=OUTPUT, metavar="FILE", help="Draw it, .png, .svg or .pdf.")
+@json_option("the numbers")
 @reader_options
 def plan(
     baseline: str | None,
@@ -70,6 +76,7 @@ def plan(
     samples: Sequence[int],
     metric: str | None,
     plot: str | None,
+    json_: str | None,
     format_: str | None,
     options: Sequence[str],
     baseline_options: Sequence[str],
@@ -77,14 +84,16 @@ def plan(
     average: str | None,
     **rule: Any,
 ) -> None:
+    from ..decision.planning import detectable_drop, needed_samples
     from ..report import plan_view
     from ..report.terminal import console
 
     require_plot_name(plot, _PLOTS)
     if (baseline is None) != (rerun is None):
         raise InputError("one log alone shows no change: give two runs of the same model.")
-    out = console()
+    out = console(stderr=json_ == "-")
     rates, counts = list(flip_rates), list(samples)
+    record: dict[str, Any] = {**rule, "measured": []}
     if baseline is not None and rerun is not None:
         measured = _measure(
             (baseline, rerun),
@@ -95,18 +104,34 @@ def plan(
             rule,
         )
         out.print(plan_view.measured_view(measured))
+        record["measured"] = [asdict(row) for row in measured]
         # The upper bound, as for the power guard: few flips among few samples prove little.
         rates = rates or [measured[-1].flip_rate_upper]
         counts = counts or [measured[-1].n]
     rates = rates or list(_FLIP_RATES)
     drops = [pp / 100 for pp in drops_pp or _DROPS_PP]
     possible = [(r, d) for r in rates for d in drops if drops_pp or d <= r]
-    out.print(plan_view.needed_view(possible, **rule))
+    needed = [needed_samples(drop, rate, **rule) for rate, drop in possible]
+    out.print(plan_view.needed_view(needed, **rule))
+    record["needed"] = [asdict(row) for row in needed]
     if counts:
         out.print(plan_view.detectable_view(counts, rates, **rule))
+    record["detectable"] = [
+        {"n": n, "flip_rate": rate, "drop": _finite(detectable_drop(n, rate, **rule))}
+        for n in counts
+        for rate in rates
+    ]
+    for row in record["measured"]:
+        row["detectable"] = _finite(row["detectable"])
+    write_json(record, json_)
     if plot is not None:
         _draw(plot, rates, counts, [d for d in drops if drops_pp], rule)
         click.echo(f"plot: {plot}", err=True)
+
+
+def _finite(drop: float) -> float | None:
+    """A drop for JSON, which has no infinity: none where no drop is found."""
+    return drop if math.isfinite(drop) else None
 
 
 def _measure(

@@ -13,6 +13,7 @@ import click
 from ..core.errors import InputError, SameModelError
 from ..samples.readers import ReaderNote, read_samples, reader_names
 from ..samples.readers._reader import files_below
+from ..samples.readers.mlflow_runs import whole_reference
 from ..samples.table import SampleScores
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ def read_sides(
     if any(reference.startswith(_RUN) for reference in references):
         from ..tracking.connection import require_tracking_server
 
-        require_tracking_server()
+        require_tracking_server(create=False)
+        references = [whole_reference(reference) for reference in references]
     one = _canonical(references[0]) == _canonical(references[1]) and given[0] == given[1]
     if one and not allow_same:
         # A log that holds both sides says how they are told apart.

@@ -6,7 +6,7 @@ from typing import TextIO
 
 import click
 
-from .output import OUTPUT, require_plot_name, write_json, write_plot
+from .output import OUTPUT, json_option, require_plot_name, write_json, write_plot
 
 _HELP = """Show which layers of MODEL a scheme hurts.
 
@@ -41,9 +41,7 @@ Exit codes: 0 measured, 3 invalid input.
     "--top", type=click.IntRange(min=1), default=12, show_default=True, help="Layers to show."
 )
 @click.option("--plot", type=OUTPUT, metavar="FILE", help="Draw bars, .png or .svg.")
-@click.option(
-    "--json", "json_", type=OUTPUT, metavar="FILE|-", help="Write every distance as JSON."
-)
+@json_option("every distance")
 def sensitivity(
     model: str,
     scheme: str,

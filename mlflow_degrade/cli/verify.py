@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from .output import json_option, write_json
 
 if TYPE_CHECKING:
     from ..registry.evidence_bundle import BundleReview
@@ -52,8 +53,8 @@ KEY = click.option(
     "gate file's.",
 )
 @KEY
-@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
-def verify(model: str, policy_file: str | None, keys: tuple[str, ...], as_json: bool) -> int:
+@json_option("the findings")
+def verify(model: str, policy_file: str | None, keys: tuple[str, ...], json_: str | None) -> int:
     from ..decision.policy import GatePolicy
     from ..registry.gate_config import allowed_signers
     from ..registry.verification import verify_version
@@ -62,9 +63,9 @@ def verify(model: str, policy_file: str | None, keys: tuple[str, ...], as_json: 
 
     policy = None if policy_file is None else GatePolicy.from_yaml(Path(policy_file))
     signers = allowed_signers(keys)
-    require_tracking_server()
+    require_tracking_server(create=False)
     found = verify_version(*resolve(model), policy=policy, signers=signers)
-    if as_json:
+    if json_ is not None:
         record = {
             "model": found.name,
             "version": found.version,
@@ -72,8 +73,8 @@ def verify(model: str, policy_file: str | None, keys: tuple[str, ...], as_json: 
             "run_id": found.run_id,
             "warning": found.warning,
         }
-        click.echo(json.dumps(record, indent=2))
-    else:
+        write_json(record, json_)
+    if json_ != "-":
         click.echo(findings(f"models:/{found.name}/{found.version}", found, found.run_id))
     return 0 if found.ok else 1
 

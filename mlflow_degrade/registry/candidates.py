@@ -9,6 +9,7 @@ from typing import Any
 from ..core.errors import DegradeError, TrackingError, UnknownNameError
 from ..decision.results import Decision
 from ..report.candidates import Candidate
+from ..samples.readers.mlflow_runs import whole_run_id
 from .evidence import VERDICT_TAG
 from .retry_ledger import search_runs
 
@@ -74,7 +75,8 @@ def _runs(named: Sequence[str], experiments: Sequence[str]) -> list[Any]:
 
     client = MlflowClient()
     if named:
-        ids = dict.fromkeys(name.removeprefix("runs:/").strip("/") for name in named)
+        given = (name.removeprefix("runs:/").strip("/") for name in named)
+        ids = dict.fromkeys(map(whole_run_id, given))
         try:
             return [client.get_run(run_id) for run_id in ids]
         except MlflowException as error:

@@ -15,6 +15,7 @@ from typing import Any
 from ..core.errors import InputError, RegistryError, StorageError
 from ..decision.policy import GatePolicy
 from ..decision.results import Decision, SideName
+from ..samples.readers.mlflow_runs import whole_run_id
 from .attestation import KNOWN, fetch_evidence, review_attestation
 from .evidence import RUN_TAG, EvaluationSource, stated_tags
 from .evidence_review import FILES, review_evidence
@@ -181,7 +182,7 @@ def _run_id(reference: str, client: Any) -> str:
             f"{reference!r} is neither a run nor a version: write runs:/<id>, models:/name/3 or "
             "models:/name@alias."
         )
-    return match["run"]
+    return whole_run_id(match["run"])
 
 
 def _unpack(path: Path, folder: Path) -> list[str]:

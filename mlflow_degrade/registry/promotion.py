@@ -141,7 +141,7 @@ def promote(
     policy = policy or GatePolicy()
     signers = GateConfig.load().signers
     key = load_allowed_key(signing_key, signers)
-    require_tracking_server(try_it=False)  # the first look-up does
+    require_tracking_server(try_it=False, create=False)  # the first look-up does
     sides = find_subject(baseline), find_subject(candidate)
     name = _registry_name(register_as, *sides)
     if alias is not None and name is None:

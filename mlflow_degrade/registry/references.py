@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import RegistryError, TrackingError, UnknownNameError
+from ..samples.readers.mlflow_runs import whole_reference
 from ..samples.readers.mlflow_traces import has_traces
 from ..samples.table import SampleScores
 from ..tracking.artifact_access import fetch
@@ -59,6 +60,7 @@ def find_subject(reference: str) -> Subject:
     """Look up what a reference names."""
     from mlflow.exceptions import MlflowException
 
+    reference = whole_reference(reference)
     if (match := _RUN.fullmatch(reference)) is not None:
         try:
             return _of_run(reference, match["run"], match["path"])

@@ -167,6 +167,26 @@ def _next(decision: Decision, provenance: Provenance | None) -> list[str]:
     return [part for step in steps for part in (f"**{_text(step.sentence)}**", _fence(step.line))]
 
 
+def pull_request_summary(decision: Decision) -> str:
+    """What a reviewer reads: verdict, reasons, the tasks, and what would have to change."""
+    baseline, candidate = content.sides(decision)
+    parts = [
+        f"### {content.SIGNS[decision.verdict]} {decision.verdict.value}: {_text(candidate)} "
+        f"against {_text(baseline)}",
+        f"**{_plain(decision)}**",
+        *_bullets(_brief(decision.reasons)),
+        _tasks_table(decision),
+        content.power_sentence(decision),
+    ]
+    changes = remedies(decision)
+    if changes:
+        parts += ["**What would have to change**", *_bullets(_brief(changes))]
+    parts.append(
+        f"<details><summary>What the columns mean</summary>\n\n{_TASKS_LEGEND}\n\n</details>"
+    )
+    return "\n\n".join(parts) + "\n"
+
+
 def _answers(decision: Decision) -> list[str]:
     sentence = content.answers_sentence(decision)
     return [] if sentence is None else [_text(sentence)]

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ..core import numbers
 from ..core.numbers import share
-from ..decision.planning import SuitePower, detectable_drop, needed_samples
+from ..decision.planning import NeededSamples, SuitePower, detectable_drop
 from ..stats._combination_rules import DEFAULT_RULE
 from .terminal import heading, table
 
@@ -87,9 +87,9 @@ def measured_view(measured: Sequence[SuitePower]) -> RenderableType:
 
 
 def needed_view(
-    wanted: Iterable[tuple[float, float]], *, alpha: float, power: float, aggregation: str
+    wanted: Iterable[NeededSamples], *, alpha: float, power: float, aggregation: str
 ) -> RenderableType:
-    """Samples for each (flip rate, drop)."""
+    """Samples for each flip rate and drop."""
     shown = table(
         ("flip rate", "right"),
         ("drop", "right"),
@@ -98,18 +98,17 @@ def needed_view(
         ("PASS non_inferiority", "right"),
     )
     before = None
-    for flip_rate, drop in wanted:
-        if before not in (None, flip_rate):
+    for need in wanted:
+        if before not in (None, need.flip_rate):
             shown.add_section()
-        need = needed_samples(drop, flip_rate, alpha=alpha, power=power, aggregation=aggregation)
         shown.add_row(
-            "" if flip_rate == before else numbers.share(flip_rate),
-            _drop(drop),
+            "" if need.flip_rate == before else numbers.share(need.flip_rate),
+            _drop(need.drop),
             numbers.count(need.detect),
             numbers.count(need.pass_no_degradation),
             numbers.count(need.pass_non_inferiority),
         )
-        before = flip_rate
+        before = need.flip_rate
     text = (
         f"One-sided alpha {alpha:g} ({aggregation}), power {power:g}. A PASS takes a model that is "
         "not worse; under no_degradation the gate bounds the flip rate from above, which takes "

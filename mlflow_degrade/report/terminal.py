@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import os
+import re
+import sys
 from collections.abc import Mapping, Sequence
+from typing import Any, TextIO, cast
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -38,9 +43,36 @@ _WIDTH_WITHOUT_TERMINAL = 110
 def console(*, stderr: bool = False) -> Console:
     """A console that is wide enough for the tables where its width is unknown."""
     found = Console(stderr=stderr, highlight=False)
-    if not found.is_terminal:
-        found = Console(stderr=stderr, highlight=False, width=_WIDTH_WITHOUT_TERMINAL)
-    return found
+    if found.is_terminal:
+        return found
+    # Who says COLUMNS knows the width; rich then takes it.
+    width = None if os.environ.get("COLUMNS", "").isdigit() else _WIDTH_WITHOUT_TERMINAL
+    return Console(file=cast(TextIO, _Trimmed(stderr)), highlight=False, width=width)
+
+
+class _Trimmed:
+    """A standard stream without the blanks that tables end their lines with."""
+
+    def __init__(self, stderr: bool) -> None:
+        self._stderr = stderr
+
+    def _stream(self) -> TextIO:
+        # Looked up at each use, as rich does: who redirects a stream replaces it.
+        return sys.stderr if self._stderr else sys.stdout
+
+    def write(self, text: str) -> int:
+        self._stream().write(re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream(), name)
+
+
+def as_text(shown: RenderableType, *, width: int = 100) -> str:
+    """What a console would show, as plain lines."""
+    text = io.StringIO()
+    Console(file=text, highlight=False, width=width, color_system=None).print(shown)
+    return re.sub(r"[ \t]+$", "", text.getvalue(), flags=re.MULTILINE)
 
 
 def decision_view(

@@ -19,9 +19,13 @@ _SLOWEST = 10e6
 
 
 def require_tracking_server(
-    uri: str | None = None, timeout: float = _TIMEOUT_SECONDS, *, try_it: bool = True
+    uri: str | None = None,
+    timeout: float = _TIMEOUT_SECONDS,
+    *,
+    try_it: bool = True,
+    create: bool = True,
 ) -> str:
-    """Check that the tracking store can be used."""
+    """Check that the tracking store can be used; who only reads makes no new one."""
     import mlflow
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
@@ -29,6 +33,8 @@ def require_tracking_server(
 
     uri = uri or mlflow.get_tracking_uri()
     parts = urlparse(uri)
+    if not create:
+        _require_file(uri)
     remedy = "Start it, or set MLFLOW_TRACKING_URI (sqlite:///mlflow.db needs no server)."
     if parts.scheme in ("http", "https") and parts.hostname:
         port = parts.port or (443 if parts.scheme == "https" else 80)
@@ -49,6 +55,24 @@ def require_tracking_server(
             f"the tracking store at {uri} cannot be used: {error}. {remedy}"
         ) from error
     return uri
+
+
+def _require_file(uri: str) -> None:
+    """Opening a database of SQLite that is not there makes an empty one, and MLflow its tables."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        url = make_url(uri)
+    except ArgumentError:
+        return  # no database
+    if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
+        return
+    if not os.path.exists(str(url.database)):
+        raise TrackingUnreachableError(
+            f"there is no MLflow store at {uri}, so there is nothing to read: go to the folder "
+            f"with the file {os.path.basename(str(url.database))}, or set MLFLOW_TRACKING_URI."
+        )
 
 
 @contextmanager

@@ -35,7 +35,21 @@ def test_workflow_names_commands_that_exist() -> None:
     scripts = [step["run"] for step in workflow["jobs"]["gate"]["steps"] if "run" in step]
     called = [line.split()[1] for text in scripts for line in text.splitlines()
               if line.startswith("mlflow-degrade ")]  # fmt: skip
-    assert called == ["gate", "verify"]
+    assert called == ["gate", "gate", "verify"]
     assert set(called) <= set(COMMANDS)
     # Inputs reach the shell as environment variables only.
     assert not any("${{" in text for text in scripts)
+
+
+def test_workflow_checks_pull_requests_and_promotes_on_merge() -> None:
+    workflow = yaml.safe_load((_EXAMPLES / "gate_on_merge.yml").read_text(encoding="utf-8"))
+    when = workflow[True]  # YAML 1.1 reads "on" so
+    assert set(when) == {"pull_request", "push"}
+    assert when["push"]["branches"] == ["main"]
+    deciding, moving = (
+        step for step in workflow["jobs"]["gate"]["steps"] if "gate" in step.get("run", "")
+    )
+    assert "--register-as none" in deciding["run"]
+    assert "--alias" not in deciding["run"]
+    assert "GITHUB_STEP_SUMMARY" in deciding["run"]
+    assert moving["if"] == "github.event_name == 'push'"

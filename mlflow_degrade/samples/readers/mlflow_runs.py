@@ -18,6 +18,9 @@ AGREEMENTS = "agreements"
 """Folder beside a run's samples, with what ``mlflow-degrade noise --log`` found of them."""
 
 _SAMPLES = "samples"
+# Ids of MLflow have 32 digits; fewer than four of them are no id that somebody copied.
+_BEGINNING = re.compile(r"[0-9a-f]{4,31}")
+_SHOWN = 5
 _REFERENCE = re.compile(r"runs:/+(?P<run>[^/]+)(?:/(?P<path>.+?))?/*")
 
 
@@ -55,12 +58,49 @@ def downloaded(reference: str) -> Iterator[Path]:
         yield Path(where)
 
 
+def whole_run_id(text: str) -> str:
+    """The run whose id begins so, where one is meant: ids are often printed short."""
+    if _BEGINNING.fullmatch(text) is None:
+        return text
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = mlflow.search_runs(
+            search_all_experiments=True,
+            filter_string=f"attributes.run_id LIKE '{text}%'",
+            max_results=_SHOWN,
+            output_format="list",
+        )
+    except MlflowException as error:
+        raise TrackingError(
+            f"runs cannot be looked up at {mlflow.get_tracking_uri()}: {error}"
+        ) from error
+    if len(found) > 1:
+        named = ", ".join(f"{run.info.run_id} ({run.info.run_name})" for run in found)
+        raise TrackingError(
+            f"{text!r} begins the ids of {'several' if len(found) == _SHOWN else len(found)} runs: "
+            f"{named}. Give more of the id."
+        )
+    # An id that nobody has is left to MLflow, whose message says so.
+    return str(found[0].info.run_id) if found else text
+
+
+def whole_reference(reference: str) -> str:
+    """A reference whose run id, if it has one, is given whole."""
+    match = _REFERENCE.fullmatch(reference)
+    if match is None:
+        return reference
+    run_id = whole_run_id(match["run"])
+    return reference if run_id == match["run"] else reference.replace(match["run"], run_id, 1)
+
+
 def split_reference(reference: str) -> tuple[str, str | None]:
     """Run id and artifact path of ``runs:/…``."""
     match = _REFERENCE.fullmatch(reference)
     if match is None:
         raise TrackingError(f"{reference!r} names no run: write runs:/<run id>.")
-    return match["run"], match["path"]
+    return whole_run_id(match["run"]), match["path"]
 
 
 def with_agreements(samples: SampleScores, run_id: str) -> SampleScores:
