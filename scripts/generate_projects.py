@@ -20,7 +20,7 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 NAMES = ("export", "gate", "optimize", "quantize")
 _WIDTH = 100
 # What is for terminals only.
-_ON_TERMINALS = {"json_", "samples", "presets", "verbose"}
+_ON_TERMINALS = {"json_", "junit", "markdown", "samples", "presets", "verbose"}
 
 _HEAD = """name: mlflow-degrade-{name}
 

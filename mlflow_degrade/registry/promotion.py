@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from ..core.errors import RegistryError, SameModelError, TrackingError
 from ..decision.policy import GatePolicy
@@ -17,6 +17,7 @@ from ..report.next_steps import Command
 from ..samples.pairing import PairedScores
 from ..tracking.artifact_access import read_json
 from ..tracking.evaluations import is_genai
+from .comparison import SIDES, Comparison, evaluate_missing
 from .evidence import EVIDENCE, EVIDENCE_TAG, GATE, EvaluationSource
 from .gate_config import TrustedExperiments
 from .model_content import ModelContent, bound_artifact
@@ -31,9 +32,6 @@ from .references import (
     samples_of,
 )
 from .register_on_pass import Placement, log_conclusion, place, tested_content
-
-if TYPE_CHECKING:
-    from .evaluate_missing import Evaluated
 
 
 @dataclass(frozen=True)
@@ -171,8 +169,8 @@ def promote(
         uris = sides[0].model_uri, uri
         paired = policy.pair(
             *(
-                samples_of(each.run, its, scorers=scorers, files=files)
-                for each, its in zip(used, uris, strict=True)
+                samples_of(used.evaluated[side].run, its, scorers=scorers, files=files)
+                for side, its in zip(SIDES, uris, strict=True)
             )
         )
         content = None
@@ -252,12 +250,10 @@ def _evaluations(
     device: str,
     fresh: bool,
     experiments: Collection[str],
-) -> tuple[Evaluated, Evaluated]:
+) -> Comparison:
     """Evaluations of both sides that asked the same, made now where they are missing."""
-    from .evaluate_missing import Evaluated, evaluate_both
-
     evaluate = partial(
-        evaluate_both,
+        evaluate_missing,
         baseline,
         candidate,
         policy=policy,
@@ -269,11 +265,16 @@ def _evaluations(
     if fresh:
         return evaluate(questions)
     if baseline.run is not None and candidate.run is not None:
-        return Evaluated(baseline.run, False), Evaluated(candidate.run, False)
+        return Comparison(
+            {
+                "baseline": Evaluated(baseline.run, False),
+                "candidate": Evaluated(candidate.run, False),
+            }
+        )
     known = [_known_runs(side, files, experiments) for side in (baseline, candidate)]
     found = match_evaluations(*known)
     if found is not None and questions is None:
-        return Evaluated(found[0], False), Evaluated(found[1], False)
+        return Comparison.found(*found)
     if questions is None and any(is_genai(run) for runs in known for run in runs):
         missing = (candidate if known[0] else baseline).reference
         raise TrackingError(
@@ -296,7 +297,7 @@ def _known_runs(side: Subject, files: ModelFiles, experiments: Collection[str]) 
 def _decide(
     paired: PairedScores,
     policy: GatePolicy,
-    used: tuple[Evaluated, Evaluated],
+    used: Comparison,
     sides: tuple[Subject, Subject],
     content: ModelContent | None,
     experiments: Collection[str],
@@ -326,17 +327,13 @@ def _decide(
             "the gate file lists signers, and there is no key to sign a new decision with: give "
             f"one with --signing-key or {KEY_VARIABLE}, or only decide (register_as none)."
         )
-    sources: dict[SideName, EvaluationSource] = {
-        "baseline": EvaluationSource.of(used[0].run, now=used[0].now),
-        "candidate": EvaluationSource.of(used[1].run, now=used[1].now),
-    }
     tags = {
         **entry,
         KIND_TAG: GATE,
         "degrade.baseline": sides[0].reference,
         "degrade.candidate": sides[1].reference,
-        "degrade.baseline_run_id": used[0].run.info.run_id,
-        "degrade.candidate_run_id": used[1].run.info.run_id,
+        "degrade.baseline_run_id": used.evaluated["baseline"].run.info.run_id,
+        "degrade.candidate_run_id": used.evaluated["candidate"].run.info.run_id,
     }
     name = f"gate {paired.candidate.model or sides[1].reference}"
     with terminate_gracefully(), tracked_run(name, tags=tags, nested=True) as run:
@@ -345,14 +342,14 @@ def _decide(
             paired,
             policy,
             provenance={"gate": gate, "command": Command.current(), "target": target},
-            sources=sources,
+            sources=used.sources,
             content=content,
             # The candidate's own, so that the gates of several candidates compare in charts.
-            figures=used[1].run.data.metrics,
+            figures=used.evaluated["candidate"].run.data.metrics,
             entry=entry,
         )
         run_id = str(run.info.run_id)
-        return Promotion(decision, paired, run_id, evidence, False, sources), True
+        return Promotion(decision, paired, run_id, evidence, False, used.sources), True
 
 
 def _repeated(

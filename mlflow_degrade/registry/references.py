@@ -200,7 +200,7 @@ def samples_of(
 
 
 def asked_of(run: Any) -> dict[str, Any]:
-    """How to put the questions of an evaluation to another model, see `missing.evaluate_both`."""
+    """How to put the questions of an evaluation to another model; see `evaluate_missing`."""
     facts = load_facts(run)
     key = facts.get("key", {})
     known = {name: key[name] for name in ("suite", "apply_chat_template") if key.get(name)}

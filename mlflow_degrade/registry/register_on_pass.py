@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import RegistryError
@@ -119,15 +120,23 @@ def place(
     bound: bool = False,
     fresh: bool = False,
     is_model: bool = False,
+    tags: Mapping[str, str] | None = None,
+    made_by: str = "",
+    cost: Mapping[str, Mapping[str, tuple[float, str]]] | None = None,
 ) -> Placement:
     """Register a passing model, or find it registered, and point an alias to it."""
+    from ..report.markdown import model_card
     from ..tracking.runs import uninterrupted
+    from ..tracking.views import report_address
     from .registration import verdict_tags
 
     with uninterrupted():  # a version with a PASS and without its alias would be half of a gate
         seal(decision, run_id, content, key, bound=bound)
-        tags = verdict_tags(decision, evidence, run_id, content)
-        found, created = _version(decision, tags, name, model_uri, version, fresh)
+        stated = {**verdict_tags(decision, evidence, run_id, content), **(tags or {})}
+        card = partial(
+            model_card, decision, name, made_by=made_by, cost=cost, report=report_address(run_id)
+        )
+        found, created = _version(card, stated, name, model_uri, version, fresh)
         with patience(content.size):
             moved = alias is not None and _point(
                 name, alias, found, model_uri if created else None, is_model
@@ -157,7 +166,7 @@ def seal(
 
 
 def _version(
-    decision: Decision,
+    card: Callable[[], str],
     tags: Mapping[str, str],
     name: str,
     model_uri: str,
@@ -167,8 +176,6 @@ def _version(
     """The version that carries the verdict: the candidate's own, an earlier one, or a new one."""
     from mlflow import MlflowClient
 
-    from ..report.markdown import model_card
-    from ..tracking.views import report_address
     from .evidence import EVIDENCE_TAG, RUN_TAG, stated_tags
     from .registration import register
     from .registry_listing import versions_of
@@ -193,7 +200,7 @@ def _version(
         name,
         run_id=stated[RUN_TAG],
         tags=tags,
-        description=model_card(decision, name, report=report_address(stated[RUN_TAG])),
+        description=card(),
     )
     return str(new.version), True
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -215,18 +215,13 @@ def _run(options: QuantizeOptions, run_id: str) -> Outcome:
         providers=providers,
         force=options.force,
     )
-    samples, sources, path = steps.evaluate_arms(
+    compared = steps.evaluate_both(
         models, suite, device=options.device, batch_size=options.batch_size, fresh=options.fresh
     )
-    for sentence in unanswered(samples["baseline"]):
+    for sentence in unanswered(compared.samples("baseline")):
         say(f"note: baseline: {sentence}")
-    conclusion = steps.conclude(
-        samples,
-        options.policy,
-        one_by_one=path == "one-by-one",
-        cost=steps.measure_cost(models, device=options.device, seconds=options.cost_seconds),
-        sources=sources,
-    )
+    cost = steps.measure_cost(models, device=options.device, seconds=options.cost_seconds)
+    conclusion = steps.conclude(replace(compared, cost=cost), options.policy)
     registered = None
     if conclusion.decision.verdict is Verdict.PASS:
         name = _registry_name(options)

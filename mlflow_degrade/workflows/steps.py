@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import InputError
 from ..decision.policy import GatePolicy
-from ..decision.results import Decision, SideName
+from ..decision.results import Decision
 from ..samples.pairing import PairedScores
-from ..samples.table import SampleScores
 
 if TYPE_CHECKING:
     from ..evaluation.suite import Suite
     from ..optimize.pass_table import QuantizePass
     from ..optimize.recipe import Recipe
-    from ..registry.evidence import EvaluationSource
+    from ..registry.comparison import Comparison
     from ..registry.signing import SigningKey
 
 # What a recipe says while it runs: its steps on standard error, the verdict on standard output.
@@ -43,9 +42,6 @@ def say(text: str) -> None:
     from rich.console import Console
 
     Console(stderr=True, highlight=False).print(f"  {text}", markup=False)
-
-
-SIDES: tuple[SideName, SideName] = ("baseline", "candidate")
 
 
 @dataclass(frozen=True)
@@ -86,9 +82,7 @@ class Conclusion:
     decision: Decision
     paired: PairedScores
     evidence_digest: str
-    # Whether the models' scores depend on the batch, so that both ran one sample at a time.
-    one_by_one: bool
-    cost: Mapping[str, Mapping[str, tuple[float, str]]]  # Per side: metric name to (value, unit).
+    compared: Comparison
 
 
 def packaged_suite(model: str) -> tuple[str, ...]:
@@ -194,63 +188,28 @@ def describe_placement(folder: Path, providers: tuple[str, ...]) -> None:
     log_placement(placement)
 
 
-def evaluate_arms(
+def evaluate_both(
     models: Models, suite: Suite, *, device: str, batch_size: int | str, fresh: bool
-) -> tuple[dict[str, SampleScores], dict[SideName, EvaluationSource], str]:
+) -> Comparison:
     """Evaluate both models alike, each in a child run, or take evaluations MLflow already has."""
-    from ..evaluation.run import EvaluationSettings, evaluation_key, scoring_path
-    from ..evaluation.suite import prompting_notes
+    from ..evaluation.run import EvaluationSettings
+    from ..registry.comparison import SIDES, Side, compare_models
 
     settings = EvaluationSettings(device=device, batch_size=batch_size, resume=not fresh)
     tasks = ", ".join(task.name for task in suite.tasks)
     with step(f"Evaluate both models on {suite.documents} samples: {tasks}"):
-        directories: dict[str, Path] = {side: models.directory(side) for side in SIDES}
-        choice = scoring_path(directories, suite, settings)
-        notes = prompting_notes(directories, suite)
-        for sentence in [*choice.sentences(), *notes]:
-            say(sentence)
-        arms = {}
-        for side in SIDES:
-            key = evaluation_key(models.directory(side), suite, choice.path, settings)
-            arms[side] = _evaluate_arm(side, models, suite, key, settings, choice.path, fresh)
-    samples: dict[str, SampleScores] = {side: arm[0] for side, arm in arms.items()}
-    return samples, {side: arm[1] for side, arm in arms.items()}, choice.path
-
-
-def _evaluate_arm(
-    side: str,
-    models: Models,
-    suite: Suite,
-    key: Mapping[str, Any],
-    settings: Any,
-    path: Any,
-    fresh: bool,
-) -> tuple[SampleScores, EvaluationSource]:
-    from ..evaluation.run import evaluate_model
-    from ..registry.evidence import EvaluationSource
-    from ..tracking.evaluations import find_evaluation, load_facts, load_samples, log_evaluation
-    from ..tracking.runs import tracked_run
-
-    scheme = "fp32" if side == "baseline" else models.scheme
-    with tracked_run(
-        side, nested=True, tags={"degrade.side": side, "degrade.scheme": scheme}
-    ) as run:
-        earlier = None if fresh else find_evaluation(key)
-        if earlier is not None:
-            say(f"{side}: evaluated before, in run {earlier.info.run_id}")
-            samples, facts = load_samples(earlier), load_facts(earlier)
-            speed: Mapping[str, float] = {}
-        else:
-            found = evaluate_model(
-                models.directory(side), suite, settings=settings, path=path, label=side
+        schemes = {"baseline": "fp32", "candidate": models.scheme}
+        sides = {
+            side: Side(
+                f"{models.name} {schemes[side]}",
+                models.directory(side),
+                side,
+                {"degrade.side": side, "degrade.scheme": schemes[side]},
+                simulated=side == "candidate" and models.simulated_cost is not None,
             )
-            samples = found.samples.with_model(f"{models.name} {scheme}")
-            facts = {**found.facts(), "asked": suite.asked}
-            speed = {f"throughput/{k}": v for k, v in found.timing.items() if "per_second" in k}
-            if side == "candidate" and models.simulated_cost is not None:
-                speed = {}  # the speed of float32 is none of the format's
-        log_evaluation(samples, key, metrics=speed, facts=facts, reused_from=earlier)
-    return samples, EvaluationSource.of(earlier or run, now=earlier is None)
+            for side in SIDES
+        }
+        return compare_models(sides, suite, settings, fresh=fresh, adopt=True, say=say)
 
 
 def measure_cost(
@@ -265,7 +224,7 @@ def measure_cost(
         say("speed and memory are not measured: the candidate's format is simulated")
         return simulated
     with step("Measure size, speed and memory of both, side by side"):
-        folders: dict[str, Path] = {side: models.directory(side) for side in SIDES}
+        folders = {side: models.directory(side) for side in ("baseline", "candidate")}
         measured = cost.measure_cost(folders, device=device, seconds=seconds)
         for speed in measured.ratios():
             say(speed_sentence(speed))
@@ -277,14 +236,7 @@ def measure_cost(
         return found
 
 
-def conclude(
-    samples: Mapping[str, SampleScores],
-    policy: GatePolicy,
-    *,
-    one_by_one: bool,
-    cost: Mapping[str, Mapping[str, tuple[float, str]]],
-    sources: Mapping[SideName, EvaluationSource] | None = None,
-) -> Conclusion:
+def conclude(compared: Comparison, policy: GatePolicy) -> Conclusion:
     """Pair, test, decide, and log the evidence to the active run."""
     import mlflow
 
@@ -292,12 +244,13 @@ def conclude(
     from ..tracking.evaluations import log_finite_metrics
 
     with step("Pair the samples, test and decide"):
-        baseline, candidate = (samples[side] for side in SIDES)
-        paired = policy.pair(baseline, candidate)
-        decision, digest = log_verdict(paired, policy, sources)
-        log_finite_metrics({name: value for name, (value, _) in cost["candidate"].items()})
-        mlflow.set_tag("degrade.candidate_model_digest", candidate.model_digest or "unknown")
-    return Conclusion(decision, paired, digest, one_by_one, cost)
+        paired = policy.pair(compared.samples("baseline"), compared.samples("candidate"))
+        decision, digest = log_verdict(paired, policy, compared.sources)
+        cost = compared.cost["candidate"]
+        log_finite_metrics({name: value for name, (value, _) in cost.items()})
+        digest_of_model = paired.candidate.model_digest or "unknown"
+        mlflow.set_tag("degrade.candidate_model_digest", digest_of_model)
+    return Conclusion(decision, paired, digest, compared)
 
 
 def log_and_register(
@@ -311,13 +264,11 @@ def log_and_register(
     """Log the candidate as a model and, given a name, register it with its verdict."""
     from ..optimize.source.model_directory import ModelDirectory
     from ..registry.evidence import decision_metrics
-    from ..registry.register_on_pass import seal, tested_content
-    from ..registry.registration import log_model, register, verdict_tags
-    from ..report.markdown import model_card
+    from ..registry.register_on_pass import place, seal, tested_content
+    from ..registry.registration import log_model
     from ..tracking.datasets import log_model_metrics
-    from ..tracking.views import report_address
 
-    decision = conclusion.decision
+    decision, paired, compared = conclusion.decision, conclusion.paired, conclusion.compared
     if decision.verdict.value != "PASS":
         raise ValueError(f"a candidate with verdict {decision.verdict.value} is not registered")
     directory = ModelDirectory.load(models.candidate)
@@ -326,39 +277,24 @@ def log_and_register(
         info = log_model(
             models.candidate,
             metadata={"degrade_model_digest": directory.digest, "degrade_scheme": models.scheme},
-            one_by_one=conclusion.one_by_one,
-            prompting=conclusion.paired.candidate.prompting,
+            one_by_one=compared.one_by_one,
+            prompting=paired.candidate.prompting,
             name=f"{Path(models.name).name} {models.scheme}",
         )
-        log_model_metrics(
-            run_id, info.model_id, conclusion.paired.candidate, decision_metrics(decision)
-        )
-        content = tested_content(info.model_uri, conclusion.paired.candidate)
-        seal(decision, run_id, content, key, register=name is not None)
+        log_model_metrics(run_id, info.model_id, paired.candidate, decision_metrics(decision))
+        content = tested_content(info.model_uri, paired.candidate)
         if name is None:
+            seal(decision, run_id, content, key, register=False)
             return None
-        tags = {
-            **verdict_tags(decision, conclusion.evidence_digest, run_id, content),
-            "degrade.scheme": models.scheme,
-            "degrade.source": models.name,
-        }
+        tags = {"degrade.scheme": models.scheme, "degrade.source": models.name}
         if directory.simulated_bytes is not None:
             tags["degrade.simulated"] = "true"
-        version = register(
-            info.model_uri,
-            name,
-            run_id=run_id,
-            tags=tags,
-            description=model_card(
-                decision,
-                name,
-                made_by=f"{models.scheme} of {models.name}",
-                cost=conclusion.cost,
-                report=report_address(run_id),
-            ),
-            model_id=info.model_id,
-        )
-        return f"models:/{version.name}/{version.version}"
+        placed = place(
+            decision, conclusion.evidence_digest, run_id, name, info.model_uri, content,
+            key=key, fresh=True, tags=tags, cost=compared.cost,
+            made_by=f"{models.scheme} of {models.name}",
+        )  # fmt: skip
+        return placed.version
 
 
 def report(conclusion: Conclusion, models: Models, registered: str | None) -> None:
@@ -383,7 +319,7 @@ def report(conclusion: Conclusion, models: Models, registered: str | None) -> No
         )
     asked = {"model": models.name, "scheme": models.scheme}
     provenance["command"] = Command.current() or Command("mlflow run recipes/quantize", (), asked)
-    found = log_report(decision, paired, cost=conclusion.cost, provenance=provenance)
+    found = log_report(decision, paired, cost=conclusion.compared.cost, provenance=provenance)
     out = console()
     out.print(decision_view(decision, paired))
     if found is not None and any(feature.found for feature in found.features):

@@ -27,7 +27,7 @@ from mlflow_degrade.engine.providers import CPU
 from mlflow_degrade.optimize.recipe import Recipe
 from mlflow_degrade.optimize.scheme import Scheme
 from mlflow_degrade.optimize.schemes import SCHEMES
-from mlflow_degrade.registry.evaluate_missing import _require_same_questions, _suite
+from mlflow_degrade.registry.comparison import _require_same_questions, _suite
 from mlflow_degrade.registry.references import asked_of
 from mlflow_degrade.tracking.runs import tracked_run
 from mlflow_degrade.workflows.questions import Questions

@@ -1,0 +1,220 @@
+"""Two models asked the same questions: the orchestration behind recipes and gates alike."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from ..core.errors import InputError, ModelError
+from ..core.prompting import Prompting
+from ..decision.policy import GatePolicy
+from ..decision.results import SideName
+from ..samples.table import SampleScores
+from .evidence import EvaluationSource
+from .references import ModelFiles, Subject
+
+if TYPE_CHECKING:
+    from ..evaluation.run import EvaluationSettings
+    from ..evaluation.suite import Suite
+
+_log = logging.getLogger(__name__)
+_ASKED = ("limit", "seed", "num_fewshot")
+
+SIDES: tuple[SideName, SideName] = ("baseline", "candidate")
+
+
+@dataclass(frozen=True)
+class Side:
+    """A model that is asked, and what its evaluation is called."""
+
+    name: str  # What reports call the model.
+    folder: Path  # Its directory.
+    run_name: str
+    tags: Mapping[str, str] = field(default_factory=dict)
+    simulated: bool = False  # Whether its speed is that of another format.
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The evaluation that a side's scores are from."""
+
+    run: Any
+    now: bool  # Whether it was made by this very job.
+    samples: SampleScores | None = None  # Where they are in memory already.
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Both sides' evaluations, and what they cost: all that a decision is made from."""
+
+    evaluated: Mapping[SideName, Evaluated]
+    # Whether the models' scores depend on the batch, so that both ran one sample at a time.
+    one_by_one: bool = False
+    # Per side: metric name to (value, unit).
+    cost: Mapping[str, Mapping[str, tuple[float, str]]] = field(default_factory=dict)
+
+    @classmethod
+    def found(cls, baseline: Any, candidate: Any) -> Self:
+        """Of two runs that were there already."""
+        sides = zip(SIDES, (baseline, candidate), strict=True)
+        return cls({side: Evaluated(run, False) for side, run in sides})
+
+    def samples(self, side: SideName) -> SampleScores:
+        """One side's scores, from its run unless they are in memory."""
+        from ..tracking.evaluations import load_samples
+
+        found = self.evaluated[side]
+        return load_samples(found.run) if found.samples is None else found.samples
+
+    @property
+    def sources(self) -> dict[SideName, EvaluationSource]:
+        """Where the scores are from, as evidence says it."""
+        return {
+            side: EvaluationSource.of(found.run, now=found.now)
+            for side, found in self.evaluated.items()
+        }
+
+
+def compare_models(
+    sides: Mapping[SideName, Side],
+    suite: Suite,
+    settings: EvaluationSettings,
+    *,
+    fresh: bool = False,
+    experiments: Collection[str] | None = None,
+    adopt: bool = False,
+    say: Callable[[str], None] = _log.warning,
+) -> Comparison:
+    """Evaluate both sides on one suite by one path, each in a child run, or find it done."""
+    # With `adopt` an evaluation that is found is logged to the child run as well.
+    from ..evaluation.run import evaluation_key, scoring_path
+    from ..evaluation.suite import prompting_notes
+
+    folders: dict[str, Path] = {side: about.folder for side, about in sides.items()}
+    choice = scoring_path(folders, suite, settings)
+    for sentence in [*(choice.sentences() if adopt else ()), *prompting_notes(folders, suite)]:
+        say(sentence)
+    found = {}
+    for side, about in sides.items():
+        key = evaluation_key(about.folder, suite, choice.path, settings)
+        found[side] = _evaluation(
+            side, about, suite, settings, choice.path, key,
+            fresh=fresh, experiments=experiments, adopt=adopt, say=say,
+        )  # fmt: skip
+    return Comparison(found, one_by_one=choice.path == "one-by-one")
+
+
+def _evaluation(
+    side: SideName,
+    about: Side,
+    suite: Suite,
+    settings: EvaluationSettings,
+    path: Any,
+    key: Mapping[str, Any],
+    *,
+    fresh: bool,
+    experiments: Collection[str] | None,
+    adopt: bool,
+    say: Callable[[str], None],
+) -> Evaluated:
+    """One side's evaluation, made now or found."""
+    from mlflow import MlflowClient
+
+    from ..evaluation.run import evaluate_model
+    from ..tracking.evaluations import find_evaluation, load_facts, load_samples, log_evaluation
+    from ..tracking.runs import terminate_gracefully, tracked_run
+
+    earlier = None if fresh else find_evaluation(key, experiments=experiments)
+    if earlier is not None and not adopt:
+        return Evaluated(earlier, False)
+    child = tracked_run(about.run_name, nested=True, tags=dict(about.tags))
+    with terminate_gracefully(), child as run:
+        if earlier is not None:
+            say(f"{side}: evaluated before, in run {earlier.info.run_id}")
+            samples = load_samples(earlier)
+            log_evaluation(samples, key, facts=load_facts(earlier), reused_from=earlier)
+            return Evaluated(earlier, False, samples)
+        made = evaluate_model(about.folder, suite, settings=settings, path=path, label=side)
+        samples = made.samples.with_model(about.name)
+        speed = {f"throughput/{k}": v for k, v in made.timing.items() if "per_second" in k}
+        log_evaluation(
+            samples, key, metrics={} if about.simulated else speed,
+            facts={**made.facts(), "asked": suite.asked},
+        )  # fmt: skip
+    return Evaluated(MlflowClient().get_run(run.info.run_id), True, samples)
+
+
+def evaluate_missing(
+    baseline: Subject,
+    candidate: Subject,
+    questions: Mapping[str, Any] | None,
+    *,
+    policy: GatePolicy,
+    files: ModelFiles,
+    device: str,
+    fresh: bool,
+    experiments: Collection[str],
+) -> Comparison:
+    """Compare two models in MLflow on what was asked, or on the packaged suite."""
+    from ..evaluation.run import EvaluationSettings
+
+    subjects: dict[SideName, Subject] = {"baseline": baseline, "candidate": candidate}
+    suite = _suite(questions or _packaged(candidate, files), policy)
+    sides = {
+        side: Side(its.reference, _directory(its, files), f"evaluate {its.reference}")
+        for side, its in subjects.items()
+    }
+    _require_same_questions(suite, questions or {}, sides["baseline"].folder)
+    settings = EvaluationSettings(device=device, resume=not fresh)
+    return compare_models(sides, suite, settings, fresh=fresh, experiments=experiments)
+
+
+def _packaged(side: Subject, files: ModelFiles) -> dict[str, Any]:
+    from ..evaluation.suite import DEFAULT_LIMIT, default_tasks
+
+    return {"tasks": list(default_tasks(_directory(side, files))), "limit": DEFAULT_LIMIT}
+
+
+def _suite(asked: Mapping[str, Any], policy: GatePolicy) -> Suite:
+    from ..evaluation.question_tasks import QuestionOptions
+    from ..evaluation.suite import load_suite
+
+    if "tasks" not in asked:
+        raise InputError(
+            "the earlier evaluation was not made by mlflow-degrade, which cannot ask its questions "
+            "again: name the tasks, or evaluate the other model in the same way and log it."
+        )
+    return load_suite(
+        asked["tasks"],
+        include_path=asked.get("include_path"),
+        prompting=Prompting.read(asked).completed(policy.prompting),
+        questions=QuestionOptions.of(asked),
+        **{name: asked[name] for name in _ASKED if asked.get(name) is not None},
+    )
+
+
+def _require_same_questions(suite: Suite, asked: Mapping[str, Any], folder: Path) -> None:
+    """Refuse tasks that are not those of an earlier evaluation, as a model was asked them."""
+    from ..evaluation.task_fit import fitted_suite
+
+    if "suite" in asked and fitted_suite(suite, folder).digest != asked["suite"]:
+        raise InputError(
+            f"the tasks {', '.join(asked['tasks'])} are no longer what the earlier evaluation "
+            "asked (another lm-eval, other data or another definition): evaluate both models "
+            "again, with fresh."
+        )
+
+
+def _directory(side: Subject, files: ModelFiles) -> Path:
+    from ..optimize.export import export_onnx
+    from ..optimize.source.resolve import resolve_model
+
+    if side.model_uri is None:
+        raise ModelError(
+            f"{side.reference} has no logged model, so it cannot be evaluated: name a model "
+            "instead of a run, or an evaluation of the same questions."
+        )
+    return export_onnx(resolve_model(side.model_uri, files=files.folder(side.model_uri)))
