@@ -265,12 +265,7 @@ def _evaluations(
     if fresh:
         return evaluate(questions)
     if baseline.run is not None and candidate.run is not None:
-        return Comparison(
-            {
-                "baseline": Evaluated(baseline.run, False),
-                "candidate": Evaluated(candidate.run, False),
-            }
-        )
+        return Comparison.found(baseline.run, candidate.run)
     known = [_known_runs(side, files, experiments) for side in (baseline, candidate)]
     found = match_evaluations(*known)
     if found is not None and questions is None:
