@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,60 +32,6 @@ from .session import DecoderInputs, decoder_inputs, open_derived, read_json, run
 from .session_calls import Calls, CapturedCalls
 from .sharing import batch_cost, share
 from .tokenization import TextEncoder
-
-# Open a decoder for scoring: by the best form of its graph that onnxruntime runs here.
-
-
-def open_for_scoring(
-    folder: Path,
-    providers: tuple[str, ...],
-    *,
-    threads: int | None = None,
-    for_gpu: bool = False,
-    capture: bool = False,
-) -> tuple[DerivedGraph, Calls]:
-    """The graph that suits a model and its calls."""
-    file = folder / "model.onnx"
-    forms: tuple[Form, ...] = ("unmasked", "exported") if for_gpu else ("exported",)
-    for form in forms:
-        try:
-            graph = build_engine_graph(file, form=form)
-        except UnsupportedModelError as error:
-            if form == "exported":
-                raise
-            _log.info("%s: attention keeps its mask: %s", folder, error)
-            continue
-        for captured in (True, False) if capture else (False,):
-            if not graph.distinct and (form == "exported" or captured):
-                continue
-            try:
-                return graph, _opened(graph, providers, threads, captured)
-            except (ModelError, EngineError) as error:
-                what = "calls are not captured" if captured else f"not run {form}"
-                _log.info("%s: %s: %s", folder, what, error)
-    # No position is shared: the graph was changed by rules that its architecture does not follow.
-    graph = build_engine_graph(file, distinct=False)
-    return graph, Calls(open_derived(graph, providers, threads=threads), memory_name(providers))
-
-
-def _opened(
-    graph: DerivedGraph, providers: tuple[str, ...], threads: int | None, capture: bool
-) -> Calls:
-    """Open the session and run two short sequences that begin alike, also on top of a cache."""
-    session = open_derived(graph, providers, threads=threads, capture=capture)
-    kind = CapturedCalls if capture else Calls
-    calls, inputs = kind(session, memory_name(providers)), decoder_inputs(session, graph.folder)
-    rows = [Row((0, 0), {1: [0]}), Row((0, 1, 0), {2: [0]})]
-    share = graph.distinct
-    try:
-        run_rows(calls, inputs, rows, 3, multiple=1, share=share)
-        if inputs.past_rows and share:
-            _, past = run_rows(calls, inputs, rows[:1], 2, multiple=1, share=True, keep_cache=True)
-            run_rows(calls, inputs, rows, 3, multiple=1, share=True, past=past)
-    except Exception as error:
-        raise run_error(error, graph.folder) from error
-    return calls
-
 
 _log = logging.getLogger(__name__)
 
@@ -226,14 +172,47 @@ class OnnxDecoder(EngineModel):
 
     @cached_property
     def _scoring(self) -> tuple[DerivedGraph, Calls]:
+        # By the best form of its graph that onnxruntime runs here.
         self.__dict__.pop("_fixed", None)  # weights are held once
-        return open_for_scoring(
-            self.folder,
-            self.providers,
-            threads=self._threads,
-            for_gpu=self.for_gpu,
-            capture=self.cuda_graphs,
-        )
+        file = self.folder / "model.onnx"
+        forms: tuple[Form, ...] = ("unmasked", "exported") if self.for_gpu else ("exported",)
+        for form in forms:
+            try:
+                graph = build_engine_graph(file, form=form)
+            except UnsupportedModelError as error:
+                if form == "exported":
+                    raise
+                _log.info("%s: attention keeps its mask: %s", self.folder, error)
+                continue
+            for captured in (True, False) if self.cuda_graphs else (False,):
+                if not graph.distinct and (form == "exported" or captured):
+                    continue
+                try:
+                    return graph, self._tried(graph, captured)
+                except (ModelError, EngineError) as error:
+                    what = "calls are not captured" if captured else f"not run {form}"
+                    _log.info("%s: %s: %s", self.folder, what, error)
+        # No position is shared: the graph was changed by rules that its architecture does not
+        # follow.
+        graph = build_engine_graph(file, distinct=False)
+        session = open_derived(graph, self.providers, threads=self._threads)
+        return graph, Calls(session, self.device_type)
+
+    def _tried(self, graph: DerivedGraph, capture: bool) -> Calls:
+        """Open a session and run two short sequences that begin alike, also on top of a cache."""
+        session = open_derived(graph, self.providers, threads=self._threads, capture=capture)
+        calls = (CapturedCalls if capture else Calls)(session, self.device_type)
+        inputs = decoder_inputs(session, graph.folder)
+        rows = [Row((0, 0), {1: [0]}), Row((0, 1, 0), {2: [0]})]
+        run = partial(run_rows, calls, inputs, multiple=1, share=graph.distinct)
+        try:
+            run(rows, 3)
+            if inputs.past_rows and graph.distinct:
+                _, past = run(rows[:1], 2, keep_cache=True)
+                run(rows, 3, past=past)
+        except Exception as error:
+            raise run_error(error, graph.folder) from error
+        return calls
 
     def stepper(self, new_tokens: int, *, greedy: bool = False) -> Stepper | FixedStepper:
         """What reads a batch of prompts and then advances by up to `new_tokens` tokens."""

@@ -213,7 +213,8 @@ def _pack(clusters: Sequence[_Cluster], limits: Limits) -> tuple[tuple[Batch, ..
 
     def prices(i: int) -> Iterator[tuple[int, float]]:
         length, members, distinct, outputs = clusters[i].length, 0, 0, 0
-        for j, cluster in enumerate(clusters[i:], start=i):
+        for j in range(i, len(clusters)):
+            cluster = clusters[j]
             members, distinct = members + len(cluster.rows), distinct + cluster.distinct
             outputs += cluster.outputs
             if j > i and (

@@ -165,7 +165,7 @@ def _arguments(text: str) -> dict[str, Any]:
 
 def _local_digest(arguments: Mapping[str, Any]) -> str | None:
     """Digest of the local directory that is evaluated, if it is one."""
-    from .run import model_digest
+    from .model_evaluation import model_digest
 
     folder = _folder(arguments)
     # Weights that are put on top make another model of the same directory.

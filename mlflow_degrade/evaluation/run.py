@@ -9,20 +9,10 @@ from typing import Any
 
 from ..engine.integer_probe import KernelCheck
 from ..samples.table import SampleScores
-from .model_evaluation import Arm, model_digest
+from .model_evaluation import Arm
 from .probes import BatchInvariance, PathEquivalence, ScoringPath
 from .scoring_path import PathChoice, choose
 from .suite import Suite
-
-__all__ = [
-    "Evaluation",
-    "EvaluationSettings",
-    "evaluate_model",
-    "evaluate_pair",
-    "evaluation_key",
-    "model_digest",
-    "scoring_path",
-]
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,12 @@ from local_tasks import ALL, choice_items, write_choice_task
 from mlflow_degrade.core.errors import ModelError
 from mlflow_degrade.core.prompting import Prompting
 from mlflow_degrade.evaluation import dependent_operations
+from mlflow_degrade.evaluation.model_evaluation import model_digest
 from mlflow_degrade.evaluation.run import (
     Evaluation,
     EvaluationSettings,
     evaluate_pair,
     evaluation_key,
-    model_digest,
 )
 from mlflow_degrade.evaluation.suite import load_suite
 

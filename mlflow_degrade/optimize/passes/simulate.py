@@ -8,7 +8,6 @@ its size in the format is computed, and said to be simulated.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,14 +21,6 @@ from ..formats.rounding import round_weights
 from .simulate_values import simulate_activations, simulate_cache
 
 
-@dataclass(frozen=True)
-class _Matrix:
-    """An initializer to be rounded."""
-
-    tensor: Any
-    inputs_last: bool  # Whether its rows are output channels already.
-
-
 def simulate_format(
     model: Any,
     *,
@@ -40,7 +31,7 @@ def simulate_format(
 ) -> dict[str, Any]:
     """Round weights to a number format and, by wish, values while the model runs, in place."""
     everything = sum(map(stored_bytes, model.graph.initializer))
-    matrices = {matrix.tensor.name for matrix in _matrices(model, ends)}
+    matrices = _matrices(model, ends)
     head = head_output(model)
     products = {
         node.output[0]
@@ -68,8 +59,8 @@ def simulate_weights(model: Any, *, number_format: str, ends: bool) -> dict[str,
             "constant matrix of float32. Apply it to an export in fp32."
         )
     count, bits, error, total = 0, 0.0, 0.0, 0.0
-    for matrix in matrices:
-        part = _round(matrix, form)
+    for matrix, inputs_last in matrices.values():
+        part = _round(matrix, inputs_last, form)
         count, bits = count + part[0], bits + part[1]
         error, total = error + part[2], total + part[3]
     if error == 0:
@@ -93,11 +84,12 @@ def rounded_weights(model: Any, options: Mapping[str, Any]) -> dict[str, str]:
     if name == "fp32":
         return {}
     ends = bool(options.get("ends"))
-    return dict.fromkeys((matrix.tensor.name for matrix in _matrices(model, ends)), name)
+    return dict.fromkeys(_matrices(model, ends), name)
 
 
-def _matrices(model: Any, ends: bool) -> list[_Matrix]:
+def _matrices(model: Any, ends: bool) -> dict[str, tuple[Any, bool]]:
     """What is multiplied with activations, and by wish what stands at the model's ends."""
+    # Each with whether its rows are output channels already.
     from onnx import TensorProto
 
     weights = {
@@ -106,7 +98,7 @@ def _matrices(model: Any, ends: bool) -> list[_Matrix]:
         if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) >= 2
     }
     head = head_output(model)
-    found: dict[str, _Matrix] = {}
+    found: dict[str, tuple[Any, bool]] = {}
     for node in model.graph.node:
         inputs_last = False
         if node.op_type in ("MatMul", "Gemm"):
@@ -119,23 +111,22 @@ def _matrices(model: Any, ends: bool) -> list[_Matrix]:
             inputs_last = True
             wanted = ends and node.op_type == "Gather" and node.input[1] == "input_ids"
         if wanted and name in weights:
-            found.setdefault(name, _Matrix(weights[name], inputs_last))
-    return list(found.values())
+            found.setdefault(name, (weights[name], inputs_last))
+    return found
 
 
-def _round(matrix: _Matrix, form: NumberFormat) -> tuple[int, float, float, float]:
+def _round(tensor: Any, inputs_last: bool, form: NumberFormat) -> tuple[int, float, float, float]:
     """Round one initializer; its weights, their bits, and the squares of errors and weights."""
     from onnx import numpy_helper
 
-    tensor = matrix.tensor
     before: NDArray[np.float32] = numpy_helper.to_array(tensor)
-    turned = before if matrix.inputs_last else np.swapaxes(before, -1, -2)
+    turned = before if inputs_last else np.swapaxes(before, -1, -2)
     rows = np.ascontiguousarray(turned).reshape(-1, turned.shape[-1])
     rounded = round_weights(rows, form)
     error = float(np.square(rounded - rows).sum(dtype=np.float64))
     total = float(np.square(rows).sum(dtype=np.float64))
     bits = form.bits_per_weight(*rows.shape) * rows.size
     after = rounded.reshape(turned.shape)
-    after = after if matrix.inputs_last else np.swapaxes(after, -1, -2)
+    after = after if inputs_last else np.swapaxes(after, -1, -2)
     tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(after), tensor.name))
     return rows.size, bits, error, total

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import io
 from contextlib import redirect_stdout
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -49,12 +48,8 @@ _BINS = 2048
 _ENTROPY_BINS = 128
 
 
-@dataclass(frozen=True)
-class _Range:
-    """Scale and zero point of an activation, in the type that it is rounded to."""
-
-    scale: np.float32
-    zero: NDArray[Any]
+_Range = tuple[np.float32, NDArray[Any]]
+"""Scale and zero point of an activation, in the type that it is rounded to."""
 
 
 def quantize_statically(
@@ -151,14 +146,14 @@ def _stored_type(grid: Element) -> Any:
 def _symmetric(low: float, high: float, grid: Element) -> _Range:
     """The largest magnitude becomes the largest number of the grid."""
     reach = max(-low, high) or 1.0
-    return _Range(np.float32(reach / grid.largest), np.zeros((), _stored_type(grid)))
+    return np.float32(reach / grid.largest), np.zeros((), _stored_type(grid))
 
 
 def _asymmetric(low: float, high: float) -> _Range:
     """256 integers for a range that is widened to include 0."""
     low, high = min(low, 0.0), max(high, 0.0)
     scale = (high - low) / 255 or 1.0
-    return _Range(np.float32(scale), np.array(np.clip(np.rint(-low / scale), 0, 255), np.uint8))
+    return np.float32(scale), np.array(np.clip(np.rint(-low / scale), 0, 255), np.uint8)
 
 
 def _round_activation(graph: Any, name: str, chosen: _Range) -> None:
@@ -173,8 +168,8 @@ def _round_activation(graph: Any, name: str, chosen: _Range) -> None:
     ]
     rounded, back = f"{name}_rounded", f"{name}_dequantized"
     grid = [
-        store(graph, f"{name}_scale", np.array(chosen.scale, np.float32)),
-        store(graph, f"{name}_zero_point", chosen.zero),
+        store(graph, f"{name}_scale", np.array(chosen[0], np.float32)),
+        store(graph, f"{name}_zero_point", chosen[1]),
     ]
     made = [
         helper.make_node("QuantizeLinear", [name, *grid], [rounded], name=rounded),

