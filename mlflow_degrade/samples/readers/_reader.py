@@ -181,9 +181,9 @@ def as_text(value: Any) -> str | None:
     return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
 
 
-def number(value: Any) -> float | None:
-    """A score that may be absent."""
-    return None if value is None else float(value)
+def as_score(logged: Any) -> float | None:
+    """What a log has for a score, which may be nothing."""
+    return None if logged is None else float(logged)
 
 
 def numbered(name: str, seen: Counter[str], second: int = 2) -> str:
