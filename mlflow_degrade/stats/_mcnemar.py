@@ -409,9 +409,14 @@ def binomial_tail(b: Any, c: Any) -> FloatArray:
     return np.asarray(np.where(np.equal(b, 0), 1.0, edges), dtype=np.float64)
 
 
+def log_choose(m: Any, b: Any) -> FloatArray:
+    """Logarithm of the binomial coefficient."""
+    found = special.gammaln(m + 1.0) - special.gammaln(b + 1.0) - special.gammaln(m - b + 1.0)
+    return np.asarray(found)
+
+
 def _log_pmf(b: float, m: float) -> float:
-    log_choose = special.gammaln(m + 1.0) - special.gammaln(b + 1.0) - special.gammaln(m - b + 1.0)
-    return float(log_choose - m * math.log(2.0))
+    return float(log_choose(m, b) - m * math.log(2.0))
 
 
 def _log10_deep_tail(b: float, c: float) -> float:

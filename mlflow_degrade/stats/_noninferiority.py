@@ -14,6 +14,7 @@ from scipy import optimize, special
 
 from ..core.errors import StatisticsInputError
 from ._intervals import melded_cdf, melded_lower_bound, tango_lower_bound, tango_score
+from ._mcnemar import log_choose
 from ._validation import IntArray, check_alpha, check_choice, check_margin, check_pairs
 
 # Exact unconditional non-inferiority: the worst case over the nuisance parameter.
@@ -85,9 +86,7 @@ def _tail_probability(fewest: IntArray, n: int, p_b: float, margin: float) -> fl
     regressions = np.flatnonzero(fewest <= n)
     remaining = n - regressions
     log_weight = (
-        special.gammaln(n + 1.0)
-        - special.gammaln(regressions + 1.0)
-        - special.gammaln(remaining + 1.0)
+        log_choose(n, regressions)
         + special.xlogy(regressions, p_b)
         + special.xlog1py(remaining, -p_b)
     )
