@@ -334,38 +334,10 @@ def melded_lower_bound(b: int, c: int, n: int, alpha: float) -> float:
 
 
 def newcombe(b: int, c: int, n: int, both_right: int, confidence: float = 0.95) -> Interval:
-    """Newcombe's square-and-add interval (method 10) for the change in accuracy.
-
-    Parameters
-    ----------
-    b, c, n : int
-        Regressions (b), improvements (c) and all pairs (n).
-    both_right : int
-        Pairs on which both models are right; this method uses the correlation of the two.
-    confidence : float
-        Two-sided level.
-
-    Returns
-    -------
-    Interval
-        Asymptotic.
-
-    Notes
-    -----
-    Formula: delta − √(x² − 2φxy + y²) and its mirror image, where x and y are the distances from
-    the two accuracies to their Wilson limits and φ is their correlation, continuity-corrected when
-    positive.
-
-    Valid when pairs are independent and n is some tens or more: asymptotic.
-
-    Source: Newcombe, Statist. Med. 17 (1998) 2635, method 10.
-
-    Examples
-    --------
-    >>> interval = newcombe(7, 1, 21, both_right=1)
-    >>> round(interval.low, 3), round(interval.high, 3)
-    (-0.507, -0.026)
-    """
+    """Newcombe's square-and-add interval (method 10) for the change in accuracy."""
+    # delta − √(x² − 2φxy + y²) and its mirror image, where x and y are the distances from the two
+    # accuracies to their Wilson limits and φ is their correlation, continuity-corrected when
+    # positive; asymptotic. Newcombe, Statist. Med. 17 (1998) 2635.
     b, c, n = check_pairs(b, c, n)
     a = check_count("both_right", both_right)
     check_counts(a, b + c, n)
