@@ -56,10 +56,6 @@ def has_traces(run_id: str, experiment_id: str) -> bool:
     return len(found) > 0
 
 
-def _by_time(trace: Mapping[str, Any]) -> tuple[str, str]:
-    return str(trace["info"].get("request_time", "")), trace["info"]["trace_id"]
-
-
 def _traces(path: Path) -> tuple[list[dict[str, Any]], str | None] | None:
     """The traces in a file in their order and the run they are of; None for another file."""
     if not path.is_file() or not path.name.endswith((".json", ".json.gz")):
@@ -72,7 +68,7 @@ def _traces(path: Path) -> tuple[list[dict[str, Any]], str | None] | None:
     infos = [trace.get("info") if isinstance(trace, dict) else None for trace in traces]
     if not all(isinstance(info, dict) and "trace_id" in info for info in infos):
         return None
-    return sorted(traces, key=_by_time), run_id
+    return sorted(traces, key=lambda t: (_time(t["info"]), t["info"]["trace_id"])), run_id
 
 
 def _records(
@@ -84,11 +80,7 @@ def _records(
     traces, run_id = found
     feedback = [_feedback(trace, run_id) for trace in traces]
     names = sorted({name for given in feedback for name in given})
-    scored = [
-        name
-        for name in names
-        if any(_score(logged) is not None for given in feedback for logged in given.get(name, ()))
-    ]
+    scored = [name for name in names if any(_is_score(g.get(name, ())) for g in feedback)]
     if not scored:
         raise EmptySamplesError(
             f"{path.name}: the scorers {names} gave no numbers, yes or no to these traces."
@@ -154,11 +146,15 @@ def _feedback(trace: Mapping[str, Any], run_id: str | None) -> dict[str, list[An
     return dict(found)
 
 
-def _score(logged: Any) -> float | None:
+def _is_score(values: Iterable[Any]) -> bool:
+    return any(_score(value) is not None for value in values)
+
+
+def _score(value: Any) -> float | None:
     """A judgement as a number; None for what is no score, such as ``unknown``."""
-    if isinstance(logged, str):
-        logged = number_or_word(logged)
-    return float(logged) if isinstance(logged, (bool, int, float)) else None
+    if isinstance(value, str):
+        value = number_or_word(value)
+    return float(value) if isinstance(value, (bool, int, float)) else None
 
 
 def _text(trace: Mapping[str, Any], side: str) -> Any:
@@ -182,6 +178,10 @@ def _plain(value: Any) -> Any:
         return json.loads(value)
     except ValueError:
         return value
+
+
+def _time(info: Mapping[str, Any]) -> str:
+    return str(info.get("request_time", ""))
 
 
 READER = record_reader(
