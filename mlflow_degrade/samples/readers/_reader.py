@@ -26,7 +26,7 @@ class ReaderNote(UserWarning):
     """Something a reader decided that whoever uses the scores should know."""
 
 
-def files_below(path: Path, wanted: Callable[[Path], bool] = Path.is_file) -> list[Path]:
+def files_below(path: Path, wanted: Callable[[Path], bool] = bool) -> list[Path]:
     """The files of a kind at or below a folder, or the file itself, sorted."""
     if path.is_file():
         return [path] if wanted(path) else []
