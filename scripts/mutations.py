@@ -160,8 +160,8 @@ MUTATIONS = (
     ),
     Mutation(
         "readers",
-        "return None if failed or was_not_scored(details) else number(reward)",
-        "return None if failed else number(reward)",
+        "return None if failed or was_not_scored(details) else as_score(logged)",
+        "return None if failed else as_score(logged)",
         "test_harness_bundles.py",
     ),
     # optimize

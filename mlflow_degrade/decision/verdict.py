@@ -7,7 +7,7 @@ import platform
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -135,18 +135,14 @@ def add_answer_changes(
     return with_changes, aggregate.model_copy(update={"answers": total})
 
 
-class _Changes:
-    """Which items of a task were answered differently."""
+class _Changes(NamedTuple):
+    """Items of a task, those that were answered differently, and those of them wrong before and
+    after; `effective` is the number of independent ones."""
 
-    def __init__(self, task: PairedTask, changed: npt.NDArray[np.bool_]) -> None:
-        self.n, self.changed = task.n, int(changed.sum())
-        # Items of one cluster need not be answered independently.
-        cluster = task.cluster
-        self.effective = task.n if cluster is None else effective_count(np.bincount(cluster))
-        self.between_wrong: int | None = None
-        if task.right_or_wrong:
-            wrong = (task.baseline == 0.0) & (task.candidate == 0.0)
-            self.between_wrong = int((changed & wrong).sum())
+    n: int
+    changed: int
+    effective: float
+    between_wrong: int | None
 
 
 def _answers(table: pa.Table) -> _Side:
@@ -169,7 +165,14 @@ def _compare(task: PairedTask, baseline: _Side, candidate: _Side) -> _Changes | 
     if before.null_count or after.null_count:
         return None
     changed: npt.NDArray[np.bool_] = pc.not_equal(before, after).to_numpy()
-    return _Changes(task, changed)
+    # Items of one cluster need not be answered independently.
+    cluster = task.cluster
+    effective = task.n if cluster is None else effective_count(np.bincount(cluster))
+    between_wrong = None
+    if task.right_or_wrong:
+        wrong = (task.baseline == 0.0) & (task.candidate == 0.0)
+        between_wrong = int((changed & wrong).sum())
+    return _Changes(task.n, int(changed.sum()), effective, between_wrong)
 
 
 def _record(parts: Sequence[_Changes], confidence: float) -> AnswerChanges:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -246,24 +247,14 @@ def _intersect(keys: Both) -> Both:
     if np.array_equal(*keys):
         everything = np.arange(keys[0].size, dtype=np.int64)
         return everything, everything
-    order = np.argsort(keys[0]), np.argsort(keys[1])
-    ordered = keys[0][order[0]], keys[1][order[1]]
-    place = np.searchsorted(ordered[1], ordered[0])
-    found = np.flatnonzero(ordered[1][np.minimum(place, keys[1].size - 1)] == ordered[0])
-    partner = np.full(keys[0].size, -1, dtype=np.int64)
-    partner[order[0][found]] = order[1][place[found]]
-    left = np.flatnonzero(partner >= 0)
-    return left, partner[left]
+    _, left, right = np.intersect1d(*keys, assume_unique=True, return_indices=True)
+    order = np.argsort(left)
+    return left[order], right[order]
 
 
 def _occurrence(key: IntArray) -> IntArray:
     """How many equal keys come before each one."""
-    order = np.argsort(key, kind="stable")
-    ordered = key[order]
-    starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
-    count = np.empty(key.size, np.int64)
-    count[order] = np.arange(key.size) - np.repeat(starts, np.diff(np.append(starts, key.size)))
-    return count
+    return np.asarray(pd.Series(key).groupby(key).cumcount(), dtype=np.int64)
 
 
 def _number_duplicates(

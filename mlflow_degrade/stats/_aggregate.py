@@ -31,48 +31,12 @@ _SMALLEST_LEVEL = 1e-12
 def aggregate_interval(
     benchmarks: Sequence[Benchmark], *, confidence: float = 0.95, weighting: str = WEIGHTINGS[0]
 ) -> Interval:
-    """Two-sided confidence interval for the pooled or the macro change.
-
-    Parameters
-    ----------
-    benchmarks : sequence of Benchmark
-        With n, if given as counts.
-    confidence : float
-        Level.
-    weighting : {"pooled", "macro"}
-        Mean over all items, or mean of the benchmarks' means.
-
-    Returns
-    -------
-    Interval
-        Binary and disjoint benchmarks: pooled is melded exact on the summed counts; macro adds the
-        melded limits of the benchmarks in squares. Otherwise Student's t on the joint units.
-
-    Raises
-    ------
-    StatisticsInputError
-        No benchmark, or counts without n.
-
-    Notes
-    -----
-    Formula: the change is Σ w_k·δ_k with w_k = n_k/Σn (pooled) or 1/K (macro). Macro limits of
-    counts are added in squares, Σ w_k·δ_k − √Σ w_k²(δ_k − low_k)². The t interval linearises the
-    weighted mean, Σ_k w_k(S_k − δ_k·n_k)/n_k, unit by unit, so that items shared between benchmarks
-    and clusters count once.
-
-    Valid when items (or the clusters given) are independent: pooled counts for every n, macro
-    counts closely, t from some 20 units on.
-
-    Sources: Fay & Lumbard, Statist. Med. 40 (2021) 1147; adding limits in squares: Zou & Donner,
-    Statist. Med. 27 (2008) 1693 (MOVER).
-
-    Examples
-    --------
-    >>> suite = [Benchmark("a", b=31, c=12, n=1319), Benchmark("b", b=55, c=49, n=1172)]
-    >>> interval = aggregate_interval(suite)
-    >>> round(interval.low, 4), round(interval.high, 4)
-    (-0.0201, -0.0001)
-    """
+    """Two-sided confidence interval for the pooled or the macro change; counts need n."""
+    # The change is Σ w_k·δ_k with w_k = n_k/Σn (pooled) or 1/K (macro). Disjoint counts: pooled is
+    # melded exact on the sums; macro adds the melded limits in squares, Σ w_k·δ_k − √Σ w_k²(δ_k −
+    # low_k)². Else Student's t on the joint units: the weighted mean is linearised unit by unit, so
+    # that shared items and clusters count once. Fay & Lumbard, Statist. Med. 40 (2021) 1147; limits
+    # in squares: Zou & Donner, Statist. Med. 27 (2008) 1693 (MOVER).
     check_choice("weighting", weighting, WEIGHTINGS)
     tail = 0.5 * (1.0 - check_confidence(confidence))
     suite, by_item = Suite.of(benchmarks), RULES[weighting].weights == "items"

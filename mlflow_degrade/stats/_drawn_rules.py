@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,37 +14,25 @@ from ._validation import FloatArray, IntArray
 
 
 def max_drop(flips: JointFlips, near: float | None) -> RuleOutcome:
-    def largest(masses: IntArray) -> FloatArray:
-        return np.asarray(flips.drops(masses)[:, flips.informative].max(axis=1)[:, None])
-
-    return _drawn(flips, largest, near, float)
+    return _drawn(flips, near, lambda m: flips.drops(m)[:, flips.informative].max(axis=1))
 
 
 def min_p(flips: JointFlips, near: float | None) -> RuleOutcome:
     """Smallest p-value."""
-
-    def smallest(masses: IntArray) -> FloatArray:
-        return np.asarray(-flips.log_p(masses).min(axis=1)[:, None])
-
-    found = _drawn(flips, smallest, near, lambda statistic: math.exp(-statistic))
+    found = _drawn(
+        flips, near, lambda m: -flips.log_p(m).min(axis=1), shown=lambda found: math.exp(-found)
+    )
     return _bounded(found, _log_bonferroni(flips))
 
 
 def fisher(flips: JointFlips, near: float | None) -> RuleOutcome:
-    def product(masses: IntArray) -> FloatArray:
-        return np.asarray(-2.0 * flips.log_p(masses).sum(axis=1)[:, None])
-
-    return _drawn(flips, product, near, float)
+    return _drawn(flips, near, lambda m: -2.0 * flips.log_p(m).sum(axis=1))
 
 
 def stouffer(flips: JointFlips, near: float | None) -> RuleOutcome:
     weights = np.sqrt(flips.nulls.coins)
     norm = math.sqrt(float(flips.nulls.coins.sum()))
-
-    def weighted(masses: IntArray) -> FloatArray:
-        return np.asarray((flips.scores(masses) @ weights)[:, None])
-
-    return _drawn(flips, weighted, near, lambda statistic: statistic / norm)
+    return _drawn(flips, near, lambda m: flips.scores(m) @ weights, shown=lambda z: z / norm)
 
 
 def combined(flips: JointFlips, near: float | None) -> RuleOutcome:
@@ -79,24 +68,21 @@ def _bounded(outcome: RuleOutcome, log_bound: float) -> RuleOutcome:
     """The bound where it is below what so many flips can show."""
     if log_bound >= -math.log(outcome.resamples + 1.0):
         return outcome
-    return RuleOutcome(
-        log_bound,
-        outcome.statistic,
-        "union-bound",
-        components=outcome.components,
-        resamples=outcome.resamples,
-    )
+    return replace(
+        outcome, log_p=log_bound, log_p_lower=log_bound, p=math.exp(log_bound),
+        route="union-bound", standard_error=0.0,
+    )  # fmt: skip
 
 
 def _drawn(
     flips: JointFlips,
-    statistic: Callable[[IntArray], FloatArray],
     near: float | None,
-    shown: Callable[[float], float],
+    statistic: Callable[[IntArray], FloatArray],
+    shown: Callable[[float], float] = float,
 ) -> RuleOutcome:
     if not flips.informative.any():
         return RuleOutcome(0.0, 0.0, "monte-carlo")
-    found, observed = flips.p_value(statistic, near)
+    found, observed = flips.p_value(lambda masses: statistic(masses)[:, None], near)
     return RuleOutcome(
         math.log(float(found.p[0])),
         shown(float(observed[0])),

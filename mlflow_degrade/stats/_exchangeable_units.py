@@ -21,17 +21,7 @@ WEIGHTINGS = ("items", "strata")
 @shown
 @dataclass(frozen=True, slots=True, eq=False)
 class FlipUnits:
-    """Units of a sign-flip test.
-
-    Parameters
-    ----------
-    values : ndarray of float64, shape (n_units,)
-        Sum of the (weighted) item differences of each unit, zeros included.
-    sizes : ndarray of float64, shape (n_units,)
-        Sum of the weights of its items; all ones without clusters.
-    n_items : int
-        Items after averaging repeats.
-    """
+    """Units of a sign-flip test: sums of item differences, sums of weights, and the items."""
 
     values: FloatArray
     sizes: FloatArray
@@ -51,49 +41,11 @@ def flip_units(
     strata: Any = None,
     weighting: str = "items",
 ) -> FlipUnits:
-    """Average repeats, weight items, add clusters.
-
-    Parameters
-    ----------
-    differences : array_like of float, shape (n_rows,), or FlipUnits
-        Candidate minus baseline, one row per item or per item and repeat; units that are formed
-        already are returned as they are.
-    items : array_like, shape (n_rows,), optional
-        Item labels; rows of one item are repeats and are averaged.
-    clusters : array_like, shape (n_rows,), optional
-        Labels of items that share a passage, a document, a template.
-    strata : array_like, shape (n_rows,), optional
-        Labels within which items and clusters are distinct, e.g. the task.
-    weighting : {"items", "strata"}
-        Whether each item or each stratum has the same weight in the mean.
-
-    Returns
-    -------
-    FlipUnits
-        Their mean is the weighted mean difference.
-
-    Raises
-    ------
-    StatisticsInputError
-        Non-finite differences, labels of another length, or an item in two clusters.
-
-    Notes
-    -----
-    Formula: the mean d̄_i of each item's rows; times the item's weight, 1 or n/(K·n_k) in stratum k
-    of K; summed over each cluster.
-
-    Valid when clusters (items, where none are given) are independent. Averaging comes first because
-    runs of one item are not independent samples.
-
-    Source: cluster sums as in Liang & Zeger, Biometrika 73 (1986) 13; repeats as in Miller, arXiv
-    2411.00640 (2024).
-
-    Examples
-    --------
-    >>> units = flip_units([1, 0, -1, 1], items=["a", "a", "b", "c"], clusters=["p", "p", "p", "q"])
-    >>> units.values, units.n_items
-    (array([-0.5,  1. ]), 3)
-    """
+    """Average repeats, weight items, add clusters; units that are formed already stay so."""
+    # The mean d̄_i of each item's rows; times the item's weight, 1 or n/(K·n_k) in stratum k of K;
+    # summed over each cluster. Labels of items and clusters are distinct within a stratum, e.g. the
+    # task. Averaging comes first because runs of one item are not independent samples (Miller,
+    # arXiv 2411.00640); cluster sums as in Liang & Zeger, Biometrika 73 (1986) 13.
     if isinstance(differences, FlipUnits):
         return differences
     values = check_differences(differences)

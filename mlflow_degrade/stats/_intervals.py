@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import optimize, special
@@ -218,8 +219,8 @@ def upper_proportion(k: float, n: float, confidence: float = 0.95) -> float:
     return float(special.betaincinv(k + 1.0, n - k, check_confidence(confidence)))
 
 
-def tango_score(b: int, c: int, n: int, delta0: float) -> float:
-    """Score statistic of "the change in accuracy is delta0"; large when it is more."""
+def tango_score(b: Any, c: Any, n: int, delta0: float) -> Any:
+    """Score statistic of "the change in accuracy is delta0", element by element; large for more."""
     # Tango, Statist. Med. 17 (1998) 891, eqs. 3–5: the nuisance is q, the probability of a
     # regression, at its maximum under the constraint, the root of 2n·q² + B·q + C with B = −b − c
     # + (2n − c + b)·delta0 and C = −b·delta0·(1 − delta0); here delta = (c − b)/n.
@@ -227,17 +228,18 @@ def tango_score(b: int, c: int, n: int, delta0: float) -> float:
     # the probability of a regression, so b stands where Tango writes c.
     coefficient = -(b + c) + (2.0 * n - c + b) * delta0
     constant = -b * delta0 * (1.0 - delta0)
-    root = math.sqrt(max(coefficient * coefficient - 8.0 * n * constant, 0.0))
-    # Of the two algebraically equal forms, the one without cancellation.
-    if coefficient <= 0.0:
-        q = (root - coefficient) / (4.0 * n)
-    else:
-        q = -2.0 * constant / (coefficient + root)
-    variance = n * (2.0 * q + delta0 * (1.0 - delta0))
+    root = np.sqrt(np.maximum(coefficient * coefficient - 8.0 * n * constant, 0.0))
     difference = (c - b) - n * delta0
-    if variance <= 0.0:
-        return 0.0 if difference == 0.0 else math.copysign(math.inf, difference)
-    return difference / math.sqrt(variance)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # Of the two algebraically equal forms, the one without cancellation.
+        q = np.where(
+            coefficient <= 0.0,
+            (root - coefficient) / (4.0 * n),
+            -2.0 * constant / (coefficient + root),
+        )
+        variance = np.maximum(n * (2.0 * q + delta0 * (1.0 - delta0)), 0.0)
+        score = difference / np.sqrt(variance)
+    return np.where(difference == 0.0, 0.0, score)
 
 
 def tango(b: int, c: int, n: int, confidence: float = 0.95) -> Interval:
@@ -334,38 +336,10 @@ def melded_lower_bound(b: int, c: int, n: int, alpha: float) -> float:
 
 
 def newcombe(b: int, c: int, n: int, both_right: int, confidence: float = 0.95) -> Interval:
-    """Newcombe's square-and-add interval (method 10) for the change in accuracy.
-
-    Parameters
-    ----------
-    b, c, n : int
-        Regressions (b), improvements (c) and all pairs (n).
-    both_right : int
-        Pairs on which both models are right; this method uses the correlation of the two.
-    confidence : float
-        Two-sided level.
-
-    Returns
-    -------
-    Interval
-        Asymptotic.
-
-    Notes
-    -----
-    Formula: delta − √(x² − 2φxy + y²) and its mirror image, where x and y are the distances from
-    the two accuracies to their Wilson limits and φ is their correlation, continuity-corrected when
-    positive.
-
-    Valid when pairs are independent and n is some tens or more: asymptotic.
-
-    Source: Newcombe, Statist. Med. 17 (1998) 2635, method 10.
-
-    Examples
-    --------
-    >>> interval = newcombe(7, 1, 21, both_right=1)
-    >>> round(interval.low, 3), round(interval.high, 3)
-    (-0.507, -0.026)
-    """
+    """Newcombe's square-and-add interval (method 10) for the change in accuracy."""
+    # delta − √(x² − 2φxy + y²) and its mirror image, where x and y are the distances from the two
+    # accuracies to their Wilson limits and φ is their correlation, continuity-corrected when
+    # positive; asymptotic. Newcombe, Statist. Med. 17 (1998) 2635.
     b, c, n = check_pairs(b, c, n)
     a = check_count("both_right", both_right)
     check_counts(a, b + c, n)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -67,8 +68,7 @@ class JointFlips:
         ]
         self._total = np.abs(self._patterns).T @ self._counts
         self._stored: dict[int, IntArray] = {}
-        self._log_tails: dict[int, FloatArray] = {}
-        self._scores: dict[int, FloatArray] = {}
+        self._looked_up: dict[tuple[Any, int], FloatArray] = {}
 
     def masses(self, batch: int) -> IntArray:
         """Masses of one batch of flips, benchmarks in columns; the same at every call."""
@@ -102,11 +102,11 @@ class JointFlips:
 
     def log_p(self, masses: IntArray) -> FloatArray:
         """Log of each benchmark's own p-value; 0 where it has nothing to flip."""
-        return self._looked_up(masses, self._log_tails, log_tails)
+        return self._look_up(masses, log_tails)
 
     def scores(self, masses: IntArray) -> FloatArray:
         """Normal scores of the mid-p-values."""
-        return self._looked_up(masses, self._scores, mid_scores)
+        return self._look_up(masses, mid_scores)
 
     def drops(self, masses: IntArray) -> FloatArray:
         """Standardised drops."""
@@ -172,17 +172,13 @@ class JointFlips:
         work += sum(table.groups for _, table in self._tables)
         return int(max(min(_MOST_FLIPS, _MOST_WORK // max(work, 1)), self.resamples))
 
-    def _looked_up(
-        self,
-        masses: IntArray,
-        tables: dict[int, FloatArray],
-        make: Callable[[FloatArray], FloatArray],
-    ) -> FloatArray:
+    def _look_up(self, masses: IntArray, make: Callable[[FloatArray], FloatArray]) -> FloatArray:
         found = np.zeros(masses.shape)
         for k in np.flatnonzero(self.informative).tolist():
-            if k not in tables:
-                tables[k] = make(self.nulls.log_pmf(k))
-            found[:, k] = tables[k][np.clip(masses[:, k], 0, tables[k].size - 1)]
+            if (make, k) not in self._looked_up:
+                self._looked_up[make, k] = make(self.nulls.log_pmf(k))
+            table = self._looked_up[make, k]
+            found[:, k] = table[np.clip(masses[:, k], 0, table.size - 1)]
         return found
 
 

@@ -16,6 +16,7 @@ from functools import cached_property
 import numpy as np
 from scipy import optimize, special
 
+from ._mcnemar import log_choose, mcnemar_log10_p_worse
 from ._validation import FloatArray, IntArray
 
 # Tilted mass further away than this many nats is left out: 1e-20 in relative terms.
@@ -176,10 +177,13 @@ class FlipLaw:
 
     def window(self, theta: float) -> tuple[int, int]:
         """First mass and even length of the masses that matter under a tilt."""
+        first, last = self._span(theta)
+        return first, _even_fast_length(last - first + 1)
+
+    def _span(self, theta: float) -> tuple[int, int]:
         mean = float(np.dot(self.sizes * self._tilted_odds(theta), self.counts))
         reach = self._reach(self._tilted_variance(theta))
-        first, last = max(math.floor(mean - reach), 0), min(math.ceil(mean + reach), self.total)
-        return first, _even_fast_length(last - first + 1)
+        return max(math.floor(mean - reach), 0), min(math.ceil(mean + reach), self.total)
 
     def tilted(self, theta: float) -> tuple[FloatArray, int, float]:
         """Probabilities under a tilt, where they live, and what takes the tilt back."""
@@ -209,12 +213,7 @@ class FlipLaw:
         total = self.total
         support = np.arange(total + 1, dtype=np.float64)
         if self.sizes.size <= 1:
-            return np.asarray(
-                special.gammaln(total + 1.0)
-                - special.gammaln(support + 1.0)
-                - special.gammaln(total - support + 1.0)
-                - total * _LN2
-            )
+            return np.asarray(log_choose(total, support) - total * _LN2)
         if self._countable:
             with np.errstate(divide="ignore"):
                 return np.asarray(np.log(self._numbers) - self.units * _LN2)
@@ -280,12 +279,8 @@ class FlipLaw:
 
     def _tilted_pmf(self, theta: float) -> tuple[FloatArray, int]:
         """Tilted probabilities on a window of consecutive points, and the first point."""
-        total = self.total
         p = self._tilted_odds(theta)
-        mean = float(np.dot(self.sizes * p, self.counts))
-        reach = self._reach(self._tilted_variance(theta))
-        start = max(math.floor(mean - reach), 0)
-        stop = min(math.ceil(mean + reach), total)
+        start, stop = self._span(theta)
         length = stop - start + 1
         size = _even_fast_length(length)
         frequency = np.arange(size // 2 + 1) * (2.0 * math.pi / size)
@@ -320,6 +315,4 @@ def _log_binomial_tail(at_least: int, coins: int) -> float:
     p = float(special.betainc(at_least, coins - at_least + 1, 0.5))
     if p > 1e-280:
         return math.log(p)
-    from ._mcnemar import mcnemar_log10_p_worse
-
     return math.log(10.0) * float(mcnemar_log10_p_worse(at_least, coins - at_least))

@@ -60,38 +60,8 @@ def attempt_alpha(alpha: float, attempt: int) -> float:
 
 
 def spent(alpha: float, attempts: int) -> float:
-    """Part of the error budget that a number of attempts has used.
-
-    Parameters
-    ----------
-    alpha : float
-        Error budget in (0, 0.5].
-    attempts : int
-        Attempts made so far, 0 or more.
-
-    Returns
-    -------
-    float
-        Σ_{j ≤ attempts} attempt_alpha(alpha, j), below alpha for any number of attempts.
-
-    Raises
-    ------
-    StatisticsInputError
-        alpha outside (0, 0.5] or a negative number of attempts.
-
-    Notes
-    -----
-    Formula: Σ_{j ≤ attempts} 6·alpha/(π²·j²), which stays below alpha.
-
-    Valid when every attempt was tested at its `attempt_alpha`.
-
-    Source: as `attempt_alpha`.
-
-    Examples
-    --------
-    >>> round(spent(0.05, 1), 5), round(spent(0.05, 20), 5)
-    (0.0304, 0.04852)
-    """
+    """Part of the error budget that a number of attempts has used, below alpha for any number."""
+    # Σ_{j ≤ attempts} 6·alpha/(π²·j²).
     count = check_count("attempts", attempts)
     # π²/6 − ψ'(k + 1) is the partial sum of 1/j²; rounding must not leave a trace at k = 0.
     used = 1.0 - 6.0 / math.pi**2 * float(special.polygamma(1, count + 1)) if count else 0.0

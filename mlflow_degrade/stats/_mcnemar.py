@@ -272,69 +272,18 @@ def mcnemar(
 
 
 def mcnemar_p_worse(b: npt.ArrayLike, c: npt.ArrayLike) -> FloatArray:
-    """One-sided exact McNemar p-values of many benchmarks at once.
-
-    Parameters
-    ----------
-    b, c : array_like of int
-        Regressions (b) and improvements (c); broadcast against each other.
-
-    Returns
-    -------
-    ndarray of float64
-        P(Bin(b + c, ½) >= b), 1 where b = 0.
-
-    Raises
-    ------
-    StatisticsInputError
-        Negative or fractional counts.
-
-    Notes
-    -----
-    Formula: P(Bin(b + c, ½) >= b) = I_½(b, c + 1), element by element.
-
-    Valid when the pairs of a benchmark are independent; exact. Nothing is corrected for the number
-    of benchmarks, see `step_down`.
-
-    Source: as `mcnemar`.
-
-    Examples
-    --------
-    >>> mcnemar_p_worse([0, 10, 7], [0, 0, 1])
-    array([1.000000e+00, 9.765625e-04, 3.515625e-02])
-    """
+    """One-sided exact McNemar p-values of many benchmarks at once, 1 where b = 0."""
+    # P(Bin(b + c, ½) >= b) = I_½(b, c + 1), element by element.
     b_array, c_array = _count_array("b", b), _count_array("c", c)
     return binomial_tail(b_array, c_array)
 
 
 def mcnemar_log10_p_worse(b: npt.ArrayLike, c: npt.ArrayLike) -> FloatArray:
-    """log10 of `mcnemar_p_worse` that does not underflow.
-
-    Parameters
-    ----------
-    b, c : array_like of int
-        Regressions (b) and improvements (c).
-
-    Returns
-    -------
-    ndarray of float64
-        Finite for every pair of counts.
-
-    Notes
-    -----
-    Formula: log10 P(Bin(b + c, ½) >= b). Where the incomplete beta function nears the smallest
-    doubles, the tail is the probability of b itself times 1 + c/(b+1) + c(c−1)/((b+1)(b+2)) + …, a
-    series that falls faster than a geometric one there because b is far above c.
-
-    Valid when `mcnemar_p_worse` is; its relative error stays below 1e-9 of the logarithm.
-
-    Source: as `mcnemar`; the series is the ratio of successive binomial terms.
-
-    Examples
-    --------
-    >>> float(mcnemar_log10_p_worse(10_000, 0).round(4))
-    -3010.3
-    """
+    """log10 of `mcnemar_p_worse` that does not underflow."""
+    # Where the incomplete beta function nears the smallest doubles, the tail is the probability of
+    # b itself times 1 + c/(b+1) + c(c−1)/((b+1)(b+2)) + …, a series that falls faster than a
+    # geometric one there because b is far above c. Its relative error stays below 1e-9 of the
+    # logarithm.
     b_array, c_array = np.broadcast_arrays(_count_array("b", b), _count_array("c", c))
     p = binomial_tail(b_array, c_array)
     with np.errstate(divide="ignore"):
@@ -348,34 +297,9 @@ def mcnemar_log10_p_worse(b: npt.ArrayLike, c: npt.ArrayLike) -> FloatArray:
 
 
 def critical_regressions(flips: npt.ArrayLike, p: float) -> FloatArray:
-    """Fewest regressions that are as unlikely as p, for each number of flips.
-
-    Parameters
-    ----------
-    flips : array_like of int
-        Discordant pairs m.
-    p : float
-        Level, in (0, 1].
-
-    Returns
-    -------
-    ndarray of float64
-        Smallest b with P(Bin(m, ½) >= b) <= p; m + 1 where there is none.
-
-    Notes
-    -----
-    Formula: min{b : P(Bin(m, ½) >= b) <= p}. The search starts from the Cornish–Fisher quantile,
-    right up to a unit for ordinary levels, and steps.
-
-    Valid for every m; it inverts the exact test of `mcnemar`.
-
-    Source: Cornish & Fisher, Rev. Inst. Int. Stat. 5 (1938) 307, for the start.
-
-    Examples
-    --------
-    >>> critical_regressions([4, 5, 100], 0.05)
-    array([ 5.,  5., 59.])
-    """
+    """Fewest regressions that are as unlikely as p, for each number of flips; m + 1 for none."""
+    # min{b : P(Bin(m, ½) >= b) <= p}. The search starts from the Cornish–Fisher quantile (Rev.
+    # Inst. Int. Stat. 5 (1938) 307), right up to a unit for ordinary levels, and steps.
     m = np.asarray(flips, dtype=np.float64)
     return critical_and_tail(m.ravel(), p)[0].reshape(m.shape)
 
@@ -411,9 +335,14 @@ def binomial_tail(b: Any, c: Any) -> FloatArray:
     return np.asarray(np.where(np.equal(b, 0), 1.0, edges), dtype=np.float64)
 
 
+def log_choose(m: Any, b: Any) -> FloatArray:
+    """Logarithm of the binomial coefficient."""
+    found = special.gammaln(m + 1.0) - special.gammaln(b + 1.0) - special.gammaln(m - b + 1.0)
+    return np.asarray(found)
+
+
 def _log_pmf(b: float, m: float) -> float:
-    log_choose = special.gammaln(m + 1.0) - special.gammaln(b + 1.0) - special.gammaln(m - b + 1.0)
-    return float(log_choose - m * math.log(2.0))
+    return float(log_choose(m, b) - m * math.log(2.0))
 
 
 def _log10_deep_tail(b: float, c: float) -> float:

@@ -15,7 +15,8 @@ from scipy import optimize, special
 from ..core.display import shown
 from ..core.errors import StatisticsInputError
 from ._intervals import melded_cdf, melded_lower_bound, tango_lower_bound, tango_score
-from ._validation import FloatArray, IntArray, check_alpha, check_choice, check_margin, check_pairs
+from ._mcnemar import log_choose
+from ._validation import IntArray, check_alpha, check_choice, check_margin, check_pairs
 
 # Exact unconditional non-inferiority: the worst case over the nuisance parameter.
 
@@ -68,29 +69,17 @@ def _fewest_improvements(b: int, c: int, n: int, margin: float) -> IntArray:
     # The score rises with c at fixed b (Barnard convexity), so one threshold per b describes the
     # tail; n + 1 means none.
     regressions = np.arange(n + 1)
-    reference = float(_scores(np.array([b]), np.array([c]), n, -margin)[0]) - _TIE
+    reference = float(tango_score(b, c, n, -margin)) - _TIE
     low = np.zeros(n + 1, dtype=np.int64)
     high = n - regressions + 1
     while (open_ := low < high).any():
         middle = (low + high) // 2
         # Where the search has closed the value is not used; the clip keeps the outcome possible.
-        score = _scores(regressions, np.minimum(middle, n - regressions), n, -margin)
+        score = tango_score(regressions, np.minimum(middle, n - regressions), n, -margin)
         inside = score >= reference
         high = np.where(open_ & inside, middle, high)
         low = np.where(open_ & ~inside, middle + 1, low)
     return np.where(high > n - regressions, n + 1, high)
-
-
-def _scores(b: IntArray, c: IntArray, n: int, delta0: float) -> FloatArray:
-    coefficient = -(b + c) + (2.0 * n - c + b) * delta0
-    constant = -b * delta0 * (1.0 - delta0)
-    root = np.sqrt(np.maximum(coefficient**2 - 8.0 * n * constant, 0.0))
-    q = (root - coefficient) / (4.0 * n)
-    variance = n * (2.0 * q + delta0 * (1.0 - delta0))
-    difference = (c - b) - n * delta0
-    with np.errstate(divide="ignore", invalid="ignore"):
-        score = difference / np.sqrt(variance)
-    return np.where(variance > 0.0, score, np.where(difference == 0.0, 0.0, score))
 
 
 def _tail_probability(fewest: IntArray, n: int, p_b: float, margin: float) -> float:
@@ -98,9 +87,7 @@ def _tail_probability(fewest: IntArray, n: int, p_b: float, margin: float) -> fl
     regressions = np.flatnonzero(fewest <= n)
     remaining = n - regressions
     log_weight = (
-        special.gammaln(n + 1.0)
-        - special.gammaln(regressions + 1.0)
-        - special.gammaln(remaining + 1.0)
+        log_choose(n, regressions)
         + special.xlogy(regressions, p_b)
         + special.xlog1py(remaining, -p_b)
     )
@@ -224,7 +211,7 @@ def noninferiority(
     if method == "melded":
         p = max(melded_cdf(b, c, n, -margin, deep=True), _SMALLEST_P)
         return NonInferiorityResult(b, c, n, margin, min(p, 1.0), _log10(p), None, method)
-    z = tango_score(b, c, n, -margin)
+    z = float(tango_score(b, c, n, -margin))
     if method == "tango":
         log10_p = float(special.log_ndtr(-z)) / _LN10
         return NonInferiorityResult(b, c, n, margin, float(special.ndtr(-z)), log10_p, z, method)

@@ -37,40 +37,8 @@ from ._validation import (
 
 
 def mde_graded(sd: float, n: int, *, alpha: float = 0.05, power: float = 0.8) -> float:
-    """Smallest drop of a mean score that n independent units detect.
-
-    Parameters
-    ----------
-    sd : float
-        Standard deviation of the paired differences, preferably an upper bound of it.
-    n : int
-        Independent items (or clusters, with the standard deviation of their means).
-    alpha, power : float
-        Level of the one-sided test, and probability with which it is to reject.
-
-    Returns
-    -------
-    float
-        (z_α + z_β)·sd/√n, on the scale of the scores.
-
-    Raises
-    ------
-    StatisticsInputError
-        sd not positive: unchanged scores do not have infinite power, see `guard_mde_graded`.
-
-    Notes
-    -----
-    Formula: (z_α + z_β)·sd/√n.
-
-    Valid when units are independent and their mean is nearly normal, from some 30 that changed on.
-
-    Source: the power of a z test; for language-model evaluations Miller, arXiv 2411.00640 (2024).
-
-    Examples
-    --------
-    >>> round(mde_graded(0.2, 1_000), 4)
-    0.0157
-    """
+    """Smallest drop of a mean score that n independent units detect, (z_α + z_β)·sd/√n."""
+    # The power of a z test; for language-model evaluations Miller, arXiv 2411.00640 (2024).
     if not (sd > 0.0 and math.isfinite(sd)):
         raise StatisticsInputError(
             f"sd = {sd!r} must be positive and finite: scores that did not change say little about "
@@ -228,40 +196,10 @@ def power_mcnemar(p_b: float, p_c: float, n: int, alpha: float = 0.05) -> float:
 def power_approximate(
     drop: float, flip_rate: float, n: int, alpha: float = 0.05, *, sides: int = 1
 ) -> float:
-    """Normal approximation to the power of McNemar's test.
-
-    Parameters
-    ----------
-    drop : float
-        Loss of accuracy, a proportion in (0, flip_rate].
-    flip_rate : float
-        Share of pairs that change.
-    n : int
-        Pairs.
-    alpha : float
-        Level.
-    sides : {1, 2}
-        One- or two-sided test.
-
-    Returns
-    -------
-    float
-        Power by Connor's formula solved for it.
-
-    Notes
-    -----
-    Formula: Φ((√n·drop − z_α√d)/√(d − drop²)) with d the flip rate.
-
-    Valid when pairs are independent and about 50 or more of them flip; with fewer, the exact test
-    has less power than this says (at 20 flips 0.67 where this says 0.72).
-
-    Source: Connor, Biometrics 43 (1987) 207, solved for the power.
-
-    Examples
-    --------
-    >>> round(power_approximate(0.05, 0.11, 200), 3)
-    0.689
-    """
+    """Normal approximation to the power of McNemar's test, for drops in (0, flip_rate]."""
+    # Φ((√n·drop − z_α√d)/√(d − drop²)) with d the flip rate: Connor, Biometrics 43 (1987) 207,
+    # solved for the power. With fewer than some 50 flips the exact test has less power than this
+    # says (at 20 flips 0.67 where this says 0.72).
     check_drop(drop, flip_rate)
     z = upper_quantile(alpha, sides)
     spread = flip_rate - drop * drop

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -191,8 +192,18 @@ def source_columns(options: Mapping[str, Any]) -> dict[str, str]:
     return {_OPTION[key]: str(name) for key, name in options.items() if key in _OPTION}
 
 
-def stack(parts: Sequence[SampleScores], files: Sequence[Any], where: Any) -> SampleScores:
-    """Put the files of a directory together."""
+def of_files(
+    where: Path,
+    files: Sequence[Path],
+    task: str | None,
+    suffix: Callable[[Path], str | None],
+    read: Callable[[Path, str], SampleScores],
+) -> SampleScores:
+    """Put the files of a directory together, where each names its task; one is of one task."""
+    parts = []
+    for file in files:
+        stem = file.name[: -len(suffix(file) or "")]
+        parts.append(read(file, task or (stem if where.is_dir() else "samples")))
     if len(parts) == 1:
         return parts[0]
     tasks = [name for part in parts for name in part.tasks]

@@ -23,7 +23,7 @@ _AGGREGATION = {
 }
 
 
-def sample_score(metric: str, value: Any, aggregation: str | None = None) -> Any:
+def sample_score(metric: str, logged: Any, aggregation: str | None = None) -> Any:
     """The score of one sample."""
     # Perplexities are logged as log-likelihoods (with a number of words or bytes); the score is
     # their exponent, the negative log-likelihood per word or byte in nats (``bits_per_byte``: in
@@ -31,46 +31,46 @@ def sample_score(metric: str, value: Any, aggregation: str | None = None) -> Any
     # Σ(p − y)² over the choices.
     convert = _CONVERSIONS.get(aggregation or _AGGREGATION.get(metric, ""))
     if convert is not None:
-        return convert(value)
-    return _number(value)
+        return convert(logged)
+    return _as_score(logged)
 
 
-def _number(value: Any) -> Any:
-    if value is None:
+def _as_score(logged: Any) -> Any:
+    if logged is None:
         return None
-    if isinstance(value, (list, tuple, dict)):
+    if isinstance(logged, (list, tuple, dict)):
         return NOT_PER_SAMPLE
     try:
-        return float(value)
+        return float(logged)
     except (TypeError, ValueError):
         return NOT_PER_SAMPLE
 
 
-def _per_unit(value: Any) -> Any:
+def _per_unit(logged: Any) -> Any:
     """−log-likelihood per word or byte."""
-    if not isinstance(value, (list, tuple)) or len(value) != 2:
+    if not isinstance(logged, (list, tuple)) or len(logged) != 2:
         return NOT_PER_SAMPLE
-    loglikelihood, units = (_number(part) for part in value)
+    loglikelihood, units = (_as_score(part) for part in logged)
     if not isinstance(loglikelihood, float) or not isinstance(units, float):
         return NOT_PER_SAMPLE
     # An empty document has nothing to predict.
     return -loglikelihood / units if units else None
 
 
-def _bits(value: Any) -> Any:
-    nats = _per_unit(value)
+def _bits(logged: Any) -> Any:
+    nats = _per_unit(logged)
     return nats / math.log(2) if isinstance(nats, float) else nats
 
 
-def _negated(value: Any) -> Any:
-    number = _number(value)
-    return -number if isinstance(number, float) else number
+def _negated(logged: Any) -> Any:
+    score = _as_score(logged)
+    return -score if isinstance(score, float) else score
 
 
-def _brier(value: Any) -> Any:
-    if not isinstance(value, (list, tuple)) or len(value) != 2:
-        return _number(value)
-    gold, given = value
+def _brier(logged: Any) -> Any:
+    if not isinstance(logged, (list, tuple)) or len(logged) != 2:
+        return _as_score(logged)
+    gold, given = logged
     # numpy's print of the probabilities; with very many choices it is elided.
     texts = given.strip("[]").split() if isinstance(given, str) else given
     try:

@@ -50,9 +50,9 @@ def scores_of(table: pa.Table, model: str | None, source: str) -> pa.Table:
     scores = []
     for i in rows:
         names = left[i], right[i]
-        won = [_score(names.index(model), winner, places, names, source) for winner in winners[i]]
-        judged = [score for score in won if score is not None]
-        scores.append(sum(judged) / len(judged) if judged else None)
+        each = [_score(names.index(model), winner, places, names, source) for winner in winners[i]]
+        scored = [score for score in each if score is not None]
+        scores.append(sum(scored) / len(scored) if scored else None)
     dropped = {*places, *games, "score", "metric"} & set(table.column_names)
     kept = table.take(pa.array(rows, pa.int64())).drop_columns(sorted(dropped))
     return kept.append_column("score", pa.array(scores, pa.float64())).append_column(

@@ -26,7 +26,7 @@ class ReaderNote(UserWarning):
     """Something a reader decided that whoever uses the scores should know."""
 
 
-def files_below(path: Path, wanted: Callable[[Path], bool] = Path.is_file) -> list[Path]:
+def files_below(path: Path, wanted: Callable[[Path], bool] = bool) -> list[Path]:
     """The files of a kind at or below a folder, or the file itself, sorted."""
     if path.is_file():
         return [path] if wanted(path) else []
@@ -181,9 +181,9 @@ def as_text(value: Any) -> str | None:
     return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
 
 
-def number(value: Any) -> float | None:
-    """A score that may be absent."""
-    return None if value is None else float(value)
+def as_score(logged: Any) -> float | None:
+    """What a log has for a score, which may be nothing."""
+    return None if logged is None else float(logged)
 
 
 def numbered(name: str, seen: Counter[str], second: int = 2) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ...core.errors import SampleSchemaError
 from ..schema import text_hash
-from ._reader import load_json, number, record_reader, start_of
+from ._reader import as_score, load_json, record_reader, start_of
 
 _KEYS = {"instruction", "generator_1", "generator_2", "preference"}
 
@@ -33,7 +33,7 @@ def _records(path: Path, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]
                 f"{path} compares {model} with several references, {references[model]} and {other}."
             )
         # 1 is the reference's answer, 2 the model's, 1.5 a draw.
-        score = number(row["preference"])
+        score = as_score(row["preference"])
         yield {
             "model": model,
             "task": "alpaca_eval",

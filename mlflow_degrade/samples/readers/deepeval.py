@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..schema import text_hash
-from ._reader import as_text, number, object_with, record_reader
+from ._reader import as_score, as_text, object_with, record_reader
 
 
 def _cases(path: Path) -> list[dict[str, Any]]:
@@ -29,7 +29,7 @@ def _records(_: Path, cases: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             "response": as_text(case.get("actualOutput") or case.get("actual_output")),
         }
         for metric in case.get("metricsData") or case.get("metrics_data") or ():
-            score = None if metric.get("error") else number(metric.get("score"))
+            score = None if metric.get("error") else as_score(metric.get("score"))
             yield {**common, "metric": metric["name"], "score": score}
 
 

@@ -28,12 +28,11 @@ def _records(_: Path, problems: dict[str, list[dict[str, Any]]]) -> Iterator[dic
                 "repeat": i,
                 "response": tried.get("solution"),
             }
-            passed = None if base is None else float(base == "pass")
-            yield {**common, "metric": "base", "score": passed}
+            score = None if base is None else float(base == "pass")
+            yield {**common, "metric": "base", "score": score}
             if plus is not None:
                 # As EvalPlus counts: the extra tests are asked on top of the original ones.
-                both = float(base == plus == "pass")
-                yield {**common, "metric": "plus", "score": both}
+                yield {**common, "metric": "plus", "score": float(base == plus == "pass")}
 
 
 READER = record_reader(

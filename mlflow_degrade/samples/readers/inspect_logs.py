@@ -95,10 +95,10 @@ def _records(
         numeric = _metrics(log)
         skipped |= {f"{task}/{name}" for name, is_number in numeric.items() if not is_number}
         for sample in log.get("samples") or ():
-            common, scores = _common(sample, log["eval"], split_names(features)), _values(sample)
+            common, logged = _common(sample, log["eval"], split_names(features)), _logged(sample)
             for name in (name for name, is_number in numeric.items() if is_number):
                 # A sample that failed before it was scored is unscored under every metric.
-                yield {**common, "metric": name, "score": _number(scores.get(name))}
+                yield {**common, "metric": name, "score": _as_score(logged.get(name))}
     if skipped:
         note(f"left out, as they are not one number a sample: {', '.join(sorted(skipped))}.")
 
@@ -167,44 +167,44 @@ def _metrics(log: dict[str, Any]) -> dict[str, bool]:
     """Names of the metrics, and whether they are numbers."""
     numeric: dict[str, bool] = {}
     for sample in log.get("samples") or ():
-        for name, value in _values(sample).items():
-            numeric[name] = numeric.get(name, True) and not isinstance(_number(value), str)
+        for name, logged in _logged(sample).items():
+            numeric[name] = numeric.get(name, True) and not isinstance(_as_score(logged), str)
     return numeric
 
 
-def _values(sample: dict[str, Any]) -> dict[str, Any]:
-    """Values by metric; a scorer that gives several names them."""
+def _logged(sample: dict[str, Any]) -> dict[str, Any]:
+    """What is logged by metric; a scorer that gives several names them."""
     found: dict[str, Any] = {}
     # Early versions had one score without a name.
     scores = sample.get("scores") or ({"score": sample["score"]} if sample.get("score") else {})
     for scorer, score in scores.items():
-        value = score.get("value")
+        logged = score.get("value")
         if str(score.get("explanation") or "").startswith(_JUDGE_WITHOUT_GRADE):
             found[scorer] = None
-        elif isinstance(value, dict):
-            found |= {f"{scorer}/{key}": inner for key, inner in value.items()}
+        elif isinstance(logged, dict):
+            found |= {f"{scorer}/{key}": inner for key, inner in logged.items()}
         else:
-            found[scorer] = value
+            found[scorer] = logged
     return found
 
 
-def _number(value: Any) -> float | str | None:
-    """The value as a number; None is unscored, a text says that it is none."""
-    if value is None:
+def _as_score(logged: Any) -> float | str | None:
+    """The logged as a number; None is unscored, a text says that it is none."""
+    if logged is None:
         return None
-    if isinstance(value, (bool, int, float)):
+    if isinstance(logged, (bool, int, float)):
         # inspect_ai marks what a scorer could not score with NaN.
-        return None if math.isnan(value) else float(value)
-    if isinstance(value, str):
-        if value in _LETTERS:
-            return _LETTERS[value]
-        if value.lower() in _WORDS:
-            return _WORDS[value.lower()]
+        return None if math.isnan(logged) else float(logged)
+    if isinstance(logged, str):
+        if logged in _LETTERS:
+            return _LETTERS[logged]
+        if logged.lower() in _WORDS:
+            return _WORDS[logged.lower()]
         try:
-            return float(value)
+            return float(logged)
         except ValueError:
-            return value
-    return type(value).__name__
+            return logged
+    return type(logged).__name__
 
 
 READER = record_reader(

@@ -17,8 +17,8 @@ from ._columns import (
     SCORE_GROUPS,
     Origin,
     is_score_name,
+    of_files,
     source_columns,
-    stack,
     to_samples,
 )
 from ._pairwise import are_battles
@@ -26,7 +26,6 @@ from ._reader import Reader, as_text, files_in, json_lines, load_json, look_up, 
 
 _LINES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
 _SUFFIXES = (*_LINES, ".json", ".json.gz")
-_DEFAULT_TASK = "samples"
 _NAMES_A_COLUMN = ("model_column", "prediction_column", "average")
 _ABSENT = object()
 
@@ -51,9 +50,10 @@ def _read(
     **options: Any,
 ) -> SampleScores:
     wanted = split_names(features)
-    files = _files(path)
-    parts = []
-    for file in files:
+    asked = [*source_columns(options).values(), *wanted]
+    asked += [options[name] for name in _NAMES_A_COLUMN if options.get(name)]
+
+    def read(file: Path, implied: str) -> SampleScores:
         found, named = _records(file, records)
         if not found:
             raise EmptySamplesError(f"{file} holds no samples.")
@@ -63,24 +63,20 @@ def _read(
             word="key",
             hint=" Keys inside objects are written with dots, e.g. metadata.subject.",
         )
-        asked = [*source_columns(options).values(), *wanted]
-        asked += [options[name] for name in _NAMES_A_COLUMN if options.get(name)]
         keys = dict.fromkeys(key for record in found for key in _known(record))
         arrays = {key: _column(found, key, origin) for key in (*keys, *asked)}
-        stem = file.name[: -len(_suffix(file) or "")]
         several = model is not None or "model" in keys or are_battles(list(keys))
-        parts.append(
-            to_samples(
-                pa.table(arrays),
-                origin,
-                task=task or (stem if path.is_dir() else _DEFAULT_TASK),
-                keep_others=False,
-                features=wanted,
-                model=model if several else named,
-                **options,
-            )
+        return to_samples(
+            pa.table(arrays),
+            origin,
+            task=implied,
+            keep_others=False,
+            features=wanted,
+            model=model if several else named,
+            **options,
         )
-    return stack(parts, files, path)
+
+    return of_files(path, _files(path), task, _suffix, read)
 
 
 def _records(file: Path, where: str | None) -> tuple[list[dict[str, Any]], str | None]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ._reader import first_record, json_lines, number, record_reader
+from ._reader import as_score, first_record, json_lines, record_reader
 
 _KEYS = {"question_id", "model", "judge", "turn", "score"}
 # What FastChat writes where it found no rating in the judge's reply.
@@ -22,7 +22,7 @@ def _records(path: Path, _: bool) -> Iterator[dict[str, Any]]:
             # A question is one observation: its turns are averaged, as MT-bench does.
             "repeat": int(line["turn"]) - 1,
             "metric": "rating",
-            "score": None if line["score"] == _NO_RATING else number(line["score"]),
+            "score": None if line["score"] == _NO_RATING else as_score(line["score"]),
             "response": line.get("judgment"),
         }
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ...core.errors import SampleSchemaError
 from ..schema import FEATURE_PREFIX
-from ._reader import json_lines, number, read_json, record_reader
+from ._reader import as_score, json_lines, read_json, record_reader
 from ._unscored import was_not_scored
 
 _RESULTS = "results.jsonl"
@@ -77,19 +77,19 @@ def _records(path: Path, task: str, model: Any) -> Iterator[dict[str, Any]]:
         }
         if category is not None:
             common[FEATURE_PREFIX + "category"] = str(category)
-        yield {**common, "metric": "reward", "score": _reward(record["reward"], details)}
-        for name, reward in (record.get("scorer_rewards") or {}).items():
+        yield {**common, "metric": "reward", "score": _score(record["reward"], details)}
+        for name, logged in (record.get("scorer_rewards") or {}).items():
             own = details.get(name)
             failed = isinstance(own, dict) and ("error" in own or was_not_scored(own))
-            yield {**common, "metric": name, "score": None if failed else number(reward)}
+            yield {**common, "metric": name, "score": None if failed else as_score(logged)}
 
 
-def _reward(reward: Any, details: dict[str, Any]) -> float | None:
-    """The reward, None where the sandbox, the network, the clock or the judge failed."""
+def _score(logged: Any, details: dict[str, Any]) -> float | None:
+    """The score, None where the sandbox, the network, the clock or the judge failed."""
     # The engine writes 0 then (its issues 1140, 1155 and 1158).
     judge = details.get("judge")
     failed = isinstance(judge, dict) and ("error" in judge or was_not_scored(judge))
-    return None if failed or was_not_scored(details) else number(reward)
+    return None if failed or was_not_scored(details) else as_score(logged)
 
 
 def _text(value: Any) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ._reader import as_text, first_record, json_lines, number, record_reader
+from ._reader import as_score, as_text, first_record, json_lines, record_reader
 
 # What a model-graded eval writes where it found no choice in the judge's reply.
 _INVALID = "__invalid__"
@@ -45,7 +45,7 @@ def _records(path: Path, _: bool) -> Iterator[dict[str, Any]]:
 
 def _scores(data: dict[str, Any]) -> dict[str, float | None]:
     if "correct" in data:
-        return {"match": number(data["correct"])}
+        return {"match": as_score(data["correct"])}
     invalid = data.get("choice") == _INVALID
     scores = {k: v for k, v in data.items() if isinstance(v, (bool, int, float))}
     return {name: None if invalid else float(score) for name, score in scores.items()}

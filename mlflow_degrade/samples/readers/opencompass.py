@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ._reader import as_text, files_below, load_json, number, record_reader, start_of
+from ._reader import as_score, as_text, files_below, load_json, record_reader, start_of
 
 _CORRECT = ("correct", "is_correct", "judge", "pass", "passed")
 
@@ -40,7 +40,7 @@ def _records(_: Path, files: list[Path]) -> Iterator[dict[str, Any]]:
                 "target": as_text(target),
                 "response": as_text(answer),
                 "metric": "accuracy",
-                "score": number(score),
+                "score": as_score(score),
             }
 
 

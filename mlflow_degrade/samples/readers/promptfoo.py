@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..schema import text_hash
-from ._reader import as_text, number, numbered, object_with, record_reader
+from ._reader import as_score, as_text, numbered, object_with, record_reader
 
 # What promptfoo writes where a provider or a grader failed; 1 is a failed assertion.
 _ERROR = 2
@@ -47,7 +47,7 @@ def _records(_: Path, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             **(row.get("namedScores") or {}),
         }
         for metric, score in scores.items():
-            yield {**common, "metric": metric, "score": None if failed else number(score)}
+            yield {**common, "metric": metric, "score": None if failed else as_score(score)}
 
 
 READER = record_reader("promptfoo", "promptfoo results.json", _results, _records)

@@ -21,15 +21,14 @@ from ._columns import (
     COLUMN_OPTIONS,
     ID_NAMES,
     Origin,
+    of_files,
     source_columns,
-    stack,
     to_samples,
     usual_form,
 )
 from ._reader import Reader, files_in, plain, text_encoding
 
 _SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
-_DEFAULT_TASK = "samples"
 # "nan" is not among these: a score that is not a number is an error, an empty cell is "unscored".
 _NULLS = ["", "null", "NULL", "None", "NA", "N/A", "<NA>"]
 # Of our columns, those whose texts are kept as they are written.
@@ -50,16 +49,15 @@ def _read(path: Path, *, task: str | None = None, **options: Any) -> SampleScore
             f"{path} holds CSV and Parquet files: {[file.name for file in files]}. Keep one kind, "
             "as the same task may be in both."
         )
-    parts = []
-    for file in files:
-        name = file.name[: -len(_kind(file) or "")]
-        # In a directory the file names the task; of a single file they are all one.
-        implied = task or (name if path.is_dir() else _DEFAULT_TASK)
-        asked = source_columns(options)
-        table = _load(file, {asked[name] for name in _TEXTS if name in asked})
+    asked = source_columns(options)
+    texts = {asked[name] for name in _TEXTS if name in asked}
+
+    def read(file: Path, implied: str) -> SampleScores:
+        table = _load(file, texts)
         origin = Origin(str(file), f"it has {table.column_names}")
-        parts.append(to_samples(table, origin, task=implied, **options))
-    return stack(parts, files, path)
+        return to_samples(table, origin, task=implied, **options)
+
+    return of_files(path, files, task, _kind, read)
 
 
 def _load(file: Path, texts: set[str]) -> pa.Table:
