@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from ..core.errors import DegradeError, UnknownNameError
+from ..core.progress import VERBOSE
 from ..core.redaction import redact
 from ..tracking.runs import Terminated, terminate_gracefully
 
@@ -100,7 +101,8 @@ class _LazyGroup(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 96},
 )
 @click.version_option(package_name="mlflow-degrade")
-def cli() -> None:
+@click.option("--verbose", is_flag=True, help="Say as well what the engine found about itself.")
+def cli(verbose: bool) -> None:
     """Ship the fast model only when it is not worse.
 
     Paired significance tests on the per-sample scores of a baseline and a candidate, from logs
@@ -108,6 +110,8 @@ def cli() -> None:
 
     Exit codes: 0 PASS, 1 FAIL, 2 INCONCLUSIVE, 3 invalid input, 4 an error in mlflow-degrade.
     """
+    if verbose:
+        os.environ[VERBOSE] = "1"
 
 
 def run(args: Sequence[str] | None = None) -> int:

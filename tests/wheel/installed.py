@@ -26,7 +26,8 @@ class Environment:
 
     def variables(self, **more: str) -> dict[str, str]:
         """The process environment of somebody who activated it: nothing of the clone is seen."""
-        own = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTEST_ADDOPTS")}
+        seen = ("PYTHONPATH", "PYTEST_", "MLFLOW_", "_MLFLOW_")  # MLflow keeps its address there
+        own = {k: v for k, v in os.environ.items() if not k.startswith(seen)}
         path = os.pathsep.join([str(self.folder / "bin"), os.environ["PATH"]])
         return own | {"PATH": path, "VIRTUAL_ENV": str(self.folder), "COLUMNS": "100"} | more
 

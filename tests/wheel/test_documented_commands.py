@@ -28,13 +28,14 @@ from packaging.requirements import Requirement
 
 from mlflow_degrade import GatePolicy, cli, promote
 from mlflow_degrade.registry.evidence_bundle import export_evidence
+from mlflow_degrade.tracking.evaluations import log_evaluation
 
 sys.path.insert(0, str(ROOT / "tests"))
 sys.path.insert(0, str(ROOT / "tests" / "tracking"))
 sys.path.insert(0, str(ROOT / "tests" / "readers"))
 
 from engine_models import ModelDir, model_dir, tiny_source
-from gate_cases import log_evaluated, register_champion
+from gate_cases import log_evaluated, make_samples, register_champion
 from log_files import lm_folder, lm_record, lm_results
 from mlflow_state import mlflow_state_kept
 from mlflow_stores import use_empty_store
@@ -266,8 +267,10 @@ def described(
         for number in range(3, 8):
             _, uri = log_evaluated(folder, f"answer{number}", 10 + number)
             mlflow.register_model(uri, "chat")
-        here, there = (log_evaluated(folder, "twin", wrong)[0] for wrong in (10, 12))
-        judged = [_judged(wrong) for wrong in (3, 5)]
+        here, there = (_measured_on(wrong) for wrong in (10, 12))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MLFLOW_GENAI_EVAL_MAX_WORKERS", "1")  # SQLite takes one at a time
+            judged = [_judged(wrong) for wrong in (3, 5)]
         yield (
             folder,
             {
@@ -279,6 +282,15 @@ def described(
                 "judged candidate": judged[1],
             },
         )
+
+
+def _measured_on(wrong: int) -> str:
+    """A run of one and the same model, on some machine."""
+    digest = f"sha256:{'5e' * 32}"
+    with mlflow.start_run() as run:
+        samples = make_samples(wrong, model="twin", digest=digest)
+        log_evaluation(samples, {"model": digest, "suite": "suite"})
+    return str(run.info.run_id)
 
 
 def _judged(wrong: int) -> str:
