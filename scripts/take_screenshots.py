@@ -4,8 +4,8 @@
 schemes, which takes a quarter of an hour, starts ``mlflow ui`` on what they logged, and drives a
 headless Chromium with Playwright (``pip install playwright``, and ``playwright install chromium``
 or ``--chromium`` with the path of an installed one). ``--keep FOLDER`` leaves the store there;
-where it has the runs already, they are not made again. ``--address`` takes the pictures of a server that
-runs already on that folder.
+where it has the runs already, they are not made again. ``--address`` takes the pictures of a server
+that runs already on that folder.
 """
 
 from __future__ import annotations
