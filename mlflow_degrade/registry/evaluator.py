@@ -200,7 +200,10 @@ class DegradeEvaluator(ModelEvaluator):
         **_: Any,
     ) -> EvaluationResult:
         """Decide, log, and register when told to; see the class."""
+        import click
+
         from ..decision.results import Verdict
+        from ..tracking.views import where_to_look
         from .attestation import load_allowed_key
         from .gate_config import GateConfig
         from .register_on_pass import log_conclusion, place, tested_content
@@ -232,6 +235,8 @@ class DegradeEvaluator(ModelEvaluator):
                 decision, evidence, run_id, name, str(uri), content,
                 alias=alias, key=key, bound=True,
             )  # fmt: skip
+        for line in where_to_look(run_id):
+            click.echo(line, err=True)
         return EvaluationResult(metrics=metrics, artifacts={}, run_id=run_id)  # type: ignore[no-untyped-call]
 
 
