@@ -24,7 +24,13 @@ from mlflow.tracking import MlflowClient
 
 from mlflow_degrade import Decision, GatePolicy, PairedScores, SampleScores, pair, verify_version
 from mlflow_degrade.core.errors import DegradeError
-from mlflow_degrade.registry.evidence import EVIDENCE_TAG, PROOF_TAG, VERDICT_TAG, stated_tags
+from mlflow_degrade.registry.evidence import (
+    EVIDENCE_TAG,
+    PROOF_TAG,
+    VERDICT_TAG,
+    proof_tag,
+    stated_tags,
+)
 from mlflow_degrade.registry.evidence_bundle import export_evidence, verify_bundle
 
 pytest.importorskip("securesystemslib", reason='pip install "mlflow-degrade[signing]"')
@@ -72,6 +78,14 @@ def test_without_the_model_the_statement_must_name_one_all_the_same(
     assert found.problems == ("the signature is about other files of the model",)
 
 
+def _tags(case: cases.Case, form: str) -> dict[str, str]:
+    """A version's tags: its digests in one, or one for each as older versions have them."""
+    if form == "one":
+        return dict(case.tags)
+    stated, _ = stated_tags(case.tags)
+    return {key: value for key, value in stated.items() if key != PROOF_TAG}
+
+
 def _refuse_all(scene: Scene, found: list[Forgery]) -> None:
     """Put each forgery into the run of the honest version, and ask the registry for the alias."""
     client, case, folder = MlflowClient(), scene.honest, signing.evidence_folder(scene.honest)
@@ -83,7 +97,7 @@ def _refuse_all(scene: Scene, found: list[Forgery]) -> None:
         folder.mkdir()
         for name, content in forgery.files.items():
             (folder / name).write_bytes(content)
-        for key, value in (tags | forgery.tags).items():
+        for key, value in proof_tag(_tags(case, "each") | forgery.tags).items():
             if client.get_model_version(*case.at).tags.get(key) != value:
                 client.set_model_version_tag(*case.at, key, value)
         if scene.refusal(case) is None:
@@ -152,14 +166,6 @@ def test_signed_evidence_does_not_cover_other_bytes(scene: Scene) -> None:
     assert accepted == []
     assert scene.refusal(scene.honest) is None
     assert verify_bundle(bundle, scene.signers, model_dir=folder).ok
-
-
-def _tags(case: cases.Case, form: str) -> dict[str, str]:
-    """A version's tags: its digests in one, or one for each as older versions have them."""
-    if form == "one":
-        return dict(case.tags)
-    stated, _ = stated_tags(case.tags)
-    return {key: value for key, value in stated.items() if key != PROOF_TAG}
 
 
 @pytest.mark.parametrize("form", ["one", "each"])
