@@ -1,9 +1,11 @@
 """Take the pictures of docs/compare.md from a real MLflow UI in a real browser.
 
-``python scripts/take_screenshots.py`` makes a store with three candidates of one baseline (decided
-by the real tests on made-up samples), starts ``mlflow ui`` on it, and drives a headless Chromium
-with Playwright (``pip install playwright``, and ``playwright install chromium`` or ``--chromium``
-with the path of an installed one). ``--keep FOLDER`` leaves the store there to look at.
+``python scripts/take_screenshots.py`` runs the quantize recipe on the starter model with three
+schemes, which takes a quarter of an hour, starts ``mlflow ui`` on what they logged, and drives a
+headless Chromium with Playwright (``pip install playwright``, and ``playwright install chromium``
+or ``--chromium`` with the path of an installed one). ``--keep FOLDER`` leaves the store there;
+where it has the runs already, they are not made again. ``--address`` takes the pictures of a server
+that runs already on that folder.
 """
 
 from __future__ import annotations
@@ -19,17 +21,13 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import numpy as np
-import pandas as pd
-
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 _LARGEST = 300_000
-_ITEMS = 1_320
 _WAIT_MS = 60_000
 _FIRST = quote('["1"]')  # the experiment after "Default"
 # The panel that opens by itself on somebody's very first visit.
@@ -40,97 +38,32 @@ try {
 } catch (error) { /* about:blank has no storage */ }
 """
 
-# Per candidate: scheme, right answers lost and wrong ones gained, and its cost.
-_SCHEMES: tuple[dict[str, Any], ...] = (
-    {"name": "int8-weight-only", "b": 12, "c": 16, "size": 265e6, "prefill": 371, "decode": 46.1},
-    {"name": "int4-weight-only", "b": 166, "c": 49, "size": 183e6, "prefill": 317, "decode": 41.3},
-    {"name": "int8-dynamic", "b": 60, "c": 50, "size": 330e6, "prefill": 975, "decode": 38.0},
-)
-_BASELINE_COST = {"size": 539e6, "prefill": 431.0, "decode": 21.0}
-_TASKS = ("agreement", "definitions", "geography", "inflection", "numbers", "relations")
+_EXPERIMENT = "quantize SmolLM2-135M"
+_SCHEMES = ("int8-weight-only", "int4-weight-only", "int8-dynamic")
 
 
 def make_store() -> dict[str, str]:
-    """Log baseline evaluation and decisions to the current store; returns run ids by scheme."""
+    """Runs of the recipe by scheme, made where the current store has none."""
     import mlflow
+    from mlflow import MlflowClient
 
-    from mlflow_degrade import GatePolicy, pair
-    from mlflow_degrade.registry.register_on_pass import log_conclusion
-    from mlflow_degrade.tracking.evaluations import log_finite_metrics
-    from mlflow_degrade.tracking.runs import tracked_run
+    from mlflow_degrade import QuantizeOptions, quantize_and_gate
 
-    mlflow.set_experiment("quantize SmolLM2-135M")
-    random = np.random.default_rng(5)
-    questions = _questions(random)
-    questions["score"] = (random.random(len(questions)) < 0.78).astype(float)
-    baseline = _samples(questions, "SmolLM2-135M fp32")
+    experiment = mlflow.set_experiment(_EXPERIMENT).experiment_id
     runs = {}
     for scheme in _SCHEMES:
-        answers = _flipped(questions, scheme, random)
-        candidate = _samples(answers, f"SmolLM2-135M {scheme['name']}")
-        name = f"{scheme['name']} of SmolLM2-135M"
-        with tracked_run(name, tags={"degrade.kind": "recipe"}) as run:
-            mlflow.log_params({"model": "SmolLM2-135M", "scheme": scheme["name"]})
-            cost = {"baseline": _cost(_BASELINE_COST), "candidate": _cost(scheme)}
-            provenance = {"scheme": scheme["name"], "registered": None}
-            log_conclusion(
-                pair(baseline, candidate), GatePolicy(), cost=cost, provenance=provenance
-            )
-            log_finite_metrics({key: value for key, (value, _) in cost["candidate"].items()})
-            runs[scheme["name"]] = run.info.run_id
+        done = MlflowClient().search_runs(
+            [experiment],
+            f"tags.`degrade.scheme` = '{scheme}' and tags.`degrade.verdict` LIKE '%' "
+            "and attributes.status = 'FINISHED'",
+            max_results=1,
+        )
+        runs[scheme] = (
+            done[0].info.run_id
+            if done
+            else quantize_and_gate(QuantizeOptions(scheme=scheme)).run_id
+        )
     return runs
-
-
-def _questions(random: np.random.Generator) -> pd.DataFrame:
-    frame = pd.DataFrame({"task": np.resize([f"starter_{t}" for t in _TASKS], _ITEMS)})
-    frame = frame.sort_values("task", kind="stable", ignore_index=True)
-    frame["doc_id"] = frame.groupby("task").cumcount().astype(str)
-    left, right = random.integers(11, 99, (2, _ITEMS))
-    pairs = list(zip(left, right, strict=True))
-    frame["prompt"] = [f"Question: {a} plus {b} is\nAnswer:" for a, b in pairs]
-    frame["target"] = [str(a + b) for a, b in pairs]
-    frame["metric"] = "acc"
-    frame["feature.prompt_tokens"] = random.integers(12, 180, _ITEMS).astype(float)
-    # Questions that are close calls flip in one candidate as in another.
-    frame["feature.fragility"] = random.pareto(1.0, _ITEMS)
-    return frame
-
-
-def _flipped(
-    questions: pd.DataFrame, scheme: dict[str, Any], random: np.random.Generator
-) -> pd.DataFrame:
-    """As many right answers lost and wrong ones gained as the scheme says."""
-    answers = questions.copy()
-    long = (questions["feature.prompt_tokens"] > 130).to_numpy()
-    hides = scheme["name"] == "int8-dynamic"  # it loses on long prompts what it gains on others
-    for value, count in ((1.0, scheme["b"]), (0.0, scheme["c"])):
-        there = questions["score"].to_numpy() == value
-        weight = questions["feature.fragility"].to_numpy() * there
-        if hides:
-            weight = weight * np.where(long == (value == 1.0), 12.0, 1.0)
-        elif scheme["name"] == "int4-weight-only" and value == 1.0:
-            weight = weight * np.where(questions["task"] == "starter_numbers", 4.0, 1.0)
-        chosen = random.choice(len(questions), count, replace=False, p=weight / weight.sum())
-        answers.loc[chosen, "score"] = 1.0 - value
-    return answers
-
-
-def _samples(frame: pd.DataFrame, model: str) -> Any:
-    from mlflow_degrade import SampleScores
-    from mlflow_degrade.core.cache import digest_json
-
-    wrong = [str(int(target) + 10) for target in frame["target"]]
-    answer = np.where(frame["score"] == 1.0, frame["target"], wrong)
-    table = frame.drop(columns="feature.fragility").assign(response=answer)
-    return SampleScores.from_pandas(table, model=model, model_digest=digest_json({"model": model}))
-
-
-def _cost(figures: dict[str, Any]) -> dict[str, tuple[float, str]]:
-    return {
-        "size/bytes": (float(figures["size"]), "bytes"),
-        "throughput/prefill_tokens_per_second": (float(figures["prefill"]), "tokens/s"),
-        "throughput/decode_tokens_per_second": (float(figures["decode"]), "tokens/s"),
-    }
 
 
 @contextmanager
@@ -199,18 +132,18 @@ def main() -> None:
     parser.add_argument("--chromium", default=shutil.which("chromium"))
     parser.add_argument("--target", type=Path, default=IMAGES)
     parser.add_argument("--keep", type=Path)
+    parser.add_argument("--address")
     parser.add_argument("--only", nargs="*", help="names of pictures")
     options = parser.parse_args()
     options.target.mkdir(parents=True, exist_ok=True)
+    options.target = options.target.resolve()
     with tempfile.TemporaryDirectory() as scratch:
         folder = (options.keep or Path(scratch)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        here = Path.cwd()
         os.chdir(folder)
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
         runs = make_store()
-        os.chdir(here)
-        with mlflow_ui(folder) as address:
+        with nullcontext(options.address) if options.address else mlflow_ui(folder) as address:
             photograph(address, runs, options)
 
 
@@ -232,22 +165,55 @@ def photograph(address: str, runs: dict[str, str], options: argparse.Namespace) 
         browser.close()
 
 
+def verdicts(camera: Camera, runs: dict[str, str]) -> None:  # noqa: ARG001
+    """The saved view of verdicts: the list of runs."""
+    camera.page.set_viewport_size({"width": 1720, "height": 700})
+    camera.open("/experiments/1/runs?viewStateShareKey=degrade-verdicts", wait="degrade.guilty")
+    camera.take("ui-verdicts.png", clip={"x": 198, "y": 8, "width": 1516, "height": 420})
+
+
+def speed(camera: Camera, runs: dict[str, str]) -> None:  # noqa: ARG001
+    """The saved view of charts: which candidate is fast and not worse."""
+    view = "viewStateShareKey=degrade-speed&compareRunsMode=CHART"
+    camera.page.set_viewport_size({"width": 1500, "height": 860})
+    camera.open(f"/experiments/1/runs?{view}", wait="Speed against quality (3)")
+    camera.take("ui-speed.png", clip={"x": 198, "y": 100, "width": 1292, "height": 610})
+
+
 def run_page(camera: Camera, runs: dict[str, str]) -> None:
-    """The run page: the note says the verdict, and what would have to change."""
-    camera.open(f"/experiments/1/runs/{runs['int8-dynamic']}", wait="These samples do not settle")
-    camera.page.get_by_text("Show more").first.click()
-    camera.take("ui-run.png", clip={"x": 198, "y": 8, "width": 1074, "height": 740})
+    """The run page: the note says why, and which tasks."""
+    _note(camera, runs["int4-weight-only"])
+    camera.take("ui-run.png", clip={"x": 198, "y": 8, "width": 1074, "height": 860})
 
 
-def scatter(camera: Camera, runs: dict[str, str]) -> None:
-    """The page that compares runs: speed against the change in quality."""
-    _compare(camera, list(runs.values()))
-    camera.page.get_by_role("tab", name="Scatter Plot").click()
-    for axis, metric in (("x", "relative/throughput/decode"), ("y", "degrade/delta_pp")):
-        camera.page.locator(f"#{axis}-axis-selector").click()
-        camera.page.get_by_role("option", name=metric, exact=True).first.click()
-    camera.page.mouse.move(640, 700)
-    camera.take("ui-scatter.png", clip={"x": 198, "y": 40, "width": 1082, "height": 600})
+def next_step(camera: Camera, runs: dict[str, str]) -> None:
+    """Further down in the note: what to do now."""
+    _note(camera, runs["int4-weight-only"])
+    command = camera.page.get_by_text("mlflow run recipes/quantize").first
+    command.scroll_into_view_if_needed()
+    top = command.bounding_box()["y"]
+    camera.take("ui-next.png", clip={"x": 198, "y": top - 60, "width": 760, "height": 110})
+
+
+def version(camera: Camera, runs: dict[str, str]) -> None:  # noqa: ARG001
+    """A registered version is a model card, also in a narrow window."""
+    from mlflow import MlflowClient
+
+    newest = max(MlflowClient().search_model_versions(), key=lambda v: int(v.version))
+    camera.page.set_viewport_size({"width": 1000, "height": 1000})
+    camera.open(f"/models/{newest.name}/versions/{newest.version}", wait="verify models:/")
+    camera.take("ui-version.png", clip={"x": 198, "y": 8, "width": 794, "height": 960})
+
+
+def report(camera: Camera, runs: dict[str, str]) -> None:
+    """The report of a FAIL: real or noise, and where."""
+    import mlflow
+
+    text = mlflow.artifacts.load_text(f"runs:/{runs['int4-weight-only']}/report.html")
+    camera.page.set_viewport_size({"width": 1000, "height": 1000})
+    camera.page.goto("about:blank")
+    camera.page.set_content(text)
+    camera.take("report.png")
 
 
 def reports(camera: Camera, runs: dict[str, str]) -> None:
@@ -283,9 +249,19 @@ def _compare(camera: Camera, runs: list[str]) -> None:
     camera.page.get_by_text("Run Name:").first.wait_for()
 
 
+def _note(camera: Camera, run_id: str) -> None:
+    camera.page.set_viewport_size({"width": 1280, "height": 900})
+    camera.open(f"/experiments/1/runs/{run_id}", wait="The candidate is worse")
+    camera.page.get_by_text("Show more").first.click()
+
+
 PICTURES: tuple[Callable[[Camera, dict[str, str]], None], ...] = (
+    verdicts,
+    speed,
     run_page,
-    scatter,
+    next_step,
+    version,
+    report,
     reports,
     flips,
     candidates,

@@ -203,7 +203,10 @@ class DegradeEvaluator(ModelEvaluator):
         **_: Any,
     ) -> EvaluationResult:
         """Decide, log, and register when told to; see the class."""
+        import click
+
         from ..decision.results import Verdict
+        from ..tracking.views import where_to_look
         from .attestation import load_allowed_key
         from .gate_config import GateConfig
         from .register_on_pass import log_conclusion, place, tested_content
@@ -236,6 +239,8 @@ class DegradeEvaluator(ModelEvaluator):
                 alias=alias, key=key, bound=True,
             )  # fmt: skip
         _show(decision, paired)
+        for line in where_to_look(run_id):
+            click.echo(line, err=True)
         return EvaluationResult(  # type: ignore[no-untyped-call]
             metrics=metrics, artifacts=_artifacts(run_id), run_id=run_id
         )

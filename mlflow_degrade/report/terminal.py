@@ -76,7 +76,11 @@ def as_text(shown: RenderableType, *, width: int = 100) -> str:
 
 
 def decision_view(
-    decision: Decision, paired: PairedScores | None = None, *, samples: int = 3
+    decision: Decision,
+    paired: PairedScores | None = None,
+    *,
+    samples: int = 3,
+    scheme: str | None = None,
 ) -> RenderableType:
     """Everything about a decision that fits a terminal."""
     parts: list[RenderableType] = [_verdict(decision), _TaskTable(decision)]
@@ -92,7 +96,7 @@ def decision_view(
         parts.append(Text(answers))
     if (where := content.processor_sentence(decision)) is not None:
         parts.append(Text(where, style="dim"))
-    changes = remedies(decision)
+    changes = remedies(decision, scheme)
     if changes:
         parts += [heading("What would have to change"), _bullets(changes)]
     if paired is not None and samples > 0:

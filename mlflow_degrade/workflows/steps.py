@@ -321,7 +321,7 @@ def report(conclusion: Conclusion, models: Models, registered: str | None) -> No
     provenance["command"] = Command.current() or Command("mlflow run recipes/quantize", (), asked)
     found = log_report(decision, paired, cost=conclusion.compared.cost, provenance=provenance)
     out = console()
-    out.print(decision_view(decision, paired))
+    out.print(decision_view(decision, paired, scheme=models.scheme))
     if found is not None and any(feature.found for feature in found.features):
         out.print(subgroup_view(found, decision))
     if registered:

@@ -13,11 +13,13 @@ import report_cases as cases
 from rich.console import Console
 
 from mlflow_degrade import GatePolicy, decide, pair
-from mlflow_degrade.report import content, tables
+from mlflow_degrade.report import content, html, markdown, tables
+from mlflow_degrade.report.content import glossary
 from mlflow_degrade.report.cost import cost_rows, interval_note, slower_phases
 from mlflow_degrade.report.forest import forest_panels
 from mlflow_degrade.report.html import report as html_report
 from mlflow_degrade.report.markdown import report as markdown_report
+from mlflow_degrade.report.next_steps import Command, next_lines, next_steps, samples_per_task
 from mlflow_degrade.report.recommendations import remedies
 from mlflow_degrade.report.samples import shorten, worst_flips
 from mlflow_degrade.report.terminal import decision_view
@@ -320,3 +322,69 @@ def test_provenance_lists_everything() -> None:
     assert rows["candidate model digest"].startswith("sha256:")
     assert rows["decision digest"] == decision.digest()
     assert "numpy version" in rows
+
+
+def test_every_verdict_ends_in_an_exact_command_with_the_same_words_everywhere() -> None:
+    recipe = Command("mlflow run recipes/quantize", (), {"scheme": "int4-weight-only", "limit": 20})
+    facts: dict[str, Any] = {"command": recipe, "scheme": "int4-weight-only", "registered": None}
+    said = {
+        "FAIL": "mlflow run recipes/quantize -P limit=20 -P scheme=int8-weight-only",
+        "INCONCLUSIVE": "mlflow run recipes/quantize -P scheme=int4-weight-only -P limit=",
+        "PASS": "mlflow run recipes/quantize -P scheme=int4-weight-only -P limit=20 "
+        "-P register_as=NAME",
+    }
+    for verdict, line in said.items():
+        decision, paired = cases.case(verdict)
+        steps = next_steps(decision, facts)
+        assert steps[-1].line.startswith(line)
+        for text in (
+            markdown.summary_note(decision, provenance=facts),
+            markdown.report(decision, paired, provenance=facts),
+            html.report(decision, paired, provenance=facts),
+            "\n".join(next_lines(decision, facts)),
+        ):
+            for step in steps:
+                assert step.line in text.replace("&#39;", "'").replace("&#34;", '"')
+
+
+def test_the_limit_that_is_named_is_per_task_and_enough() -> None:
+    decision, _ = cases.case("INCONCLUSIVE")
+    needed, tasks = decision.power.samples_needed, len(decision.tasks)
+    limit = samples_per_task(decision)
+    assert needed is None or (limit - 100) * tasks < needed <= limit * tasks
+    (step,) = next_steps(
+        decision, {"command": Command("mlflow-degrade gate", (), {"alias": "a b"})}
+    )
+    names = ",".join(task.task for task in decision.tasks)
+    assert step.line == f"mlflow-degrade gate --alias 'a b' --tasks {names} --limit {limit}"
+    assert "limit is per task" in step.sentence
+
+
+def test_a_pass_names_load_alias_and_gate() -> None:
+    decision, _ = cases.case("PASS")
+    lines = [step.line for step in next_steps(decision, {"registered": "models:/chat/3"})]
+    assert lines == [
+        'model = mlflow.pyfunc.load_model("models:/chat/3")',
+        "mlflow models serve -m models:/chat/3 --env-manager local",
+        'mlflow.MlflowClient().set_registered_model_alias("chat", "champion", "3")',
+        "mlflow-degrade gate --candidate models:/chat/3 --baseline models:/chat@champion "
+        "--alias champion",
+    ]
+
+
+def test_words_are_explained_once_where_they_stand() -> None:
+    for verdict in ("PASS", "FAIL", "INCONCLUSIVE"):
+        decision, paired = cases.case(verdict)
+        said = glossary(decision)
+        assert any(line.startswith("guilty:") for line in said) == bool(decision.guilty)
+        console = Console(width=200, record=True, file=io.StringIO())
+        console.print(decision_view(decision, paired))
+        for text in (
+            console.export_text(),
+            markdown.summary_note(decision).replace("\\", ""),
+            markdown.report(decision, paired).replace("\\", ""),
+            html.report(decision, paired),
+        ):
+            for line in said:
+                assert text.count(line) == 1
+            assert text.count("allowing for the number of tasks") == bool(decision.guilty)

@@ -24,7 +24,13 @@ from mlflow.tracking import MlflowClient
 
 from mlflow_degrade import Decision, GatePolicy, PairedScores, SampleScores, pair, verify_version
 from mlflow_degrade.core.errors import DegradeError
-from mlflow_degrade.registry.evidence import EVIDENCE_TAG, VERDICT_TAG
+from mlflow_degrade.registry.evidence import (
+    EVIDENCE_TAG,
+    PROOF_TAG,
+    VERDICT_TAG,
+    proof_tag,
+    stated_tags,
+)
 from mlflow_degrade.registry.evidence_bundle import export_evidence, verify_bundle
 
 pytest.importorskip("securesystemslib", reason='pip install "mlflow-degrade[signing]"')
@@ -72,6 +78,14 @@ def test_without_the_model_the_statement_must_name_one_all_the_same(
     assert found.problems == ("the signature is about other files of the model",)
 
 
+def _tags(case: cases.Case, form: str) -> dict[str, str]:
+    """A version's tags: its digests in one, or one for each as older versions have them."""
+    if form == "one":
+        return dict(case.tags)
+    stated, _ = stated_tags(case.tags)
+    return {key: value for key, value in stated.items() if key != PROOF_TAG}
+
+
 def _refuse_all(scene: Scene, found: list[Forgery]) -> None:
     """Put each forgery into the run of the honest version, and ask the registry for the alias."""
     client, case, folder = MlflowClient(), scene.honest, signing.evidence_folder(scene.honest)
@@ -83,7 +97,7 @@ def _refuse_all(scene: Scene, found: list[Forgery]) -> None:
         folder.mkdir()
         for name, content in forgery.files.items():
             (folder / name).write_bytes(content)
-        for key, value in (tags | forgery.tags).items():
+        for key, value in proof_tag(_tags(case, "each") | forgery.tags).items():
             if client.get_model_version(*case.at).tags.get(key) != value:
                 client.set_model_version_tag(*case.at, key, value)
         if scene.refusal(case) is None:
@@ -154,21 +168,23 @@ def test_signed_evidence_does_not_cover_other_bytes(scene: Scene) -> None:
     assert verify_bundle(bundle, scene.signers, model_dir=folder).ok
 
 
-def test_evidence_and_tags_do_not_move_to_other_versions(scene: Scene) -> None:
+@pytest.mark.parametrize("form", ["one", "each"])
+def test_evidence_and_tags_do_not_move_to_other_versions(scene: Scene, form: str) -> None:
     """A version of bad bytes, with whatever an honest one has."""
     honest, bad = scene.honest, scene.failing
+    theirs, own = _tags(honest, form), _tags(bad, "each")
     lent = [
-        cases.register_again("lent", bad.model_uri, run, bad.digest, {**honest.tags, **tags})
+        cases.register_again("lent", bad.model_uri, run, bad.digest, {**theirs, **tags})
         for run, tags in (
             (honest.run_id, {}),
             (bad.run_id, {}),
             (honest.run_id, {"degrade.model_digest": bad.digest}),
             (
                 honest.run_id,
-                {k: bad.tags[k] for k in ("degrade.model_digest", "degrade.artifact_digest")},
+                {k: own[k] for k in ("degrade.model_digest", "degrade.artifact_digest")},
             ),
             (bad.run_id, {"degrade.run_id": bad.run_id}),
-            (bad.run_id, bad.tags | {VERDICT_TAG: "PASS"}),
+            (bad.run_id, _tags(bad, form) | {VERDICT_TAG: "PASS"}),
         )
     ]
     assert [case.version for case in lent if scene.refusal(case) is None] == []
@@ -176,12 +192,19 @@ def test_evidence_and_tags_do_not_move_to_other_versions(scene: Scene) -> None:
     assert "under the required policy" in str(scene.refusal(scene.lax))
 
 
-def test_no_tag_can_say_something_else(scene: Scene) -> None:
+@pytest.mark.parametrize("form", ["one", "each"])
+def test_no_tag_can_say_something_else(scene: Scene, form: str) -> None:
     """Changed, or taken from another version; the pointer to the run only where it leads."""
     client, case = MlflowClient(), scene.honest
     accepted = []
-    for key, value in case.tags.items():
-        others = [scene.second.tags[key], scene.failing.tags[key]]
+    own = _tags(case, form)
+    for key in case.tags.keys() - own.keys():
+        client.delete_model_version_tag(*case.at, key)
+    for key, value in own.items():
+        client.set_model_version_tag(*case.at, key, value)
+    assert scene.refusal(case) is None
+    for key, value in own.items():
+        others = [_tags(other, form)[key] for other in (scene.second, scene.failing)]
         others += [] if key == "degrade.run_id" else [other_value(value), ""]
         for other in others:
             if other == value:
@@ -190,10 +213,15 @@ def test_no_tag_can_say_something_else(scene: Scene) -> None:
             if scene.refusal(case) is None:
                 accepted.append((key, other))
         client.set_model_version_tag(*case.at, key, value)
-    client.delete_model_version_tag(*case.at, EVIDENCE_TAG)
+    told = PROOF_TAG if form == "one" else EVIDENCE_TAG
+    client.delete_model_version_tag(*case.at, told)
     assert scene.refusal(case) is not None
-    client.set_model_version_tag(*case.at, EVIDENCE_TAG, case.tags[EVIDENCE_TAG])
+    client.set_model_version_tag(*case.at, told, own[told])
     assert accepted == []
+    for key, value in case.tags.items():
+        client.set_model_version_tag(*case.at, key, value)
+    for key in own.keys() - case.tags.keys():
+        client.delete_model_version_tag(*case.at, key)
     assert scene.refusal(case) is None
 
 

@@ -281,6 +281,10 @@ def test_a_browser_shows_the_saved_view_and_a_linked_model(tmp_path: Path, store
         assert page.get_by_text("Not registered").count() == 0
         page.goto("about:blank")
         page.goto(f"{url}/#/models/chat/versions/2")
-        page.get_by_role("link", name="Why, which tasks, which samples: the report").click()
-        page.wait_for_url(f"**/runs/{done.run_id}/artifacts/report.html*")
+        link = page.get_by_role("link", name="Why, which tasks, which samples: the report").first
+        address = str(link.get_attribute("href"))
+        assert address.endswith(f"#/experiments/0/runs/{done.run_id}/artifacts/report.html")
+        page.goto("about:blank")
+        page.goto(f"{url}/{address[address.index('#') :]}")
+        page.get_by_text("report.html").first.wait_for()
         browser.close()
