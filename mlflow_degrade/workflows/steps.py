@@ -289,8 +289,8 @@ def log_and_register(
 ) -> str | None:
     """Log the candidate as a model and, given a name, register it with its verdict."""
     from ..optimize.source.model_directory import ModelDirectory
-    from ..registry.register_on_pass import seal, tested_content
     from ..registry.evidence import decision_metrics
+    from ..registry.register_on_pass import seal, tested_content
     from ..registry.registration import log_model, register, verdict_tags
     from ..tracking.datasets import log_model_metrics
 
