@@ -133,7 +133,7 @@ def test_labels_of_what_changed_are_no_random_draw() -> None:
 
 
 def test_the_evidence_gives_the_decision_again(tmp_path: Any) -> None:
-    scores = sides(np.random.default_rng(6), 300, 900)
+    scores = sides(np.random.default_rng(6), 300, 900, drop=0.01)
     rules = policy()
     paired = rules.pair(*scores)
     found = decide(paired, rules)
