@@ -174,7 +174,7 @@ def test_the_key_is_no_part_of_other_policies() -> None:
 @pytest.mark.parametrize("lean", [(0.1, 0.6), (0.6, 0.1)])
 def test_wrong_verdicts_are_as_rare_as_alpha(lean: tuple[float, float]) -> None:
     """At the margin a PASS, without a change a FAIL, with an uncorrected task beside it."""
-    rng, reps, alpha = np.random.default_rng(8), 400, 0.05
+    rng, reps, alpha = np.random.default_rng(8), 200, 0.05
     rules = policy(rule="non_inferiority", margin_pp=15)
     wrong = {"PASS at the margin": 0, "FAIL without a change": 0}
     for _ in range(reps):
