@@ -45,6 +45,30 @@ def long(session: nox.Session) -> None:
     session.run("pytest", "-n", "0", "-m", "slow and not exhaustive", *session.posargs)
 
 
+#: What stands on MLflow's own interfaces, and has to hold on each of its versions.
+_ON_MLFLOW = (
+    "tests/tracking/test_evaluator.py",
+    "tests/tracking/test_genai_runs.py",
+    "tests/tracking/test_promotion.py",
+    "tests/tracking/test_served_by_mlflow.py",
+    "tests/tracking/test_verification.py",
+    "tests/readers/test_mlflow_traces.py",
+)
+
+
+@nox.session
+@nox.parametrize("mlflow", ["3.17", "3.18", "newest"])
+def mlflow(session: nox.Session, mlflow: str) -> None:
+    """What stands on MLflow, on one of its versions: ``nox -s "mlflow(mlflow='3.18')"``.
+
+    It is installed into the environment that nox was called from, as the matrix of CI does.
+    """
+    wanted = "mlflow<4" if mlflow == "newest" else f"mlflow~={mlflow}.0"
+    session.run("pip", "install", "--upgrade", wanted)
+    session.run("pip", "check")
+    session.run("pytest", "-n", "0", "-m", "not exhaustive", *_ON_MLFLOW, *session.posargs)
+
+
 @nox.session
 def docs(session: nox.Session) -> None:
     """The site, in site/; needs the extra "docs"."""

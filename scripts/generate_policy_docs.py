@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from mlflow_degrade import GatePolicy, TaskPolicy
+from mlflow_degrade import GatePolicy, JudgePolicy, TaskPolicy
 from mlflow_degrade.cli.options import meanings as known_meanings
 from mlflow_degrade.samples.pairing import ALLOWABLE
 
@@ -22,6 +22,7 @@ TARGET = Path(__file__).parents[1] / "docs" / "policy.md"
 _LIMITS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
 _SAID = {
     "evidence_experiments": "list of names",
+    "judge": "mapping of [its keys](#keys-of-a-judge)",
     "apply_chat_template": "`true`, `false`, or a template's name",
     "gen_kwargs": "mapping of [arguments](chat.md#generation-arguments)",
 }
@@ -35,7 +36,7 @@ _TYPES = {
 
 def render(page: str) -> str:
     """The page with its tables made again."""
-    for model in (GatePolicy, TaskPolicy):
+    for model in (GatePolicy, TaskPolicy, JudgePolicy):
         begin, end = (f"<!-- {word}: keys of {model.__name__} -->" for word in ("begin", "end"))
         if page.count(begin) != 1 or page.count(end) != 1:
             raise SystemExit(f"{TARGET} must hold {begin} and {end} once each")

@@ -31,6 +31,7 @@ from .paired_tests import (
     task_result,
 )
 from .policy import GatePolicy, JudgePolicy
+from .reasons import labels_are_random
 from .results import AggregateResult, IntervalRecord, JudgeResult, PowerResult, TaskResult
 
 _TEST = "judge corrected by labels"
@@ -69,6 +70,11 @@ def judged_results(
         tasks = [others.get(task.task, task) for task in tasks]
     own = {task.name: found[task.name] for task in gating if task.name in found}
     total = _together(gating, tests, rest, own, policy, claims, margin)
+    doubtful = [task for task in tasks if not labels_are_random(task) and task.tier == "gating"]
+    if doubtful:
+        # Nobody is blamed, and nothing concluded, by labels that are no random draw.
+        total = total.model_copy(update={"reliable": False})
+        tasks = [task.model_copy(update={"guilty": False}) for task in tasks]
     power = _power(gating, tests, split, margin, tasks)
     return tuple(tasks), total, power
 

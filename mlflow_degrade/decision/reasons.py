@@ -182,6 +182,11 @@ def few_labels(gating: list[TaskResult]) -> Iterable[str]:
 _NOT_RANDOM = 1e-3
 
 
+def labels_are_random(task: TaskResult) -> bool:
+    """Whether the labelled samples of a task may be a random draw; else nothing follows of them."""
+    return task.judge is None or task.judge.p_random > _NOT_RANDOM
+
+
 def doubts(
     tasks: tuple[TaskResult, ...], aggregate: AggregateResult, policy: GatePolicy
 ) -> Iterable[str]:
@@ -201,7 +206,7 @@ def doubts(
             f"answered (the reverse: {only_baseline}): find out why before comparing the rest"
         )
     for task in gating:
-        if task.judge is not None and task.judge.p_random <= _NOT_RANDOM:
+        if task.judge is not None and not labels_are_random(task):
             yield (
                 f"the labels {task.judge.gold} of {task.task} are not on a random part of the "
                 f"samples: the judge saw another change on them (p = "

@@ -395,8 +395,9 @@ class Decision(_Record):
             mood=mood,
             sentences=[*said, *self.reasons],
             columns=("", "samples", "worse / better", "change", f"{level} interval", "p", "",
-                     *(["judge alone", "labels"] if judged else [])),
+                     *(["judge alone", "labels alone"] if judged else [])),
             rows=[_shown_row(each, self.policy.alpha, judged) for each in results],
+            total=True,
             note="Change is candidate − baseline, positive is better; p is one-sided for “the "
             "candidate is worse”. Guilty: worse even after allowing for the number of tasks.",
         )  # fmt: skip

@@ -33,6 +33,7 @@ from .reasons import (
     degradations,
     doubts,
     few_labels,
+    labels_are_random,
     no_degradation,
     ruled_out,
     unproven,
@@ -371,7 +372,8 @@ def _judge(
         warn_only = False
     blocking = list(doubts(tasks, aggregate, policy))
     if degraded and not aggregate.reliable:
-        if policy.rule == "no_degradation" or missing:
+        random = all(map(labels_are_random, gating))  # else that is among the doubts already
+        if random and (policy.rule == "no_degradation" or missing):
             blocking.insert(0, UNRELIABLE)
         degraded = []
     if degraded and (policy.rule == "no_degradation" or missing):

@@ -286,7 +286,10 @@ def _known_runs(side: Subject, files: ModelFiles, experiments: Collection[str]) 
     if side.run is not None:
         return [side.run]
     uri = side.model_uri or side.reference
-    return evaluations_of(files.content(uri).digest, experiments) or genai_runs_of(uri, experiments)
+    content = files.content(uri)
+    found = evaluations_of(content.digest, experiments)
+    # Models of this package are asked for text and scores, not by mlflow.genai.evaluate.
+    return found if found or content.onnx_digest else genai_runs_of(uri, experiments)
 
 
 def _decide(

@@ -220,3 +220,48 @@ def test_what_leads_nowhere_is_said(runs: dict[str, tuple[str, str]], tmp_path: 
     with pytest.raises(InputError, match=r"holds samples of tasks"):
         promote(f"runs:/{runs['good'][0]}", f"runs:/{plain}", POLICY, register_as=None,
                 scorers="exact")  # fmt: skip
+
+
+def test_the_exact_p_is_that_of_mlflow(tmp_path: Path) -> None:
+    """McNemar's test of 100 generated pairs of scores, from one pair of runs."""
+    from mlflow.entities import Feedback
+    from mlflow.genai.scorers import scorer
+
+    from mlflow_degrade import pair, stats
+
+    if not hasattr(mlflow.genai, "compare_evaluations"):
+        pytest.skip("MLflow compares evaluations from 3.18 on")
+    rng, names = np.random.default_rng(0), [f"s{i:02}" for i in range(100)]
+    rows = 30
+    # From no change at all to many, of either direction; fewer than 25, where MLflow is exact.
+    scores = {name: rng.random((2, rows)) < rng.uniform(0.05, 0.95, (2, 1)) for name in names}
+    for drawn in scores.values():
+        same = rng.random(rows) < 0.3
+        drawn[1, same] = drawn[0, same]
+
+    def run(side: int) -> str:
+        @scorer
+        def generated(inputs: dict[str, int]) -> list[Any]:
+            return [
+                Feedback(name=name, value=bool(scores[name][side, inputs["row"]])) for name in names
+            ]
+
+        data = [{"inputs": {"row": i}, "outputs": f"{side} {i}"} for i in range(rows)]
+        return str(mlflow.genai.evaluate(data=data, scorers=[generated]).run_id)
+
+    with mlflow_state_kept():
+        use_empty_store(tmp_path)
+        baseline, candidate = run(0), run(1)
+        theirs = mlflow.genai.compare_evaluations(
+            candidate_run_id=candidate, baseline_run_id=baseline
+        )
+        sides = [_read(f"runs:/{each}", ",".join(names)) for each in (baseline, candidate)]
+    compared = 0
+    for task in pair(*sides, metric={name: name for name in names}).tasks:
+        other = theirs.scorers[task.name]
+        assert other.n_nonzero == task.regressions + task.improvements
+        if other.method == "mcnemar_exact":
+            own = stats.mcnemar(task.regressions, task.improvements, task.n).p_two_sided
+            assert own == pytest.approx(other.p_value, rel=1e-12)
+            compared += 1
+    assert compared == len(names)
