@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from ..core.errors import InputError, ModelError
+from ..core.progress import verbose
 from ..core.prompting import Prompting
 from ..decision.policy import GatePolicy
 from ..decision.results import SideName
@@ -95,7 +96,10 @@ def compare_models(
 
     folders: dict[str, Path] = {side: about.folder for side, about in sides.items()}
     choice = scoring_path(folders, suite, settings)
-    for sentence in [*(choice.sentences() if adopt else ()), *prompting_notes(folders, suite)]:
+    for sentence in [
+        *(choice.sentences() if adopt and verbose() else ()),
+        *prompting_notes(folders, suite),
+    ]:
         say(sentence)
     found = {}
     for side, about in sides.items():

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from ..core.progress import counted_steps
 from ..core.prompting import Prompting
 from ..decision.policy import GatePolicy
 from ..decision.results import Decision, Verdict
@@ -165,8 +166,14 @@ def quantize_and_gate(options: QuantizeOptions | None = None) -> Outcome:
     options = options or QuantizeOptions()
     # What tells runs apart comes first: lists of runs show some twenty characters.
     name = f"{options.all_passes.name} of {Path(options.model).name}"
-    with recipe_run(name, _params(options)) as run_id:
+    with recipe_run(name, _params(options)) as run_id, counted_steps(_steps(options)):
         return _run(options, run_id)
+
+
+def _steps(options: QuantizeOptions) -> int:
+    """How many steps there will be, where the candidate passes."""
+    # Find, check, export, quantize, evaluate, measure, decide, log.
+    return 8 + (options.tasks == ("auto",)) + 3 * (options.baseline_model is not None)
 
 
 def _run(options: QuantizeOptions, run_id: str) -> Outcome:
@@ -206,7 +213,9 @@ def _run(options: QuantizeOptions, run_id: str) -> Outcome:
         say(sentence)
     _require_template(prompting, options.model, options.baseline_model)
     for model in filter(None, (options.model, options.baseline_model)):
-        with step(f"Find {model}"):  # what it does not answer is refused before any work
+        with step(
+            f"Check that {model} answers the tasks"
+        ):  # what it does not answer is refused before any work
             fitted_suite(suite, resolve_model(model).path)
     models = steps.make_models(
         options.model,

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import InputError
+from ..core.progress import remember_step, step_heading, verbose
 from ..decision.policy import GatePolicy
 from ..decision.results import Decision
+from ..engine.providers import CPU
 from ..samples.pairing import PairedScores
 
 if TYPE_CHECKING:
@@ -27,14 +29,15 @@ if TYPE_CHECKING:
 
 @contextmanager
 def step(title: str) -> Iterator[None]:
-    """Announce a step, and say how long it took."""
+    """Announce a step, which one it is and how long it took before; then how long it took."""
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False)
-    console.print(f"[bold]▸ {title}[/bold]")
+    console.print("▸ ", step_heading(title), sep="", style="bold", markup=False, soft_wrap=True)
     start = time.monotonic()
     yield
-    console.print(f"  [dim]{time.monotonic() - start:.1f} s[/dim]")
+    remember_step(title, seconds := time.monotonic() - start)
+    console.print(f"  [dim]{seconds:.1f} s[/dim]")
 
 
 def say(text: str) -> None:
@@ -184,7 +187,8 @@ def describe_placement(folder: Path, providers: tuple[str, ...]) -> None:
     from ..tracking.bench import log_placement
 
     placement = find_placement(folder, providers)
-    say(placement.sentence())
+    if verbose() or providers[0] != CPU:  # where only one provider is, all nodes are on it
+        say(placement.sentence())
     log_placement(placement)
 
 
