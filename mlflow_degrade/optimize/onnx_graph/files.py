@@ -43,8 +43,8 @@ def read_graph(path: Path, *, weights: bool = False) -> Any:
         return onnx.load(str(path), load_external_data=weights)
     except (DecodeError, ValueError, onnx.checker.ValidationError) as error:
         raise ModelError(
-            f"{path} cannot be read: {error}. The graph or its weights are cut off or damaged: "
-            "copy the model again, or make it anew."
+            f"{path} cannot be read: {error}. It is no ONNX model, or its graph or weights are "
+            "cut off or damaged: copy the model again, or make it anew."
         ) from error
 
 
