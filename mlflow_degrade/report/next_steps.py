@@ -209,5 +209,5 @@ def _after_inconclusive(decision: Decision, command: Command) -> NextStep:
 
 def _round_up(n: int) -> int:
     """Two digits are enough to say how many."""
-    step = 10 ** max(1, len(str(n)) - 2)
+    step: int = 10 ** max(1, len(str(n)) - 2)
     return -(-n // step) * step
