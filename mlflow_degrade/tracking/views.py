@@ -11,6 +11,7 @@ import time
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -182,15 +183,17 @@ def install_views(experiment_id: str) -> str | None:
 
 def report_address(run_id: str) -> str:
     """Where MLflow's pages show the report of a run."""
-    return f"#/experiments/{_run(run_id).info.experiment_id}/runs/{run_id}/artifacts/report.html"
+    return f"#/experiments/{_experiment(run_id)}/runs/{run_id}/artifacts/report.html"
 
 
 def where_to_look(run_id: str | None = None) -> list[str]:
     """How to see a run among the others in MLflow, in lines to print; installs the views."""
     import mlflow
 
-    run = _run(run_id)
-    experiment, run_id = str(run.info.experiment_id), str(run.info.run_id)
+    if run_id is None:
+        active: Any = mlflow.active_run()
+        run_id = str(active.info.run_id)
+    experiment = _experiment(run_id)
     view = install_views(experiment)
     pages = [f"#/experiments/{experiment}/runs" + (f"?viewStateShareKey={view}" if view else "")]
     pages.append(f"#/experiments/{experiment}/runs/{run_id}")
@@ -206,15 +209,22 @@ def where_to_look(run_id: str | None = None) -> list[str]:
     ]
 
 
-def _run(run_id: str | None) -> Any:
-    """The active run where that is meant, else another."""
+def _experiment(run_id: str) -> str:
+    """The experiment of the active run, or of another."""
     import mlflow
-    from mlflow import MlflowClient
 
     active: Any = mlflow.active_run()
-    if active is not None and run_id in (None, active.info.run_id):
-        return active
-    return MlflowClient().get_run(str(run_id))
+    if active is not None and active.info.run_id == run_id:
+        return str(active.info.experiment_id)
+    return _looked_up(mlflow.get_tracking_uri(), run_id)
+
+
+@lru_cache
+def _looked_up(server: str, run_id: str) -> str:
+    """A run stays in its experiment: one request for each."""
+    from mlflow import MlflowClient
+
+    return str(MlflowClient(server).get_run(run_id).info.experiment_id)
 
 
 def _names(tags: Mapping[str, str]) -> set[str]:
