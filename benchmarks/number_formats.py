@@ -34,8 +34,7 @@ from numpy.typing import NDArray
 from mlflow_degrade.bench.machine import processor_name
 from mlflow_degrade.engine.providers import CPU
 from mlflow_degrade.optimize.export import export_onnx
-from mlflow_degrade.optimize.formats.number_format import NumberFormat, parse_format
-from mlflow_degrade.optimize.formats.rounding import round_weights
+from mlflow_degrade.optimize.formats.number_format import NumberFormat, parse_format, round_weights
 from mlflow_degrade.optimize.fusion.optimize_graph import optimize_graph
 from mlflow_degrade.optimize.parity.prompts import PARITY_PROMPTS
 from mlflow_degrade.optimize.schemes import SIMULATED, apply_scheme

@@ -89,7 +89,7 @@ def model_products(folder: Path) -> dict[str, float]:
 
 def model_logits(folder: Path, tokens: list[list[int]]) -> npt.NDArray[np.float32]:
     """Logits at every position of every text, as the package's forward pass gives them."""
-    from mlflow_degrade.optimize.onnx_graph.forward import OnnxForward
+    from mlflow_degrade.optimize.parity.decoder import OnnxForward
 
     forward = OnnxForward(folder, threads=1)
     return np.concatenate([forward.logits(np.array(text, np.int64)) for text in tokens])

@@ -15,7 +15,7 @@ from mlflow_degrade import SampleScores
 from mlflow_degrade.core import cache
 from mlflow_degrade.core.cache import cached_directory, digest_directory, require_space
 from mlflow_degrade.core.errors import StorageError
-from mlflow_degrade.evaluation.journal import Journal
+from mlflow_degrade.evaluation.lm_eval_task import Journal
 from mlflow_degrade.evaluation.model_evaluation import Entry
 from mlflow_degrade.optimize.source.weight_files import damage
 

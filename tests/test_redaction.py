@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mlflow_degrade.core.errors import ModelError
-from mlflow_degrade.core.redaction import redact, redact_value
+from mlflow_degrade.core.errors import ModelError, redact, redact_value
 
 SECRET = "s3cr3t-Value"
 

@@ -10,8 +10,7 @@ import against_pytorch as pair
 import numpy as np
 
 from mlflow_degrade.bench.cost import DecoderWorkload
-from mlflow_degrade.bench.energy import open_energy_meter
-from mlflow_degrade.bench.memory import measure_memory
+from mlflow_degrade.bench.memory import measure_memory, open_energy_meter
 from mlflow_degrade.bench.results import Shape
 from mlflow_degrade.engine.providers import on_gpu
 

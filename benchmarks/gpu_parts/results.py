@@ -39,7 +39,7 @@ def machine(setting: Setting) -> dict[str, Any]:
 
 
 def _driver() -> str:
-    from mlflow_degrade.bench.energy import open_gpu
+    from mlflow_degrade.bench.memory import open_gpu
 
     gpu = open_gpu()
     return gpu if isinstance(gpu, str) else str(gpu.nvml.nvmlSystemGetDriverVersion())

@@ -19,11 +19,20 @@ from ..engine.encoder import OnnxEncoder
 from ..engine.family import check_same_work, model_family
 from ..engine.providers import cpu_count, device_name, on_gpu, resolve_device
 from ..engine.schedule import Batch, Row, Tokens
-from .energy import EnergyMeter, open_energy_meter
 from .machine import processor_name
-from .memory import MemoryUse, measure_memory
-from .results import MIN_ROUNDS, BenchmarkReport, ModelCost, Phase, PhaseTimes, Shape, most_tokens
-from .roofline import ModelWork, measure_roof, model_work
+from .memory import EnergyMeter, MemoryUse, measure_memory, open_energy_meter
+from .results import (
+    MIN_ROUNDS,
+    BenchmarkReport,
+    ModelCost,
+    ModelWork,
+    Phase,
+    PhaseTimes,
+    Shape,
+    measure_roof,
+    model_work,
+    most_tokens,
+)
 
 # What is timed of a model, by its family: the same calls as in an evaluation.
 

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import InputError
-from ..engine.one_text import one_text
 from ..engine.ort_values import run_arrays
 from ..engine.providers import CPU, on_gpu, open_session, session_options
+from ..engine.schedule import one_text
 from ..engine.session import run_error
-from .roofline import PRODUCTS
+from .results import PRODUCTS
 
 TOKENS = 16
 """Tokens of the text that a placement is found with."""

@@ -11,13 +11,7 @@ from ..registry.promotion import Promotion
 from ..workflows.gate import GateOptions
 from ..workflows.gate import gate as decide_and_promote
 from .options import options_of, read
-from .output import (
-    document_options,
-    json_option,
-    require_one_stdout,
-    write_documents,
-    write_json,
-)
+from .output import document_options, json_option, require_one_stdout, write_documents, write_json
 
 _HELP = """Compare a candidate with a baseline in MLflow, and promote it only when it passes.
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import click
 
-from .evaluation_runs import logging_options, parse_tags, show
+from .evaluate import logging_options, parse_tags, show
 
 _HELP = """Put the output of lm-eval into MLflow as an evaluation run.
 

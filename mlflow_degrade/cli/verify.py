@@ -57,8 +57,7 @@ KEY = click.option(
 def verify(model: str, policy_file: str | None, keys: tuple[str, ...], json_: str | None) -> int:
     from ..decision.policy import GatePolicy
     from ..registry.gate_config import allowed_signers
-    from ..registry.verification import verify_version
-    from ..registry.verified_loading import resolve
+    from ..registry.verification import resolve, verify_version
     from ..tracking.connection import require_tracking_server
 
     policy = None if policy_file is None else GatePolicy.from_yaml(Path(policy_file))

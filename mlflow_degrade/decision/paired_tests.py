@@ -12,14 +12,13 @@ import numpy.typing as npt
 
 from .. import stats
 from ..samples.pairing import PairedScores, PairedTask
-from ..stats._aggregate import macro_limit, macro_p_below
+from ..stats._aggregate import Suite, macro_limit, macro_p_below
 from ..stats._benchmark import JointUnits
 from ..stats._combination_rules import pooled_level, rule_named
 from ..stats._exchangeable_units import FlipUnits, effective_count, flip_units
 from ..stats._intervals import melded_lower_bound
 from ..stats._means import FEW_INFORMATIVE, mean_limit
 from ..stats._power import guarded_power, smallest
-from ..stats._suite import Suite
 from .policy import GatePolicy
 from .results import AggregateResult, IntervalRecord, PowerResult, TaskResult
 

@@ -57,7 +57,7 @@ def needed_samples(
     aggregation: str = DEFAULT_RULE,
 ) -> NeededSamples:
     """Samples that a gate with this margin needs."""
-    # `mlflow_degrade.stats._sample_size` (Connor) and `sample_size_noninferiority`; the guard is
+    # `mlflow_degrade.stats._power` (Connor) and `sample_size_noninferiority`; the guard is
     # `guard_mde`, searched for the smallest n that satisfies it.
     level = pooled_level(alpha, aggregation)
     detect = sample_size(drop, flip_rate, alpha=level, power=power).n

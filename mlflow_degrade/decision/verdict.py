@@ -25,7 +25,14 @@ from ..stats import attempt_alpha, upper_proportion
 from ..stats._combination_rules import RULE_PLUGINS
 from ..stats._exchangeable_units import effective_count
 from .judged import judged_results
-from .paired_tests import GatingTests, adjust, aggregate_tasks, data_power, name_guilty, task_result
+from .paired_tests import (
+    GatingTests,
+    adjust,
+    aggregate_tasks,
+    data_power,
+    name_guilty,
+    task_result,
+)
 from .policy import GatePolicy
 from .reasons import (
     UNRELIABLE,

@@ -17,20 +17,15 @@ from ..core.errors import (
     NonFiniteLogitsError,
     UnsupportedModelError,
 )
-from .decode_step import Stepper
-from .engine_graph import DerivedGraph, build_engine_graph
-from .fixed_stepping import FixedModel, FixedStepper, open_fixed
-from .forward_pass import Answers, run_rows
+from .engine_graph import DerivedGraph, Form, build_engine_graph
+from .fixed_stepping import FixedModel, FixedStepper, Stepper, open_fixed
+from .forward_pass import Answers, run_plan, run_rows
 from .generation import Sampling, generate
-from .gpu_graph import Form
 from .lengths import exact_length, require_exact, stated_length
-from .oom_retry import Halving
 from .providers import CUDA, memory_name, on_gpu, resolve_device
-from .schedule import UNPADDED, Limits, Plan, Row, Tokens, make_plan
-from .schedule_run import run_plan
+from .schedule import UNPADDED, Limits, Plan, Row, Tokens, batch_cost, make_plan, share
 from .session import DecoderInputs, decoder_inputs, open_derived, read_json, run_error
-from .session_calls import Calls, CapturedCalls
-from .sharing import batch_cost, share
+from .session_calls import Calls, CapturedCalls, Halving
 from .tokenization import TextEncoder
 
 _log = logging.getLogger(__name__)
@@ -121,12 +116,12 @@ class OnnxDecoder(EngineModel):
         scores depend on their batch (see `mlflow_degrade.evaluation.probes`).
     reuse_prefixes : bool
         Whether beginnings that sequences share are computed once (see
-        `mlflow_degrade.engine.sharing`). Off by default; for models whose scores this leaves
+        `mlflow_degrade.engine.schedule`). Off by default; for models whose scores this leaves
         alone (see `mlflow_degrade.evaluation.probes`).
     for_gpu : bool
         Whether the model is run by graphs written for a GPU, where it allows them: no mask, caches
         that stay on the device and have fixed places while generating (see
-        `mlflow_degrade.engine.gpu_graph`); on by default on CUDA. To be set before the first call.
+        `mlflow_degrade.engine.engine_graph`); on by default on CUDA. To be set before any call.
     cuda_graphs : bool
         Whether calls are captured as CUDA graphs, where the model allows it; on by
         default on CUDA. To be set before the first call.

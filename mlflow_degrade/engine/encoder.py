@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 from ..core.errors import InputError, ModelError, NonFiniteLogitsError, UnsupportedModelError
 from .decoder import EngineModel, Score
 from .family import model_family
-from .layout import right_padded
 from .pooling import Answer, Pooling, head_answer, head_labels, read_pooling
 from .providers import open_session
-from .schedule import Batch, Limits, Plan, Row, pack
+from .schedule import Batch, Limits, Plan, Row, pack, right_padded
 from .session import read_json
 from .tokenization import EncoderText, Text
 

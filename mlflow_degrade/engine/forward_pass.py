@@ -3,22 +3,68 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from .distinct_positions import DISTINCT, PLACES
-from .engine_graph import ARGMAX, POSITIONS, TARGET_LOGPROBS, TARGETS
-from .gpu_graph import PAST_ROWS
-from .layout import Layout, right_padded
-from .schedule import Row
+from .engine_graph import ARGMAX, PAST_ROWS, POSITIONS, TARGET_LOGPROBS, TARGETS
+from .schedule import Batch, Group, Layout, Plan, Row, right_padded
 from .session import DecoderInputs
-from .session_calls import Calls
+from .session_calls import Calls, Halving
+
+# Run a plan: every row once, whatever memory allows, and what the model said about it.
+
+# Positions of a long sequence that are run at once, where it can be continued from its cache.
+_PIECE = 512
+
+
+def run_plan(
+    plan: Plan, calls: Calls, inputs: DecoderInputs, halving: Halving, *, continues: bool
+) -> Iterator[list[tuple[int, Answers]]]:
+    """Rows with what the model said about them, batch by batch."""
+    # `continues`: whether long rows may be read in pieces, each continued from a cache.
+    shared = plan.sharing is not None
+    forward = partial(run_rows, calls, inputs, multiple=plan.limits.multiple, share=shared)
+
+    def read(row: Row, past: Cache | None) -> tuple[Answers, Cache]:
+        # Attention to all positions of a long row at once, and the logits of all that are wanted,
+        # would take gigabytes.
+        parts = []
+        for start in range(0, len(row.tokens), _PIECE):
+            piece = row.part(start, min(start + _PIECE, len(row.tokens)))
+            (answers,), past = forward([piece], len(piece.tokens), past=past, keep_cache=True)
+            parts.append(answers.after(start))
+        return Answers.of_parts(parts), past or []
+
+    def cache_of(row: Row) -> Cache:
+        whole = Batch((0,), len(row.tokens))
+        ((_, cache),) = halving.run(whole, lambda _: [read(row, None)[1]])
+        return cache
+
+    def answered(batch: Batch, start: int, past: Cache | None) -> Iterator[tuple[int, Answers]]:
+        """What rows of a batch have from `start` on."""
+
+        def run(part: Batch) -> list[Answers]:
+            rows = [plan.rows[i].part(start) for i in part.rows]
+            if shared and continues and len(rows) == 1 and part.length > _PIECE:
+                return [read(rows[0], past)[0]]
+            return forward(rows, part.length, past=past)[0]
+
+        return halving.run(batch, run)
+
+    for group in [Group((), plan.batches)] if plan.sharing is None else plan.sharing.groups:
+        start = len(group.prefix)
+        past = cache_of(Row(group.prefix)) if group.prefix else None
+        for batch in group.batches:
+            yield [(row, found.after(start)) for row, found in answered(batch, start, past)]
+
 
 Cache = list[Any]
 """Keys and values of every layer, in the order of the graph's inputs: arrays, or values that stay
-on the device where the graph takes `mlflow_degrade.engine.gpu_graph.PAST_ROWS`."""
+on the device where the graph takes `mlflow_degrade.engine.engine_graph.PAST_ROWS`."""
 
 
 class Answers:

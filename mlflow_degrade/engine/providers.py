@@ -24,7 +24,7 @@ from ..core.errors import (
     UnknownNameError,
 )
 from .bfloat16 import add_missing_kernels
-from .integer_kernels import choose_kernels, require_exact
+from .integer_probe import choose_kernels, require_exact
 
 # What the TensorRT execution provider is told: where it keeps what it builds, and nothing else.
 

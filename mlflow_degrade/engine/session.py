@@ -12,8 +12,7 @@ import numpy as np
 
 from ..core.errors import EngineError, ModelError, UnsupportedModelError
 from .distinct_positions import DISTINCT, PLACES
-from .engine_graph import POSITIONS, TARGETS, DerivedGraph
-from .gpu_graph import FILLED, PAST_ROWS, WRITTEN_AT
+from .engine_graph import FILLED, PAST_ROWS, POSITIONS, TARGETS, WRITTEN_AT, DerivedGraph
 from .ort_values import ARRAY_TYPES
 from .providers import create_session, session_options
 
@@ -66,7 +65,7 @@ class DecoderInputs:
     # The key-value cache in the order of the graph; empty for an export without one.
     cache: tuple[CacheInput, ...]
     distinct: bool = False  # Whether it takes distinct positions and their places.
-    # Whether it repeats a cache before many rows itself (see `mlflow_degrade.engine.gpu_graph`).
+    # Whether it repeats a cache before many rows itself (see `mlflow_degrade.engine.engine_graph`).
     past_rows: bool = False
 
 

@@ -15,8 +15,8 @@ from typing import Any
 from ..core.errors import InputError
 from ..core.question_names import split_of, task_of
 from .collection import Collection
+from .encoder_tasks import deal
 from .question_files import DataRows, as_text, read_rows
-from .ranking import deal
 
 _CORPUS, _QUERIES = "corpus.jsonl", "queries.jsonl"
 _SUFFIXES = ("", ".gz")

@@ -27,8 +27,8 @@ from ..engine.conversation import choose_template
 from ..samples.readers.lm_eval import OWN_FACTS, LmEvalOutput, output_of
 from .lm_eval_task import keep_metrics
 from .question_tasks import QuestionOptions
+from .suite import Spec, find_tasks, load
 from .task_fit import fit_tasks, note_literal_templates
-from .tasks import Spec, find_tasks, load
 
 _ONNX = "onnx"
 _log = logging.getLogger(__name__)
@@ -182,7 +182,7 @@ def _where(settings: HarnessSettings, arguments: Mapping[str, Any]) -> dict[str,
     """Where this package's engine computed; of other libraries' kernels nothing is known here."""
     if settings.model != _ONNX:
         return {}
-    from .dependent_operations import origin_of
+    from .probes import origin_of
 
     folder = Path(str(arguments["pretrained"])).expanduser()
     device = settings.device or str(arguments.get("device", "auto"))

@@ -11,21 +11,19 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..core.cache import digest_directory
 from ..core.errors import InputError, ModelError
-from ..core.progress import progress_bar
+from ..core.quiet import progress_bar
 from ..engine.conversation import says_the_date, template_digest, template_of
 from ..engine.decoder import OnnxDecoder
 from ..engine.encoder import OnnxEncoder
 from ..engine.family import model_family
-from ..engine.integer_kernels import choose_kernels
-from ..engine.integer_probe import KernelCheck
+from ..engine.integer_probe import KernelCheck, choose_kernels
 from ..engine.providers import on_gpu, resolve_device, session_options
 from ..engine.session import read_json
 from ..optimize.onnx_graph.files import load_graph
 from ..optimize.source.model_directory import MANIFEST_FILE, library_versions
 from ..samples.origin import Origin
 from ..samples.table import SampleScores
-from .dependent_operations import origin_of
-from .journal import Journal
+from .lm_eval_task import Journal
 from .probes import (
     PROBED_PROMPTS,
     SHORTEST_PROMPT,
@@ -33,6 +31,7 @@ from .probes import (
     BatchInvariance,
     PathEquivalence,
     ScoringPath,
+    origin_of,
     probe_path_equivalence,
 )
 from .suite import Suite, SuiteTask

@@ -12,19 +12,78 @@ scores change is run without shared prefixes, and a model compared with it as we
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..bench.machine import current_processor
 from ..core.errors import InputError
 from ..engine.decoder import OnnxDecoder, Score
 from ..engine.encoder import OnnxEncoder, log_softmax, unit
 from ..engine.generation import Sampling
 from ..engine.pooling import Answer
+from ..engine.providers import on_gpu, resolve_device
 from ..engine.schedule import Batch, Row, Tokens
+from ..samples.origin import Origin
+
+# Operations of a model whose results depend on the processor by more than the last digits.
+
+_ROUNDING = frozenset(("DynamicQuantizeLinear", "QuantizeLinear"))
+# Products that take 8-bit integers, or round to them.
+_INTEGER = frozenset(
+    (
+        "ConvInteger", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "MatMulInteger",
+        "MatMulIntegerToFloat", "QAttention", "QGemm", "QLinearConv", "QLinearMatMul",
+    )
+)  # fmt: skip
+_PRODUCTS = frozenset(("Attention", "Conv", "FusedMatMul", "Gemm", "MatMul", "MatMulNBits"))
+# Levels of MatMulNBits at which activations become float16, bfloat16 or 8-bit integers.
+_LEVELS = {2: "float16", 3: "bfloat16", 4: "8-bit"}
+# See `mlflow_degrade.optimize.passes.simulate`.
+_SIMULATED = "simulated."
+
+
+def origin_of(folder: Path, device: str) -> Origin:
+    """Where the scores of a model directory are computed on a device of this machine."""
+    providers = resolve_device(device)
+    return Origin(
+        processor=current_processor(providers),
+        dependent_operations=dependent_operations(folder, providers),
+    )
+
+
+def dependent_operations(folder: Path, providers: tuple[str, ...]) -> tuple[str, ...]:
+    """Operations of a model directory whose results depend on the processor."""
+    from ..optimize.onnx_graph.files import load_graph
+
+    if on_gpu(providers):
+        return (f"everything on {providers[0]}",)
+    return tuple(sorted(set(_operations(load_graph(folder, weights=False).graph))))
+
+
+def _operations(graph: Any) -> Iterator[str]:
+    from onnx import TensorProto
+
+    halves = {TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16"}
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    for node in graph.node:
+        name = str(node.op_type)
+        if name in _INTEGER or (name in _ROUNDING and node.input[0] not in types):
+            yield name
+        elif node.name.startswith(_SIMULATED):
+            yield "simulated rounding"
+        elif name in _PRODUCTS:
+            yield from (
+                f"{name} in {halves[types[x]]}" for x in node.input if types.get(x) in halves
+            )
+            level = next((a.i for a in node.attribute if a.name == "accuracy_level"), 0)
+            if name == "MatMulNBits" and level in _LEVELS:
+                yield f"{name} with {_LEVELS[level]} activations"
+
 
 # Do an encoder's numbers depend on the batch they were computed in? Measured, as for decoders.
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from ..core.notes import say_note
+from ..core.errors import say_note
 from ..samples.schema import higher_is_better as by_name
 
 # Templates of a task that lm-eval does not fill in, so that their own text is asked and scored.

@@ -37,15 +37,12 @@ from .onnx_graph.float_share import (
     require_share,
 )
 from .parity.agreement import agreement
-from .passes.bfloat16 import convert_to_bfloat16
+from .passes.bfloat16 import convert_to_bfloat16, convert_to_half
 from .passes.calibration import Calibration, calibration_texts
-from .passes.dynamic import quantize_dynamically
-from .passes.float16 import convert_to_half
 from .passes.mixed_precision import ExclusionRule
 from .passes.sensitivity_report import SENSITIVITY_FILE
-from .passes.simulate import rounded_weights, simulate_format
-from .passes.simulate_values import VALUE_FORMATS, require_value_format
-from .passes.static import CALIBRATIONS, quantize_statically
+from .passes.simulate import VALUE_FORMATS, require_value_format, rounded_weights, simulate_format
+from .passes.static import CALIBRATIONS, quantize_dynamically, quantize_statically
 from .passes.weight_only import BLOCK_SIZES, quantize_weights
 from .scheme import Scheme
 from .source.model_directory import (

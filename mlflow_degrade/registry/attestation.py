@@ -21,9 +21,8 @@ from ..tracking.artifact_access import delete_artifact, fetch
 from .evidence import EVIDENCE
 from .evidence_review import FILES, review_evidence
 from .model_content import BINDING_FILE, ModelContent
-from .model_signature import model_root
 from .signing import KEY_VARIABLE, SigningKey, open_envelope
-from .signing_keys import AllowedSigner, SignatureError, library
+from .signing_keys import AllowedSigner, SignatureError, library, model_root
 
 ATTESTATION, PUBLIC_KEY, MODEL_SIGNATURE = "attestation.json", "signer.pem", "model.sig"
 SIGNED = (*FILES, BINDING_FILE)

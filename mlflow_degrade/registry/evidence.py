@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ..core.cache import digest_file, digest_json
-from ..core.redaction import redact
+from ..core.errors import redact
 from ..decision.results import AggregateResult, Decision, SideName, TaskResult, Verdict
 from ..samples.pairing import PairedScores
 from ..samples.table import SampleScores
 from ..tracking.artifact_access import upload
-from ..tracking.datasets import evaluation_dataset
-from ..tracking.evaluations import KIND_TAG, MODEL_DIGEST_TAG, log_together
+from ..tracking.evaluations import KIND_TAG, MODEL_DIGEST_TAG, evaluation_dataset, log_together
 from ..tracking.runs import check_tag, is_drawn_name
 from .model_content import ARTIFACT_TAG
 

@@ -168,7 +168,7 @@ def verify_bundle(
 
 
 def _run_id(reference: str, client: Any) -> str:
-    from .verified_loading import resolve
+    from .verification import resolve
 
     if reference.startswith("models:"):
         version = client.get_model_version(*resolve(reference))

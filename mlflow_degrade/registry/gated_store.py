@@ -21,7 +21,7 @@ from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
 from ..core.errors import DegradeError, PromotionRefusedError
 from .gate_config import OVERRIDDEN_PREFIX, OVERRIDE_PREFIX, GateConfig, fold
-from .registry_listing import versions_of
+from .references import versions_of
 
 # The gate itself: may this version carry a protected alias or stage?
 

@@ -24,13 +24,12 @@ from ..core.errors import (
     RegistryError,
     SampleSchemaError,
     TrackingError,
+    redact_setting,
 )
-from ..core.redaction import redact_setting
-from ..samples.digest import table_digest
 from ..samples.readers._lm_eval_files import results_files, sample_files
 from ..samples.readers._reader import ReaderNote
 from ..samples.readers.lm_eval import READER, LmEvalOutput, read_output
-from ..samples.row_index import RowIndex
+from ..samples.row_index import RowIndex, table_digest
 from ..samples.table import SampleScores
 from ..tracking.evaluations import MODEL_URI_TAG, find_evaluation, log_evaluation
 from ..tracking.runs import check_tag, terminate_gracefully, tracked_run

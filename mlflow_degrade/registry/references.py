@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from mlflow.prompt.constants import IS_PROMPT_TAG_KEY
 
 from ..core.errors import RegistryError, TrackingError, UnknownNameError
 from ..samples.readers.mlflow_runs import whole_reference
@@ -32,7 +34,46 @@ from ..tracking.evaluations import (
     load_samples,
 )
 from .model_content import ModelContent, read_content
-from .registry_listing import plain_registry
+
+# The registry, asked no more than needed, and the versions of a name of whatever characters.
+
+_PAGE = 1_000
+
+
+def plain_registry() -> Any:
+    """The registry of MLflow's client for names that are known to be models'."""
+    # The client itself asks before each call whether the name is a prompt's.
+    from mlflow import MlflowClient
+
+    return MlflowClient()._get_registry_client()  # type: ignore[no-untyped-call]
+
+
+def versions_of(registry: Any, name: str, *, hidden: bool = False) -> list[Any]:
+    """All versions of exactly this name."""
+    # MLflow's filters have no escapes: a name with a quote in it ends the string early, and the
+    # rest of it is read as a condition. Such a name is put between the other quotes, and one with
+    # both kinds is looked for among all versions.
+    quote = next((mark for mark in ("'", '"') if mark not in name), None)
+    conditions = [] if quote is None else [f"name = {quote}{name}{quote}"]
+    searches = [conditions]
+    if hidden:
+        searches.append([*conditions, f"tag.`{IS_PROMPT_TAG_KEY}` = 'true'"])
+    found = (v for search in searches for v in _pages(registry, " AND ".join(search)))
+    # Databases fold case, and some of them accents.
+    return [version for version in found if version.name == name]
+
+
+def _pages(registry: Any, condition: str) -> Iterator[Any]:
+    token = None
+    while True:
+        page = registry.search_model_versions(
+            condition or None, max_results=_PAGE, page_token=token
+        )
+        yield from page
+        token = page.token
+        if not token:
+            return
+
 
 _RUN = re.compile(r"runs:/+(?P<run>[^/]+)(?:/(?P<path>.+?))?/*")
 _MODEL = re.compile(r"models:/+(?P<name>[^/@]+)(?:@(?P<alias>[^/]+)|/(?P<version>\d+))?")

@@ -16,12 +16,63 @@ from ..samples.table import SampleScores
 from ..tracking.connection import patience
 from .evidence import EvaluationSource
 from .model_content import ModelContent, bind_content, write_binding
-from .references import ModelFiles, logged_content
-from .registry_listing import plain_registry
+from .references import ModelFiles, logged_content, plain_registry
 
 if TYPE_CHECKING:
     from .evidence import Collected
     from .signing import SigningKey
+from typing import TYPE_CHECKING
+
+from .evidence import Collected, collected
+
+if TYPE_CHECKING:
+    from ..report.findings import SubgroupFindings
+
+
+# What people read about a decision: note, report and plots, on the active run.
+
+
+def log_report(
+    decision: Decision,
+    paired: PairedScores,
+    *,
+    cost: Mapping[str, Mapping[str, tuple[float, str]]] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> SubgroupFindings | None:
+    """Log the report of a decision to the active run."""
+    # ``report.html`` and ``report.md`` lie at the root of the artifacts, because MLflow's page
+    # that compares runs lists the root only; ``plots/`` holds the figures, the run's note the
+    # summary. ``subgroups.json`` has the findings, which do not enter the verdict. Metrics
+    # ``relative/<what>`` are the candidate's cost divided by the baseline's.
+    with collected() as collector:
+        return add_report(collector, decision, paired, cost=cost, provenance=provenance)
+
+
+def add_report(
+    collector: Collected,
+    decision: Decision,
+    paired: PairedScores,
+    *,
+    cost: Mapping[str, Mapping[str, tuple[float, str]]] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> SubgroupFindings | None:
+    """Collect what `log_report` logs."""
+    from ..report import html, markdown, plots
+    from ..report.cost import costs_in_brief, relative_cost
+    from ..report.findings import look_for_subgroups
+
+    found = look_for_subgroups(decision, paired)
+    if found is not None:
+        collector.text("subgroups.json", found.to_json())
+    collector.metrics |= relative_cost(cost)
+    collector.tags |= {f"degrade.{name}": said for name, said in costs_in_brief(cost).items()}
+    note = markdown.summary_note(decision, cost=cost, provenance=provenance, subgroups=found)
+    collector.tags["mlflow.note.content"] = note
+    for kind, module in (("md", markdown), ("html", html)):
+        text = module.report(decision, paired, cost=cost, provenance=provenance, subgroups=found)
+        collector.text(f"report.{kind}", text)
+    plots.save_plots(decision, collector.folder / "plots")
+    return found
 
 
 @dataclass(frozen=True)
@@ -47,7 +98,6 @@ def log_conclusion(
 ) -> tuple[Decision, str]:
     """Decide, and log ledger entry, evidence, metrics and report to the active run."""
     from .evidence import collected
-    from .reporting import add_report
 
     with collected() as found:
         decision, digest = _decide(found, paired, policy, sources, entry)
@@ -177,8 +227,8 @@ def _version(
     from mlflow import MlflowClient
 
     from .evidence import EVIDENCE_TAG, RUN_TAG, stated_tags
+    from .references import versions_of
     from .registration import register
-    from .registry_listing import versions_of
 
     client = MlflowClient()
     stated, _ = stated_tags(tags)

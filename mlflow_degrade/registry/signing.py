@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import InputError
-from .model_signature import sign_model
 from .signing_keys import (
     AllowedSigner,
     SignatureError,
@@ -23,6 +22,7 @@ from .signing_keys import (
     pem,
     private_key,
     public_key_of,
+    sign_model,
 )
 
 KEY_VARIABLE = "MLFLOW_DEGRADE_SIGNING_KEY"
@@ -74,7 +74,7 @@ class SigningKey:
         return json.dumps(envelope.to_dict(), indent=2) + "\n"
 
     def sign_model(self, files: Mapping[str, str], to: Path) -> bool:
-        """Sign a model's files, see `mlflow_degrade.registry.model_signature.sign_model`."""
+        """Sign a model's files, see `mlflow_degrade.registry.signing_keys.sign_model`."""
         return sign_model(self._private, self.path, files, to)
 
 

@@ -16,7 +16,7 @@ from ..core.errors import InputError
 from ..decision.results import Decision
 from ..decision.subgroups import common_features, find_subgroups
 from ..samples.pairing import PairedScores
-from ..stats._regions import Region
+from ..stats._kernels import Region
 from ..stats._subgroup import SubgroupResult
 
 #: What stands under every finding.

@@ -13,8 +13,8 @@ from . import content, findings, tables
 from .content import Provenance
 from .cost import CostFigures, cost_rows, interval_note, slower_phases
 from .findings import SubgroupFindings
-from .forest import ForestPanel, forest_panels
 from .next_steps import next_steps
+from .plots import ForestPanel, forest_panels
 from .recommendations import remedies
 from .samples import caption, is_address, worst_flips
 

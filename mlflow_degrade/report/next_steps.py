@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core import numbers
-from ..core.redaction import redact
+from ..core.errors import redact
 from ..decision.results import Decision, Verdict
 from .content import Provenance
 

@@ -141,7 +141,7 @@ class Origin(_Record):
     processor : Processor
     dependent_operations : tuple of str or None
         Operations of the model whose results depend on the processor by more than the last digits,
-        see `mlflow_degrade.evaluation.dependent_operations`; None where nobody looked.
+        see `mlflow_degrade.evaluation.probes`; None where nobody looked.
     agreements : tuple of Agreement
         With evaluations of the same model elsewhere.
     """

@@ -20,9 +20,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..core.errors import EmptySamplesError, SampleSchemaError, UnknownNameError
-from .digest import table_digest
 from .origin import Origin
-from .row_index import RowIndex
+from .row_index import RowIndex, table_digest
 from .schema import FEATURE_PREFIX, conform, refuse_useless_scores, with_text_hashes
 
 SCHEMA_VERSION = "1"

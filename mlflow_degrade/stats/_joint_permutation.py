@@ -15,7 +15,7 @@ import numpy as np
 
 from ._benchmark import JointUnits
 from ._null_distributions import Nulls, log_tails, mid_scores
-from ._resampling import SubsetSums
+from ._signflip import SubsetSums
 from ._validation import FloatArray, IntArray, check_count
 
 # Near the level that decides, up to this many flips, as far as the work per flip allows.

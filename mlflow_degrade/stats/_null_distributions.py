@@ -18,8 +18,7 @@ from ..core.errors import StatisticsInputError
 from ._benchmark import Benchmark
 from ._lattice_distribution import FlipLaw
 from ._mcnemar import binomial_tail, critical_and_tail, mcnemar_log10_p_worse
-from ._signflip import flip_law, rounded_law
-from ._steps import find_step
+from ._signflip import find_step, flip_law, rounded_law
 from ._validation import FloatArray, IntArray
 
 _LN10 = math.log(10.0)

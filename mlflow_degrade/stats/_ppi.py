@@ -16,9 +16,9 @@ from scipy import special
 
 from ..core.display import shown
 from ..core.errors import StatisticsInputError
-from ._bounded_mean import mean_lower_limit, mean_p_below, mean_upper_limit
 from ._exchangeable_units import FlipUnits
 from ._intervals import Interval
+from ._means import mean_lower_limit, mean_p_below, mean_upper_limit
 from ._validation import FloatArray, check_confidence, check_differences, check_margin
 
 

@@ -16,9 +16,17 @@ import numpy.typing as npt
 
 from ..core.display import shown
 from ..core.errors import StatisticsInputError, UnknownNameError
-from ._kernels import Feature, Signs, level_losses, parse_features, quadratic_forms
-from ._multiplicity import holm
-from ._regions import Region, witness, worst_region
+from ._kernels import (
+    Feature,
+    Region,
+    Signs,
+    level_losses,
+    parse_features,
+    quadratic_forms,
+    witness,
+    worst_region,
+)
+from ._stepdown import holm
 from ._validation import (
     FloatArray,
     IntArray,

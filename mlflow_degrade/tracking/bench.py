@@ -74,7 +74,7 @@ def log_passes(results: Sequence[PassResult], cost: CostFigures | None = None) -
     # run's note a table. Of the cost the candidate's metrics are logged, and ``relative/<what>``.
     import mlflow
 
-    from ..report.passes import passes_note
+    from ..report.cost import passes_note
 
     for number, result in enumerate(results, start=1):
         parity = {f"parity/{name}": float(value) for name, value in result.parity.as_dict().items()}

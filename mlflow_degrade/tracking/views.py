@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..core.redaction import redact
+from ..core.errors import redact
 
 VIEW_TAG = "mlflow.sharedViewState."
 INSTALLED_TAG = "degrade.views"

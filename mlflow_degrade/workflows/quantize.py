@@ -9,15 +9,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from ..core.progress import counted_steps
 from ..core.prompting import Prompting
+from ..core.quiet import counted_steps
 from ..decision.policy import GatePolicy
 from ..decision.results import Decision, Verdict
 from ..engine.providers import Device
 from ..optimize.recipe import NamedRecipe, Recipe
 from .questions import Questions, RegisteredName, Tasks
-from .steps import say, step
-from .tracked import find_model, log_recipe, recipe_params, recipe_run
+from .steps import find_model, log_recipe, recipe_params, recipe_run, say, step
 
 DEFAULT_SCHEME = "int8-weight-only"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import InputError
-from ..core.progress import remember_step, step_heading, verbose
+from ..core.quiet import remember_step, step_heading, verbose
 from ..decision.policy import GatePolicy
 from ..decision.results import Decision
 from ..engine.providers import CPU
@@ -23,6 +23,71 @@ if TYPE_CHECKING:
     from ..optimize.recipe import Recipe
     from ..registry.comparison import Comparison
     from ..registry.signing import SigningKey
+from collections.abc import Mapping
+
+from ..core.errors import DegradeError
+from ..optimize.recipe import Recipe
+from ..tracking.runs import joined_run_id
+
+# The MLflow run of a recipe, and what every recipe logs to it.
+
+
+@contextmanager
+def recipe_run(name: str, params: Mapping[str, Any], *, kind: str = "recipe") -> Iterator[str]:
+    """Start the run of a job, or join the one that ``mlflow run`` made for it."""
+    import mlflow
+
+    from ..tracking.connection import require_tracking_server
+    from ..tracking.evaluations import KIND_TAG
+    from ..tracking.runs import terminate_gracefully, tracked_run
+
+    with terminate_gracefully():
+        require_tracking_server()
+        joined = joined_run_id()
+        with tracked_run(name, run_id=joined, tags={KIND_TAG: kind}) as run:
+            if joined is None:
+                mlflow.log_params(dict(params))
+            try:
+                yield str(run.info.run_id)
+            except DegradeError as error:
+                mlflow.set_tag("degrade.error", str(error)[:2_000])
+                raise
+
+
+def recipe_params(recipe: Recipe) -> dict[str, str]:
+    """A recipe among a run's parameters: its name, and each of its passes."""
+    passes = ", ".join(each.name for each in recipe.passes)
+    return {"recipe": recipe.name, "passes": passes}
+
+
+def log_recipe(recipe: Recipe) -> None:
+    """Log a recipe to the active run: its file and the texts it names, below ``recipe/``."""
+    import mlflow
+    import yaml
+
+    mlflow.set_tag("degrade.recipe", recipe.name)
+    if recipe.file is None:
+        mlflow.log_text(yaml.safe_dump(recipe.as_dict(), sort_keys=False), "recipe/recipe.yaml")
+    else:
+        mlflow.log_artifact(str(recipe.file), "recipe")
+    if (quantization := recipe.quantization) is not None:
+        mlflow.set_tag("degrade.scheme", quantization.name)
+        if quantization.calibration is not None:
+            mlflow.log_artifact(str(quantization.calibration), "recipe")
+
+
+def find_model(model: str, *, tag: str = "degrade.source_notes") -> Path:
+    """Look at a model before any work, and log which of the files in its directory was taken."""
+    import mlflow
+
+    from ..optimize.source.resolve import resolve_model
+
+    with step(f"Find {model}"):
+        found = resolve_model(model)
+        if found.notes:
+            mlflow.set_tag(tag, "; ".join(found.notes)[:2_000])
+    return found.path
+
 
 # What a recipe says while it runs: its steps on standard error, the verdict on standard output.
 
@@ -270,7 +335,7 @@ def log_and_register(
     from ..registry.evidence import decision_metrics
     from ..registry.register_on_pass import place, seal, tested_content
     from ..registry.registration import log_model
-    from ..tracking.datasets import log_model_metrics
+    from ..tracking.evaluations import log_model_metrics
 
     decision, paired, compared = conclusion.decision, conclusion.paired, conclusion.compared
     if decision.verdict.value != "PASS":
@@ -304,7 +369,7 @@ def log_and_register(
 def report(conclusion: Conclusion, models: Models, registered: str | None) -> None:
     """Log what people read to the active run, and print the verdict."""
     from ..optimize.source.model_directory import ModelDirectory
-    from ..registry.reporting import log_report
+    from ..registry.register_on_pass import log_report
     from ..report.next_steps import Command, next_lines
     from ..report.terminal import console, decision_view, subgroup_view
     from ..tracking.views import where_to_look

@@ -29,10 +29,10 @@ from tiny_models import SENTENCES
 
 from mlflow_degrade.core.errors import InputError
 from mlflow_degrade.evaluation.collection import SHORTLIST
+from mlflow_degrade.evaluation.encoder_tasks import order_agreement
 from mlflow_degrade.evaluation.harness import HarnessSettings, run_lm_eval
 from mlflow_degrade.evaluation.question_files import Columns
 from mlflow_degrade.evaluation.question_tasks import QuestionOptions
-from mlflow_degrade.evaluation.ranking import order_agreement
 from mlflow_degrade.evaluation.run import EvaluationSettings, evaluate_pair
 from mlflow_degrade.evaluation.suite import load_suite
 

@@ -12,11 +12,7 @@ from evaluations import evaluate_model
 from local_tasks import write_choice_task
 
 from mlflow_degrade.evaluation.model_evaluation import Arm
-from mlflow_degrade.evaluation.run import (
-    EvaluationSettings,
-    evaluate_pair,
-    scoring_path,
-)
+from mlflow_degrade.evaluation.run import EvaluationSettings, evaluate_pair, scoring_path
 from mlflow_degrade.evaluation.scoring_path import choose
 from mlflow_degrade.evaluation.suite import Suite, load_suite
 

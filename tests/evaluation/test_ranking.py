@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import kendalltau
 from sklearn.metrics import ndcg_score
 
-from mlflow_degrade.evaluation.ranking import (
+from mlflow_degrade.evaluation.encoder_tasks import (
     GROUP_SIZE,
     deal,
     ndcg,

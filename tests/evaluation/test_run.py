@@ -19,7 +19,7 @@ from local_tasks import ALL, choice_items, write_choice_task
 
 from mlflow_degrade.core.errors import ModelError
 from mlflow_degrade.core.prompting import Prompting
-from mlflow_degrade.evaluation import dependent_operations
+from mlflow_degrade.evaluation import probes
 from mlflow_degrade.evaluation.model_evaluation import model_digest
 from mlflow_degrade.evaluation.run import (
     Evaluation,
@@ -109,7 +109,7 @@ def test_scores_of_another_processor_are_not_taken(
     assert first.key["processor"] == origin.processor.model_dump(mode="json")
     assert origin.dependent_operations == ()
     other = origin.processor.model_copy(update={"instruction_sets": ("avx2",), "threads": 1})
-    monkeypatch.setattr(dependent_operations, "current_processor", lambda _: other)
+    monkeypatch.setattr(probes, "current_processor", lambda _: other)
     there = _evaluate(model_dir("fp32"), task_folder, limit=4)
     assert there.key["processor"] != first.key["processor"]
     assert not any(run["reused"] for run in there.tasks.values())
@@ -202,7 +202,7 @@ _KILLED = """
     import sys
     from mlflow_degrade.evaluation.run import EvaluationSettings, evaluate_model
     from mlflow_degrade.evaluation.suite import load_suite
-    from mlflow_degrade.evaluation.journal import Journal
+    from mlflow_degrade.evaluation.lm_eval_task import Journal
 
     add = Journal.add_partial
 
@@ -264,7 +264,7 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(
 
 
 def test_a_torn_last_line_of_the_journal_is_dropped(tmp_path: Path) -> None:
-    from mlflow_degrade.evaluation.journal import Journal
+    from mlflow_degrade.evaluation.lm_eval_task import Journal
 
     path = tmp_path / "journal.jsonl"
     with Journal(path) as journal:
@@ -281,7 +281,7 @@ def test_a_torn_last_line_of_the_journal_is_dropped(tmp_path: Path) -> None:
 
 
 def test_sampled_texts_are_not_taken_from_the_journal(tmp_path: Path) -> None:
-    from mlflow_degrade.evaluation.journal import Journal
+    from mlflow_degrade.evaluation.lm_eval_task import Journal
 
     with Journal(tmp_path / "journal.jsonl") as journal:
         for settings in ({"do_sample": True}, {"do_sample": False}):

@@ -14,8 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_degrade.core.errors import InputError
-from mlflow_degrade.optimize.formats.number_format import ELEMENTS, FAMILIES, SCALES, parse_format
-from mlflow_degrade.optimize.formats.rounding import round_weights
+from mlflow_degrade.optimize.formats.number_format import (
+    ELEMENTS,
+    FAMILIES,
+    SCALES,
+    parse_format,
+    round_weights,
+)
 
 ONE = np.float32(1)
 

@@ -15,8 +15,9 @@ from mlflow_degrade.optimize.passes.blockwise import (
     _inverse_factor,
     gptq,
     half_quadratic,
+    pack,
+    replace_product,
 )
-from mlflow_degrade.optimize.passes.matmul_nbits import pack, replace_product
 
 OUTPUTS, INPUTS, BLOCK = 48, 128, 32
 

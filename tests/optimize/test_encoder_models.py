@@ -20,8 +20,7 @@ from mlflow_degrade.core.errors import (
 )
 from mlflow_degrade.optimize.export import export_onnx
 from mlflow_degrade.optimize.onnx_graph.files import load_graph, save_graph
-from mlflow_degrade.optimize.parity.agreement import check_agreement
-from mlflow_degrade.optimize.parity.encoder import encoder_parity
+from mlflow_degrade.optimize.parity.agreement import check_agreement, encoder_parity
 from mlflow_degrade.optimize.schemes import SCHEMES, apply_scheme
 from mlflow_degrade.optimize.source.model_directory import ModelDirectory
 from mlflow_degrade.optimize.source.resolve import resolve_model

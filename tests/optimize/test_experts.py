@@ -13,8 +13,8 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnxruntime import InferenceSession
 
 from mlflow_degrade.engine.providers import CPU
-from mlflow_degrade.optimize.fusion.experts import split_experts
-from mlflow_degrade.optimize.onnx_graph.layers import find_layers
+from mlflow_degrade.optimize.fusion.optimize_graph import split_experts
+from mlflow_degrade.optimize.passes.layer_ablation import find_layers
 
 _EXPERTS, _INPUTS, _OUTPUTS = 3, 8, 5
 _NAME = "/model/layers.0/mlp/experts/MatMul"

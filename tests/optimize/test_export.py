@@ -27,7 +27,7 @@ from mlflow_degrade.optimize.embeddings import head_node
 from mlflow_degrade.optimize.export import export_onnx
 from mlflow_degrade.optimize.fusion.optimize_graph import optimize_graph
 from mlflow_degrade.optimize.onnx_graph.files import MAX_IR, MAX_OPSET, load_graph
-from mlflow_degrade.optimize.onnx_graph.forward import OnnxForward
+from mlflow_degrade.optimize.parity.decoder import OnnxForward
 from mlflow_degrade.optimize.schemes import apply_scheme
 from mlflow_degrade.optimize.source.model_directory import ModelDirectory
 from mlflow_degrade.optimize.source.resolve import resolve_model

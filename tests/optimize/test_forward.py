@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlflow_degrade.optimize.onnx_graph.forward import OnnxForward, TorchForward
+from mlflow_degrade.optimize.parity.decoder import OnnxForward, TorchForward
 
 
 @pytest.fixture

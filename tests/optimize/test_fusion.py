@@ -22,8 +22,7 @@ from mlflow_degrade.optimize.fusion import optimize_graph as graph_step
 from mlflow_degrade.optimize.fusion.decoder import Fused, fuse_decoder
 from mlflow_degrade.optimize.fusion.optimize_graph import optimize_graph
 from mlflow_degrade.optimize.onnx_graph.files import load_graph
-from mlflow_degrade.optimize.onnx_graph.forward import OnnxForward
-from mlflow_degrade.optimize.parity.decoder import parity
+from mlflow_degrade.optimize.parity.decoder import OnnxForward, parity
 from mlflow_degrade.optimize.source.model_directory import ModelDirectory
 
 LAYERS = 2

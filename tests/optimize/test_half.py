@@ -21,9 +21,12 @@ from tiny_models import make_tiny_llama
 from mlflow_degrade.optimize.export import export_onnx
 from mlflow_degrade.optimize.fusion.optimize_graph import optimize_graph
 from mlflow_degrade.optimize.onnx_graph.files import infer_types, load_graph
-from mlflow_degrade.optimize.onnx_graph.forward import OnnxForward
-from mlflow_degrade.optimize.passes.bfloat16 import convert_to_bfloat16
-from mlflow_degrade.optimize.passes.float16 import convert_to_half, precise_nodes
+from mlflow_degrade.optimize.parity.decoder import OnnxForward
+from mlflow_degrade.optimize.passes.bfloat16 import (
+    convert_to_bfloat16,
+    convert_to_half,
+    precise_nodes,
+)
 from mlflow_degrade.optimize.source.resolve import resolve_model
 
 Convert = Callable[[Any], dict[str, Any]]

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from mlflow_degrade.core.errors import UnknownNameError
 from mlflow_degrade.engine.providers import CPU, session_options
-from mlflow_degrade.optimize.passes.dynamic import quantize_dynamically
-from mlflow_degrade.optimize.passes.integer_weights import TARGETS, round_columns
+from mlflow_degrade.optimize.passes.static import TARGETS, quantize_dynamically, round_columns
 
 INT16 = np.iinfo(np.int16)
 

@@ -32,8 +32,7 @@ from mlflow_degrade.optimize.onnx_graph.files import (
     load_graph,
     save_graph,
 )
-from mlflow_degrade.optimize.onnx_graph.forward import OnnxForward
-from mlflow_degrade.optimize.parity.decoder import parity
+from mlflow_degrade.optimize.parity.decoder import OnnxForward, parity
 from mlflow_degrade.optimize.schemes import SCHEMES, apply_scheme, find_scheme
 from mlflow_degrade.optimize.source.model_directory import ModelDirectory
 from mlflow_degrade.optimize.source.resolve import resolve_model

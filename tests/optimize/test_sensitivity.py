@@ -20,11 +20,11 @@ from mlflow_degrade.optimize.fusion.optimize_graph import optimize_graph
 from mlflow_degrade.optimize.onnx_graph.files import WEIGHTS_FILE, load_graph, save_graph
 from mlflow_degrade.optimize.parity.decoder import parity
 from mlflow_degrade.optimize.passes.calibration import calibration_texts
-from mlflow_degrade.optimize.passes.dynamic import quantize_dynamically
 from mlflow_degrade.optimize.passes.layer_ablation import LayerTrials
 from mlflow_degrade.optimize.passes.mixed_precision import ExclusionRule
 from mlflow_degrade.optimize.passes.sensitivity import measure_sensitivity
 from mlflow_degrade.optimize.passes.sensitivity_report import SensitivityReport
+from mlflow_degrade.optimize.passes.static import quantize_dynamically
 from mlflow_degrade.optimize.schemes import apply_scheme, find_scheme
 from mlflow_degrade.optimize.source.model_directory import ModelDirectory, copy_companions
 from mlflow_degrade.optimize.source.resolve import resolve_model

@@ -12,8 +12,7 @@ from tiny_models import make_tiny_llama
 
 from mlflow_degrade.core.errors import InputError, QuantizationError, UnknownNameError
 from mlflow_degrade.optimize.export import export_onnx
-from mlflow_degrade.optimize.formats.number_format import parse_format
-from mlflow_degrade.optimize.formats.rounding import round_weights
+from mlflow_degrade.optimize.formats.number_format import parse_format, round_weights
 from mlflow_degrade.optimize.fusion.optimize_graph import optimize_graph
 from mlflow_degrade.optimize.onnx_graph.files import load_graph
 from mlflow_degrade.optimize.passes.simulate import simulate_weights

@@ -13,11 +13,10 @@ from onnx import helper, numpy_helper
 from tiny_models import SENTENCES
 
 from mlflow_degrade.core.errors import InputError, QuantizationError, UnknownNameError
-from mlflow_degrade.optimize.formats.number_format import ELEMENTS, parse_format
-from mlflow_degrade.optimize.formats.rounding import round_weights
+from mlflow_degrade.optimize.formats.number_format import ELEMENTS, parse_format, round_weights
 from mlflow_degrade.optimize.onnx_graph.files import load_graph
-from mlflow_degrade.optimize.onnx_graph.forward import OnnxForward
-from mlflow_degrade.optimize.passes.simulate_values import (
+from mlflow_degrade.optimize.parity.decoder import OnnxForward
+from mlflow_degrade.optimize.passes.simulate import (
     VALUE_FORMATS,
     simulate_activations,
     simulate_cache,

@@ -20,8 +20,7 @@ from mlflow_degrade.core.errors import QuantizationError
 from mlflow_degrade.optimize.export import export_onnx
 from mlflow_degrade.optimize.fusion.optimize_graph import optimize_graph
 from mlflow_degrade.optimize.onnx_graph.files import load_graph
-from mlflow_degrade.optimize.onnx_graph.forward import OnnxForward
-from mlflow_degrade.optimize.parity.decoder import prompt_tokens
+from mlflow_degrade.optimize.parity.decoder import OnnxForward, prompt_tokens
 from mlflow_degrade.optimize.passes.calibration import Calibration, calibration_texts
 from mlflow_degrade.optimize.passes.smoothing import (
     choose_factors,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tiny_models import LLAMA_SIZES
 
-from mlflow_degrade.optimize.unlisted import _REPLACED, MIXTURES
+from mlflow_degrade.optimize.export import _REPLACED, MIXTURES
 
 _FOUR = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2}
 _SIZES: dict[str, dict[str, Any]] = {

@@ -13,8 +13,8 @@ from mlflow_degrade.engine.decoder import OnnxDecoder
 from mlflow_degrade.optimize.export import export_onnx
 from mlflow_degrade.optimize.fusion.optimize_graph import optimize_graph
 from mlflow_degrade.optimize.onnx_graph.files import load_graph
-from mlflow_degrade.optimize.onnx_graph.layers import find_layers
 from mlflow_degrade.optimize.passes.calibration import CALIBRATION_PROMPTS, Calibration
+from mlflow_degrade.optimize.passes.layer_ablation import find_layers
 from mlflow_degrade.optimize.schemes import apply_scheme
 from mlflow_degrade.optimize.source.model_directory import ModelDirectory
 from mlflow_degrade.optimize.source.resolve import resolve_model

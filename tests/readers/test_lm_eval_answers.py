@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mlflow_degrade.evaluation.lm_eval_task import sample_records
-from mlflow_degrade.samples.readers._lm_eval_answers import choices_of, chosen
+from mlflow_degrade.samples.readers.lm_eval import choices_of, chosen
 
 # lm-eval 0.4.13, ConfigurableTask.process_results for multiple_choice.
 RULES = {

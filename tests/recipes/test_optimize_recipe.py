@@ -17,8 +17,7 @@ from mlflow_degrade.engine.providers import CPU, CUDA
 from mlflow_degrade.optimize.passes.calibration import CALIBRATION_PROMPTS
 from mlflow_degrade.optimize.recipe import Recipe
 from mlflow_degrade.optimize.source.model_directory import ModelDirectory
-from mlflow_degrade.workflows.optimize import OptimizeOptions, optimize_model
-from mlflow_degrade.workflows.pass_steps import apply_passes
+from mlflow_degrade.workflows.optimize import OptimizeOptions, apply_passes, optimize_model
 
 _RECIPES = Path(__file__).parents[2] / "recipes"
 _BLOCKS = """\

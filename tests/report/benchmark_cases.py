@@ -5,8 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from mlflow_degrade.bench.memory import MemoryUse
-from mlflow_degrade.bench.results import BenchmarkReport, ModelCost, Phase, PhaseTimes, Shape
-from mlflow_degrade.bench.roofline import ModelWork, Roof
+from mlflow_degrade.bench.results import (
+    BenchmarkReport,
+    ModelCost,
+    ModelWork,
+    Phase,
+    PhaseTimes,
+    Roof,
+    Shape,
+)
 
 SHAPES = (Shape(1, 128, 2), Shape(8, 512, 2))
 

@@ -16,10 +16,10 @@ from mlflow_degrade import GatePolicy, decide, pair
 from mlflow_degrade.report import content, html, markdown, tables
 from mlflow_degrade.report.content import glossary
 from mlflow_degrade.report.cost import cost_rows, interval_note, slower_phases
-from mlflow_degrade.report.forest import forest_panels
 from mlflow_degrade.report.html import report as html_report
 from mlflow_degrade.report.markdown import report as markdown_report
 from mlflow_degrade.report.next_steps import Command, next_lines, next_steps, samples_per_task
+from mlflow_degrade.report.plots import forest_panels
 from mlflow_degrade.report.recommendations import remedies
 from mlflow_degrade.report.samples import shorten, worst_flips
 from mlflow_degrade.report.terminal import decision_view

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from mlflow_degrade.optimize.parity.agreement import EncoderParity
 from mlflow_degrade.optimize.parity.decoder import Parity
-from mlflow_degrade.optimize.parity.encoder import EncoderParity
 from mlflow_degrade.optimize.pass_table import PassResult
-from mlflow_degrade.report.passes import pass_rows, passes_note, passes_view
+from mlflow_degrade.report.cost import pass_rows, passes_note, passes_view
 
 _PASSES = (
     PassResult("export", Path(), 7426, 539_000_000, None, None, Parity(2e-5, 1e-9, 1.0, 432)),

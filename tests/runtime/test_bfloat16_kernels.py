@@ -30,7 +30,7 @@ from mlflow_degrade.engine.generation import Sampling
 from mlflow_degrade.engine.ort_values import array_of, bind_array, run_arrays, value_of
 from mlflow_degrade.engine.providers import CPU, open_session, session_options
 from mlflow_degrade.evaluation.probes import probe_path_equivalence
-from mlflow_degrade.optimize.onnx_graph.forward import OnnxForward
+from mlflow_degrade.optimize.parity.decoder import OnnxForward
 
 BF16, FLOAT, INT64 = TensorProto.BFLOAT16, TensorProto.FLOAT, TensorProto.INT64
 

@@ -12,7 +12,7 @@ from engine_models import ModelDir, with_broken_embedding
 from tiny_models import SENTENCES
 
 from mlflow_degrade.core.errors import EngineError, InputError, ModelError, NonFiniteLogitsError
-from mlflow_degrade.engine import schedule_run
+from mlflow_degrade.engine import forward_pass
 from mlflow_degrade.engine.decoder import OnnxDecoder, Score
 from mlflow_degrade.engine.generation import Sampling
 from mlflow_degrade.engine.schedule import Tokens
@@ -130,7 +130,7 @@ def test_nan_stops_the_scoring_and_says_after_which_words(
 
 def _cramp(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
     """More than `most` sequences run out of memory, in onnxruntime's words."""
-    real, sizes = schedule_run.run_rows, []
+    real, sizes = forward_pass.run_rows, []
 
     def run(calls: Any, inputs: Any, rows: Any, length: int, **options: Any) -> Any:
         if len(rows) > most:
@@ -138,7 +138,7 @@ def _cramp(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
         sizes.append(len(rows))
         return real(calls, inputs, rows, length, **options)
 
-    monkeypatch.setattr(schedule_run, "run_rows", run)
+    monkeypatch.setattr(forward_pass, "run_rows", run)
     return sizes
 
 

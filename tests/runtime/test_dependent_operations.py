@@ -9,7 +9,7 @@ from engine_models import ModelDir
 from onnx import TensorProto, helper, save
 
 from mlflow_degrade.engine.providers import CPU, CUDA
-from mlflow_degrade.evaluation.dependent_operations import dependent_operations, origin_of
+from mlflow_degrade.evaluation.probes import dependent_operations, origin_of
 
 _CPU = (CPU,)
 

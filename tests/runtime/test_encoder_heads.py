@@ -16,7 +16,7 @@ from mlflow_degrade.engine.encoder import PROMPTS_FILE, OnnxEncoder, retrieval_p
 from mlflow_degrade.engine.pooling import Pooling, head_answer, head_labels, read_pooling
 from mlflow_degrade.evaluation.probes import probe_encoder
 from mlflow_degrade.optimize.export import export_onnx
-from mlflow_degrade.optimize.parity.encoder import encoder_parity
+from mlflow_degrade.optimize.parity.agreement import encoder_parity
 from mlflow_degrade.optimize.source.resolve import resolve_model
 
 __all__ = ["tiny_embedder", "tiny_ranker"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_degrade.bench.energy import open_energy_meter
+from mlflow_degrade.bench.memory import open_energy_meter
 
 
 def zone(root: Path, path: str, name: str, microjoules: int, top: int = 1_000_000_000) -> Path:

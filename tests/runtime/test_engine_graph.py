@@ -23,12 +23,12 @@ from mlflow_degrade.engine.engine_graph import (
     DerivedGraph,
     build_engine_graph,
 )
-from mlflow_degrade.engine.layout import Layout
 from mlflow_degrade.engine.ort_values import run_arrays
 from mlflow_degrade.engine.providers import CPU, open_session
+from mlflow_degrade.engine.schedule import Layout
 from mlflow_degrade.engine.session import decoder_inputs, open_derived
 from mlflow_degrade.engine.tokenization import TextEncoder
-from mlflow_degrade.optimize.onnx_graph.forward import OnnxForward
+from mlflow_degrade.optimize.parity.decoder import OnnxForward
 
 GATHERS = {
     "fp32": "before MatMul",

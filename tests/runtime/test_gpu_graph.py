@@ -24,12 +24,16 @@ from mlflow_degrade.core.errors import (
     UnsupportedModelError,
 )
 from mlflow_degrade.engine import fixed_stepping
-from mlflow_degrade.engine.decode_step import Stepper, checked
 from mlflow_degrade.engine.decoder import OnnxDecoder
-from mlflow_degrade.engine.engine_graph import build_engine_graph
-from mlflow_degrade.engine.fixed_stepping import FixedModel, FixedStepper, open_fixed
+from mlflow_degrade.engine.engine_graph import FILLED, PAST_ROWS, build_engine_graph
+from mlflow_degrade.engine.fixed_stepping import (
+    FixedModel,
+    FixedStepper,
+    Stepper,
+    checked,
+    open_fixed,
+)
 from mlflow_degrade.engine.generation import Sampling
-from mlflow_degrade.engine.gpu_graph import FILLED, PAST_ROWS
 from mlflow_degrade.engine.providers import CPU
 from mlflow_degrade.evaluation.probes import probe_batch_invariance, probe_path_equivalence
 from mlflow_degrade.optimize.export import export_onnx

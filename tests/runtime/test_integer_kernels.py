@@ -19,13 +19,15 @@ from integer_graphs import (
 from numpy.typing import NDArray
 
 from mlflow_degrade.core.errors import InexactKernelError, InputError, ModelError
-from mlflow_degrade.engine.integer_kernels import choose_kernels, integer_products, require_exact
 from mlflow_degrade.engine.integer_probe import (
     PRECISE,
     KernelCheck,
     Product,
     check_kernel,
+    choose_kernels,
     full_range,
+    integer_products,
+    require_exact,
 )
 from mlflow_degrade.engine.providers import CPU, create_session, open_session, session_options
 from mlflow_degrade.optimize.schemes import find_scheme

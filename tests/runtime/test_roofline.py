@@ -8,7 +8,7 @@ import pytest
 from encoder_models import LABELS, TinyModel
 from engine_models import SCHEMES, ModelDir
 
-from mlflow_degrade.bench.roofline import ModelWork, Roof, Work, measure_roof, model_work
+from mlflow_degrade.bench.results import ModelWork, Roof, Work, measure_roof, model_work
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

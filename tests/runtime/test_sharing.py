@@ -8,9 +8,16 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlflow_degrade.engine.layout import Layout
-from mlflow_degrade.engine.schedule import Limits, Row, make_plan
-from mlflow_degrade.engine.sharing import CACHE_BYTES, Sharing, batch_cost, share
+from mlflow_degrade.engine.schedule import (
+    CACHE_BYTES,
+    Layout,
+    Limits,
+    Row,
+    Sharing,
+    batch_cost,
+    make_plan,
+    share,
+)
 
 # Beginnings built from few long pieces make deep trees; short tails make rows differ.
 _PIECE = st.sampled_from([tuple(range(k, k + n)) for k in (0, 50) for n in (5, 8, 17, 30)])

@@ -10,8 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_degrade.core.errors import StatisticsInputError
-from mlflow_degrade.stats._confidence_sequence import STAKES, confidence_sequence
-from mlflow_degrade.stats._evalues import betting_log_e, combine_log_e
+from mlflow_degrade.stats._sequential import (
+    STAKES,
+    betting_log_e,
+    combine_log_e,
+    confidence_sequence,
+)
 
 
 def log_wealth(values: np.ndarray, change: float) -> float:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import integrate, special, stats
 
 from mlflow_degrade.core.errors import StatisticsInputError
-from mlflow_degrade.stats._evalues import (
+from mlflow_degrade.stats._sequential import (
     BET_FACTORS,
     CONCENTRATIONS,
     beta_mixture_log_e,

@@ -11,8 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mlflow_degrade.stats._lattice_distribution import FlipLaw
-from mlflow_degrade.stats._signflip import log_flip_tail
-from mlflow_degrade.stats._steps import find_step, rounding_step
+from mlflow_degrade.stats._signflip import find_step, log_flip_tail, rounding_step
 
 
 def polynomial(law: FlipLaw) -> list[int]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import special
 
 from mlflow_degrade.core.errors import StatisticsInputError
-from mlflow_degrade.stats._ledger import RetryLedger, attempt_alpha, sample_inflation, spent
+from mlflow_degrade.stats._stepdown import RetryLedger, attempt_alpha, sample_inflation, spent
 
 
 def test_levels_by_hand() -> None:

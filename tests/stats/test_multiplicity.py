@@ -13,7 +13,7 @@ from statsmodels.stats.multitest import multipletests
 
 from mlflow_degrade.core.errors import StatisticsInputError
 from mlflow_degrade.stats import benjamini_hochberg, holm
-from mlflow_degrade.stats._multiplicity import combine_fisher, combine_stouffer, simes
+from mlflow_degrade.stats._stepdown import combine_fisher, combine_stouffer, simes
 
 p_values = st.lists(st.floats(1e-12, 1.0), min_size=1, max_size=20)
 

@@ -12,7 +12,7 @@ from scipy.stats import binom, multinomial, ttest_1samp
 
 from mlflow_degrade.core.errors import StatisticsInputError
 from mlflow_degrade.stats import mcnemar, noninferiority, noninferiority_graded, upper_proportion
-from mlflow_degrade.stats._noninferiority import _fewest_improvements, _tail_probability
+from mlflow_degrade.stats._mcnemar import _fewest_improvements, _tail_probability
 
 
 @st.composite

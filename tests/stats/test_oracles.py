@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from mlflow_degrade import stats
-from mlflow_degrade.stats import _evalues, _intervals, _multiplicity
+from mlflow_degrade.stats import _intervals, _sequential, _stepdown
 
 Inputs = dict[str, Any]
 OWN_FILE = Path(__file__).parent / "oracles" / "paired_tests.json"
@@ -88,13 +88,13 @@ def melded(given: Inputs) -> Inputs:
 
 
 def fisher_combine(given: Inputs) -> Inputs:
-    found = _multiplicity.combine_fisher(floats(given["p"]))
+    found = _stepdown.combine_fisher(floats(given["p"]))
     return {"stat": found.statistic, "p": found.p_value, "log10_p": found.log10_p}
 
 
 def stouffer_combine(given: Inputs) -> Inputs:
     weights = given.get("weights", given.get("w"))
-    found = _multiplicity.combine_stouffer(
+    found = _stepdown.combine_stouffer(
         floats(given["p"]), None if weights is None else floats(weights)
     )
     return {"stat": found.statistic, "p": found.p_value, "log10_p": found.log10_p}
@@ -126,7 +126,7 @@ def aggregate_exact(given: Inputs) -> Inputs:
     p_each = stats.aggregate(suite).p_each
     return {
         "p_each": p_each.tolist(),
-        "p_fisher_chi2": _multiplicity.combine_fisher(p_each).p_value,
+        "p_fisher_chi2": _stepdown.combine_fisher(p_each).p_value,
         "p_minp_stepdown_adjusted": stats.step_down(suite).p_adjusted.tolist(),
         "p_holm": stats.holm(p_each).tolist(),
         "p_pooled": stats.aggregate(suite, "pooled").p_value,
@@ -162,14 +162,14 @@ def sample_size(given: Inputs) -> Inputs:
 def beta_mixture(given: Inputs) -> Inputs:
     b, c, a = given["b"], given["c"], float(given["prior_a"])
     return {
-        "log_e_one_sided": float(_evalues.beta_mixture_log_e(b, c, a)),
-        "log_e_two_sided": float(_evalues.beta_mixture_log_e(b, c, a, one_sided=False)),
+        "log_e_one_sided": float(_sequential.beta_mixture_log_e(b, c, a)),
+        "log_e_two_sided": float(_sequential.beta_mixture_log_e(b, c, a, one_sided=False)),
     }
 
 
 def betting(given: Inputs) -> Inputs:
     payoffs = 2.0 * np.asarray(given["x_regression"], dtype=float) - 1.0
-    return {"path": np.exp(_evalues.betting_log_e(payoffs, float(given["lam"]))).tolist()}
+    return {"path": np.exp(_sequential.betting_log_e(payoffs, float(given["lam"]))).tolist()}
 
 
 def clustered_se(given: Inputs) -> Inputs:
@@ -230,7 +230,7 @@ METHODS: dict[str, Callable[[Inputs], Inputs]] = {
     "signflip_clustered": signflip,
     "signflip_exact": signflip,
     "signflip_integer_dp": signflip,
-    "simes": lambda given: {"p": _multiplicity.simes(floats(given["p"]))},
+    "simes": lambda given: {"p": _stepdown.simes(floats(given["p"]))},
     "stouffer_combine": stouffer_combine,
     "tango_ci": tango_ci,
     "tango_noninferiority": tango_noninferiority,

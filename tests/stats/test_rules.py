@@ -21,12 +21,13 @@ from mlflow_degrade.decision.planning import needed_samples
 from mlflow_degrade.decision.policy import AGGREGATIONS
 from mlflow_degrade.stats import (
     Benchmark,
-    _suite,
+    _aggregate,
     aggregate,
     aggregate_counts,
     mcnemar,
     step_down,
 )
+from mlflow_degrade.stats._aggregate import Suite
 from mlflow_degrade.stats._combination_rules import (
     DEFAULT_RULE,
     RULE_NAMES,
@@ -35,7 +36,6 @@ from mlflow_degrade.stats._combination_rules import (
     rule_named,
 )
 from mlflow_degrade.stats._null_distributions import Nulls
-from mlflow_degrade.stats._suite import Suite
 
 ROOT = Path(__file__).parents[2]
 
@@ -292,18 +292,18 @@ def test_near_the_level_flips_are_not_spared() -> None:
 
 def test_units_are_joined_and_flipped_once(monkeypatch: pytest.MonkeyPatch) -> None:
     joined, drawn = [], []
-    join, draw = _suite.join_units, _suite.JointFlips._draw
+    join, draw = _aggregate.join_units, _aggregate.JointFlips._draw
 
     def counted_join(benchmarks: Sequence[Benchmark]) -> object:
         joined.append(1)
         return join(benchmarks)
 
-    def counted_draw(self: _suite.JointFlips, batch: int) -> np.ndarray:
+    def counted_draw(self: _aggregate.JointFlips, batch: int) -> np.ndarray:
         drawn.append(batch)
         return draw(self, batch)
 
-    monkeypatch.setattr(_suite, "join_units", counted_join)
-    monkeypatch.setattr(_suite.JointFlips, "_draw", counted_draw)
+    monkeypatch.setattr(_aggregate, "join_units", counted_join)
+    monkeypatch.setattr(_aggregate.JointFlips, "_draw", counted_draw)
     tasks = Suite(shared_suite(1, "abc", np.arange(80), np.arange(160)))
     # Near these levels more is drawn than at first, by every procedure.
     near = aggregate(tasks, near=None).p_value

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mlflow_degrade.core.errors import StatisticsInputError
-from mlflow_degrade.stats._evalues import combine_log_e, degradation_log_e, noninferiority_bets
 from mlflow_degrade.stats._sequential import (
     GRADED_BETS,
     DegradationMonitor,
     NonInferiorityMonitor,
+    combine_log_e,
+    degradation_log_e,
+    noninferiority_bets,
     random_order,
     sequential_degradation,
     sequential_noninferiority,

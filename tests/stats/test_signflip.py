@@ -14,7 +14,7 @@ from scipy.stats import permutation_test
 from mlflow_degrade.core.errors import StatisticsInputError
 from mlflow_degrade.stats import mcnemar, signflip
 from mlflow_degrade.stats._exchangeable_units import flip_units
-from mlflow_degrade.stats._resampling import SubsetSums, sequential_p
+from mlflow_degrade.stats._signflip import SubsetSums, sequential_p
 
 
 def brute_force(values: list[float]) -> tuple[float, float]:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mlflow_degrade.stats._combination_rules import RULES as TABLE
-from mlflow_degrade.stats._discrete_sum_tail import AtomLaw, sum_tail
+from mlflow_degrade.stats._exact_rules import AtomLaw, sum_tail
 from mlflow_degrade.stats._null_distributions import Nulls, log_tails
 
 SIZES = np.array([250, 541, 1_172, 1_319, 10_042, 14_000])

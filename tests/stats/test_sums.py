@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from mlflow_degrade.stats import _discrete_sum_tail
-from mlflow_degrade.stats._discrete_sum_tail import AtomLaw, sum_tail
+from mlflow_degrade.stats import _exact_rules
+from mlflow_degrade.stats._exact_rules import AtomLaw, sum_tail
 
 
 def law_of(values: list[float], weights: list[int]) -> AtomLaw:
@@ -52,7 +52,7 @@ def test_enumeration_and_the_bounds_of_the_grid(laws: list[AtomLaw], data: st.Da
     found = sum_tail(laws, observed)
     assert found.exact
     assert math.exp(found.log_upper) == pytest.approx(expected, rel=1e-9)
-    bounds = _discrete_sum_tail._on_grid(laws, observed - 1e-10)
+    bounds = _exact_rules._on_grid(laws, observed - 1e-10)
     if not bounds.exact:
         assert math.exp(bounds.log_upper) >= expected * (1 - 1e-9)
         assert math.exp(bounds.log_lower) <= expected * (1 + 1e-9)
@@ -123,7 +123,7 @@ def test_the_bounds_enclose_sums_of_many_laws() -> None:
     observed = [float(sum(rng.choice(law.values) for law in laws)) for _ in range(6)]
     for threshold in observed:
         exact = sum_tail(laws, threshold)
-        bounds = _discrete_sum_tail._on_grid(laws, threshold - 1e-10)
+        bounds = _exact_rules._on_grid(laws, threshold - 1e-10)
         assert exact.exact
         assert bounds.log_lower <= exact.log_upper <= bounds.log_upper
         assert bounds.log_upper - bounds.log_lower < 1e-3

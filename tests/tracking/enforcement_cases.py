@@ -28,9 +28,8 @@ from mlflow_degrade import GatePolicy, SampleScores, decide, pair
 from mlflow_degrade.core.cache import digest_directory
 from mlflow_degrade.registry.evidence import log_decision
 from mlflow_degrade.registry.model_content import ARTIFACT_TAG, bind_content, read_content
-from mlflow_degrade.registry.references import logged_content
+from mlflow_degrade.registry.references import logged_content, versions_of
 from mlflow_degrade.registry.registration import log_model
-from mlflow_degrade.registry.registry_listing import versions_of
 from mlflow_degrade.samples.origin import Origin
 
 LAX = GatePolicy(margin_pp=99)

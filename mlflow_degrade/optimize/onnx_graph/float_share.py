@@ -21,7 +21,7 @@ from typing import Any
 from ...core.errors import InputError, QuantizationError
 from ...core.numbers import share as in_percent
 from ...engine.graph_editor import attribute, makers
-from ..passes.matmul_nbits import is_offset
+from ..passes.blockwise import is_offset
 
 MIN_QUANTIZED_SHARE = 0.5
 """Least share of the weights in products that a scheme must have quantized.

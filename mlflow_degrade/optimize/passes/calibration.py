@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from ...core.errors import InputError
 from ...engine.engine_graph import DerivedGraph
 from ...engine.family import is_decoder
-from ...engine.one_text import one_text
 from ...engine.providers import CPU
+from ...engine.schedule import one_text
 from ...engine.session import open_derived, read_json, run_error
 from ...engine.tokenization import EncoderText
 from ..onnx_graph.files import load_graph

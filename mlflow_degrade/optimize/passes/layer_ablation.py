@@ -7,8 +7,10 @@ measurement that was interrupted goes on where it stopped.
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +21,58 @@ from ...core.errors import InputError, NonFiniteLogitsError, QuantizationError
 from ...core.quiet import quiet_work
 from ...engine.family import model_family
 from ...engine.graph_editor import makers, opset, raise_opset
-from ...engine.one_text import one_text
 from ...engine.pooling import head_answer, head_labels, read_pooling
 from ...engine.providers import open_session
+from ...engine.schedule import one_text
 from ...engine.session import read_json
 from ...engine.tokenization import EncoderText
 from ..embeddings import untie_head
 from ..onnx_graph.files import GRAPH_FILE, load_graph, save_graph
-from ..onnx_graph.forward import Logits, Tokens
-from ..onnx_graph.layers import Layer, find_layers
-from ..parity.decoder import prompt_tokens
+from ..parity.decoder import Logits, Tokens, prompt_tokens
 from ..parity.prompts import PARITY_PROMPTS
 from ..source.model_directory import ModelDirectory, library_versions
 from .calibration import Calibration
 from .weight_only import replace_gemm
+
+# The layers of a graph that a scheme may treat one way or another: products with a matrix.
+
+_OPERATORS = ("MatMul", "Gemm")
+_BLOCK = re.compile(r"(?:^|[./_])(\d+)$")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A product with a constant matrix."""
+
+    name: str  # Of its node.
+    output: str  # The value it computes, by which it is found again in a rewritten graph.
+    kind: str  # What it has in common with layers of other blocks.
+    weights: int  # Numbers in its matrix: multiplications for a token.
+
+
+def find_layers(model: Any) -> tuple[Layer, ...]:
+    """Layers of a float graph, in its order."""
+    shapes = {t.name: tuple(t.dims) for t in model.graph.initializer if len(t.dims) == 2}
+    return tuple(
+        Layer(
+            node.name or node.output[0],
+            node.output[0],
+            layer_kind(node.name, shapes[node.input[1]]),
+            shapes[node.input[1]][0] * shapes[node.input[1]][1],
+        )
+        for node in model.graph.node
+        if node.op_type in _OPERATORS and node.input[1] in shapes
+    )
+
+
+def layer_kind(name: str, shape: tuple[int, ...]) -> str:
+    """What is left of a node's name without the number of its block and its operator."""
+    parts = name.strip("/").split("/")
+    if len(parts) < 2:
+        return "x".join(map(str, shape))
+    inner = [i for i, part in enumerate(parts[:-1]) if _BLOCK.search(part)]
+    return "/".join(parts[inner[-1] + 1 : -1] if inner else parts[:-1]) or parts[-1]
+
 
 # One graph in which every layer can be float or quantized, by a switch.
 

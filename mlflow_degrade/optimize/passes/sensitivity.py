@@ -12,9 +12,8 @@ from ..schemes import SCHEME_PLUGINS, SCHEMES, find_scheme, library_errors
 from ..source.model_directory import ModelDirectory
 from .calibration import calibration_texts
 from .layer_ablation import LayerTrials, Rewrite
-from .mixed_precision import RANKING_TEXTS
+from .mixed_precision import RANKING_TEXTS, sensitivity_table
 from .sensitivity_report import SensitivityReport
-from .sensitivity_table import sensitivity_table
 
 
 def measure_sensitivity(

@@ -17,7 +17,7 @@ class LayerSensitivity:
     """What quantizing a layer, or all layers of a kind, does."""
 
     name: str  # Of the layer's node, or the kind.
-    kind: str  # See `mlflow_degrade.optimize.onnx_graph.layers.layer_kind`.
+    kind: str  # See `mlflow_degrade.optimize.passes.layer_ablation.layer_kind`.
     layers: int  # How many they are.
     weights: int  # Numbers in their matrices.
     alone: float  # Distance from the float model when they are quantized and nothing else is.

@@ -25,7 +25,6 @@ from ...core.errors import ParityError, QuantizationError
 from ...core.quiet import quiet_work
 from ...engine.graph_editor import attribute, inner_graphs, makers, readers
 from ..onnx_graph.files import load_graph, save_graph
-from ..onnx_graph.layers import find_layers
 from ..parity.agreement import agreement, export_tolerance
 from ..parity.prompts import PARITY_PROMPTS
 from ..source.model_directory import (
@@ -35,6 +34,7 @@ from ..source.model_directory import (
     write_derived,
 )
 from .calibration import Calibration
+from .layer_ablation import find_layers
 
 # Values of a graph whose channels can be rescaled without computing anything new.
 

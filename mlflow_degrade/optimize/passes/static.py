@@ -14,8 +14,9 @@ the range is, and saturate at its end, which stands for 448.
 from __future__ import annotations
 
 import io
+from collections.abc import Collection
 from contextlib import redirect_stdout
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,8 +33,94 @@ from ...engine.graph_editor import (
 from ..embeddings import narrow_embedding, untie_head
 from ..formats.number_format import ELEMENTS, Element, FloatElement
 from .calibration import Calibration
-from .integer_weights import round_columns, store_columns
 from .weight_only import constant_products, replace_gemm
+
+# Dynamic int8: weights in 8 bits per output channel, activations rounded while running.
+
+
+def quantize_dynamically(
+    model: Any, *, keep: Collection[str] = (), target: str = "any"
+) -> dict[str, Any]:
+    """Replace ``MatMul`` by constant matrices with integer products, in place."""
+    # One scale for all values of an activation tensor is ruined by a few outliers, which the
+    # second layers of some blocks' MLPs read [1]: most values are left a few of its 256 steps. On
+    # the starter model six of 211 layers cause most of the damage.
+    # [1] Sun et al., "Massive Activations in Large Language Models", 2024, arXiv:2402.17762.
+    untied = untie_head(model)
+    replace_gemm(model)
+    for node, tensor in constant_products(model):
+        if (node.name or node.output[0]) not in keep:
+            _multiply_integers(model.graph, node, tensor, target)
+    return {"untied_head": untied, "half_embeddings": narrow_embedding(model)}
+
+
+def _multiply_integers(graph: Any, node: Any, tensor: Any, target: str) -> None:
+    """Replace one product; onnxruntime fuses what it becomes into one node."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    source, (result,) = node.input[0], node.output
+    matrix: NDArray[np.float32] = numpy_helper.to_array(tensor)
+    codes, scales, zeros = store_columns(graph, tensor.name, *round_columns(matrix, target))
+    rounded = [f"{source}_{part}" for part in ("rounded", "scale", "zero_point")]
+    names = (f"{result}_{part}" for part in ("integers", "float", "scales"))
+    integers, as_float, product_scales = names
+    steps = [
+        ("DynamicQuantizeLinear", [source], rounded),
+        ("MatMulInteger", [rounded[0], codes, rounded[2], zeros], [integers]),
+        ("Cast", [integers], [as_float]),
+        ("Mul", [rounded[1], scales], [product_scales]),
+        ("Mul", [as_float, product_scales], [result]),
+    ]
+    if any(rounded[0] in other.output for other in graph.node):
+        steps = steps[1:]  # another product reads the same
+    made = []
+    for operator, inputs, outputs in steps:
+        to = {"to": TensorProto.FLOAT} if operator == "Cast" else {}
+        made.append(helper.make_node(operator, inputs, outputs, name=f"{outputs[0]}_Q8", **to))
+    put_before(graph, node, made, instead=True)
+    drop_unread(graph, tensor.name)
+
+
+# Weights in 8 bits with a scale for each output, for integer products.
+
+Target = Literal["any", "vnni"]
+"""Processors that a model is for: any that onnxruntime runs on, or those whose dot products of
+bytes add in 32 bits (VNNI), where weights may use the full range."""
+
+TARGETS: tuple[str, ...] = get_args(Target)
+
+_LARGEST = 127
+
+
+def round_columns(
+    matrix: NDArray[np.float32], target: str = "any"
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Integers of a matrix, and the scale of each column."""
+    if target not in TARGETS:
+        raise UnknownNameError("target", target, TARGETS)
+    reach = np.abs(matrix).max(axis=0)
+    if target == "any" and len(matrix) > 1:
+        # Weights of opposite signs cannot overflow together, and their sum is below the larger
+        # one. Rounding adds at most a half to each of a pair: 127 becomes 128.
+        even = len(matrix) // 2 * 2
+        reach = np.maximum(reach, np.abs(matrix[0:even:2] + matrix[1:even:2]).max(axis=0))
+    scales = (reach / _LARGEST).astype(np.float32)
+    scales[scales == 0] = 1
+    codes = np.rint(matrix / scales).clip(-_LARGEST, _LARGEST).astype(np.int8)
+    return codes, scales
+
+
+def store_columns(
+    graph: Any, name: str, codes: NDArray[Any], scales: NDArray[np.float32]
+) -> tuple[str, str, str]:
+    """Add codes, scales and zero points to a graph unless they are there; their names."""
+    zeros = np.zeros(len(scales), codes.dtype)
+    return (
+        store(graph, f"{name}_Q8", codes),
+        store(graph, f"{name}_scales", scales),
+        store(graph, f"{name}_zero_points", zeros),
+    )
+
 
 CALIBRATIONS = ("minmax", "percentile", "entropy")
 """How a range is chosen: all that was seen; all but 1 in 100,000 values; the range whose rounded

@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 
 from ...core.errors import InputError, QuantizationError
 from ..embeddings import head_output, narrow_embedding, untie_head
-from .blockwise import Blocks, Matrix, gptq, half_quadratic
+from .blockwise import Blocks, Matrix, gptq, half_quadratic, replace_product
 from .calibration import Calibration
-from .matmul_nbits import replace_product
 
 ALGORITHMS = ("nearest", "hqq", "gptq")
 """How integers are chosen."""

@@ -4,23 +4,201 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ...core.errors import SampleSchemaError, UnknownNameError
+from ...core.errors import (
+    DuplicateSampleError,
+    MissingExtraError,
+    SampleSchemaError,
+    UnknownNameError,
+)
 from ..schema import FEATURE_PREFIX, is_metric, text_hash
 from ..schema import higher_is_better as by_name
 from ..table import SampleScores
-from ._pairwise import BATTLE_NAMES, are_battles, scores_of
-from ._raters import AGGREGATIONS, one_score_a_sample
 from ._reader import as_text, direction_option, note, split_names
 from ._score_values import SCORERS, score_values, scored
-from ._unscored import MARKS, is_set
+
+# Marks of answers that were never scored: their 0 says nothing about the model.
+
+#: Fields that say, when they are set, that a judge or harness gave no score.
+MARKS = (
+    "unscored", "judge_error", "judge_parse_error", "judge_failed", "scoring_error", "scorer_error",
+    "parse_error", "parsing_error", "parse_failed",
+)  # fmt: skip
+# What harnesses give as the reason of a failure that is not the model's.
+_CATEGORIES = frozenset(
+    (
+        "infra_error", "system", "system_error", "judge_error", "judge_parse_error", "parse_error",
+        "scoring_error", "solve_timeout", "unscored",
+    )
+)  # fmt: skip
+_NO = frozenset(("", "0", "0.0", "false", "no", "none", "null", "nan"))
+
+
+def is_set(value: Any) -> bool:
+    """Whether a mark says yes; texts such as ``"false"`` do not."""
+    return bool(value) and str(value).strip().lower() not in _NO
+
+
+def was_not_scored(details: Mapping[str, Any]) -> bool:
+    """Whether details of a scoring say that there was none."""
+    marked = any(is_set(details.get(name)) for name in MARKS)
+    return marked or details.get("error_category") in _CATEGORIES
+
+
+# Battles of two models before a judge, as scores of one of them: won 1, tied ½, lost 0.
+
+# Names of the two models, and of the verdicts: of chatbot arenas, and of MT-bench, which asks the
+# judge twice, with the answers in either order.
+_LAYOUTS = (
+    (("model_a", "model_b"), ("winner",)),
+    (("model_1", "model_2"), ("g1_winner", "g2_winner")),
+    (("model_1", "model_2"), ("winner",)),
+)
+#: Columns of battles.
+BATTLE_NAMES = frozenset(name for models, games in _LAYOUTS for name in (*models, *games))
+_TIES = ("draw", "both", "neither")
+
+
+def _layout(names: list[str]) -> tuple[tuple[str, str], tuple[str, ...]] | None:
+    found = ((models, games) for models, games in _LAYOUTS if {*models, *games} <= set(names))
+    return next(found, None)
+
+
+def are_battles(names: list[str]) -> bool:
+    """Whether columns are those of battles."""
+    return _layout(names) is not None
+
+
+def scores_of(table: pa.Table, model: str | None, source: str) -> pa.Table:
+    """The battles of one model, with a score each: the mean of the games that were judged."""
+    layout = _layout(table.column_names)
+    if layout is None:
+        raise SampleSchemaError(f"{source} holds no battles, it has {table.column_names}.")
+    places, games = layout
+    left, right = ([str(name) for name in table[place].to_pylist()] for place in places)
+    models = sorted({*left, *right})
+    if model is None:
+        raise SampleSchemaError(
+            f"{source} holds battles of {models}: say whose scores are meant with model=…, for "
+            "the two sides with -b model=… and -c model=…."
+        )
+    if model not in models:
+        raise UnknownNameError("model", model, models)
+    winners = list(zip(*(table[game].to_pylist() for game in games), strict=True))
+    rows = [i for i, pair in enumerate(zip(left, right, strict=True)) if model in pair]
+    scores = []
+    for i in rows:
+        names = left[i], right[i]
+        each = [_score(names.index(model), winner, places, names, source) for winner in winners[i]]
+        scored = [score for score in each if score is not None]
+        scores.append(sum(scored) / len(scored) if scored else None)
+    dropped = {*places, *games, "score", "metric"} & set(table.column_names)
+    kept = table.take(pa.array(rows, pa.int64())).drop_columns(sorted(dropped))
+    return kept.append_column("score", pa.array(scores, pa.float64())).append_column(
+        "metric", pa.array(["win"] * len(rows))
+    )
+
+
+def _score(
+    place: int, winner: Any, places: tuple[str, str], names: tuple[str, str], source: str
+) -> float | None:
+    text = "" if winner is None else str(winner).strip()
+    if text.lower() in ("", "error", "none"):
+        return None
+    if text.lower().startswith("tie") or text.lower() in _TIES:
+        return 0.5
+    for i, name in enumerate(names):
+        if text.lower() in (places[i], places[i].rpartition("_")[2]) or text == name:
+            return float(i == place)
+    raise SampleSchemaError(
+        f"{source}: the winner {text!r} is neither {places[0]}, {places[1]}, tie nor one of "
+        f"{list(names)}."
+    )
+
+
+# Several raters of one sample, as one score a sample.
+
+_KEY = ("task", "doc_id", "metric", "filter", "repeat", "doc_hash")
+
+
+def _mean(ratings: pd.DataFrame) -> pd.Series:
+    return ratings.groupby("sample")["score"].mean()
+
+
+def _majority(ratings: pd.DataFrame) -> pd.Series:
+    """The most frequent score; of equally frequent ones their mean, so that no side is favoured."""
+    counts = ratings.groupby(["sample", "score"]).size().reset_index(name="votes")
+    most = counts.groupby("sample")["votes"].transform("max")
+    return counts[counts["votes"] == most].groupby("sample")["score"].mean()
+
+
+def _dawid_skene(ratings: pd.DataFrame) -> pd.Series:
+    """The expected score under Dawid & Skene's model of raters with confusion matrices (1979)."""
+    try:
+        model = import_module("crowdkit.aggregation").DawidSkene
+    except ImportError as error:
+        raise MissingExtraError("crowdkit", "raters") from error
+
+    votes = ratings.rename(columns={"sample": "task", "rater": "worker", "score": "label"})
+    with warnings.catch_warnings():
+        # Of what its pandas calls will be one day, at each of the steps.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        shares = model(n_iter=100).fit_predict_proba(votes)
+    expected: pd.Series = (shares * shares.columns.to_numpy(float)).sum(axis=1)
+    return expected
+
+
+AGGREGATIONS: Mapping[str, Callable[[pd.DataFrame], pd.Series]] = {
+    "mean": _mean,
+    "majority": _majority,
+    "dawid-skene": _dawid_skene,
+}
+
+
+def one_score_a_sample(
+    arrays: dict[str, Any], raters: pa.ChunkedArray, how: str, source: str
+) -> dict[str, Any]:
+    """The columns with one row a sample; of texts the first is kept."""
+    if how not in AGGREGATIONS:
+        raise UnknownNameError("aggregation of raters", how, AGGREGATIONS)
+    keys = pa.table({name: arrays[name] for name in _KEY if name in arrays}).to_pandas()
+    sample = keys.groupby(list(keys.columns), sort=False, dropna=False).ngroup()
+    ratings = pd.DataFrame(
+        {
+            "sample": sample,
+            "rater": raters.to_pandas().astype(str),
+            "score": arrays["score"].cast(pa.float64()).to_pandas(),
+        }
+    )
+    again = ratings.duplicated(["sample", "rater"])
+    if again.any():
+        first = ratings[again].iloc[0]
+        doc = keys["doc_id"][sample == first["sample"]].iloc[0]
+        raise DuplicateSampleError(
+            f"{source}: {first['rater']!r} scored the sample {doc!r} more than once, and "
+            f"{int(again.sum())} such scores are there in all: number repeated runs in a column "
+            "and name it with repeat_column=…"
+        )
+    combined = AGGREGATIONS[how](ratings.dropna(subset="score"))
+    first_rows = ratings.drop_duplicates("sample")
+    scores = combined.reindex(first_rows["sample"]).to_numpy(float)
+    counts = ratings.groupby("sample").size()
+    spread = str(counts.min()) if counts.min() == counts.max() else f"{counts.min()}–{counts.max()}"
+    note(f"{source}: {len(counts)} samples with {spread} ratings each, combined by {how}.")
+    rows = pa.array(first_rows.index.to_numpy())
+    kept = {name: column.take(rows) for name, column in arrays.items() if name != "score"}
+    return {**kept, "score": pa.chunked_array([pa.array(scores, from_pandas=True)])}
+
 
 #: Columns of a sample table that a column of another name can be mapped to.
 FIELDS = (

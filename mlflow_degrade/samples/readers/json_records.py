@@ -16,12 +16,12 @@ from ._columns import (
     KNOWN,
     SCORE_GROUPS,
     Origin,
+    are_battles,
     is_score_name,
     of_files,
     source_columns,
     to_samples,
 )
-from ._pairwise import are_battles
 from ._reader import Reader, as_text, files_in, json_lines, load_json, look_up, split_names
 
 _LINES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")

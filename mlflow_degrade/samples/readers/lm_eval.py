@@ -7,18 +7,17 @@ record is one document under one answer filter and has all the metrics of the ta
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ...core.cache import digest_json
-from ...core.errors import EmptySamplesError, SampleSchemaError, UnknownNameError
-from ...core.redaction import redact_value
+from ...core.errors import EmptySamplesError, SampleSchemaError, UnknownNameError, redact_value
 from ..origin import Origin
 from ..schema import FEATURE_PREFIX, text_hash
 from ..table import SampleScores
-from ._lm_eval_answers import choices_of, chosen
 from ._lm_eval_files import (
     TaskFile,
     choose,
@@ -28,8 +27,114 @@ from ._lm_eval_files import (
     results_of,
     sample_files,
 )
-from ._lm_eval_metrics import NOT_PER_SAMPLE, sample_score
 from ._reader import Reader, direction_option, json_lines, note, split_names, truth
+
+# What lm-eval writes for a metric of one sample, turned into a score of that sample.
+
+#: Marks a metric that has no per-sample score.
+NOT_PER_SAMPLE = object()
+
+_AGGREGATION = {
+    "word_perplexity": "weighted_perplexity",
+    "byte_perplexity": "weighted_perplexity",
+    "bits_per_byte": "bits_per_byte",
+    "perplexity": "perplexity",
+    "brier_score": "brier_score",
+}
+
+
+def sample_score(metric: str, logged: Any, aggregation: str | None = None) -> Any:
+    """The score of one sample."""
+    # Perplexities are logged as log-likelihoods (with a number of words or bytes); the score is
+    # their exponent, the negative log-likelihood per word or byte in nats (``bits_per_byte``: in
+    # bits), because differences of exponents are additive and do not explode. The Brier score is
+    # Σ(p − y)² over the choices.
+    convert = _CONVERSIONS.get(aggregation or _AGGREGATION.get(metric, ""))
+    if convert is not None:
+        return convert(logged)
+    return _as_score(logged)
+
+
+def _as_score(logged: Any) -> Any:
+    if logged is None:
+        return None
+    if isinstance(logged, (list, tuple, dict)):
+        return NOT_PER_SAMPLE
+    try:
+        return float(logged)
+    except (TypeError, ValueError):
+        return NOT_PER_SAMPLE
+
+
+def _per_unit(logged: Any) -> Any:
+    """−log-likelihood per word or byte."""
+    if not isinstance(logged, (list, tuple)) or len(logged) != 2:
+        return NOT_PER_SAMPLE
+    loglikelihood, units = (_as_score(part) for part in logged)
+    if not isinstance(loglikelihood, float) or not isinstance(units, float):
+        return NOT_PER_SAMPLE
+    # An empty document has nothing to predict.
+    return -loglikelihood / units if units else None
+
+
+def _bits(logged: Any) -> Any:
+    nats = _per_unit(logged)
+    return nats / math.log(2) if isinstance(nats, float) else nats
+
+
+def _negated(logged: Any) -> Any:
+    score = _as_score(logged)
+    return -score if isinstance(score, float) else score
+
+
+def _brier(logged: Any) -> Any:
+    if not isinstance(logged, (list, tuple)) or len(logged) != 2:
+        return _as_score(logged)
+    gold, given = logged
+    # numpy's print of the probabilities; with very many choices it is elided.
+    texts = given.strip("[]").split() if isinstance(given, str) else given
+    try:
+        probabilities = [float(text) for text in texts]
+    except (TypeError, ValueError):
+        return NOT_PER_SAMPLE
+    if not isinstance(gold, int) or not 0 <= gold < len(probabilities):
+        return None
+    return sum((p - (i == gold)) ** 2 for i, p in enumerate(probabilities))
+
+
+_CONVERSIONS: Mapping[str, Callable[[Any], Any]] = {
+    "weighted_perplexity": _per_unit,
+    "bits_per_byte": _bits,
+    "perplexity": _negated,
+    "brier_score": _brier,
+}
+
+
+# Which of its choices a model picked, by lm-eval's rule for each metric.
+
+
+def choices_of(arguments: Sequence[Sequence[Any]], *, mutual_information: bool) -> list[str]:
+    """The texts that a multiple-choice question chooses between."""
+    pairs = [(str(request[0]), str(request[-1])) for request in arguments]
+    if mutual_information:
+        pairs = pairs[: len(pairs) // 2]
+    endings = {ending for _, ending in pairs}
+    # Some tasks (winogrande) put the choice into the context and ask for one common ending.
+    return [(end if len(endings) > 1 else context).strip() for context, end in pairs]
+
+
+def chosen(metric: str, likelihoods: Sequence[float], choices: Sequence[str]) -> str:
+    """The choice that a metric takes for the model's answer."""
+    values = list(likelihoods[: len(choices)])
+    if metric == "acc_norm":
+        values = [value / max(len(c), 1) for value, c in zip(values, choices, strict=True)]
+    elif metric == "acc_bytes":
+        values = [value / max(len(c.encode()), 1) for value, c in zip(values, choices, strict=True)]
+    elif metric == "acc_mutual_info" and len(likelihoods) == 2 * len(choices):
+        without = likelihoods[len(choices) :]
+        values = [value - other for value, other in zip(values, without, strict=True)]
+    return choices[values.index(max(values))]
+
 
 OWN_FACTS = "mlflow_degrade"
 """Key of what this package adds to the results of an lm-eval that it called itself."""

@@ -8,8 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...core.errors import EmptySamplesError, UnknownNameError
-from ...core.redaction import redact
+from ...core.errors import EmptySamplesError, UnknownNameError, redact
 from ..schema import text_hash
 from ._reader import (
     as_text,

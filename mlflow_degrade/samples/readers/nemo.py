@@ -12,8 +12,8 @@ from typing import Any
 
 from ...core.errors import SampleSchemaError
 from ..schema import FEATURE_PREFIX
+from ._columns import was_not_scored
 from ._reader import as_score, json_lines, read_json, record_reader
-from ._unscored import was_not_scored
 
 _RESULTS = "results.jsonl"
 
