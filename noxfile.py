@@ -57,16 +57,16 @@ _ON_MLFLOW = (
 
 
 @nox.session
-@nox.parametrize("mlflow", ["3.17", "3.18", "newest"])
-def mlflow(session: nox.Session, mlflow: str) -> None:
-    """What stands on MLflow, on one of its versions: ``nox -s "mlflow(mlflow='3.18')"``.
+def mlflow(session: nox.Session) -> None:
+    """What stands on MLflow, on one of its versions: ``nox -s mlflow -- 3.18``, or newest.
 
     It is installed into the environment that nox was called from, as the matrix of CI does.
     """
-    wanted = "mlflow<4" if mlflow == "newest" else f"mlflow~={mlflow}.0"
+    version, *more = session.posargs or ["newest"]
+    wanted = "mlflow<4" if version == "newest" else f"mlflow~={version}.0"
     session.run("pip", "install", "--upgrade", wanted)
     session.run("pip", "check")
-    session.run("pytest", "-n", "0", "-m", "not exhaustive", *_ON_MLFLOW, *session.posargs)
+    session.run("pytest", "-n", "0", "-m", "not exhaustive", *_ON_MLFLOW, *more)
 
 
 @nox.session

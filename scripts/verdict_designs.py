@@ -287,6 +287,8 @@ def remembered() -> Iterator[None]:
 def _remember(function: Callable[..., Any], known: dict[bytes, Any]) -> Callable[..., Any]:
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
+        if any(map(callable, args)):
+            return function(*args, **kwargs)  # what is asked of it cannot be looked up
         key = pickle.dumps((args, kwargs))
         if key not in known:
             known[key] = function(*args, **kwargs)

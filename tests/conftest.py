@@ -13,6 +13,9 @@ from mlflow_state import mlflow_state_kept
 # MLflow draws a bar for every small file it reads, which buries the report of a failing test.
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
+# Processes of xdist are given the width of a terminal; output is as wide as in a pipe.
+os.environ.pop("COLUMNS", None)
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     # One process of tests per core: more threads of PyTorch would only wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -34,7 +34,7 @@ def test_a_rule_is_spelled_in_one_file() -> None:
     # and scikit-learn's average.
     assert found == {
         "stats/_sequential.py": {"pooled"},
-        "stats/_multiplicity.py": {"stouffer"},
+        "stats/_stepdown.py": {"stouffer"},
         "evaluation/encoder_tasks.py": {"macro"},
     }
 

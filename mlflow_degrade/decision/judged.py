@@ -55,16 +55,16 @@ def judged_results(
     # What is left for each claim; the intervals shown stay what they are.
     confidence = policy.shown_confidence
     split = policy.model_copy(update={"alpha": policy.alpha / claims, "confidence": confidence})
-    tests = GatingTests.of_pairs(paired, plain) if plain else GatingTests((), ())
-    adjusted = adjust(tests, split) if plain else {}
+    tests = GatingTests.of_pairs(paired, plain) if plain else None
+    adjusted = {} if tests is None else adjust(tests, split)
     tasks = [
         _task(t, found[t.name], judges[t.name], paired.gold[t.name], policy, claims, margin)
         if t.name in found
         else task_result(t, split, adjusted.get(t.name), tests)
         for t in paired.tasks
     ]
-    rest = aggregate_tasks(tests, split, margin, tasks) if plain else None
-    if rest is not None:
+    rest = None if tests is None else aggregate_tasks(tests, split, margin, tasks)
+    if tests is not None and rest is not None:
         named = name_guilty([t for t in tasks if t.judge is None], tests, rest, split)
         others = {task.task: _scaled(task, claims) for task in named}
         tasks = [others.get(task.task, task) for task in tasks]
@@ -100,7 +100,7 @@ def _task(
     claims: int,
     margin: float,
 ) -> TaskResult:
-    raw = task_result(task, policy, None, GatingTests((), ()))
+    raw = task_result(task, policy, None, None)
     labels, judged, others = _parts(task, gold)
     gating = policy.task(task.name).tier == "gating"
     p = found.p_worse
@@ -191,7 +191,7 @@ def _scaled(task: TaskResult, claims: int) -> TaskResult:
 
 def _together(
     gating: Sequence[PairedTask],
-    tests: GatingTests,
+    tests: GatingTests | None,
     rest: AggregateResult | None,
     own: dict[str, CorrectedDifference],
     policy: GatePolicy,
@@ -208,7 +208,7 @@ def _together(
     for name, each in own.items():
         parts.append((size[name], each.estimate, each.lower(tail), each.upper(tail)))
     reliable = True
-    if rest is not None:
+    if tests is not None and rest is not None:
         sample = tests.together(policy)
         weight = sum(size[task.name] for task in tests.tasks)
         parts.append((weight, rest.delta, sample.lower(tail), sample.upper(tail)))
@@ -244,7 +244,7 @@ def _together(
 
 def _power(
     gating: Sequence[PairedTask],
-    tests: GatingTests,
+    tests: GatingTests | None,
     policy: GatePolicy,
     margin: float,
     tasks: Sequence[TaskResult],
@@ -252,7 +252,7 @@ def _power(
     """What the data could have shown; it is no ground for a PASS where a judge is corrected."""
     names = {task.name for task in gating}
     drops = [task.mde for task in tasks if task.judge is not None and task.task in names]
-    if tests.tasks:
+    if tests is not None:
         drops.append(data_power(tests, policy, margin).mde)
     n = sum(task.n for task in gating)
     flips = sum(task.regressions + task.improvements for task in gating)

@@ -230,15 +230,15 @@ _SKEWED = (
 
 
 def task_result(
-    task: PairedTask, policy: GatePolicy, adjusted: float | None, tests: GatingTests
+    task: PairedTask, policy: GatePolicy, adjusted: float | None, tests: GatingTests | None
 ) -> TaskResult:
-    """Test one task alone."""
+    """Test one task alone; `tests` are what it is tested together with, if with any."""
     own = policy.task(task.name)
     margin = policy.margin_of(task.name, proportion=task.proportion)
-    sample = tests.alone.get(task.name) or TaskSample([task])
+    sample = (tests and tests.alone.get(task.name)) or TaskSample([task])
     p, log10_p, name, skewness = _worse(task)
     notes = [_SKEWED.format(skewness)] if skewness else []
-    level = policy.alpha if adjusted is None else _level_of_one(policy, len(tests))
+    level = policy.alpha if adjusted is None else _level_of_one(policy, len(tests or ()))
     return TaskResult(
         task=task.name,
         metric=task.metric,

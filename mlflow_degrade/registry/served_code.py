@@ -13,7 +13,7 @@ from types import ModuleType
 _PACKAGE = Path(__file__).resolve().parents[1]
 SCRIPT = _PACKAGE / "engine" / "served_model.py"
 NAME = "mlflow_degrade_served"
-_CORE = ("__init__.py", "cache.py", "errors.py", "redaction.py")
+_CORE = ("__init__.py", "cache.py", "errors.py")
 
 
 def served_files() -> dict[str, Path]:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -212,15 +213,20 @@ class TestShortIds:
 
 
 def test_sigterm_is_one_word(there: Path) -> None:
-    """Whatever a command is doing: here it waits for the other end of a pipe."""
-    os.mkfifo(there / "pipe.csv")
-    command = [sys.executable, "-m", "mlflow_degrade", "compare", "pipe.csv", "int8.csv"]
-    with subprocess.Popen(
-        command, cwd=there, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        time.sleep(4)
-        process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=30)
+    """Whatever a command is doing: here it waits for a server that does not answer."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        command = [sys.executable, "-m", "mlflow_degrade", "gate", "--candidate", "runs:/a"]
+        with subprocess.Popen(
+            [*command, "--baseline", "runs:/b"], cwd=there, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env={**os.environ, "MLFLOW_TRACKING_URI": address},
+        ) as process:  # fmt: skip
+            server.settimeout(60)
+            connection, _ = server.accept()
+            process.send_signal(signal.SIGTERM)
+            out, err = process.communicate(timeout=30)
+            connection.close()
     assert (process.returncode, out) == (cli.TERMINATED, "")
     assert err.splitlines()[-1] == "terminated"
     assert "Traceback" not in err
