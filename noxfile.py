@@ -15,7 +15,11 @@ nox.needs_version = ">=2024.4"
 nox.options.default_venv_backend = "none"
 nox.options.sessions = ["lint", "generated", "test"]
 
-_GENERATORS = ("scripts/generate_cli_docs.py", "scripts/generate_policy_docs.py")
+_GENERATORS = (
+    "scripts/generate_cli_docs.py",
+    "scripts/generate_policy_docs.py",
+    "scripts/generate_projects.py",
+)
 
 
 @nox.session

@@ -272,8 +272,8 @@ MUTATIONS = (
     ),
     Mutation(
         "cli",
-        "write_out(decision.to_json(), json_)\n    click.get_current_context().exit(decision.exit_code)",
-        "write_out(decision.to_json(), json_)\n    click.get_current_context().exit(0)",
+        "_out(decision.to_json(), json_)\n    click.get_current_context().exit(decision.exit_code)",
+        "_out(decision.to_json(), json_)\n    click.get_current_context().exit(0)",
         "test_compare_command.py",
     ),
     # recipes

@@ -33,6 +33,21 @@ class OutputFile(click.ParamType):  # type: ignore[type-arg]  # not generic in o
         return str(value)
 
 
+class JsonFile(OutputFile):
+    """A file for JSON, called so: an option with or without a value must not take an argument."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name as it was given."""
+        if value != "-" and not str(value).endswith((".json", "/")) and "/dev/" not in str(value):
+            self.fail(
+                f"{value!r} does not end in .json: where --json has no file it comes last, or is "
+                "written --json -.",
+                param,
+                ctx,
+            )
+        return super().convert(value, param, ctx)
+
+
 OUTPUT = OutputFile()
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -43,7 +58,7 @@ def json_option(what: str) -> Callable[[Command], Command]:
     return click.option(
         "--json",
         "json_",
-        type=OUTPUT,
+        type=JsonFile(),
         is_flag=False,
         flag_value="-",
         metavar="[FILE|-]",

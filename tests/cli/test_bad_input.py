@@ -30,6 +30,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["a.csv", "/"], "more than 100000 files"),
         (["a.csv", ""], "an empty reference"),
         (["a.csv", "b.csv", "--json", "/"], "is a folder"),
+        (["a.csv", "--json", "b.csv"], "'b.csv' does not end in .json"),
         (["a.csv", "b.csv", "--json", "none/x.json"], "there is no folder 'none'"),
         (["a.csv", "b.csv", "--report", "none/x.html"], "there is no folder 'none'"),
         (["a.csv", "b.csv", "--samples", "-5"], "-5 is not in the range"),

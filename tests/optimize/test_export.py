@@ -170,7 +170,7 @@ def test_an_onnx_model_that_is_cut_off_is_a_model_error(tiny_export: Path, tmp_p
     with pytest.raises(ModelError, match=r"is cut off: model\.onnx reads 416,512 bytes"):
         export_onnx(resolve_model(str(folder)), progress=False)
     (folder / "model.onnx").write_bytes(b"no graph")
-    with pytest.raises(ModelError, match=r"no ONNX model, or cut off"):
+    with pytest.raises(ModelError, match=r"no ONNX model, or its graph or weights are cut off"):
         export_onnx(resolve_model(str(folder)), progress=False)
 
 

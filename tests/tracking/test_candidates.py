@@ -143,6 +143,8 @@ def test_a_run_whose_evidence_is_gone_is_passed_over() -> None:
         find_candidates([broken])
 
 
+@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_store_of_the_screenshots_shows_every_verdict() -> None:
     spec = importlib.util.spec_from_file_location("take_screenshots", _SCRIPT)
     assert spec is not None

@@ -104,7 +104,7 @@ def test_verifying_elsewhere(workplace: Path, capsys: pytest.CaptureFixture[str]
     said = capsys.readouterr().out
     assert f"reached on                {THERE}" in said
     assert f"note: {found.warning}" in said
-    assert run_cli(["verify", "--json", f"models:/elsewhere/{case.version}"]) == 0
+    assert run_cli(["verify", f"models:/elsewhere/{case.version}", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["warning"] == found.warning
     assert record["decision"]["processors"]["candidate"]["model"] == "Other"

@@ -30,7 +30,7 @@ def test_every_import_of_the_served_files_is_served() -> None:
 def test_a_model_carries_no_more_than_the_engine_and_a_little_of_the_core() -> None:
     rooms = [name.split("/")[1] for name in served_files() if name.count("/") == 2]
     assert set(rooms) == {"core", "engine"}
-    assert rooms.count("core") == 4
+    assert rooms.count("core") == 3
     assert len(rooms) < 40  # the whole package has hundreds
 
 

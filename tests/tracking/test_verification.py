@@ -316,7 +316,7 @@ def test_command(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "the verdict holds" in said
     assert case.digest in said
     next(_files(case).rglob("model.onnx")).write_bytes(b"other")
-    assert run_cli(["verify", "--json", f"models:/command/{case.version}"]) == 1
+    assert run_cli(["verify", f"models:/command/{case.version}", "--json"]) == 1
     record = json.loads(capsys.readouterr().out)
     assert (record["ok"], record["verdict"]) == (False, "PASS")
     assert any("changed after the verdict" in problem for problem in record["problems"])

@@ -62,17 +62,9 @@ def _own(shown: Shown) -> bool:
     return shown.text.startswith(("mlflow-degrade ", "mlflow run "))
 
 
-_NOT_YET = pytest.mark.xfail(
-    "quantize" not in cli.COMMANDS, reason="the recipes are commands of their own by then"
-)
-
-
 @pytest.mark.parametrize(
     "shown",
-    [
-        pytest.param(s, marks=_NOT_YET) if "mlflow-degrade quantize" in s.text else s
-        for s in filter(_own, ALL)
-    ],
+    [s for s in filter(_own, ALL)],
     ids=str,
 )
 def test_its_options_exist(shown: Shown) -> None:
