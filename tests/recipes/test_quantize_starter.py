@@ -46,6 +46,7 @@ def test_int4_fails_and_is_not_registered(store: mlflow.MlflowClient) -> None:
     assert list(store.search_registered_models()) == []
 
 
+@pytest.mark.exhaustive
 def test_twelve_per_task_are_inconclusive(store: mlflow.MlflowClient) -> None:
     asked = QuantizeOptions(limit=12, cost_seconds=0.2)
     outcome = quantize_and_gate(asked)

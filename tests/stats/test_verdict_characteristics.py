@@ -183,6 +183,7 @@ def test_the_command_prints_tables() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_named_designs_keep_their_promises(tables: ModuleType) -> None:
     """Designs in which verdicts were once wrong far too often; see the misses for the figures."""
     assert list(tables.misses(tables.run(tables.NAMED, 250, 2, None))) == []

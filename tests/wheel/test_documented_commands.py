@@ -64,7 +64,7 @@ def _own(shown: Shown) -> bool:
 
 @pytest.mark.parametrize(
     "shown",
-    [s for s in filter(_own, ALL)],
+    list(filter(_own, ALL)),
     ids=str,
 )
 def test_its_options_exist(shown: Shown) -> None:
