@@ -147,6 +147,7 @@ READING = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("args", READING, ids=lambda args: args[0])
 def test_who_only_reads_makes_no_store(args: list[str], tmp_path: Path) -> None:
     own = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_TRACKING")}

@@ -121,6 +121,7 @@ def test_the_demo_needs_five_seconds_and_none_of_the_extras(
     assert not list((tmp_path / "here").iterdir()), "it writes nothing"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("candidate", "code"), [("int8-weight-only", 0), ("int4-weight-only", 1)])
 def test_the_commands_that_the_demo_ends_with_run(
     candidate: str, code: int, environment: Environment, tmp_path: Path
