@@ -308,6 +308,8 @@ def _open(product: Product, weights: Integers, step: float, precise: bool, level
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
+    from .providers import CPU
+
     microsoft = helper.make_opsetid("com.microsoft", 1)
     middle = 128 if product.weights == "uint8" else 0
     codes = (weights + middle).astype(product.weights)
@@ -379,5 +381,4 @@ def _open(product: Product, weights: Integers, step: float, precise: bool, level
     options.graph_optimization_level = level
     if precise:
         options.add_session_config_entry(PRECISE, "1")
-    providers = ["CPUExecutionProvider"]
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers)
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[CPU])

@@ -77,7 +77,7 @@ def _pages(registry: Any, condition: str) -> Iterator[Any]:
 
 _RUN = re.compile(r"runs:/+(?P<run>[^/]+)(?:/(?P<path>.+?))?/*")
 _MODEL = re.compile(r"models:/+(?P<name>[^/@]+)(?:@(?P<alias>[^/]+)|/(?P<version>\d+))?")
-_SIDE = "degrade.side"
+SIDE_TAG = "degrade.side"
 _PARENT = "mlflow.parentRunId"
 
 
@@ -297,7 +297,7 @@ def _evaluation(client: Any, run: Any, needed: bool = True) -> Any:
         [run.info.experiment_id], f"tags.`{_PARENT}` = '{run_id}'", max_results=100
     )
     for child in children:
-        if child.data.tags.get(_SIDE) == "candidate":
+        if child.data.tags.get(SIDE_TAG) == "candidate":
             return child
     if not needed:
         return None
@@ -311,7 +311,7 @@ def _model_of(client: Any, run: Any) -> str | None:
     """The model a run logged; of a recipe's candidate evaluation, the model its parent logged."""
     parent = run.data.tags.get(_PARENT)
     runs = [run]
-    if parent is not None and run.data.tags.get(_SIDE) == "candidate":
+    if parent is not None and run.data.tags.get(SIDE_TAG) == "candidate":
         runs.append(client.get_run(parent))
     for logged in runs:
         outputs = getattr(getattr(logged, "outputs", None), "model_outputs", None) or []

@@ -14,6 +14,7 @@ from typing import Any
 from ..core.errors import RegistryError
 from ..decision.results import Decision
 from ..engine.conversation import has_template
+from ..engine.providers import CUDA
 from ..report.markdown import VERSION
 from ..tracking.evaluations import MODEL_DIGEST_TAG
 from .evidence import EVIDENCE_TAG, POLICY_TAG, RUN_TAG, VERDICT_TAG, proof_tag
@@ -246,7 +247,7 @@ def _serving_packages() -> list[str]:
     """What the logged model needs at serving time, under the names installed here."""
     import onnxruntime
 
-    gpu = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    gpu = CUDA in onnxruntime.get_available_providers()
     return ["onnxruntime-gpu" if gpu and name == "onnxruntime" else name for name in _SERVING]
 
 

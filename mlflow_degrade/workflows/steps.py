@@ -263,6 +263,7 @@ def evaluate_both(
     """Evaluate both models alike, each in a child run, or take evaluations MLflow already has."""
     from ..evaluation.run import EvaluationSettings
     from ..registry.comparison import SIDES, Side, compare_models
+    from ..registry.references import SIDE_TAG
 
     settings = EvaluationSettings(device=device, batch_size=batch_size, resume=not fresh)
     tasks = ", ".join(task.name for task in suite.tasks)
@@ -273,7 +274,7 @@ def evaluate_both(
                 f"{models.name} {schemes[side]}",
                 models.directory(side),
                 side,
-                {"degrade.side": side, "degrade.scheme": schemes[side]},
+                {SIDE_TAG: side, "degrade.scheme": schemes[side]},
                 simulated=side == "candidate" and models.simulated_cost is not None,
             )
             for side in SIDES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,8 +24,7 @@ def test_notebook() -> None:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    first, second = (float(x) for x in done.stdout.splitlines()[0].split()[1:])
-    assert (first, second) == (1, 1)
+    assert re.search(r"^degrade/passed +1\.000 +1\.000$", done.stdout, re.M), done.stdout
     runs = {run.info.run_name: run for run in MlflowClient().search_runs(["0"])}
     assert set(runs) == {"int8 against fp32", "answers"}
     assert all(run.data.tags["degrade.verdict"] == "PASS" for run in runs.values())
