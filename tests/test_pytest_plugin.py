@@ -198,6 +198,7 @@ def test_a_drop_of_a_point_and_a_half_is_found_in_four_of_five(
     assert abs(share - 0.8) <= 2 * error
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_the_margin_and_the_rule_do_not_move_the_alarm() -> None:
     """FAIL is the claim "worse" at alpha; the margin only says what silence means."""

@@ -240,10 +240,20 @@ def _look_at(model: str, arguments: Mapping[str, Any]) -> None:
             check_whole(folder)
 
 
+def _device_of_torch() -> str | None:
+    """The processor where PyTorch has no GPU: lm-eval asks for one by default, and fails then."""
+    import torch
+
+    return None if torch.accelerator.is_available() else "cpu"
+
+
 def _load_model(name: str, arguments: dict[str, Any], settings: HarnessSettings) -> Any:
     from lm_eval.api.registry import get_model
 
-    extra = {"batch_size": settings.batch_size, "device": settings.device}
+    device = settings.device
+    if device is None and name.startswith("hf") and "device" not in arguments:
+        device = _device_of_torch()
+    extra = {"batch_size": settings.batch_size, "device": device}
     try:
         return get_model(name).create_from_arg_obj(arguments, extra)
     except DegradeError:

@@ -140,6 +140,7 @@ def test_what_was_found_is_kept_when_it_is_killed(tmp_path: Path) -> None:
     assert found["tables"]["Attention kernels"]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.starter
 def test_the_tiny_run_goes_through_every_part(tmp_path: Path) -> None:

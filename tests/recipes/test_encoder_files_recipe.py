@@ -75,6 +75,7 @@ def test_what_a_classifier_does_not_answer_is_refused_before_any_work(
     assert not list(cache.rglob("*.onnx"))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_mlflow_run_on_a_folder_of_queries_and_passages(
     store: MlflowClient, tmp_path: Path

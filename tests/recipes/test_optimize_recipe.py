@@ -173,6 +173,7 @@ def test_what_is_refused_on_a_device_is_refused_before_any_work() -> None:
         apply_passes("no/such/model", recipe, providers=(CUDA, CPU))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_mlflow_run(store: mlflow.MlflowClient, workshop: Path) -> None:
     Path("mine").mkdir()

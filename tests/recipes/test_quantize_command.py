@@ -271,6 +271,7 @@ def test_mlflow_run(store: MlflowClient, workshop: Path, manager: list[str]) -> 
     assert len(list(store.search_model_versions())) == 1
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_killed_evaluation_resumes(store: MlflowClient, workshop: Path, tmp_path: Path) -> None:
     tasks = tmp_path / "tasks"

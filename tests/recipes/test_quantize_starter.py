@@ -57,6 +57,7 @@ def test_twelve_per_task_are_inconclusive(store: mlflow.MlflowClient) -> None:
     assert quantize_and_gate(lenient).decision.verdict is Verdict.PASS
 
 
+@pytest.mark.exhaustive
 def test_example_from_python(store: mlflow.MlflowClient) -> None:
     import subprocess
     import sys

@@ -119,6 +119,7 @@ def test_the_registry_refuses_some_forgeries_of_each_kind(
     _refuse_all(scene, forgeries[:: len(forgeries) // 18])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_the_registry_refuses_all_forgeries(scene: Scene, forgeries: list[Forgery]) -> None:
     _refuse_all(scene, forgeries)

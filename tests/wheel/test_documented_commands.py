@@ -334,6 +334,7 @@ EXECUTED = [shown for shown in ALL if shown.needs is None]
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("shown", EXECUTED, ids=str)
 def test_it_runs(
     shown: Shown,
