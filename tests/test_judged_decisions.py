@@ -109,7 +109,18 @@ def test_beside_other_tasks(
     assert (found.verdict, found.guilty) == (verdict, guilty), found.reasons
     assert set(found.aggregate.components) == {"uncorrected tasks", "qa"}
     p = found.aggregate.components
-    assert found.aggregate.p_worse == pytest.approx(min(1.0, 2 * min(p.values())))
+    expected = min(1.0, 2 * min(p.values()))  # so small that an absolute tolerance hides it
+    assert found.aggregate.p_worse == pytest.approx(expected, rel=1e-9, abs=0.0)
+
+
+@pytest.mark.parametrize(("drop", "exact_drop"), [(0.0, 0.2), (0.25, 0.0)])
+def test_a_margin_is_ruled_out_by_every_claim_or_by_none(drop: float, exact_drop: float) -> None:
+    """An intersection-union test: the claim that holds does not cover for the other one."""
+    scores = sides(np.random.default_rng(3), 300, 900, drop=drop, exact_drop=exact_drop)
+    found = _decide(scores, policy(rule="non_inferiority", margin_pp=15))
+    assert found.verdict is not Verdict.PASS
+    assert found.aggregate.noninferiority_p is not None
+    assert found.aggregate.noninferiority_p > 0.5
 
 
 def test_rows_in_another_order_give_the_same_numbers() -> None:
