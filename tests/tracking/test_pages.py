@@ -20,7 +20,13 @@ from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
 
 from mlflow_degrade import GatePolicy, pair, promote, verify_version
 from mlflow_degrade.core.errors import RegistryError
-from mlflow_degrade.registry.evidence import PROOF_TAG, VERDICT_TAG, stated_tags
+from mlflow_degrade.registry.evidence import (
+    EVIDENCE_TAG,
+    PROOF_TAG,
+    VERDICT_TAG,
+    proof_tag,
+    stated_tags,
+)
 from mlflow_degrade.registry.register_on_pass import log_conclusion
 from mlflow_degrade.registry.registration import register
 from mlflow_degrade.tracking.evaluations import KIND_TAG
@@ -288,3 +294,11 @@ def test_a_browser_shows_the_saved_view_and_a_linked_model(tmp_path: Path, store
         page.goto(f"{url}/{address[address.index('#') :]}")
         page.get_by_text("report.html").first.wait_for()
         browser.close()
+
+
+def test_tags_that_contradict_each_other_are_a_problem() -> None:
+    tags = proof_tag({VERDICT_TAG: "PASS", EVIDENCE_TAG: "sha256:aa"})
+    assert stated_tags(tags) == ({**tags, EVIDENCE_TAG: "sha256:aa"}, [])
+    stated, (problem,) = stated_tags({**tags, EVIDENCE_TAG: "sha256:bb"})
+    assert stated[EVIDENCE_TAG] == "sha256:aa"
+    assert "sha256:bb" in problem
