@@ -24,7 +24,7 @@ from measurements import as_script, record
 from rich.progress import track
 from scoring import TIE, Item, choice_texts, decisions, load_items, torch_backend
 
-from mlflow_degrade.core.quiet import quiet_libraries
+from mlflow_degrade.core.progress import quiet_libraries
 from mlflow_degrade.engine.decoder import OnnxDecoder
 from mlflow_degrade.evaluation.backend import OnnxLM
 from mlflow_degrade.optimize.export import export_onnx

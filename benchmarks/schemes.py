@@ -23,7 +23,7 @@ from measurements import as_script, record
 from mlflow_degrade.bench.cost import measure_cost
 from mlflow_degrade.bench.machine import processor_name
 from mlflow_degrade.bench.results import BenchmarkReport
-from mlflow_degrade.core.quiet import progress_bar
+from mlflow_degrade.core.progress import progress_bar
 from mlflow_degrade.decision.policy import GatePolicy
 from mlflow_degrade.decision.verdict import decide
 from mlflow_degrade.engine.providers import CPU

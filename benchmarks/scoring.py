@@ -30,7 +30,7 @@ from measurements import as_script, record
 from numpy.typing import NDArray
 
 from mlflow_degrade.bench.machine import processor_name
-from mlflow_degrade.core.quiet import quiet_libraries
+from mlflow_degrade.core.progress import quiet_libraries
 from mlflow_degrade.engine.decoder import OnnxDecoder
 from mlflow_degrade.engine.providers import CPU
 from mlflow_degrade.evaluation.starter import read_items

@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_degrade.core.quiet import counted_steps, duration, remember_step, step_heading, verbose
+from mlflow_degrade.core.progress import (
+    counted_steps,
+    duration,
+    remember_step,
+    step_heading,
+    verbose,
+)
 
 
 @pytest.fixture(autouse=True)

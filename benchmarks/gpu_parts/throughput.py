@@ -11,7 +11,7 @@ import numpy as np
 import scoring
 
 from mlflow_degrade.bench.results import paired_ratio
-from mlflow_degrade.core.quiet import quiet_libraries
+from mlflow_degrade.core.progress import quiet_libraries
 
 from . import Found
 from .setting import Setting, encoded, those_made, tried

@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from ..core.errors import DegradeError, UnknownNameError, redact
-from ..core.quiet import VERBOSE
+from ..core.progress import VERBOSE
 from ..tracking.runs import Terminated, terminate_gracefully
 
 #: Exit codes besides those of a verdict (0 PASS, 1 FAIL, 2 INCONCLUSIVE).

@@ -111,7 +111,7 @@ def bench(
     run_name: str | None,
 ) -> None:
     from ..bench.cost import measure_cost
-    from ..core.quiet import progress_bar
+    from ..core.progress import progress_bar
     from ..engine.providers import resolve_device
     from ..report.bench import benchmark_figure, benchmark_view
     from ..report.terminal import console

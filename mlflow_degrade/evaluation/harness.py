@@ -21,8 +21,8 @@ from ..core.errors import (
     StorageError,
     UnknownNameError,
 )
+from ..core.progress import quiet_libraries
 from ..core.prompting import Prompting, parse_gen_kwargs, require_seed
-from ..core.quiet import quiet_libraries
 from ..engine.conversation import choose_template
 from ..samples.readers.lm_eval import OWN_FACTS, LmEvalOutput, output_of
 from .lm_eval_task import keep_metrics

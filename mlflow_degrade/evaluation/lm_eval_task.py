@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..core.progress import quiet_libraries
 from ..core.prompting import Prompting
-from ..core.quiet import quiet_libraries
 from .suite import SuiteTask
 
 if TYPE_CHECKING:

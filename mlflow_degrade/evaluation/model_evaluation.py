@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..core.cache import digest_directory
 from ..core.errors import InputError, ModelError
-from ..core.quiet import progress_bar
+from ..core.progress import progress_bar
 from ..engine.conversation import says_the_date, template_digest, template_of
 from ..engine.decoder import OnnxDecoder
 from ..engine.encoder import OnnxEncoder

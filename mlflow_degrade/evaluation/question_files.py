@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import DegradeError, InputError, UnknownNameError
+from ..core.progress import quiet_libraries
 from ..core.question_names import HUB, MLFLOW, file_suffix, split_of, task_of
-from ..core.quiet import quiet_libraries
 from ..samples.readers._columns import usual_form
 from ..samples.readers._reader import look_up, text_encoding
 from ..samples.readers.tables import delimiter_of

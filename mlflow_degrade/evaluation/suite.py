@@ -13,9 +13,9 @@ from typing import Any
 
 from ..core.cache import digest_json
 from ..core.errors import InputError, MissingExtraError, UnknownNameError
+from ..core.progress import quiet_libraries
 from ..core.prompting import Prompting
 from ..core.question_names import absolute, names_questions
-from ..core.quiet import quiet_libraries
 from ..engine.conversation import has_template
 from ..engine.family import model_family
 from .question_tasks import QuestionOptions, question_tasks

@@ -24,7 +24,7 @@ from ..core.errors import (
     UnknownNameError,
     UnsupportedModelError,
 )
-from ..core.quiet import quiet_work
+from ..core.progress import quiet_work
 from ..engine.encoder import OnnxEncoder
 from ..engine.family import UNSCORED_HEADS, Family, architecture, model_family, unscored_task
 from ..engine.lengths import attention_window, exact_length

@@ -25,7 +25,7 @@ from ..core.errors import (
     UnknownNameError,
 )
 from ..core.plugins import Plugins
-from ..core.quiet import quiet_work
+from ..core.progress import quiet_work
 from ..engine.integer_probe import full_range
 from ..engine.providers import CPU, CUDA, TENSORRT
 from .formats.number_format import parse_format

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from ..core.errors import InputError, ModelError
+from ..core.progress import verbose
 from ..core.prompting import Prompting
-from ..core.quiet import verbose
 from ..decision.policy import GatePolicy
 from ..decision.results import SideName
 from ..samples.table import SampleScores

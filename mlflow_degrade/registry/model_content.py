@@ -19,7 +19,7 @@ from typing import Any
 
 from ..core.cache import digest_file, digest_json
 from ..core.errors import RegistryError
-from ..core.quiet import progress_bar
+from ..core.progress import progress_bar
 from ..tracking.artifact_access import list_names, read_json, upload
 from .served_code import SCRIPT, served_files
 

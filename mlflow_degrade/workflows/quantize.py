@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from ..core.progress import counted_steps
 from ..core.prompting import Prompting
-from ..core.quiet import counted_steps
 from ..decision.policy import GatePolicy
 from ..decision.results import Decision, Verdict
 from ..engine.providers import Device

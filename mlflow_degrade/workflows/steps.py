@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import InputError
-from ..core.quiet import remember_step, step_heading, verbose
+from ..core.progress import remember_step, step_heading, verbose
 from ..decision.policy import GatePolicy
 from ..decision.results import Decision
 from ..engine.providers import CPU

@@ -9,7 +9,7 @@ import warnings
 
 import pytest
 
-from mlflow_degrade.core.quiet import quiet_work
+from mlflow_degrade.core.progress import quiet_work
 
 
 def test_chatter_goes_to_the_log_at_debug(
@@ -50,7 +50,7 @@ def test_the_log_is_written_when_the_work_fails(caplog: pytest.LogCaptureFixture
 def test_importing_the_quantizer_leaves_the_root_logger_alone() -> None:
     script = (
         "import logging\n"
-        "from mlflow_degrade.core.quiet import quiet_work\n"
+        "from mlflow_degrade.core.progress import quiet_work\n"
         "with quiet_work('Importing', progress=False):\n"
         "    import onnxruntime.quantization.matmul_nbits_quantizer\n"
         "root = logging.getLogger()\n"

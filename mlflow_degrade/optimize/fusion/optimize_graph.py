@@ -23,7 +23,7 @@ import numpy as np
 
 from ...core.cache import cached_directory, require_space
 from ...core.errors import InputError, ParityError, UnknownNameError
-from ...core.quiet import quiet_work
+from ...core.progress import quiet_work
 from ...engine.family import is_decoder
 from ...engine.graph_editor import drop_unread, set_nodes, store, stored_bytes
 from ...engine.providers import CPU, session_options

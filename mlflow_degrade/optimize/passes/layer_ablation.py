@@ -18,7 +18,7 @@ import numpy as np
 
 from ...core.cache import cache_root, digest_json, require_space, storing
 from ...core.errors import InputError, NonFiniteLogitsError, QuantizationError
-from ...core.quiet import quiet_work
+from ...core.progress import quiet_work
 from ...engine.family import model_family
 from ...engine.graph_editor import makers, opset, raise_opset
 from ...engine.pooling import head_answer, head_labels, read_pooling

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import accumulate
 from typing import Any
 
-from ...core.quiet import progress_bar
+from ...core.progress import progress_bar
 from ..source.model_directory import ModelDirectory
 from .layer_ablation import LayerTrials, Rewrite
 from .sensitivity_report import LayerSensitivity, SensitivityReport

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ...core.cache import cached_directory, digest_json, require_space
 from ...core.errors import ParityError, QuantizationError
-from ...core.quiet import quiet_work
+from ...core.progress import quiet_work
 from ...engine.graph_editor import attribute, inner_graphs, makers, readers
 from ..onnx_graph.files import load_graph, save_graph
 from ..parity.agreement import agreement, export_tolerance

@@ -682,7 +682,7 @@ def _refuse_incomplete(folder: Path, name: str) -> None:
 
 def _check_tokenizer(folder: Path, config: Mapping[str, Any], name: str) -> None:
     """Load it, and see that the embedding has a row for what it can say."""
-    from ...core.quiet import quiet_work
+    from ...core.progress import quiet_work
 
     with quiet_work(f"Reading the tokenizer of {name}", progress=False):
         if is_decoder(folder):

