@@ -201,8 +201,11 @@ def parameter_errors(error: ValidationError) -> list[str]:
     """One line per mistake: parameter, value and limit."""
     lines: dict[str, str] = {}
     for item in error.errors():
-        name = str(item["loc"][0]) if item["loc"] else ""
         said = _NO_TEXT.get(item["type"], item["msg"].removeprefix("Value error, ").rstrip("."))
+        if not item["loc"]:  # about several parameters, which the message names with their values
+            lines.setdefault("", f"{said}.")
+            continue
+        name = str(item["loc"][0])
         # Of the alternatives that a parameter has, the first says best what is wrong.
         given = item["input"]
         shown = given if item["type"] not in _NO_TEXT and _is_number(given) else repr(given)

@@ -60,7 +60,8 @@ class GateOptions(Questions):
     @model_validator(mode="after")
     def _how_of_what(self) -> GateOptions:
         fields = {name: field for name, field in Questions.model_fields.items() if name != "seed"}
-        stated = [name for name, field in fields.items() if getattr(self, name) != field.default]
+        given = {name: getattr(self, name) for name in fields}
+        stated = [f"{n} = {v!r}" for n, v in given.items() if v != fields[n].default]
         if stated and not self.tasks:
             raise ValueError(
                 f"{', '.join(stated)}: that is how tasks are asked; name the tasks as well, or put "
