@@ -17,9 +17,10 @@ from typing import Any, Literal
 
 from ...core.cache import cache_root, cached_directory, digest_file, digest_json
 from ...core.errors import MissingExtraError, ModelError, UnknownNameError, say_note
-from .directory_look import ADAPTER, SUBFOLDER, Found, Layout, find_graphs, look
+from .directory_look import ADAPTER, Found, Layout, look
 from .gguf_files import GGUF
 from .model_directory import ModelDirectory, has_tokenizer, missing_files, module_files
+from .onnx_choice import SUBFOLDER, find_graphs
 from .weight_files import find_weights, listed
 
 STARTERS = ("starter", "starter-encoder")
