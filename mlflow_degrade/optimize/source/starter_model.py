@@ -105,7 +105,7 @@ def _run_pip(wheel: Wheel, scratch: Path, progress: bool) -> None:
         told = 0
         try:
             while pip.poll() is None:
-                now = min(max(map(_size, scratch.rglob("*")), default=0), wheel.size)
+                now = min(_largest(scratch), wheel.size)
                 advance(0, now - told)
                 told = now
                 time.sleep(0.1)
@@ -136,10 +136,14 @@ def _reason(log: Iterable[str]) -> str:
     return "\n  ".join([broken, *errors] if broken else errors)
 
 
-def _size(path: Path) -> int:
-    with suppress(FileNotFoundError):  # pip moves its files at any moment
-        return path.stat().st_size
-    return 0
+def _largest(folder: Path) -> int:
+    """Bytes of the largest file below; pip moves its files and folders at any moment."""
+    largest = 0
+    for parent, _, names in os.walk(folder):  # skips what has gone, where Path.rglob fails
+        for name in names:
+            with suppress(FileNotFoundError):
+                largest = max(largest, os.stat(os.path.join(parent, name)).st_size)
+    return largest
 
 
 WHEEL = Wheel(
