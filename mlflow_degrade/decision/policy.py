@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
@@ -28,6 +29,7 @@ from ..core.question_names import task_of
 from ..core.yaml_files import read_yaml
 from ..samples.gold import with_gold
 from ..samples.pairing import ALLOWABLE, PairedScores, pair
+from ..samples.planned_order import PlannedOrder
 from ..samples.table import SampleScores
 from ..stats._combination_rules import DEFAULT_RULE, RULE_NAMES, rule_named, rule_names
 
@@ -77,6 +79,42 @@ class JudgePolicy(BaseModel):
     def _two_metrics(self) -> JudgePolicy:
         if self.metric == self.gold:
             raise ValueError(f"metric and gold are both {self.gold!r}: a judge corrects no judge")
+        return self
+
+
+class SequentialPolicy(BaseModel):
+    """How a decision may stop before the last sample.
+
+    Attributes
+    ----------
+    claim : {"population", "suite"}
+        What is claimed: ``population`` means questions like these, as every other decision does;
+        ``suite`` only what the whole suite would have shown, which takes fewer samples and lets the
+        order be informed.
+    order : {"uniform", "informed"}
+        ``informed`` asks what the baseline was least sure of first, weighed so that the estimate
+        stays unbiased; it needs the baseline's log-likelihoods.
+    seed : int
+        Of the order. Another seed is another order: choose it once.
+    flip_rate : float
+        Planned share of answers that change, e.g. a noise floor; a wrong one costs samples, not
+        validity.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    claim: Literal["population", "suite"] = "population"
+    order: Literal["uniform", "informed"] = "uniform"
+    seed: int = 1234
+    flip_rate: float = Field(default=0.05, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _random_sample(self) -> SequentialPolicy:
+        if self.order == "informed" and self.claim == "population":
+            raise ValueError(
+                "order 'informed' draws doubtful samples more often, which is no random sample of "
+                "a population: take claim 'suite', or order 'uniform'"
+            )
         return self
 
 
@@ -179,6 +217,10 @@ class GatePolicy(Prompting):
         A model that scores answers, and what people said of a random part of them: in every task
         with the judge's metric the change is corrected, and a PASS needs that a drop of the margin
         is ruled out.
+    sequential : SequentialPolicy, optional
+        Ask the candidate one sample after the other in a planned order, and stop as soon as a drop
+        of the margin is ruled out or the candidate is worse; ``true`` takes the defaults. PASS then
+        needs under both rules that the drop is ruled out.
 
     Examples
     --------
@@ -210,6 +252,25 @@ class GatePolicy(Prompting):
     allow: tuple[str, ...] = ()
     evidence_experiments: tuple[str, ...] = ()
     judge: JudgePolicy | None = None
+    sequential: SequentialPolicy | None = None
+
+    @field_validator("sequential", mode="before")
+    @classmethod
+    def _on_or_off(cls, value: Any) -> Any:
+        return ({} if value else None) if isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _tests_that_may_stop(self) -> GatePolicy:
+        if self.sequential is None:
+            return self
+        if self.judge is not None or any(task.judge is not None for task in self.tasks.values()):
+            raise ValueError("sequential and judge: labels of some samples need a fixed number")
+        if self.aggregation not in AGGREGATIONS:
+            raise ValueError(
+                f"sequential: aggregation {self.aggregation!r} is of another package and has no "
+                f"form that may stop; known are {', '.join(AGGREGATIONS)}"
+            )
+        return self
 
     @field_validator("allow")
     @classmethod
@@ -226,6 +287,7 @@ class GatePolicy(Prompting):
         later = {
             "portable": self.portable or None,
             "judge": self.judge,
+            "sequential": self.sequential,
             **dict.fromkeys(Prompting.model_fields),
         }
         later |= self.stated()
@@ -368,12 +430,14 @@ class GatePolicy(Prompting):
             sides = baseline.metrics_of_tasks(), candidate.metrics_of_tasks()
             judges = self.judges({name: sides[0][name] & sides[1][name] for name in common})
         judged = {name: judge.metric for name, judge in judges.items()}
+        allowed = self.allow if allow is None else allow
         paired = pair(
             baseline,
             candidate,
             metric=self.choices("metric", common) | judged,
             filter=self.choices("filter", common),
-            allow=self.allow if allow is None else allow,
+            allow=allowed,
+            part=self.sequential is not None,
         )
         for side, scores in (("baseline", baseline), ("candidate", candidate)):
             if wrong := self.contradictions(scores.prompting):
@@ -381,6 +445,10 @@ class GatePolicy(Prompting):
                     f"the {side} was not asked as the policy says: {'; '.join(wrong)}. Evaluate "
                     "both again as the policy says, or change it."
                 )
+        if self.sequential is not None:
+            asked = self.sequential
+            order = PlannedOrder.of(baseline, asked.seed, informed=asked.order == "informed")
+            return replace(paired, order=order)
         return with_gold(paired, {n: j.gold for n, j in judges.items()}) if judges else paired
 
     def digest(self) -> str:
@@ -404,7 +472,10 @@ def explain(error: ValidationError, source: str, *levels: type[BaseModel]) -> It
         name = ".".join(path)
         if item["type"] == "extra_forbidden":
             level = levels[-1 if len(path) > 2 else 0]
-            known = (JudgePolicy if path[-2:-1] == ["judge"] else level).model_fields
+            nested: dict[str, type[BaseModel]] = {
+                "judge": JudgePolicy, "sequential": SequentialPolicy
+            }  # fmt: skip
+            known = nested.get(path[-2] if len(path) > 1 else "", level).model_fields
             near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.4)
             guess = f"did you mean {near[0]!r}?" if near else f"known: {list(known)}."
             yield f"{source}: unknown key {name!r}, {guess}"

@@ -30,6 +30,8 @@ from .policy import GatePolicy
 if TYPE_CHECKING:
     import pandas as pd
 
+    from ..samples.pairing import PairedScores
+
 SideName = Literal["baseline", "candidate"]
 #: Version of the records below and of the rules that fill them. Raise it when either changes:
 #: decisions of an earlier version are then judged again instead of being compared number by number.
@@ -304,6 +306,50 @@ class PowerResult(_Record):
     sufficient: bool
 
 
+class EvidencePoint(_Record):
+    """The evidence after some samples: the change with limits that hold at all times, and ln E."""
+
+    samples: int  # Gating samples so far.
+    delta: float
+    low: float
+    high: float
+    log_e_noninferior: float  # Against "the drop is at least the margin".
+    log_e_degraded: float  # Against "the candidate is not worse".
+    log_e_beyond: float  # Against "the drop is at most the margin".
+
+
+class EarlyStop(_Record):
+    """How a decision that may stop early went along its order.
+
+    Attributes
+    ----------
+    claim, order, seed : str, str, int
+        As in the policy.
+    order_digest : str
+        SHA-256 of the order, which the baseline's samples and the seed decide.
+    units : int
+        What is asked together counts once: so many were used, from the first of the order on.
+    samples, total : int
+        Gating samples that were used, and those of the whole suite.
+    complete : bool
+        Whether all of the suite was asked.
+    stopped : str
+        What was established there; empty where nothing was.
+    path : tuple of EvidencePoint
+    """
+
+    claim: str
+    order: str
+    seed: int
+    order_digest: str
+    units: int
+    samples: int
+    total: int
+    complete: bool
+    stopped: str
+    path: tuple[EvidencePoint, ...] = ()
+
+
 class PluginUse(_Record):
     """Something of another package that a decision rests on."""
 
@@ -347,6 +393,9 @@ class Decision(_Record):
         Of the rules behind the numbers: 1 for decisions made before it was recorded.
     plugins : tuple of PluginUse
         What the decision takes from other packages: an aggregation rule that is not built in.
+    sequential : EarlyStop or None
+        Where the policy may stop early: the p-values are then valid at any time, and the interval
+        is the confidence sequence's.
     """
 
     verdict: Verdict
@@ -364,13 +413,15 @@ class Decision(_Record):
     processors: dict[SideName, Processor] = {}
     schema_version: int = 1
     plugins: tuple[PluginUse, ...] = ()
+    sequential: EarlyStop | None = None
 
     @model_serializer(mode="wrap")
-    def _without_plugins(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without the key where there are none: the bytes of such decisions stay."""
+    def _without_what_is_not(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the keys of what is not there: the bytes of such decisions stay."""
         values: dict[str, Any] = dump(self)
-        if not self.plugins:
-            values.pop("plugins", None)
+        for name in ("plugins", "sequential"):
+            if not getattr(self, name):
+                values.pop(name, None)
         return values
 
     def __repr__(self) -> str:
@@ -452,6 +503,16 @@ class Decision(_Record):
             }
         )
         return pd.DataFrame(rows).set_index("task")
+
+    def used(self, paired: PairedScores) -> PairedScores:
+        """The pairs that the decision rests on: those up to where it stopped.
+
+        Parameters
+        ----------
+        paired : PairedScores
+            What it was made from.
+        """
+        return paired if self.sequential is None else paired.up_to(self.sequential.units)
 
     @property
     def exit_code(self) -> int:

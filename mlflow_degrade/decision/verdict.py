@@ -57,6 +57,7 @@ from .results import (
     TaskResult,
     Verdict,
 )
+from .sequential import SequentialTest
 
 # Whether a candidate's numbers were shown not to depend on the processor they are computed on.
 
@@ -312,11 +313,17 @@ def decide(paired: PairedScores, policy: GatePolicy, *, attempt: int | None = No
         )
     margin = _common_margin(gating, policy)
     alpha_attempt = policy.alpha if attempt is None else attempt_alpha(policy.alpha, attempt)
+    test, sequential = None, None
     with ThreadPoolExecutor(2) as pool:
         # The digests take as long as the tests, most of it outside of the interpreter's lock.
         for side in (paired.baseline, paired.candidate):
             pool.submit(side.digest)
-        if paired.gold:
+        if policy.sequential is not None:
+            test = SequentialTest(paired, policy, margin, alpha_attempt)
+            paired = paired.up_to(test.stop)
+            fixed = [task_result(task, policy, None, None) for task in paired.tasks]
+            tasks, aggregate, power, sequential = test.results(fixed)
+        elif paired.gold:
             tasks, aggregate, power = judged_results(paired, gating, policy, margin)
         else:
             tests = GatingTests.of_pairs(paired, gating)
@@ -326,7 +333,10 @@ def decide(paired: PairedScores, policy: GatePolicy, *, attempt: int | None = No
             tasks = name_guilty(tasks, tests, aggregate, policy)
             power = data_power(tests, policy, margin)
     tasks, aggregate = add_answer_changes(paired, tasks, aggregate)
-    verdict, reasons = _judge(tasks, aggregate, power, policy, alpha_attempt, paired.doubt)
+    if test is not None:
+        verdict, reasons = test.verdict(tasks, aggregate, paired.doubt)
+    else:
+        verdict, reasons = _judge(tasks, aggregate, power, policy, alpha_attempt, paired.doubt)
     if policy.portable:
         verdict, reasons = demand_portable(verdict, reasons, paired.candidate.origin, policy, power)
     return Decision(
@@ -345,6 +355,7 @@ def decide(paired: PairedScores, policy: GatePolicy, *, attempt: int | None = No
         processors=processors_of(paired),
         schema_version=SCHEMA_VERSION,
         plugins=_plugins(policy),
+        sequential=sequential,
     )
 
 

@@ -75,6 +75,7 @@ class TaskRows:
     sides: tuple[Side, Side]
     rows: tuple[IntArray, IntArray]
     allowed: tuple[str, ...]
+    part: bool = False  # Whether the candidate may have been asked some of the samples only.
 
     def at(self, left: IntArray, right: IntArray) -> TaskRows:
         """Some of these rows, by their positions."""
@@ -282,6 +283,8 @@ def _report_unpaired(pair: TaskRows, paired: Both, repeats: Both, notes: list[st
     alone = [
         np.setdiff1d(np.arange(own.size), used) for own, used in zip(pair.rows, paired, strict=True)
     ]
+    if pair.part and not alone[1].size:
+        return
     examples = [pair.first_ids(side, where) for side, where in enumerate(alone)]
     task, both, allowed = pair.task, paired[0].size, "unpaired" in pair.allowed
     runs = [1 + int(own.max(initial=0)) for own in repeats]

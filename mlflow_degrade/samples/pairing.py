@@ -28,6 +28,7 @@ from .table import SampleScores
 
 if TYPE_CHECKING:
     from .gold import Gold
+    from .planned_order import PlannedOrder
 import re
 from typing import TYPE_CHECKING
 
@@ -146,12 +147,12 @@ def _same_answers(task: PairedTask, baseline: SampleScores, candidate: SampleSco
 
 
 def common_tasks(
-    baseline: SampleScores, candidate: SampleScores, allowed: tuple[str, ...]
+    baseline: SampleScores, candidate: SampleScores, allowed: tuple[str, ...], *, part: bool
 ) -> tuple[list[str], list[str]]:
     """Names of the tasks to pair, sorted, and notes on what differs."""
     notes = []
     left, right = set(baseline.tasks), set(candidate.tasks)
-    if left != right:
+    if left != right and not (part and right < left):
         text = f"baseline only: {sorted(left - right)}; candidate only: {sorted(right - left)}"
         if "unpaired" not in allowed or not left & right:
             raise UnpairedSamplesError(
@@ -405,6 +406,9 @@ class PairedScores:
         Why nothing shows that two models were compared, which forbids a PASS; empty else.
     gold : mapping
         Task to what people said of its samples, where a policy corrects a judge.
+    order : PlannedOrder or None
+        The order in which the baseline's samples were planned to be asked, where a policy may stop
+        before the last of them; the tasks then hold those that count.
     """
 
     tasks: tuple[PairedTask, ...]
@@ -414,6 +418,7 @@ class PairedScores:
     notes: tuple[str, ...] = field(default=())
     doubt: str = ""
     gold: Mapping[str, Gold] = field(default_factory=dict)
+    order: PlannedOrder | None = None
 
     def __repr__(self) -> str:
         names = ", ".join(task.name for task in self.tasks[:3])
@@ -510,6 +515,20 @@ class PairedScores:
             columns[name] = left[FEATURE_PREFIX + name].to_pylist()
         return pd.DataFrame(columns)
 
+    def up_to(self, units: int) -> PairedScores:
+        """The pairs within the first units of the planned order; all where there is none.
+
+        Parameters
+        ----------
+        units : int
+        """
+        if self.order is None:
+            return self
+        places = self.order.places(self.baseline)
+        parts = [(task, places[task.baseline_row] < units) for task in self.tasks]
+        tasks = [task if keep.all() else _part(task, keep) for task, keep in parts if keep.any()]
+        return replace(self, tasks=tuple(tasks))
+
     def flips(self, limit: int | None = None) -> pd.DataFrame:
         """Items that changed, regressions first and the largest change first.
 
@@ -533,6 +552,17 @@ class PairedScores:
         return frame.sort_values("difference", kind="stable", ignore_index=True)[:limit]
 
 
+def _part(task: PairedTask, keep: npt.NDArray[np.bool_]) -> PairedTask:
+    """Some items of a task."""
+    names = ("baseline", "candidate", "difference", "baseline_row", "candidate_row")
+    chosen: dict[str, Any] = {name: getattr(task, name)[keep] for name in names}
+    for name in ("cluster", "document"):
+        codes = getattr(task, name)
+        if codes is not None:
+            chosen[name] = np.unique(codes[keep], return_inverse=True)[1].astype(np.int64)
+    return replace(task, **chosen)
+
+
 def pair(
     baseline: SampleScores,
     candidate: SampleScores,
@@ -540,6 +570,7 @@ def pair(
     metric: str | Mapping[str, str] | None = None,
     filter: str | Mapping[str, str] | None = None,
     allow: Collection[str] = (),
+    part: bool = False,
 ) -> PairedScores:
     """Pair two models' samples by (task, document, metric, filter, repeat).
 
@@ -556,6 +587,8 @@ def pair(
         ``duplicates`` matches samples with the same key in order of appearance, ``prompts``,
         ``targets`` and ``task-versions`` accept that these differ, ``same-model`` is for reruns
         and for logs with the same scores and answers.
+    part : bool
+        Whether the candidate may have been asked a part of the baseline's samples only.
 
     Returns
     -------
@@ -591,7 +624,7 @@ def pair(
         if name not in ALLOWABLE:
             raise UnknownNameError("allowance", name, ALLOWABLE)
     refuse_same_model(baseline, candidate, allowed)
-    names, notes = common_tasks(baseline, candidate, allowed)
+    names, notes = common_tasks(baseline, candidate, allowed, part=part)
     notes += processor_notes(baseline, candidate)
     notes += refuse_other_prompting(baseline, candidate, allowed)
     for wanted in (metric, filter):
@@ -602,7 +635,7 @@ def pair(
     left, right = Side(baseline), Side(candidate)
     tasks = []
     for name in names:
-        rows = TaskRows(name, (left, right), (left.rows(name), right.rows(name)), allowed)
+        rows = TaskRows(name, (left, right), (left.rows(name), right.rows(name)), allowed, part)
         task, task_notes = _pair_task(rows, alignment, metric, filter)
         tasks.append(task)
         notes += task_notes

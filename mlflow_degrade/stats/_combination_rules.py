@@ -54,6 +54,9 @@ class AggregationRule:
     one_finds : bool
         Whether the power against the same drop everywhere is that of one benchmark finding it, not
         that of their sum.
+    sequential : {"sum", "mean", "product", "sum or mean"}
+        What it is made of where one may stop at any item: the e-process of the weighted sum of all
+        differences, or those of the benchmarks, averaged or, where they share no item, multiplied.
     """
 
     name: str
@@ -69,6 +72,7 @@ class AggregationRule:
     common_lattice: bool = False
     pooled_share: float | None = None
     one_finds: bool = False
+    sequential: Literal["sum", "mean", "product", "sum or mean"] = "mean"
 
     @property
     def needs_sizes(self) -> bool:
@@ -90,6 +94,7 @@ _TABLE = (
         drawn=_drawn_rules.combined,
         common_lattice=True,
         pooled_share=0.5,
+        sequential="sum or mean",
     ),
     AggregationRule(
         name="pooled",
@@ -102,6 +107,7 @@ _TABLE = (
         weights="items",
         common_lattice=True,
         pooled_share=1.0,
+        sequential="sum",
     ),
     AggregationRule(
         name="macro",
@@ -112,6 +118,7 @@ _TABLE = (
         valid=_NOTHING_MORE,
         exact=_exact_rules.macro,
         weights="tasks",
+        sequential="sum",
     ),
     AggregationRule(
         name="max_drop",
@@ -147,6 +154,7 @@ _TABLE = (
         exact=_exact_rules.fisher,
         drawn=_drawn_rules.fisher,
         one_finds=True,
+        sequential="product",
     ),
     AggregationRule(
         name="stouffer",
@@ -157,6 +165,7 @@ _TABLE = (
         valid=_DISJOINT,
         exact=_exact_rules.stouffer,
         drawn=_drawn_rules.stouffer,
+        sequential="sum",
     ),
 )
 RULES: dict[str, AggregationRule] = {rule.name: rule for rule in _TABLE}
