@@ -446,10 +446,18 @@ class GatePolicy(Prompting):
                     "both again as the policy says, or change it."
                 )
         if self.sequential is not None:
-            asked = self.sequential
-            order = PlannedOrder.of(baseline, asked.seed, informed=asked.order == "informed")
-            return replace(paired, order=order)
+            return replace(paired, order=self.order_of(baseline))
         return with_gold(paired, {n: j.gold for n, j in judges.items()}) if judges else paired
+
+    def order_of(self, baseline: SampleScores) -> PlannedOrder:
+        """The order in which a candidate is asked the baseline's samples.
+
+        Parameters
+        ----------
+        baseline : SampleScores
+        """
+        asked = self.sequential or SequentialPolicy()
+        return PlannedOrder.of(baseline, asked.seed, informed=asked.order == "informed")
 
     def digest(self) -> str:
         """SHA-256 of the policy's canonical JSON."""

@@ -20,6 +20,8 @@ import pandas as pd
 from ..core import numbers
 from ..core.errors import PolicyError
 from ..samples.pairing import PairedScores, PairedTask
+from ..samples.planned_order import PlannedOrder
+from ..samples.table import SampleScores
 from ..stats import sample_size, upper_proportion
 from ..stats._combination_rules import rule_named
 from ..stats._planned_draws import (
@@ -51,6 +53,8 @@ IntArray = npt.NDArray[np.int64]
 _TEST = "bets in a planned order"
 # Numbers of units after which the path is recorded, and a task looked at.
 _POINTS, _LOOKS = 32, 8
+# Samples that are looked at to say how many would do.
+_LONGEST = 100_000
 _NEVER = np.iinfo(np.int64).max
 _GUARD = 0.95
 
@@ -250,6 +254,18 @@ class SequentialTest:
         at = max(min(found), self._enough)
         return _NEVER if at >= self.asked else at
 
+    def sentence(self) -> str:
+        """What the samples so far show, in a line."""
+        drawn = int(np.count_nonzero(self.together.mine < self.asked))
+        low, high = self._limits(self.together, np.array([drawn]))
+        change = numbers.change(float(self.together.draws.means[-1]), proportion=True)
+        between = numbers.interval(float(low[0]), float(high[0]), proportion=True)
+        stopped = self._why()
+        return (
+            f"after {self._count(self.asked)} of {numbers.count(int(self.total))} samples: "
+            f"{change} {between}" + (f"; {stopped}" if stopped else "")
+        )
+
     # The record.
 
     def results(
@@ -407,7 +423,7 @@ class SequentialTest:
             return Verdict.FAIL, [f"{said[0]}, {used}", *said[1:]]
         if not stopped and whole and degraded and policy.rule == "non_inferiority":
             return Verdict.FAIL, [*degraded, *missing]
-        if small := too_small(self.paired, policy, self.margin):
+        if small := _too_small(int(self.total), policy, self.margin):
             blocking.append(small)
         if not stopped:
             ahead = f"nothing is decided {used}" + ("" if whole else ": the rest is to be asked")
@@ -449,14 +465,43 @@ def _without_p(task: TaskResult) -> TaskResult:
     )
 
 
-def too_small(paired: PairedScores, policy: GatePolicy, margin: float) -> str:
+def require_decidable(order: PlannedOrder, baseline: SampleScores, policy: GatePolicy) -> None:
+    """Refuse, before the first sample, a suite on which nothing could ever pass.
+
+    Raises
+    ------
+    PolicyError
+        With the number of samples that would do.
+    """
+    asked = policy.sequential
+    margin = policy.margin_of()
+    tasks = [name for name in baseline.tasks if policy.task(name).tier == "gating"]
+    have = int(order.items["task"].isin(tasks).sum())
+    if asked is None or margin is None or not have:
+        return
+    if small := _too_small(have, policy, margin):
+        raise PolicyError(f"sequential: {small}.")
+    if asked.claim == "suite":
+        return
+    # The most that can be seen for a candidate: not one answer that changes.
+    ones = np.ones(max(have, _LONGEST))
+    plan = DrawPlan(ones, ones, float(ones.size), False, asked.flip_rate)
+    path = above_log_e(Draws(plan, np.zeros(ones.size)), -margin, margin)
+    least = int(np.argmax(path >= -math.log(policy.alpha))) + 1
+    if path[-1] < -math.log(policy.alpha) or have < least:
+        raise PolicyError(
+            f"sequential: {numbers.count(have)} samples cannot rule out a drop of "
+            f"{100 * margin:g} pp, even if no answer changes: {numbers.count(least)} could. Ask "
+            "more (limit), or widen the margin."
+        )
+
+
+def _too_small(have: int, policy: GatePolicy, margin: float) -> str:
     """Why a suite cannot stand for anything, however it is answered; empty where it can."""
     # A claim about these very samples is sure in the end, even for a dozen of them.
     asked = policy.sequential
-    if asked is None or asked.claim != "suite" or paired.order is None:
+    if asked is None or asked.claim != "suite":
         return ""
-    names = {task.name for task in paired.tasks if policy.task(task.name).tier == "gating"}
-    have = int(paired.order.items["task"].isin(names).sum())
     needed = sample_size(margin, asked.flip_rate, alpha=policy.alpha, power=policy.power).n
     if have >= needed:
         return ""

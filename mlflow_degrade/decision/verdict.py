@@ -252,6 +252,31 @@ def compare(
     return decide(asked.pair(*sides), asked, attempt=attempt)
 
 
+def look(paired: PairedScores, policy: GatePolicy, attempt: int | None = None) -> SequentialTest:
+    """The evidence so far of a decision that may stop early."""
+    _check_names(paired, policy)
+    alpha = policy.alpha if attempt is None else attempt_alpha(policy.alpha, attempt)
+    margin = _common_margin(gating_tasks(paired, policy), policy)
+    return SequentialTest(paired, policy, margin, alpha)
+
+
+def gating_tasks(paired: PairedScores, policy: GatePolicy) -> list[PairedTask]:
+    """The tasks that decide.
+
+    Raises
+    ------
+    PolicyError
+        There are none.
+    """
+    gating = [t for t in paired.tasks if policy.task(t.name).tier == "gating"]
+    if not gating:
+        raise PolicyError(
+            f"none of the {len(paired.tasks)} paired tasks is gating: the aggregated test needs at "
+            "least one task of tier 'gating'."
+        )
+    return gating
+
+
 def decide(paired: PairedScores, policy: GatePolicy, *, attempt: int | None = None) -> Decision:
     """Apply a gate policy to paired samples.
 
@@ -305,12 +330,7 @@ def decide(paired: PairedScores, policy: GatePolicy, *, attempt: int | None = No
     ('INCONCLUSIVE', 49.7)
     """
     _check_names(paired, policy)
-    gating = [t for t in paired.tasks if policy.task(t.name).tier == "gating"]
-    if not gating:
-        raise PolicyError(
-            f"none of the {len(paired.tasks)} paired tasks is gating: the aggregated test needs at "
-            "least one task of tier 'gating'."
-        )
+    gating = gating_tasks(paired, policy)
     margin = _common_margin(gating, policy)
     alpha_attempt = policy.alpha if attempt is None else attempt_alpha(policy.alpha, attempt)
     test, sequential = None, None
@@ -407,6 +427,8 @@ def _judge(
 
 def _check_names(paired: PairedScores, policy: GatePolicy) -> None:
     names = [task.name for task in paired.tasks]
+    if paired.order is not None:
+        names = list(paired.baseline.tasks)  # some may not have been asked yet
     unknown = [n for n in policy.tasks if task_of(n) not in names and not set(n) & set("*?[")]
     if unknown:
         raise PolicyError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import date
 from functools import cached_property
 from importlib.metadata import version
@@ -297,11 +297,14 @@ class Arm:
         return found
 
     def evaluate(
-        self, path: ScoringPath
+        self, path: ScoringPath, documents: Mapping[str, Collection[str]] | None = None
     ) -> tuple[list[SampleScores], dict[str, dict[str, float]], dict[str, dict[str, Any]]]:
-        """Run, or fetch, every task."""
+        """Run, or fetch, every task: on all its documents, or on some and without closing."""
         parts, results, tasks = [], {}, {}
-        for task in self._suite.tasks:
+        for whole in self._suite.tasks:
+            task = whole if documents is None else whole.only(documents.get(whole.name, ()))
+            if not task.indices:
+                continue
             entry = Entry("evaluation", {**self._common, "task": task.digest, "path": path})
             if not self._settings.resume:
                 entry.forget()
@@ -310,9 +313,14 @@ class Arm:
             parts.append(entry.samples())
             results[task.name] = facts["results"]
             tasks[task.name] = {**facts["run"], "reused": known is not None}
+        if documents is None:
+            self.close()
+        return parts, results, tasks
+
+    def close(self) -> None:
+        """Free the model, if it was opened."""
         if "_model" in self.__dict__:
             self._model.close()
-        return parts, results, tasks
 
     def _run(self, task: SuiteTask, entry: Entry, path: ScoringPath) -> dict[str, Any]:
         from .lm_eval_task import run_task

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,54 @@ def evaluate_model(
         equivalence=arm.known_equivalence(),
         kernels=arm.kernels,
     )
+
+
+def evaluate_in_order(
+    model_dir: str | Path,
+    suite: Suite,
+    looks: Iterable[Mapping[str, Collection[str]]],
+    enough: Callable[[SampleScores], bool],
+    *,
+    settings: EvaluationSettings,
+    path: ScoringPath,
+    label: str | None = None,
+) -> Evaluation:
+    """Evaluate one model on some documents after the other, until that is enough."""
+    # Each look is kept on disk by itself, as a task with these documents: a killed evaluation goes
+    # on where it stopped, and nothing is asked or counted twice.
+    arm = Arm(Path(model_dir), suite, replace(settings, progress=False), label)
+    parts: list[SampleScores] = []
+    runs: dict[str, dict[str, Any]] = {}
+    try:
+        for documents in looks:
+            found, _, tasks = arm.evaluate(path, documents)
+            parts += found
+            for name, facts in tasks.items():
+                runs[name] = facts if name not in runs else _together(runs[name], facts)
+            if enough(SampleScores.concat(parts)):
+                break
+    finally:
+        arm.close()
+    return Evaluation(
+        samples=SampleScores.concat(parts),
+        results={},  # of a part of a task they would be taken for those of the whole
+        key=arm.key(path),
+        path=path,
+        probe=arm.probe,
+        tasks=runs,
+        equivalence=arm.known_equivalence(),
+        kernels=arm.kernels,
+    )
+
+
+def _together(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts of two parts of a task."""
+    summed = ("seconds", "documents", "requests", "resumed", "plans")
+    return {
+        **first,
+        **{name: first[name] + second[name] for name in summed},
+        "reused": first["reused"] and second["reused"],
+    }
 
 
 def scoring_path(

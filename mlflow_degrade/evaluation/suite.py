@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -179,6 +179,11 @@ class SuiteTask:
                 documents.update(_canonical(document))
         text = _canonical([self.name, self.version, config])
         return "sha256:" + hashlib.sha256(text + documents.digest()).hexdigest()
+
+    def only(self, ids: Collection[str]) -> SuiteTask:
+        """The same task with some of its documents, by their ids in a sample table."""
+        wanted = set(ids)
+        return replace(self, indices=tuple(i for i in self.indices if str(i) in wanted))
 
     def documents(self) -> list[dict[str, Any]]:
         """The drawn documents, in order of their index."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -13,6 +13,9 @@ from ..core.progress import verbose
 from ..core.prompting import Prompting
 from ..decision.policy import GatePolicy
 from ..decision.results import SideName
+from ..decision.sequential import require_decidable
+from ..decision.verdict import look
+from ..samples.planned_order import PlannedOrder
 from ..samples.table import SampleScores
 from .evidence import EvaluationSource
 from .references import ModelFiles, Subject
@@ -46,6 +49,13 @@ class Evaluated:
     now: bool  # Whether it was made by this very job.
     samples: SampleScores | None = None  # Where they are in memory already.
 
+    @property
+    def scores(self) -> SampleScores:
+        """Its scores, from the run unless they are in memory."""
+        from ..tracking.evaluations import load_samples
+
+        return load_samples(self.run) if self.samples is None else self.samples
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -64,11 +74,8 @@ class Comparison:
         return cls({side: Evaluated(run, False) for side, run in sides})
 
     def samples(self, side: SideName) -> SampleScores:
-        """One side's scores, from its run unless they are in memory."""
-        from ..tracking.evaluations import load_samples
-
-        found = self.evaluated[side]
-        return load_samples(found.run) if found.samples is None else found.samples
+        """One side's scores."""
+        return self.evaluated[side].scores
 
     @property
     def sources(self) -> dict[SideName, EvaluationSource]:
@@ -77,6 +84,68 @@ class Comparison:
             side: EvaluationSource.of(found.run, now=found.now)
             for side, found in self.evaluated.items()
         }
+
+
+# Units that are asked before the first look at the evidence, and how much longer each look is.
+_FIRST_LOOK, _LONGER = 64, 1.25
+
+
+@dataclass(frozen=True)
+class Ordered:
+    """A candidate that is asked in a planned order, until that decides."""
+
+    baseline: SampleScores
+    policy: GatePolicy
+    order: PlannedOrder
+    attempt: int  # Of this evaluation set, as the ledger counts.
+    tags: Mapping[str, str]  # What the evaluation's run is given before the first sample.
+    say: Callable[[str], None]
+
+    @classmethod
+    def begin(
+        cls,
+        baseline: SampleScores,
+        key: Mapping[str, Any],
+        policy: GatePolicy,
+        say: Callable[[str], None],
+    ) -> Ordered:
+        """Plan the order."""
+        from .retry_ledger import begun_tags, count_attempt
+
+        order = policy.order_of(baseline)
+        require_decidable(order, baseline, policy)
+        tags = begun_tags(baseline, str(key["model"]), policy, order)
+        attempt = count_attempt(tags)
+        made = cls(baseline, policy, order, attempt, tags, say)
+        say(
+            f"the candidate is asked in an order with seed {order.seed} "
+            f"({order.digest[:19]}…), until that decides; attempt {attempt} on these samples"
+        )
+        return made
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What the number of samples depends on besides the model."""
+        return {
+            "order": self.order.digest,
+            "policy": self.policy.digest(),
+            "baseline": self.baseline.digest(),
+            "attempt": self.attempt,
+        }
+
+    def looks(self) -> Iterator[dict[str, list[str]]]:
+        """Documents by task, look by look."""
+        done, size = 0, float(_FIRST_LOOK)
+        while done < self.order.units:
+            end = min(self.order.units, done + int(size))
+            yield self.order.documents(done, end)
+            done, size = end, size * _LONGER
+
+    def enough(self, candidate: SampleScores) -> bool:
+        """Whether the samples so far decide; says what they show."""
+        test = look(self.policy.pair(self.baseline, candidate), self.policy, self.attempt)
+        self.say(test.sentence())
+        return test.decided
 
 
 def compare_models(
@@ -88,9 +157,11 @@ def compare_models(
     experiments: Collection[str] | None = None,
     adopt: bool = False,
     say: Callable[[str], None] = _log.warning,
+    policy: GatePolicy | None = None,
 ) -> Comparison:
     """Evaluate both sides on one suite by one path, each in a child run, or find it done."""
-    # With `adopt` an evaluation that is found is logged to the child run as well.
+    # With `adopt` an evaluation that is found is logged to the child run as well. Where the policy
+    # may stop early, the candidate is asked in its order, against the whole of the baseline.
     from ..evaluation.run import evaluation_key, scoring_path
     from ..evaluation.suite import prompting_notes
 
@@ -101,11 +172,15 @@ def compare_models(
         *prompting_notes(folders, suite),
     ]:
         say(sentence)
-    found = {}
+    found: dict[SideName, Evaluated] = {}
     for side, about in sides.items():
         key = evaluation_key(about.folder, suite, choice.path, settings)
+        order = None
+        if side == "candidate" and policy is not None and policy.sequential is not None:
+            order = Ordered.begin(found["baseline"].scores, key, policy, say)
+            key = {**key, "sequential": order.key}
         found[side] = _evaluation(
-            side, about, suite, settings, choice.path, key,
+            side, about, suite, settings, choice.path, key, order,
             fresh=fresh, experiments=experiments, adopt=adopt, say=say,
         )  # fmt: skip
     return Comparison(found, one_by_one=choice.path == "one-by-one")
@@ -118,6 +193,7 @@ def _evaluation(
     settings: EvaluationSettings,
     path: Any,
     key: Mapping[str, Any],
+    order: Ordered | None,
     *,
     fresh: bool,
     experiments: Collection[str] | None,
@@ -127,21 +203,28 @@ def _evaluation(
     """One side's evaluation, made now or found."""
     from mlflow import MlflowClient
 
-    from ..evaluation.run import evaluate_model
+    from ..evaluation.run import evaluate_in_order, evaluate_model
     from ..tracking.evaluations import find_evaluation, load_facts, load_samples, log_evaluation
     from ..tracking.runs import terminate_gracefully, tracked_run
 
     earlier = None if fresh else find_evaluation(key, experiments=experiments)
     if earlier is not None and not adopt:
         return Evaluated(earlier, False)
-    child = tracked_run(about.run_name, nested=True, tags=dict(about.tags))
+    tags = {**about.tags, **(order.tags if order is not None and earlier is None else {})}
+    child = tracked_run(about.run_name, nested=True, tags=tags)
     with terminate_gracefully(), child as run:
         if earlier is not None:
             say(f"{side}: evaluated before, in run {earlier.info.run_id}")
             samples = load_samples(earlier)
             log_evaluation(samples, key, facts=load_facts(earlier), reused_from=earlier)
             return Evaluated(earlier, False, samples)
-        made = evaluate_model(about.folder, suite, settings=settings, path=path, label=side)
+        if order is None:
+            made = evaluate_model(about.folder, suite, settings=settings, path=path, label=side)
+        else:
+            made = evaluate_in_order(
+                about.folder, suite, order.looks(), order.enough,
+                settings=settings, path=path, label=side,
+            )  # fmt: skip
         samples = made.samples.with_model(about.name)
         speed = {f"throughput/{k}": v for k, v in made.timing.items() if "per_second" in k}
         log_evaluation(
@@ -173,7 +256,9 @@ def evaluate_missing(
     }
     _require_same_questions(suite, questions or {}, sides["baseline"].folder)
     settings = EvaluationSettings(device=device, resume=not fresh)
-    return compare_models(sides, suite, settings, fresh=fresh, experiments=experiments)
+    return compare_models(
+        sides, suite, settings, fresh=fresh, experiments=experiments, policy=policy
+    )
 
 
 def _packaged(side: Subject, files: ModelFiles) -> dict[str, Any]:

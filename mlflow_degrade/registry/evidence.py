@@ -171,11 +171,12 @@ def add_decision(
     folder = found.folder / EVIDENCE
     folder.mkdir()
     digest = write_evidence(folder, decision, paired, sources)
-    flips = flips_table(paired, _FLIPS_SHOWN, first=decision.guilty)
+    flips = flips_table(decision.used(paired), _FLIPS_SHOWN, first=decision.guilty)
     if len(flips):
-        # As mlflow.log_table writes it, and says to the page that compares tables.
+        # As mlflow.log_table writes it, and says to the page that compares tables: which opens the
+        # first of them.
         flips.to_json(found.folder / _FLIPS, orient="split", index=False, date_format="iso")
-        found.tags[_TABLES_TAG] = json.dumps([*_tables(run), {"path": _FLIPS, "type": "table"}])
+        found.tags[_TABLES_TAG] = json.dumps([{"path": _FLIPS, "type": "table"}, *_tables(run)])
     found.metrics |= decision_metrics(decision)
     found.datasets.append(
         evaluation_dataset(paired.baseline, f"{run.info.artifact_uri}/{EVIDENCE}")

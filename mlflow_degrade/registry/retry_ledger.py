@@ -20,12 +20,15 @@ import pyarrow.compute as pc
 from ..core.cache import digest_json
 from ..decision.policy import GatePolicy
 from ..samples.pairing import PairedScores
+from ..samples.planned_order import PlannedOrder
 from ..samples.row_index import text_keys
 from ..samples.schema import derived_hash
+from ..samples.table import SampleScores
 from .evidence import EVIDENCE_TAG
 
 # Which documents an evaluation asked, in a tag: enough to tell how many two of them share.
 
+_KNOWN_BY = ["task", "doc_id", "doc_hash", "prompt_hash", "prompt"]
 # Eight bytes each in base64: 3,200 characters of the 8,000 that MLflow keeps of a tag.
 _KEPT = 300
 
@@ -43,10 +46,13 @@ class DocumentSketch:
     @classmethod
     def of(cls, paired: PairedScores) -> DocumentSketch:
         """Of all paired documents, whatever their tasks are called."""
-        # A document is known by its hash, else by its prompt, else by its id.
         rows = pa.array(np.concatenate([task.baseline_row for task in paired.tasks]))
-        columns = ["task", "doc_id", "doc_hash", "prompt_hash", "prompt"]
-        table = paired.baseline.table.select(columns).take(rows)
+        return cls.of_table(paired.baseline.table.select(_KNOWN_BY).take(rows))
+
+    @classmethod
+    def of_table(cls, table: pa.Table) -> DocumentSketch:
+        """Of all documents in rows of a sample table."""
+        # A document is known by its hash, else by its prompt, else by its id.
         unknown = pc.equal(table["doc_hash"], derived_hash(table["task"], table["doc_id"]))
         other = pc.coalesce(table["prompt_hash"], table["prompt"], table["doc_id"])
         names = pc.if_else(unknown, other, table["doc_hash"])
@@ -82,6 +88,9 @@ class DocumentSketch:
 DOCUMENTS_TAG = "degrade.documents"
 DECISION_KEY_TAG = "degrade.decision_key"
 ATTEMPT_TAG = "degrade.attempt"
+BEGUN_TAG = "degrade.begun"
+"""What a decision that may stop early was begun as, before its samples were known."""
+ORDER_TAG = "degrade.order"
 
 SAME_SET = 0.5
 """Two evaluations that share more than this part of the smaller one's documents are attempts on the
@@ -99,7 +108,26 @@ def decision_key(paired: PairedScores, policy: GatePolicy) -> str:
 def ledger_tags(paired: PairedScores, policy: GatePolicy) -> dict[str, str]:
     """What enters a run into the ledger of its evaluation set."""
     sketch = DocumentSketch.of(paired)
-    return {DOCUMENTS_TAG: sketch.text(), DECISION_KEY_TAG: decision_key(paired, policy)}
+    tags = {DOCUMENTS_TAG: sketch.text(), DECISION_KEY_TAG: decision_key(paired, policy)}
+    if paired.order is not None:
+        model = paired.candidate.model_digest or paired.candidate.digest()
+        tags[BEGUN_TAG] = _begun_key(paired.baseline, model, policy, paired.order)
+    return tags
+
+
+def begun_tags(
+    baseline: SampleScores, model: str, policy: GatePolicy, order: PlannedOrder
+) -> dict[str, str]:
+    """What enters an evaluation that may stop early, before its first sample."""
+    # Whoever gives an order up and takes another one has tried; whoever goes on has not.
+    begun = _begun_key(baseline, model, policy, order)
+    sketch = DocumentSketch.of_table(baseline.table.select(_KNOWN_BY))
+    tags = {DOCUMENTS_TAG: sketch.text(), DECISION_KEY_TAG: begun, BEGUN_TAG: begun}
+    return {**tags, ORDER_TAG: order.digest}
+
+
+def _begun_key(baseline: SampleScores, model: str, policy: GatePolicy, order: PlannedOrder) -> str:
+    return digest_json([baseline.digest(), model, policy.digest(), order.digest])
 
 
 def count_attempt(entry: Mapping[str, str]) -> int:
@@ -108,17 +136,22 @@ def count_attempt(entry: Mapping[str, str]) -> int:
     # at least those entered before it, so that no number is given out too low; two of them may
     # both get the higher one.
     sketch, key = DocumentSketch.from_text(entry[DOCUMENTS_TAG]), entry[DECISION_KEY_TAG]
-    others: set[str] = set()
+    others, begun, done = set[str](), set[str](), {entry.get(BEGUN_TAG)}
     for run in search_runs(f"tags.`{DOCUMENTS_TAG}` != ''", deleted=True):
         tags = run.data.tags
         documents = DocumentSketch.from_text(tags[DOCUMENTS_TAG])
         if sketch is None or documents is None or sketch.share(documents) <= SAME_SET:
             continue
-        if tags.get(DECISION_KEY_TAG) != key:
-            others.add(tags.get(DECISION_KEY_TAG, ""))
+        other = tags.get(DECISION_KEY_TAG, "")
+        if other == tags.get(BEGUN_TAG):
+            begun.add(other)  # what was begun counts where no decision came of it
+            continue
+        done.add(tags.get(BEGUN_TAG))
+        if other != key:
+            others.add(other)
         elif ATTEMPT_TAG in tags:
             return int(tags[ATTEMPT_TAG])
-    return len(others) + 1
+    return len(others) + len(begun - done) + 1
 
 
 def find_decision(key: str, experiments: Collection[str]) -> Any | None:

@@ -97,6 +97,7 @@ def look_for_subgroups(
     decision: Decision, paired: PairedScores, features: Sequence[str] = ()
 ) -> SubgroupFindings | None:
     """Look for damage that hides along features of the samples of the gating tasks."""
+    paired = decision.used(paired)
     gating = [task for task in decision.tasks if task.tier == "gating"]
     tasks = [task.task for task in gating if task.proportion]
     if not tasks:

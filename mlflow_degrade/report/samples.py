@@ -37,6 +37,7 @@ class FlippedSample:
 
 def worst_flips(decision: Decision, paired: PairedScores, limit: int) -> list[FlippedSample]:
     """Regressions to look at first: those of the guilty tasks, the largest change first."""
+    paired = decision.used(paired)
     pairs = {task.name: task for task in paired.tasks}
     ordered = [t for t in ordered_tasks(decision) if t.regressions and t.task in pairs]
     # Where tasks are guilty the samples to read are theirs; others only fill up.

@@ -224,7 +224,12 @@ def _run(options: QuantizeOptions, run_id: str) -> Outcome:
         force=options.force,
     )
     compared = steps.evaluate_both(
-        models, suite, device=options.device, batch_size=options.batch_size, fresh=options.fresh
+        models,
+        suite,
+        device=options.device,
+        batch_size=options.batch_size,
+        fresh=options.fresh,
+        policy=options.policy,
     )
     for sentence in unanswered(compared.samples("baseline")):
         say(f"note: baseline: {sentence}")

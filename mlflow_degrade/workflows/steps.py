@@ -258,7 +258,13 @@ def describe_placement(folder: Path, providers: tuple[str, ...]) -> None:
 
 
 def evaluate_both(
-    models: Models, suite: Suite, *, device: str, batch_size: int | str, fresh: bool
+    models: Models,
+    suite: Suite,
+    *,
+    device: str,
+    batch_size: int | str,
+    fresh: bool,
+    policy: GatePolicy | None = None,
 ) -> Comparison:
     """Evaluate both models alike, each in a child run, or take evaluations MLflow already has."""
     from ..evaluation.run import EvaluationSettings
@@ -279,7 +285,9 @@ def evaluate_both(
             )
             for side in SIDES
         }
-        return compare_models(sides, suite, settings, fresh=fresh, adopt=True, say=say)
+        return compare_models(
+            sides, suite, settings, fresh=fresh, adopt=True, say=say, policy=policy
+        )
 
 
 def measure_cost(
