@@ -52,7 +52,7 @@ IntArray = npt.NDArray[np.int64]
 
 _TEST = "bets in a planned order"
 # Numbers of units after which the path is recorded, and a task looked at.
-_POINTS, _LOOKS = 32, 8
+_POINTS, _LOOKS = 20, 4
 # Samples that are looked at to say how many would do.
 _LONGEST = 100_000
 _NEVER = np.iinfo(np.int64).max
@@ -454,8 +454,9 @@ class SequentialTest:
 
 
 def _times(drawn: int, count: int) -> IntArray:
-    """Numbers of units to look back at, the last among them."""
-    return np.unique(np.geomspace(1, drawn, count).round().astype(np.int64))
+    """Numbers of units to look back at, denser at the beginning, the last among them."""
+    times = np.concatenate([np.geomspace(1, drawn, count), np.linspace(1, drawn, count)])
+    return np.unique(times.round().astype(np.int64))
 
 
 def _without_p(task: TaskResult) -> TaskResult:

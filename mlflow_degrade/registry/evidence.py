@@ -124,6 +124,8 @@ class Collected:
 
     folder: Path  # Its files are logged at the root of the run's artifacts.
     metrics: dict[str, float | None] = field(default_factory=dict)
+    # Metrics along the samples: name, step and value.
+    steps: list[tuple[str, int, float]] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict)
     datasets: list[Any] = field(default_factory=list)
 
@@ -144,8 +146,9 @@ def collected() -> Iterator[Collected]:
         if any(found.folder.iterdir()):
             upload(found.folder, run.info.artifact_uri)
         log_together(
-            run.info.run_id, metrics=found.metrics, tags=found.tags, datasets=found.datasets
-        )
+            run.info.run_id, metrics=found.metrics, steps=found.steps, tags=found.tags,
+            datasets=found.datasets,
+        )  # fmt: skip
 
 
 def log_decision(decision: Decision, paired: PairedScores) -> str:
@@ -178,6 +181,7 @@ def add_decision(
         flips.to_json(found.folder / _FLIPS, orient="split", index=False, date_format="iso")
         found.tags[_TABLES_TAG] = json.dumps([{"path": _FLIPS, "type": "table"}, *_tables(run)])
     found.metrics |= decision_metrics(decision)
+    found.steps += _path(decision)
     found.datasets.append(
         evaluation_dataset(paired.baseline, f"{run.info.artifact_uri}/{EVIDENCE}")
     )
@@ -275,6 +279,21 @@ def decision_metrics(decision: Decision) -> dict[str, float | None]:
             **_changes(prefix, task, task.mde, task.margin),
         }
     return metrics
+
+
+_PATH = (("delta", 100.0), ("low", 100.0), ("high", 100.0), ("log_e_noninferior", 1.0),
+         ("log_e_degraded", 1.0), ("log_e_beyond", 1.0))  # fmt: skip
+
+
+def _path(decision: Decision) -> list[tuple[str, int, float]]:
+    """The evidence along the samples of a decision that could stop early."""
+    points = () if decision.sequential is None else decision.sequential.path
+    return [
+        (f"degrade/path/{name}{'_pp' if factor > 1.0 else ''}", point.samples,
+         factor * getattr(point, name))
+        for point in points
+        for name, factor in _PATH
+    ]  # fmt: skip
 
 
 def _changes(

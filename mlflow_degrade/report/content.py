@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..core import numbers
-from ..decision.results import AnswerChanges, Decision, TaskResult, Verdict
+from ..decision.results import AnswerChanges, Decision, EarlyStop, TaskResult, Verdict
 from ..stats._combination_rules import rule_named
 
 #: Facts the caller knows about a run: ``scheme``, ``registered`` (the version, e.g.
@@ -98,10 +98,17 @@ def change_in_brief(decision: Decision) -> str:
 def glossary(decision: Decision) -> list[str]:
     """What the words of a verdict mean, each in one sentence; only those that are used."""
     policy = decision.policy
-    said = [
-        "p: the probability of a drop at least as large by chance alone, were the candidate no "
-        f"worse; at or below alpha ({policy.alpha:g}) it counts as established."
-    ]
+    if decision.sequential is not None:
+        said = [
+            "p: valid at any time: the probability that the evidence was ever as strong, were the "
+            f"candidate no worse; at or below alpha ({policy.alpha:g}) it counts as established, "
+            "however one stops."
+        ]
+    else:
+        said = [
+            "p: the probability of a drop at least as large by chance alone, were the candidate no "
+            f"worse; at or below alpha ({policy.alpha:g}) it counts as established."
+        ]
     if len(decision.tasks) > 1:
         rule = rule_named(policy.aggregation)
         sees = rule.sees.replace("*", "").replace("benchmark", "task")
@@ -158,6 +165,8 @@ def power_sentence(decision: Decision) -> str:
         f"{numbers.share(power.flip_rate)} of the scores changed "
         f"(upper bound {numbers.share(power.flip_rate_upper)})"
     )
+    if decision.sequential is not None:
+        return f"{early_stop_sentence(decision.sequential)}; {flips}."
     if power.mde is None:
         return f"No drop would be found by these {n} samples often enough; {flips}."
     drop = numbers.change(power.mde, proportion=unit, signed=False, unit=total_unit(decision))
@@ -166,6 +175,22 @@ def power_sentence(decision: Decision) -> str:
     return (
         f"These {n} samples could have seen a drop of {drop} with probability {power.power:g}, "
         f"{relation} the margin of {margin}; {flips}."
+    )
+
+
+def early_stop_sentence(stop: EarlyStop) -> str:
+    """Where a decision stopped, in what order, and what was saved."""
+    used, total = numbers.count(stop.samples), numbers.count(stop.total)
+    of = "questions like these" if stop.claim == "population" else "this very suite"
+    order = "random" if stop.order == "uniform" else "random, the doubtful ones first,"
+    where = f"all {total} samples were asked"
+    if stop.samples < stop.total:
+        saved = numbers.share(1.0 - stop.samples / stop.total)
+        where = f"Stopped after {used} of {total} samples ({saved} saved)"
+    why = f": {stop.stopped}" if stop.stopped else ": nothing decided earlier"
+    return (
+        f"{where[0].upper()}{where[1:]}{why}. The order was {order} and fixed beforehand (seed "
+        f"{stop.seed}); what is claimed is about {of}"
     )
 
 

@@ -142,6 +142,8 @@ def samples_per_task(decision: Decision) -> int:
     """How many samples of each task to ask for, so that there are as many as are needed in all."""
     gating = sum(task.tier == "gating" for task in decision.tasks)
     total, needed = decision.aggregate.n, decision.power.samples_needed
+    if decision.sequential is not None:
+        total = decision.sequential.total
     wanted = needed if needed is not None and needed > total else _GROWTH * total
     wanted = max(wanted, decision.policy.min_samples)
     return _round_up(math.ceil(wanted / max(1, gating)))

@@ -1,4 +1,4 @@
-"""The forest plot as a figure and as files, without pyplot's global state."""
+"""The plots of a decision as figures and as files, without pyplot's global state."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core import numbers
+from ..core.errors import InputError
 from ..decision.results import Decision, IntervalRecord, TaskResult
 from .content import headline, ordered_tasks, sides, total_name
 
@@ -165,6 +166,73 @@ def forest_plot(decision: Decision) -> Any:
     return figure
 
 
+def path_plot(decision: Decision) -> Any:
+    """How the change and the evidence went, where a decision could stop early.
+
+    Parameters
+    ----------
+    decision : Decision
+        With a record of its path.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    from matplotlib.figure import Figure
+
+    stop = decision.sequential
+    if stop is None:
+        raise InputError("the decision was made of a fixed number of samples: it has no path.")
+    at = [point.samples for point in stop.path]
+    figure = Figure(figsize=(8.5, 4.6), layout="constrained")
+    change, evidence = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+    low, middle, high = (
+        [100.0 * getattr(point, name) for point in stop.path] for name in ("low", "delta", "high")
+    )
+    change.fill_between(at, low, high, color=_COLOURS["gating"], alpha=0.18, linewidth=0)
+    change.plot(at, middle, color=_COLOURS["total"], linewidth=1.6)
+    margin = 100.0 * decision.power.margin
+    change.axhline(0, color=_SOFT, linewidth=1)
+    change.axhline(-margin, color=_RED, linewidth=1, linestyle="--")
+    change.set_ylim(*_shown_range(low, high, margin))
+    change.set_ylabel("change, pp", fontsize=9)
+    for name, colour, said in (
+        ("log_e_noninferior", "#1a7f37", "not worse by the margin"),
+        ("log_e_degraded", "#bc6c00", "worse"),
+        ("log_e_beyond", _RED, "worse by more than the margin"),
+    ):
+        values = [getattr(point, name) for point in stop.path]
+        evidence.plot(at, values, color=colour, linewidth=1.4, label=said)
+    needed = -math.log(decision.policy.alpha)
+    evidence.axhline(needed, color=_SOFT, linewidth=1, linestyle="--")
+    evidence.set_ylim(-needed, 2.0 * needed)
+    evidence.set_ylabel("ln E", fontsize=9)
+    evidence.set_xlabel(
+        f"samples, of {numbers.count(stop.total)}; band: limits that hold at all times; dashed: "
+        "margin, and the evidence that decides",
+        fontsize=9,
+    )
+    evidence.legend(fontsize=8, frameon=False, loc="upper left", ncols=3)
+    for axis in (change, evidence):
+        axis.set_xlim(0, max(at[-1], 1))
+        axis.tick_params(labelsize=9)
+        axis.spines[["right", "top"]].set_visible(False)
+    figure.suptitle(
+        f"{decision.verdict.value} after {numbers.count(stop.samples)} of "
+        f"{numbers.count(stop.total)} samples",
+        fontsize=10,
+    )
+    return figure
+
+
+def _shown_range(low: list[float], high: list[float], margin: float) -> tuple[float, float]:
+    """The part of an axis that says something: the first limits are those of no knowledge."""
+    late = len(low) // 2
+    bottom, top = min([*low[late:], -1.5 * margin]), max([*high[late:], margin])
+    room = 0.05 * (top - bottom)
+    return bottom - room, top + room
+
+
 def save_plots(decision: Decision, folder: str | os.PathLike[str]) -> list[Path]:
     """Write the plots as PNG and SVG."""
     import matplotlib as mpl
@@ -174,13 +242,16 @@ def save_plots(decision: Decision, folder: str | os.PathLike[str]) -> list[Path]
     written = []
     # The salt makes the identifiers inside the SVG reproducible.
     with mpl.rc_context({"svg.hashsalt": "mlflow-degrade"}):
-        figure = forest_plot(decision)
-        for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-            path = target / f"forest.{kind}"
-            partial = path.with_name(f".{path.name}.{os.getpid()}")
-            figure.savefig(partial, format=kind, dpi=_DPI, metadata=metadata)
-            os.replace(partial, path)
-            written.append(path)
+        figures = {"forest": forest_plot(decision)}
+        if decision.sequential is not None:
+            figures["path"] = path_plot(decision)
+        for name, figure in figures.items():
+            for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+                path = target / f"{name}.{kind}"
+                partial = path.with_name(f".{path.name}.{os.getpid()}")
+                figure.savefig(partial, format=kind, dpi=_DPI, metadata=metadata)
+                os.replace(partial, path)
+                written.append(path)
     return written
 
 

@@ -332,6 +332,7 @@ def log_together(
     run_id: str,
     *,
     metrics: Mapping[str, float | None] | None = None,
+    steps: Sequence[tuple[str, int, float]] = (),
     params: Mapping[str, str] | None = None,
     tags: Mapping[str, str] | None = None,
     datasets: Sequence[Any] = (),
@@ -347,7 +348,10 @@ def log_together(
         MlflowClient().log_inputs(run_id, list(datasets))
     MlflowClient().log_batch(
         run_id,
-        [metric(name, value, now, 0) for name, value in _finite(metrics or {}).items()],
+        [
+            *(metric(name, value, now, 0) for name, value in _finite(metrics or {}).items()),
+            *(metric(_NOT_IN_NAMES.sub("_", name), value, now, at) for name, at, value in steps),
+        ],
         [param(name, value) for name, value in (params or {}).items()],
         [tag(name, value) for name, value in (tags or {}).items()],
     )
