@@ -12,6 +12,7 @@ from ..decision.policy import GatePolicy, Rule
 from ..decision.results import Decision
 from ..samples.pairing import ALLOWABLE, PairedScores
 from ..stats._combination_rules import rule_names
+from .options import EARLY_STOP
 from .output import (
     OUTPUT,
     document_options,
@@ -41,6 +42,7 @@ Examples:
   mlflow-degrade compare results/fp32 results/int8
   mlflow-degrade compare fp32.csv int8.csv --rule non_inferiority --margin-pp 1
   mlflow-degrade compare fp32.csv int8.csv --policy policy.yaml --report report.html
+  mlflow-degrade compare fp32.csv int8.csv --rule non_inferiority --sequential
   mlflow-degrade compare fp32.csv int8.csv --junit verdict.xml --markdown summary.md
   mlflow-degrade compare fp32.csv int8.csv --by length --by topic --subgroups-json where.json
   mlflow-degrade compare fp32.jsonl int8.jsonl -o id_column=example_id --json -
@@ -70,6 +72,12 @@ Exit codes: 0 PASS, 1 FAIL, 2 INCONCLUSIVE, 3 invalid input.
 )
 @click.option("--power", type=float, help="Power the data must have to see a drop of the margin.")
 @click.option("--aggregation", type=click.Choice(rule_names()), help="How tasks are combined.")
+@click.option(
+    "--sequential",
+    **EARLY_STOP,
+    metavar="[population|suite|informed]",
+    help="Take the samples in a planned order and stop as soon as they decide.",
+)
 @click.option(
     "--metric",
     "metrics",

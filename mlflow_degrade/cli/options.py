@@ -21,15 +21,17 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from ..core.errors import InputError
 from ..core.prompting import parameter_errors
 from ..core.question_names import names_questions, split_of, split_tasks
-from ..decision.policy import GatePolicy
+from ..decision.policy import EARLY_STOPS, GatePolicy
 from ..tracking.runs import joined_run_id
 
 Options = TypeVar("Options", bound=BaseModel)
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 # What a policy file says, and the options that say it where there is none.
-_POLICY = ("rule", "alpha", "margin_pp", "aggregation")
-_POLICY_HELP = "Policy file, in place of rule, alpha, margin and aggregation."
+_POLICY = ("rule", "alpha", "margin_pp", "aggregation", "sequential")
+_POLICY_HELP = "Policy file, in place of the five options below."
+# Without a word it is the first of those that ask for one.
+EARLY_STOP: dict[str, Any] = {"is_flag": False, "flag_value": next(iter(EARLY_STOPS))}
 _SWITCH: dict[str, Any] = {"is_flag": False, "flag_value": "true"}
 # Parameters that hold a path of the caller's.
 _PATHS = ("model", "baseline_model", "recipe", "include_path", "policy", "signing_key")
@@ -118,10 +120,12 @@ def _options(
             )
             about, keys = meanings(GatePolicy), GatePolicy.model_fields
             for key in policy:
+                value = _text(getattr(field.default, key))
                 yield click.option(
                     _flag(key),
-                    default=_text(getattr(field.default, key)),
-                    show_default=True,
+                    default=value,
+                    show_default=bool(value),
+                    **(EARLY_STOP if key == "sequential" else {}),
                     help=_plain(about[key] + _choices(keys[key].annotation, key)),
                 )
             continue
@@ -179,13 +183,13 @@ def _policy(default: GatePolicy, given: Mapping[str, Any]) -> GatePolicy:
     """The policy of a file, or of the options that stand for the main keys."""
     if given["policy"]:
         return GatePolicy.from_yaml(caller_path(given["policy"]))
-    keys = {name: given[name] for name in _POLICY if name in given}
+    keys = {name: given[name] for name in _POLICY if given.get(name)}
     for name in ("alpha", "margin_pp"):
         if name in keys:
             keys[name] = _number(name, keys[name])
     if not keys:
         return default
-    stated = {name: getattr(default, name) for name in _POLICY}
+    stated = {name: getattr(default, name) for name in _POLICY if getattr(default, name)}
     return GatePolicy.from_mapping({**stated, **keys}, source="parameters")
 
 

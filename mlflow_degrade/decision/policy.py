@@ -82,6 +82,14 @@ class JudgePolicy(BaseModel):
         return self
 
 
+#: Ways to stop early that have a word of their own.
+EARLY_STOPS: dict[str, dict[str, str]] = {
+    "population": {},
+    "suite": {"claim": "suite"},
+    "informed": {"claim": "suite", "order": "informed"},
+}
+
+
 class SequentialPolicy(BaseModel):
     """How a decision may stop before the last sample.
 
@@ -219,8 +227,9 @@ class GatePolicy(Prompting):
         is ruled out.
     sequential : SequentialPolicy, optional
         Ask the candidate one sample after the other in a planned order, and stop as soon as a drop
-        of the margin is ruled out or the candidate is worse; ``true`` takes the defaults. PASS then
-        needs under both rules that the drop is ruled out.
+        of the margin is ruled out or the candidate is worse; PASS then needs under both rules that
+        the drop is ruled out. In a word: ``population`` or ``true``, ``suite`` for a claim about
+        this very suite, ``informed`` for that with the doubtful samples first.
 
     Examples
     --------
@@ -256,8 +265,14 @@ class GatePolicy(Prompting):
 
     @field_validator("sequential", mode="before")
     @classmethod
-    def _on_or_off(cls, value: Any) -> Any:
-        return ({} if value else None) if isinstance(value, bool) else value
+    def _in_a_word(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            return {} if value else None
+        if isinstance(value, str):
+            if value not in EARLY_STOPS:
+                raise ValueError(f"known are {', '.join(EARLY_STOPS)}, true and false")
+            return EARLY_STOPS[value]
+        return value
 
     @model_validator(mode="after")
     def _tests_that_may_stop(self) -> GatePolicy:
