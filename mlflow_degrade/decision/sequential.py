@@ -503,12 +503,14 @@ def _too_small(have: int, policy: GatePolicy, margin: float) -> str:
     asked = policy.sequential
     if asked is None or asked.claim != "suite":
         return ""
-    needed = sample_size(margin, asked.flip_rate, alpha=policy.alpha, power=policy.power).n
+    # A drop needs at least as many answers to change.
+    flips = max(asked.flip_rate, margin)
+    needed = sample_size(margin, flips, alpha=policy.alpha, power=policy.power).n
     if have >= needed:
         return ""
     return (
         f"a suite of {numbers.count(have)} samples is too small for a claim about itself to say "
         f"anything of other samples: {numbers.count(needed)} have the power "
-        f"{policy.power:g} for the margin at flip rate {asked.flip_rate:g}. Ask more, widen the "
+        f"{policy.power:g} for the margin at flip rate {flips:g}. Ask more, widen the "
         "margin, or take sequential.claim = 'population'"
     )

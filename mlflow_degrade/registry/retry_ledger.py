@@ -147,7 +147,8 @@ def count_attempt(entry: Mapping[str, str]) -> int:
             begun.add(other)  # what was begun counts where no decision came of it
             continue
         done.add(tags.get(BEGUN_TAG))
-        if other != key:
+        # The same again, or the beginning of what was decided already.
+        if key not in (other, tags.get(BEGUN_TAG)):
             others.add(other)
         elif ATTEMPT_TAG in tags:
             return int(tags[ATTEMPT_TAG])

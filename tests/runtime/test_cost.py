@@ -191,13 +191,17 @@ class TestRefused:
 def test_a_copy_is_as_fast(model_dir: ModelDir, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(model_dir("fp32"), copy)
-    report = measure_cost(
-        {"a": model_dir("fp32"), "b": copy}, lengths=(64,), device="cpu", seconds=20
-    )
-    assert report.rounds > 20
-    for speed in report.ratios():
-        # Two exact intervals at 95% miss in one of ten runs; a tenth besides is no chance.
-        assert speed.ratio.low is not None
-        assert speed.ratio.high is not None
-        assert speed.ratio.low <= 1.1
-        assert speed.ratio.high >= 0.9
+    # Where its weights come to lie makes one opened model a little faster than another for as long
+    # as both are open; that is real within a measurement, and no property of the files.
+    reports = [
+        measure_cost(
+            {"a": model_dir("fp32"), "b": copy}, lengths=(64,), device="cpu", seconds=5, seed=seed
+        )
+        for seed in range(5)
+    ]
+    for phase in ("prefill", "decode"):
+        found = [r.ratio for report in reports for r in report.ratios() if r.phase == phase]
+        assert len(found) == len(reports)
+        # Exact intervals at 95% miss in one of ten runs each; the median of five hardly ever.
+        assert np.median([ratio.low for ratio in found]) <= 1.05
+        assert np.median([ratio.high for ratio in found]) >= 0.95
