@@ -1,0 +1,103 @@
+"""How long a gate takes that stops early, beside one that asks everything.
+
+    python benchmarks/early_stop.py --scheme int4-weight-only --repeats 3
+
+Gates a quantized starter model against its export, whose evaluation is in MLflow already, by turns
+with a fixed number of samples and early: every time the candidate's evaluation is forgotten first.
+Prints the verdicts, the samples and seconds of each, and the ratio of the medians.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from measurements import as_script, record
+
+_POLICY: dict[str, Any] = {"rule": "non_inferiority", "margin_pp": 2}
+_CLAIMS = {"fixed": False, "population": "population", "suite": "suite"}
+
+
+@click.command(help=__doc__)
+@click.option("--scheme", default="int4-weight-only", show_default=True)
+@click.option("--repeats", default=3, show_default=True, help="Gates of each kind.")
+def main(scheme: str, repeats: int) -> None:
+    import mlflow
+
+    from mlflow_degrade.core.cache import cache_root
+    from mlflow_degrade.optimize.export import export_onnx
+    from mlflow_degrade.optimize.fusion.optimize_graph import optimize_graph
+    from mlflow_degrade.optimize.schemes import apply_scheme
+    from mlflow_degrade.optimize.source.resolve import resolve_model
+    from mlflow_degrade.registry.registration import log_model
+
+    base = optimize_graph(export_onnx(resolve_model("starter")))
+    folders = {"baseline": base, "candidate": apply_scheme(base, scheme)}
+    # What was asked before lies in this cache, and is forgotten between the gates.
+    asked = [cache_root() / kind for kind in ("evaluation", "probe", "equivalence")]
+    with tempfile.TemporaryDirectory() as scratch:
+        kept = Path(scratch) / "kept"
+        for folder in asked:
+            if folder.exists():
+                shutil.move(folder, kept / folder.name)
+        try:
+            os.chdir(scratch)
+            mlflow.set_tracking_uri(f"sqlite:///{scratch}/mlflow.db")
+            uris = {}
+            for side, folder in folders.items():
+                with mlflow.start_run(run_name=side):
+                    uris[side] = log_model(folder).model_uri
+            _gate(uris, {**_POLICY})  # the baseline's evaluation, and files that are read once
+            found: dict[str, list[tuple[float, int, str]]] = {name: [] for name in _CLAIMS}
+            for _ in range(repeats):
+                for name, sequential in _CLAIMS.items():
+                    for folder in asked[:1]:
+                        shutil.rmtree(folder, ignore_errors=True)
+                    found[name].append(_gate(uris, {**_POLICY, "sequential": sequential}))
+                    click.echo(f"{name:10} {found[name][-1]}", err=True)
+        finally:
+            os.chdir("/")
+            for folder in asked:
+                shutil.rmtree(folder, ignore_errors=True)
+                if (kept / folder.name).exists():
+                    shutil.move(kept / folder.name, folder)
+    whole = statistics.median(seconds for seconds, _, _ in found["fixed"])
+    for name, gates in found.items():
+        middle = statistics.median(seconds for seconds, _, _ in gates)
+        verdicts = sorted({verdict for _, _, verdict in gates})
+        click.echo(
+            f"{name:10} {'/'.join(verdicts):13} {gates[0][1]:6} samples {middle:6.1f} s "
+            f"{middle / whole:5.2f}"
+        )
+        record(f"{name} seconds", middle, "s")
+        record(f"{name} samples", gates[0][1], "samples")
+
+
+def _gate(uris: dict[str, str], policy: dict[str, Any]) -> tuple[float, int, str]:
+    """Seconds, samples and verdict of one gate whose candidate was never evaluated."""
+    import mlflow
+
+    from mlflow_degrade import GatePolicy
+    from mlflow_degrade.registry.promotion import promote
+    from mlflow_degrade.registry.references import content_digest, evaluations_of
+
+    client = mlflow.MlflowClient()
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    digest = content_digest(uris["candidate"])
+    for run in evaluations_of(digest, experiments):
+        client.delete_run(run.info.run_id)
+    start = time.perf_counter()
+    done = promote(
+        uris["candidate"], uris["baseline"], GatePolicy.from_mapping(policy), register_as=None
+    )
+    return time.perf_counter() - start, done.decision.aggregate.n, done.decision.verdict.value
+
+
+if __name__ == "__main__":
+    as_script(main)
