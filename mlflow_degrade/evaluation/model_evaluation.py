@@ -120,6 +120,8 @@ def _cut_off(samples: Path) -> bool:
 
 # Raised when the engine computes other numbers than before: older results are not reused then.
 _ENGINE = 3
+# Raised when a row says more than before of the same answers: 1, log-likelihoods. Probes keep.
+_COLUMNS = 1
 
 
 def model_digest(model_dir: str | Path) -> str:
@@ -207,6 +209,7 @@ class Arm:
         suite = self._suite
         return {
             **self._common,
+            "columns": _COLUMNS,
             "suite": suite.digest,
             "tasks": [task.name for task in suite.tasks],
             "limit": suite.limit,
@@ -302,7 +305,8 @@ class Arm:
         """Run, or fetch, every task."""
         parts, results, tasks = [], {}, {}
         for task in self._suite.tasks:
-            entry = Entry("evaluation", {**self._common, "task": task.digest, "path": path})
+            key = {**self._common, "columns": _COLUMNS, "task": task.digest, "path": path}
+            entry = Entry("evaluation", key)
             if not self._settings.resume:
                 entry.forget()
             known = entry.facts()

@@ -15,6 +15,7 @@ from typing import Any
 
 from ...core.cache import digest_json
 from ...core.errors import EmptySamplesError, SampleSchemaError, UnknownNameError, redact_value
+from ..likelihoods import record_columns
 from ..origin import Origin
 from ..schema import FEATURE_PREFIX, text_hash
 from ..table import SampleScores
@@ -345,6 +346,7 @@ def _task_rows(
     for record in records:
         common = _common(record, file, origin, group, features)
         metrics = record.get("metrics") or [k for k in record if k not in _NOT_METRICS]
+        common |= _likelihoods(record, metrics)
         for metric in metrics:
             score = sample_score(metric, record.get(metric), aggregations.get(metric))
             if score is NOT_PER_SAMPLE or metric == _NO_METRIC:
@@ -426,6 +428,16 @@ def _response(record: Mapping[str, Any], metric: str, metrics: Sequence[str]) ->
         except (TypeError, ValueError, IndexError):
             return _as_text(given)
     return _as_text(given[0])
+
+
+def _likelihoods(record: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, Any]:
+    arguments = _arguments(record.get("arguments"))
+    mutual = "acc_mutual_info" in metrics
+    try:
+        choices = choices_of(arguments, mutual_information=mutual)
+    except IndexError:
+        return {}
+    return record_columns(record, arguments, choices)
 
 
 def _as_text(value: Any) -> str:
