@@ -64,8 +64,8 @@ def _normal(name: str) -> str:
 FEATURE_PREFIX = "feature."
 #: Where to look at how an answer came about, if that is known: an address, or a trace's id.
 TRACE = "trace"
-#: Of a sample whose answers are given, in nats: log-likelihood of the right one, how far it is above
-#: the best wrong one, and all of them in the order of the choices. Null where that is not known.
+#: Of a sample whose answers are given, in nats: log-likelihood of the right one, how far it is
+#: above the best wrong one, and all of them in the order of the choices. Null where not known.
 GOLD_LOGLIKELIHOOD = "gold_loglikelihood"
 GOLD_MARGIN = "gold_margin"
 LOGLIKELIHOODS = "loglikelihoods"
