@@ -183,7 +183,7 @@ def test_rows_that_say_more_are_of_the_same_questions() -> None:
     assert asked_digests(key) == asked_digests({**key, "columns": 1})
 
 
-def test_a_list_in_text_is_refused(tmp_path: Path) -> None:
+def test_a_list_in_text_is_refused() -> None:
     frame = pd.DataFrame({"task": "qa", "doc_id": ["1"], "metric": "acc", "score": [1.0]})
     with pytest.raises(ValueError, match=r"column 'loglikelihoods' has type .*list<.*double>"):
         SampleScores.from_pandas(frame.assign(loglikelihoods="[-1.0]"))
