@@ -1,14 +1,15 @@
 """Judge what log-likelihoods say early: on every scheme, on reruns, and on logs of others.
 
-    python scripts/likelihood_evidence.py make pairs/                 # evaluate all schemes; an hour
+    python scripts/likelihood_evidence.py make pairs/                 # all schemes; an hour
     python scripts/likelihood_evidence.py make pairs/ int8-dynamic    # or some
-    python scripts/likelihood_evidence.py judge pairs/ --json evidence.json --write docs/likelihoods.md
+    python scripts/likelihood_evidence.py judge pairs/ --json evidence.json
+    python scripts/likelihood_evidence.py judge pairs/ --write docs/likelihoods.md
     python scripts/likelihood_evidence.py judge pairs/ --logs fp16.jsonl q4.jsonl
 
 Three questions, each against what all samples say of the scores. Has the mean change of the right
-answer's margin the sign of the change in accuracy? Is a drop found with fewer samples, and how often
-is one found where there is none? Does what the baseline's margins predict make the interval of the
-change in accuracy narrower, and does it still cover?
+answer's margin the sign of the change in accuracy? Is a drop found with fewer samples, and how
+often is one found where there is none? Does what the baseline's margins predict make the interval
+of the change in accuracy narrower, and does it still cover?
 """
 
 from __future__ import annotations
@@ -342,12 +343,14 @@ def tables(evidence: dict[str, Any]) -> dict[str, str]:
     beyond = [row for row in evidence["signs"] if row["beyond"]]
     by_task = [row for row in evidence["signs_by_task"] if row["beyond"]]
     worst = {name: max(row[name] for row in flipped.values()) for name in ("score", "margin")}
+    agreed = [f"{sum(r['agrees'] for r in some)} of {len(some)}" for some in (beyond, by_task)]
     note = (
-        f"Beyond ±{100 * NEGLIGIBLE:.1f} pp the signs agree for {sum(r['agrees'] for r in beyond)} of "
-        f"{len(beyond)} pairs and {sum(r['agrees'] for r in by_task)} of {len(by_task)} single tasks. "
-        f"Alarms where every sample's change gets a random sign, at most: score "
-        f"{worst['score']:.3f}, margin {worst['margin']:.3f}, of {5 * evidence['replays']:,} replays "
-        f"each at alpha {evidence['alpha']}."
+        f"Beyond ±{100 * NEGLIGIBLE:.1f} pp the signs agree for {agreed[0]} candidates and "
+        f"{agreed[1]} single tasks of theirs. Samples needed: median of {evidence['replays']} "
+        "random orders, and the share of orders in which a drop is found at all. Where every "
+        "sample's change gets a random sign, at most these shares raise an alarm: score "
+        f"{worst['score']:.3f}, margin {worst['margin']:.3f} ({5 * evidence['replays']:,} replays "
+        f"each, alpha {evidence['alpha']})."
     )
     head = ["candidate", "worse / better", "accuracy, pp", "p", "margin, nats", "same sign",
             "samples needed by scores", "by the margin's sign"]  # fmt: skip
@@ -371,9 +374,11 @@ def tables(evidence: dict[str, Any]) -> dict[str, str]:
         f"{narrow} of {len(rows)} candidates reach 0.80. {100 * SHARE:.0f}% of the samples, "
         f"{evidence['replays']:,} draws, nominal coverage {1 - 2 * evidence['alpha']:.2f}."
     )
-    head = ["candidate", "flips", "correlation of score and margin change", "width if the mean were "
-            "known", "width, of these samples' mean", "width, of all questions' mean",
-            "true error", "coverage without", "coverage with"]  # fmt: skip
+    head = [
+        "candidate", "flips", "correlation of the changes", "width with the mean known",
+        "width, mean of these samples", "width, mean of all questions", "true error",
+        "coverage without", "coverage with",
+    ]  # fmt: skip
     return {"early": early, "variate": markdown(head, rows, note)}
 
 
