@@ -91,11 +91,24 @@ def flattened(one: Pair) -> Pair:
 # -- signs -------------------------------------------------------------------------------------
 
 
+def at_zero(one: Pair) -> tuple[float, float]:
+    """Change of the margin where the baseline's is 0, by a straight line, and its robust error."""
+    # Less confidence moves every margin towards 0, and none that is there.
+    x = np.stack([np.ones(one.n), one.margin], axis=1)
+    inverse = np.linalg.inv(x.T @ x)
+    fitted = inverse @ x.T @ one.moved
+    residual = one.moved - x @ fitted
+    covariance = inverse @ (x.T * residual**2) @ x @ inverse
+    return float(fitted[0]), float(np.sqrt(covariance[0, 0]))
+
+
 def sign_row(one: Pair) -> dict[str, Any]:
     """Change of accuracy and margin with the tests of both."""
     worse, better = int((one.change < 0).sum()), int((one.change > 0).sum())
     interval = mean_interval(one.moved, confidence=1 - 2 * ALPHA)
     delta = float(one.change.mean())
+    centre, error = at_zero(one)
+    half = student.ppf(1 - ALPHA, one.n - 2) * error
     return {
         "pair": one.name,
         "n": one.n,
@@ -106,6 +119,10 @@ def sign_row(one: Pair) -> dict[str, Any]:
         "margin": float(one.moved.mean()),
         "margin_low": float(interval.low),
         "margin_high": float(interval.high),
+        "at_zero": centre,
+        "at_zero_low": centre - half,
+        "at_zero_high": centre + half,
+        "at_zero_agrees": bool(np.sign(centre) == np.sign(delta)),
         "beyond": bool(abs(delta) > NEGLIGIBLE),
         "agrees": bool(np.sign(one.moved.mean()) == np.sign(delta)),
     }
@@ -149,7 +166,7 @@ def flipped_alarms(one: Pair, rng: np.random.Generator, replays: int) -> dict[st
 # -- the control variate -----------------------------------------------------------------------
 
 
-def predicted(margin: Floats, moved: Floats, where: Floats) -> Floats:
+def predicted(moved: Floats, where: Floats) -> Floats:
     """Mean change of the score at a baseline's margin, if margins move as those of `moved` did."""
     spread = max(float(moved.std()), 1e-9)
     # The bulk moves less than a few outliers make it seem.
@@ -169,7 +186,7 @@ def adjusted(one: Pair, drawn: npt.NDArray[np.int64], folds: int = 2) -> tuple[f
             drawn[k::folds],
             np.concatenate([drawn[j::folds] for j in range(folds) if j != k]),
         )
-        p = predicted(one.margin[other], one.moved[other], one.margin[every])
+        p = predicted(one.moved[other], one.margin[every])
         y, x = one.change[other], p[other]
         trust = float(np.clip(np.cov(y, x)[0, 1] / max(x.var(ddof=1), 1e-12), 0.0, 1.0))
         residual = one.change[here] - trust * p[here]
@@ -333,6 +350,7 @@ def tables(evidence: dict[str, Any]) -> dict[str, str]:
                 f"{row['delta_pp']:+.2f}",
                 f"{row['p_worse']:.2g}",
                 f"{row['margin']:+.3f} [{row['margin_low']:+.3f}, {row['margin_high']:+.3f}]",
+                f"{row['at_zero']:+.3f} [{row['at_zero_low']:+.3f}, {row['at_zero_high']:+.3f}]",
                 "–" if rerun or not row["beyond"] else "yes" if row["agrees"] else "**no**",
                 *(
                     f"{_count(needed[f'{name}_items'])} ({100 * needed[f'{name}_found']:.0f}%)"
@@ -344,16 +362,17 @@ def tables(evidence: dict[str, Any]) -> dict[str, str]:
     by_task = [row for row in evidence["signs_by_task"] if row["beyond"]]
     worst = {name: max(row[name] for row in flipped.values()) for name in ("score", "margin")}
     agreed = [f"{sum(r['agrees'] for r in some)} of {len(some)}" for some in (beyond, by_task)]
+    by_line = sum(row["at_zero_agrees"] for row in by_task)
     note = (
         f"Beyond ±{100 * NEGLIGIBLE:.1f} pp the signs agree for {agreed[0]} candidates and "
-        f"{agreed[1]} single tasks of theirs. Samples needed: median of {evidence['replays']} "
+        f"{agreed[1]} single tasks of theirs ({by_line} by the line at margin 0). Samples needed: median of {evidence['replays']} "
         "random orders, and the share of orders in which a drop is found at all. Where every "
         "sample's change gets a random sign, at most these shares raise an alarm: score "
         f"{worst['score']:.3f}, margin {worst['margin']:.3f} ({5 * evidence['replays']:,} replays "
         f"each, alpha {evidence['alpha']})."
     )
-    head = ["candidate", "worse / better", "accuracy, pp", "p", "margin, nats", "same sign",
-            "samples needed by scores", "by the margin's sign"]  # fmt: skip
+    head = ["candidate", "worse / better", "accuracy, pp", "p", "margin, nats", "at margin 0",
+            "same sign", "samples needed by scores", "by the margin's sign"]  # fmt: skip
     early = markdown(head, rows, note)
     rows = [
         [
