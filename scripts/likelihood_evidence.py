@@ -365,8 +365,9 @@ def tables(evidence: dict[str, Any]) -> dict[str, str]:
     by_line = sum(row["at_zero_agrees"] for row in by_task)
     note = (
         f"Beyond ±{100 * NEGLIGIBLE:.1f} pp the signs agree for {agreed[0]} candidates and "
-        f"{agreed[1]} single tasks of theirs ({by_line} by the line at margin 0). Samples needed: median of {evidence['replays']} "
-        "random orders, and the share of orders in which a drop is found at all. Where every "
+        f"{agreed[1]} single tasks of theirs ({by_line} by the line at margin 0). "
+        f"Samples needed: median of {evidence['replays']} random orders, "
+        "and the share of orders in which a drop is found at all. Where every "
         "sample's change gets a random sign, at most these shares raise an alarm: score "
         f"{worst['score']:.3f}, margin {worst['margin']:.3f} ({5 * evidence['replays']:,} replays "
         f"each, alpha {evidence['alpha']})."
