@@ -239,7 +239,8 @@ def main() -> None:
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @click.argument("schemes", nargs=-1)
 @click.option("--model", default="starter", show_default=True)
-def make(folder: Path, schemes: tuple[str, ...], model: str) -> None:
+@click.option("--limit", default=LIMIT, show_default=True, help="Samples of each task.")
+def make(folder: Path, schemes: tuple[str, ...], model: str, limit: int) -> None:
     """Evaluate schemes and reruns, each beside its baseline."""
     from mlflow_degrade.evaluation.run import EvaluationSettings, evaluate_model, evaluate_pair
     from mlflow_degrade.evaluation.suite import load_suite
@@ -247,7 +248,7 @@ def make(folder: Path, schemes: tuple[str, ...], model: str) -> None:
     from mlflow_degrade.optimize.schemes import SCHEMES
 
     folder.mkdir(parents=True, exist_ok=True)
-    suite, settings = load_suite([SUITE], limit=LIMIT), EvaluationSettings(device="cpu")
+    suite, settings = load_suite([SUITE], limit=limit), EvaluationSettings(device="cpu")
 
     def keep(name: str, sides: tuple[SampleScores, SampleScores]) -> None:
         for side, scores in zip(("baseline", "candidate"), sides, strict=True):
@@ -346,6 +347,7 @@ def tables(evidence: dict[str, Any]) -> dict[str, str]:
         rows.append(
             [
                 row["pair"],
+                f"{row['n']:,}",
                 f"{row['worse']} / {row['better']}",
                 f"{row['delta_pp']:+.2f}",
                 f"{row['p_worse']:.2g}",
@@ -372,7 +374,7 @@ def tables(evidence: dict[str, Any]) -> dict[str, str]:
         f"{worst['score']:.3f}, margin {worst['margin']:.3f} ({5 * evidence['replays']:,} replays "
         f"each, alpha {evidence['alpha']})."
     )
-    head = ["candidate", "worse / better", "accuracy, pp", "p", "margin, nats", "at margin 0",
+    head = ["candidate", "samples", "worse / better", "accuracy, pp", "p", "margin, nats", "at margin 0",
             "same sign", "samples needed by scores", "by the margin's sign"]  # fmt: skip
     early = markdown(head, rows, note)
     rows = [

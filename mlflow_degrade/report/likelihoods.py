@@ -28,7 +28,7 @@ GLOSSARY = (
 )
 #: What stands under the table.
 CAVEAT = (
-    "A diagnostic: it does not enter the verdict. A falling margin is an early sign of "
+    "A diagnostic: it does not enter the verdict. A falling margin is an early sign, no proof, of "
     "degradation; an unchanged one is no proof that nothing got worse."
 )
 HEAD = ("task", "samples", "KL divergence", "margin", "perplexity ratio", "same answer")
@@ -73,7 +73,10 @@ def summary(found: LikelihoodFindings) -> str:
         return f"{what} moved on fewer than 15 of {numbers.count(moved.n)} samples."
     said = f"{_mean(moved)} nats, {level} interval {_ends(moved)}"
     if moved.high < 0:
-        return f"{what} fell ({said}): an early sign of degradation, whatever the scores say."
+        return (
+            f"{what} fell ({said}): an early sign of degradation, or of less confidence in the "
+            "same answers."
+        )
     if moved.low > 0:
         return f"{what} rose ({said}); that is no proof of quality."
     return f"{what} did not clearly move ({said}); that is no proof of quality."
