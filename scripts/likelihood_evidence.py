@@ -374,8 +374,10 @@ def tables(evidence: dict[str, Any]) -> dict[str, str]:
         f"{worst['score']:.3f}, margin {worst['margin']:.3f} ({5 * evidence['replays']:,} replays "
         f"each, alpha {evidence['alpha']})."
     )
-    head = ["candidate", "samples", "worse / better", "accuracy, pp", "p", "margin, nats", "at margin 0",
-            "same sign", "samples needed by scores", "by the margin's sign"]  # fmt: skip
+    head = [
+        "candidate", "samples", "worse / better", "accuracy, pp", "p", "margin, nats",
+        "at margin 0", "same sign", "samples needed by scores", "by the margin's sign",
+    ]  # fmt: skip
     early = markdown(head, rows, note)
     rows = [
         [
