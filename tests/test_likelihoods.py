@@ -18,6 +18,7 @@ from scipy.special import log_softmax, rel_entr, softmax
 from mlflow_degrade import GatePolicy, PairedScores, SampleScores, decide, pair
 from mlflow_degrade.cli import cli
 from mlflow_degrade.decision.likelihoods import LikelihoodFindings, likelihood_changes
+from mlflow_degrade.registry.register_on_pass import log_report
 from mlflow_degrade.report import html, likelihoods, markdown
 from mlflow_degrade.report.likelihoods import compare_likelihoods, likelihood_metrics
 from mlflow_degrade.report.terminal import as_text, likelihood_view
@@ -265,6 +266,23 @@ def test_everybody_reads_it_and_no_verdict_knows(tmp_path: Path) -> None:
     assert "degrade/kl_divergence" in metrics
     assert likelihood_metrics(None) == {}
     assert LikelihoodFindings.model_validate_json(found.to_json()) == found
+
+
+def test_a_gate_logs_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.chdir(tmp_path)
+    both = paired(tmp_path)
+    decision = decide(both, GatePolicy())
+    found = compare_likelihoods(decision, both)
+    assert found is not None
+    with mlflow.start_run() as run:
+        log_report(decision, both)
+    logged = mlflow.get_run(run.info.run_id)
+    text = mlflow.artifacts.load_text(f"{logged.info.artifact_uri}/likelihoods.json")
+    assert text == found.to_json()
+    expected = likelihood_metrics(found)
+    assert len(expected) == 16
+    assert {name: logged.data.metrics[name] for name in expected} == expected
 
 
 def test_one_side_without_is_a_note_and_both_are_nothing(tmp_path: Path) -> None:
