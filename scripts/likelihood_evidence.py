@@ -351,8 +351,8 @@ def tables(evidence: dict[str, Any]) -> dict[str, str]:
                 f"{row['worse']} / {row['better']}",
                 f"{row['delta_pp']:+.2f}",
                 f"{row['p_worse']:.2g}",
-                f"{row['margin']:+.3f} [{row['margin_low']:+.3f}, {row['margin_high']:+.3f}]",
-                f"{row['at_zero']:+.3f} [{row['at_zero_low']:+.3f}, {row['at_zero_high']:+.3f}]",
+                _interval(row, "margin"),
+                _interval(row, "at_zero"),
                 "–" if rerun or not row["beyond"] else "yes" if row["agrees"] else "**no**",
                 *(
                     f"{_count(needed[f'{name}_items'])} ({100 * needed[f'{name}_found']:.0f}%)"
@@ -404,6 +404,12 @@ def tables(evidence: dict[str, Any]) -> dict[str, str]:
         "coverage without", "coverage with",
     ]  # fmt: skip
     return {"early": early, "variate": markdown(head, rows, note)}
+
+
+def _interval(row: dict[str, Any], name: str) -> str:
+    ends = row[f"{name}_low"], row[f"{name}_high"]
+    shown = "[{:+.3f}, {:+.3f}]".format(*ends) if np.isfinite(ends).all() else ""
+    return f"{row[name]:+.3f} {shown}".rstrip()
 
 
 def _count(items: int | None) -> str:
