@@ -25,6 +25,7 @@ from .output import (
 from .references import read_sides, reader_options
 
 if TYPE_CHECKING:
+    from ..decision.likelihoods import LikelihoodFindings
     from ..report.findings import SubgroupFindings
 
 RULES = get_args(Rule)
@@ -147,8 +148,9 @@ def compare(
 ) -> None:
     from ..decision.verdict import decide
     from ..report.findings import look_for_subgroups
+    from ..report.likelihoods import compare_likelihoods
     from ..report.next_steps import Command, next_lines
-    from ..report.terminal import console, decision_view, subgroup_view
+    from ..report.terminal import console, decision_view, likelihood_view, subgroup_view
 
     # Anything wrong with the options is said before anything large is read.
     if report is not None:
@@ -177,8 +179,11 @@ def compare(
         out.print(subgroup_view(found, decision))
         if subgroups_json is not None:
             write_text(subgroups_json, found.to_json())
+    likelihood = compare_likelihoods(decision, paired)
+    if likelihood is not None:
+        out.print(likelihood_view(likelihood))
     if report is not None:
-        write_text(report, _render(report, decision, paired, found, facts))
+        write_text(report, _render(report, decision, paired, found, likelihood, facts))
         click.echo(f"report: {report}", err=True)
     for line in ("", *next_lines(decision, facts)):
         out.print(line, markup=False, soft_wrap=True)
@@ -221,12 +226,15 @@ def _render(
     decision: Decision,
     paired: PairedScores,
     found: SubgroupFindings | None,
+    likelihood: LikelihoodFindings | None,
     facts: dict[str, Any],
 ) -> str:
     if path.lower().endswith(".md"):
         from ..report import markdown
 
-        return markdown.report(decision, paired, provenance=facts, subgroups=found)
+        return markdown.report(
+            decision, paired, provenance=facts, subgroups=found, likelihood=likelihood
+        )
     from ..report import html
 
-    return html.report(decision, paired, provenance=facts, subgroups=found)
+    return html.report(decision, paired, provenance=facts, subgroups=found, likelihood=likelihood)

@@ -23,6 +23,7 @@ from typing import IO
 
 from ..core.cache import digest_json, storing
 from ..core.errors import InputError
+from ..samples.likelihoods import record_columns
 from ..samples.readers.lm_eval import NOT_PER_SAMPLE, choices_of, chosen, sample_score
 from .encoder_files import ENCODER_TYPES
 
@@ -120,6 +121,8 @@ def _key(kind: str, request: Sequence[Any]) -> str:
 
 # What people read of a prompt: its end, because a long one begins with few-shot examples.
 _SHOWN = 2000
+# A rolling log-likelihood is that of a whole text, and its score already.
+_WITH_LIKELIHOODS = ("multiple_choice", "loglikelihood")
 
 
 def sample_records(
@@ -147,6 +150,8 @@ def sample_records(
         category = sample["doc"].get("category") if isinstance(sample["doc"], dict) else None
         if category is not None:
             common["feature.category"] = str(category)
+        if output_type in _WITH_LIKELIHOODS:
+            common |= record_columns(sample, sample["arguments"], _choices(sample))
         for metric in sample["metrics"]:
             score = sample_score(metric, sample[metric])
             if score is not NOT_PER_SAMPLE:

@@ -120,6 +120,8 @@ def _cut_off(samples: Path) -> bool:
 
 # Raised when the engine computes other numbers than before: older results are not reused then.
 _ENGINE = 3
+# Raised when a row says more than before of the same answers: 1, log-likelihoods. Probes keep.
+_COLUMNS = 1
 
 
 def model_digest(model_dir: str | Path) -> str:
@@ -207,6 +209,7 @@ class Arm:
         suite = self._suite
         return {
             **self._common,
+            "columns": _COLUMNS,
             "suite": suite.digest,
             "tasks": [task.name for task in suite.tasks],
             "limit": suite.limit,
@@ -303,9 +306,10 @@ class Arm:
         parts, results, tasks = [], {}, {}
         for whole in self._suite.tasks:
             task = whole if documents is None else whole.only(documents.get(whole.name, ()))
-            if not task.indices:
+            if documents is not None and not task.indices:
                 continue
-            entry = Entry("evaluation", {**self._common, "task": task.digest, "path": path})
+            key = {**self._common, "columns": _COLUMNS, "task": task.digest, "path": path}
+            entry = Entry("evaluation", key)
             if not self._settings.resume:
                 entry.forget()
             known = entry.facts()

@@ -42,8 +42,8 @@ def log_report(
     """Log the report of a decision to the active run."""
     # ``report.html`` and ``report.md`` lie at the root of the artifacts, because MLflow's page
     # that compares runs lists the root only; ``plots/`` holds the figures, the run's note the
-    # summary. ``subgroups.json`` has the findings, which do not enter the verdict. Metrics
-    # ``relative/<what>`` are the candidate's cost divided by the baseline's.
+    # summary. ``subgroups.json`` and ``likelihoods.json`` have what does not enter the verdict.
+    # Metrics ``relative/<what>`` are the candidate's cost divided by the baseline's.
     with collected() as collector:
         return add_report(collector, decision, paired, cost=cost, provenance=provenance)
 
@@ -60,16 +60,23 @@ def add_report(
     from ..report import html, markdown, plots
     from ..report.cost import costs_in_brief, relative_cost
     from ..report.findings import look_for_subgroups
+    from ..report.likelihoods import compare_likelihoods, likelihood_metrics
 
     found = look_for_subgroups(decision, paired)
     if found is not None:
         collector.text("subgroups.json", found.to_json())
-    collector.metrics |= relative_cost(cost)
+    likelihood = compare_likelihoods(decision, paired)
+    if likelihood is not None:
+        collector.text("likelihoods.json", likelihood.to_json())
+    collector.metrics |= relative_cost(cost) | likelihood_metrics(likelihood)
     collector.tags |= {f"degrade.{name}": said for name, said in costs_in_brief(cost).items()}
     note = markdown.summary_note(decision, cost=cost, provenance=provenance, subgroups=found)
     collector.tags["mlflow.note.content"] = note
     for kind, module in (("md", markdown), ("html", html)):
-        text = module.report(decision, paired, cost=cost, provenance=provenance, subgroups=found)
+        text = module.report(
+            decision, paired, cost=cost, provenance=provenance, subgroups=found,
+            likelihood=likelihood,
+        )  # fmt: skip
         collector.text(f"report.{kind}", text)
     plots.save_plots(decision, collector.folder / "plots")
     return found

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core import numbers
+from ..decision.likelihoods import LikelihoodFindings
 from ..decision.results import Decision, TaskResult
 from ..samples.pairing import PairedScores
-from . import content, findings, tables
+from . import content, findings, likelihoods, tables
 from .content import Provenance
 from .cost import CostFigures, cost_rows, interval_note, slower_phases
 from .findings import SubgroupFindings
@@ -65,6 +66,7 @@ def report(
     cost: CostFigures | None = None,
     provenance: Provenance | None = None,
     subgroups: SubgroupFindings | None = None,
+    likelihood: LikelihoodFindings | None = None,
 ) -> str:
     """The report people read: verdict, forest plot, flips, power, cost, samples, provenance."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -102,6 +104,7 @@ def report(
         power=content.power_sentence(decision),
         answers=content.answers_sentence(decision),
         subgroups=_subgroups(subgroups, decision),
+        likelihood=_likelihoods(likelihood),
         cost=cost_rows(cost),
         slower=slower_phases(cost),
         cost_note=interval_note(cost),
@@ -150,6 +153,20 @@ def _subgroups(found: SubgroupFindings | None, decision: Decision) -> dict[str, 
         "rows": findings.finding_rows(found),
         "coverage": findings.coverage(found),
         "caveat": findings.CAVEAT,
+    }
+
+
+def _likelihoods(found: LikelihoodFindings | None) -> dict[str, Any] | None:
+    if found is None or not (found.tasks or found.one_sided):
+        return None
+    return {
+        "title": likelihoods.TITLE,
+        "head": likelihoods.HEAD,
+        "summary": likelihoods.summary(found),
+        "rows": likelihoods.rows(found),
+        "glossary": likelihoods.GLOSSARY,
+        "caveat": likelihoods.CAVEAT,
+        "missing": likelihoods.missing(found),
     }
 
 

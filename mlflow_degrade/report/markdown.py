@@ -11,9 +11,10 @@ import re
 from collections.abc import Iterable, Sequence
 
 from ..core import numbers
+from ..decision.likelihoods import LikelihoodFindings
 from ..decision.results import Decision
 from ..samples.pairing import PairedScores
-from . import content, findings, tables
+from . import content, findings, likelihoods, tables
 from .content import Provenance
 from .cost import CostFigures, cost_rows, costs_in_brief, interval_note, slower_phases
 from .findings import SubgroupFindings
@@ -119,6 +120,7 @@ def report(
     cost: CostFigures | None = None,
     provenance: Provenance | None = None,
     subgroups: SubgroupFindings | None = None,
+    likelihood: LikelihoodFindings | None = None,
 ) -> str:
     """The full report as one Markdown file without images."""
     baseline, candidate = content.sides(decision)
@@ -143,6 +145,8 @@ def report(
     parts += ["## Power", content.power_sentence(decision), *_answers(decision)]
     if subgroups is not None:
         parts += _subgroups(subgroups, decision)
+    if likelihood is not None:
+        parts += _likelihoods(likelihood)
     parts += ["## All numbers", _numbers_table(decision), _NUMBERS_LEGEND]
     priced = cost_rows(cost)
     if priced:
@@ -269,6 +273,17 @@ def _subgroups(found: SubgroupFindings, decision: Decision) -> list[str]:
     return ["## Where the change sits", _text(findings.summary(found, decision)),
             _table(head, rows, "llrrrr"), f"{findings.CAVEAT} {_text(findings.coverage(found))}",
             ]  # fmt: skip
+
+
+def _likelihoods(found: LikelihoodFindings) -> list[str]:
+    parts = [f"## {likelihoods.TITLE}"]
+    if listed := likelihoods.rows(found):
+        rows = [(_text(row.task), *row.cells[1:]) for row in listed]
+        parts += [_text(likelihoods.summary(found)), _table(likelihoods.HEAD, rows, "lrrrrr")]
+        parts += [*_bullets(likelihoods.GLOSSARY), likelihoods.CAVEAT]
+    if said := likelihoods.missing(found):
+        parts.append(_text(said))
+    return parts if len(parts) > 1 else []
 
 
 def _samples(samples: Sequence[FlippedSample]) -> list[str]:

@@ -17,9 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ..core import numbers
+from ..decision.likelihoods import LikelihoodFindings
 from ..decision.results import Decision, Verdict
 from ..samples.pairing import PairedScores
-from . import content, findings, tables
+from . import content, findings, likelihoods, tables
 from .findings import SubgroupFindings
 from .recommendations import remedies
 from .samples import FlippedSample, caption, shorten, worst_flips
@@ -134,6 +135,22 @@ def subgroup_view(found: SubgroupFindings, decision: Decision) -> RenderableType
         shown,
         Text(f"\n{findings.CAVEAT} {findings.coverage(found)}", style="dim"),
     )
+
+
+def likelihood_view(found: LikelihoodFindings) -> RenderableType:
+    """How log-likelihoods changed, or why that is not known."""
+    parts: list[RenderableType] = []
+    if listed := likelihoods.rows(found):
+        shown = table("task", *((name, "right") for name in likelihoods.HEAD[1:]))
+        for row in listed:
+            name = Text(_one_line(row.task))
+            shown.add_row(name, *row.cells[1:], style="red" if row.worse else "")
+        explained = "\n".join((*likelihoods.GLOSSARY, likelihoods.CAVEAT))
+        parts += [heading(likelihoods.TITLE), Text(likelihoods.summary(found)), Text(), shown]
+        parts.append(Text(f"\n{explained}", style="dim"))
+    if said := likelihoods.missing(found):
+        parts.append(Text(f"\n{said}", style="dim"))
+    return Group(*parts)
 
 
 def _verdict(decision: Decision) -> RenderableType:

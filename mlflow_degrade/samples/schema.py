@@ -64,6 +64,11 @@ def _normal(name: str) -> str:
 FEATURE_PREFIX = "feature."
 #: Where to look at how an answer came about, if that is known: an address, or a trace's id.
 TRACE = "trace"
+#: Of a sample whose answers are given, in nats: log-likelihood of the right one, how far it is
+#: above the best wrong one, and all of them in the order of the choices. Null where not known.
+GOLD_LOGLIKELIHOOD = "gold_loglikelihood"
+GOLD_MARGIN = "gold_margin"
+LOGLIKELIHOODS = "loglikelihoods"
 
 _FIELDS: tuple[pa.Field, ...] = (
     pa.field("task", pa.string(), nullable=False),
@@ -80,6 +85,13 @@ _FIELDS: tuple[pa.Field, ...] = (
     pa.field("prompt", pa.string()),
     pa.field("target", pa.string()),
     pa.field("response", pa.string()),
+)
+# There only where something is known.
+_OPTIONAL: tuple[pa.Field, ...] = (
+    pa.field(TRACE, pa.string()),
+    pa.field(GOLD_LOGLIKELIHOOD, pa.float64()),
+    pa.field(GOLD_MARGIN, pa.float64()),
+    pa.field(LOGLIKELIHOODS, pa.list_(pa.float64())),
 )
 _DEFAULTS: Mapping[str, Any] = {"filter": "none", "repeat": 0}
 _REQUIRED = ("task", "doc_id", "metric", "score")
@@ -106,9 +118,10 @@ def conform(table: pa.Table) -> tuple[list[pa.Field], list[pa.ChunkedArray]]:
         if name.startswith(FEATURE_PREFIX):
             columns.append(_feature(table, name))
             fields.append(pa.field(name, columns[-1].type))
-    if TRACE in table.column_names:
-        fields.append(pa.field(TRACE, pa.string()))
-        columns.append(_convert(table[TRACE], fields[-1]))
+    for field in _OPTIONAL:
+        if field.name in table.column_names:
+            fields.append(field)
+            columns.append(_convert(table[field.name], field))
     return fields, columns
 
 

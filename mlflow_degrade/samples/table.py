@@ -53,7 +53,9 @@ class SampleScores:
     table : pyarrow.Table
         Columns ``task, doc_id, doc_hash, prompt_hash, target_hash, metric, filter, repeat, score,
         higher_is_better, cluster, prompt, target, response`` and any number of ``feature.*``
-        columns (float64 or string).
+        columns (float64 or string). Where they are known, ``trace`` and, in nats,
+        ``gold_loglikelihood`` and ``gold_margin`` (float64) and ``loglikelihoods`` (of every choice
+        in order, list of float64).
 
     Examples
     --------

@@ -181,7 +181,9 @@ def log_evaluation(
 
 def asked_digests(key: Mapping[str, Any]) -> dict[str, str | None]:
     """Digests of an evaluation key's parts: the questions, and the processor where it is known."""
-    asked = {name: value for name, value in key.items() if name not in ("model", "processor")}
+    # Rows that say more of an answer are of the same questions.
+    left_out = ("model", "processor", "columns")
+    asked = {name: value for name, value in key.items() if name not in left_out}
     place = key.get("processor")
     return {
         "questions": digest_json(asked), "processor": None if place is None else digest_json(place)

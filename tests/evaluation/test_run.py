@@ -20,7 +20,7 @@ from local_tasks import ALL, choice_items, write_choice_task
 from mlflow_degrade.core.errors import ModelError
 from mlflow_degrade.core.prompting import Prompting
 from mlflow_degrade.evaluation import probes
-from mlflow_degrade.evaluation.model_evaluation import model_digest
+from mlflow_degrade.evaluation.model_evaluation import Entry, model_digest
 from mlflow_degrade.evaluation.run import (
     Evaluation,
     EvaluationSettings,
@@ -56,6 +56,17 @@ def test_samples_and_results_are_lm_evals(model_dir: ModelDir, task_folder: Path
         found.results["tiny_answer"]["exact_match"]
     )
     frame = samples.to_pandas()
+    choice, cloze = (frame[frame["task"] == name] for name in ("tiny_choice", "tiny_cloze"))
+    for row in choice[choice["metric"] == "acc"].itertuples():
+        # The score is whether the right choice is the most likely one.
+        assert row.score == float(row.gold_margin > 0)
+        assert row.gold_loglikelihood in row.loglikelihoods
+        assert len(row.loglikelihoods) in (2, 3, 4)
+    assert choice.groupby("doc_id")["gold_margin"].nunique().eq(1).all()
+    surprise = cloze[cloze["metric"] == "perplexity"]
+    assert list(surprise["gold_loglikelihood"]) == list(-surprise["score"])
+    others = frame[~frame["task"].isin(["tiny_choice", "tiny_cloze"])]
+    assert others["gold_loglikelihood"].isna().all()
     perplexity = frame[frame["metric"] == "perplexity"]
     assert not perplexity["higher_is_better"].any()
     assert (perplexity["score"] > 0).all()
@@ -74,6 +85,18 @@ def test_samples_and_results_are_lm_evals(model_dir: ModelDir, task_folder: Path
     assert timing["documents"] == sum(run["documents"] for run in found.tasks.values())
     assert timing["documents_per_second"] > 0
     assert found.truncated == 0
+
+
+def test_what_an_earlier_version_kept_is_not_served(model_dir: ModelDir, task_folder: Path) -> None:
+    found = _evaluate(model_dir("fp32"), task_folder)
+    suite = load_suite(["tiny"], include_path=task_folder)
+    key = evaluation_key(model_dir("fp32"), suite, found.path, QUIET)
+    assert key["columns"] == 1
+    earlier = {name: value for name, value in key.items() if name != "columns"}
+    assert Entry("evaluation", key).folder != Entry("evaluation", earlier).folder
+    again = _evaluate(model_dir("fp32"), task_folder)
+    assert all(run["reused"] for run in again.tasks.values())
+    assert again.samples.table["loglikelihoods"].equals(found.samples.table["loglikelihoods"])
 
 
 def test_finished_tasks_are_not_run_again(model_dir: ModelDir, task_folder: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from ...core.cache import digest_json
 from ...core.errors import EmptySamplesError, SampleSchemaError, UnknownNameError, redact_value
+from ..likelihoods import record_columns
 from ..origin import Origin
 from ..schema import FEATURE_PREFIX, text_hash
 from ..table import SampleScores
@@ -343,8 +344,11 @@ def _task_rows(
     }
     group = _top_group(task, about.get("group_subtasks") or {})
     for record in records:
-        common = _common(record, file, origin, group, features)
+        arguments = _arguments(record.get("arguments"))
+        common = _common(record, arguments, file, origin, group, features)
         metrics = record.get("metrics") or [k for k in record if k not in _NOT_METRICS]
+        choices = _choices(arguments, metrics)
+        common |= record_columns(record, arguments, choices)
         for metric in metrics:
             score = sample_score(metric, record.get(metric), aggregations.get(metric))
             if score is NOT_PER_SAMPLE or metric == _NO_METRIC:
@@ -355,21 +359,25 @@ def _task_rows(
                 **common,
                 "metric": metric,
                 "score": score,
-                "response": _response(record, metric, metrics),
+                "response": _response(record, metric, arguments, choices),
                 "higher_is_better": stated_direction if higher is None else bool(higher),
                 _LACKS: metric not in record,
             }
 
 
 def _common(
-    record: dict[str, Any], file: TaskFile, origin: str, group: str | None, features: list[str]
+    record: dict[str, Any],
+    arguments: list[list[Any]],
+    file: TaskFile,
+    origin: str,
+    group: str | None,
+    features: list[str],
 ) -> dict[str, Any]:
     doc = record.get("doc")
     if "doc_id" not in record:
         raise SampleSchemaError(
             f"{origin} has records without doc_id ({sorted(record)}): not lm-eval samples."
         )
-    arguments = _arguments(record.get("arguments"))
     prompt = _as_text(arguments[0][0]) if arguments and arguments[0] else None
     common = {
         "task": file.task,
@@ -414,13 +422,20 @@ def _arguments(given: Any) -> list[list[Any]]:
     return [list(r.values()) if isinstance(r, dict) else list(r) for r in requests]
 
 
-def _response(record: Mapping[str, Any], metric: str, metrics: Sequence[str]) -> str | None:
+def _choices(arguments: list[list[Any]], metrics: Sequence[str]) -> list[str]:
+    if len(arguments) < 2 or not all(arguments):
+        return []
+    return choices_of(arguments, mutual_information="acc_mutual_info" in metrics)
+
+
+def _response(
+    record: Mapping[str, Any], metric: str, arguments: list[list[Any]], choices: list[str]
+) -> str | None:
     """What the model answered: its text, or the choice it found most likely."""
-    given, arguments = record.get("filtered_resps"), _arguments(record.get("arguments"))
+    given = record.get("filtered_resps")
     if not given:
         return None
-    if len(given) == len(arguments) > 1:
-        choices = choices_of(arguments, mutual_information="acc_mutual_info" in metrics)
+    if len(given) == len(arguments) > 1 and choices:
         try:
             return chosen(metric, [float(pair[0]) for pair in given], choices)
         except (TypeError, ValueError, IndexError):
