@@ -232,9 +232,7 @@ def flips(camera: Camera, runs: dict[str, str]) -> None:  # noqa: ARG001
     """The artifact view: what the candidates made of the same questions."""
     camera.page.set_viewport_size({"width": 1500, "height": 1000})
     only = quote("tags.`degrade.verdict` LIKE '%'")
-    camera.open(
-        f"/experiments/1/runs?compareRunsMode=ARTIFACT&searchFilter={only}", wait="worse: "
-    )
+    camera.open(f"/experiments/1/runs?compareRunsMode=ARTIFACT&searchFilter={only}", wait="worse: ")
     camera.page.get_by_placeholder("Filter by sample").fill("numbers")
     camera.take("ui-flips.png", clip={"x": 517, "y": 184, "width": 975, "height": 590})
 
