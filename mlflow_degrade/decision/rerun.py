@@ -66,6 +66,8 @@ class Rerun:
             None if origin is None else origin.processor.model_dump(mode="json")
             for origin in self.origins
         )
+        from .noise import NoiseRecord
+
         document = {
             "verdict": self.verdict.value,
             "reasons": list(self.reasons),
@@ -80,6 +82,7 @@ class Rerun:
             "notes": list(self.notes),
             "forward": self.forward.model_dump(mode="json"),
             "backward": self.backward.model_dump(mode="json"),
+            "noise": NoiseRecord.of({"rerun": self}).model_dump(mode="json"),
         }
         return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
