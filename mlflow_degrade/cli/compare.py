@@ -21,9 +21,10 @@ from .output import (
     write_out,
     write_text,
 )
-from .references import read_sides, reader_options
+from .references import read_noise, read_sides, reader_options
 
 if TYPE_CHECKING:
+    from ..decision.noise import NoiseFindings
     from ..report.findings import SubgroupFindings
 
 RULES = get_args(Rule)
@@ -43,11 +44,14 @@ Examples:
   mlflow-degrade compare fp32.csv int8.csv --policy policy.yaml --report report.html
   mlflow-degrade compare fp32.csv int8.csv --junit verdict.xml --markdown summary.md
   mlflow-degrade compare fp32.csv int8.csv --by length --by topic --subgroups-json where.json
+  mlflow-degrade compare fp32.csv int8.csv --noise noise.json --report report.html
+  mlflow-degrade compare fp32.csv int8.csv --rerun fp32_again.csv
   mlflow-degrade compare fp32.jsonl int8.jsonl -o id_column=example_id --json -
   mlflow-degrade compare scores.csv -b score_column=fp32 -c score_column=int8
   mlflow-degrade compare all.csv -b model=fp32 -c model=int8
 
-What --by finds is a diagnostic: it does not enter the verdict, nor the JSON of the decision. A
+What --by, --noise and --rerun find is a diagnostic: it does not enter the verdict, nor the JSON of
+the decision. A
 report shows it as well; without --by it looks at the features that all samples have.
 
 Exit codes: 0 PASS, 1 FAIL, 2 INCONCLUSIVE, 3 invalid input.
@@ -98,6 +102,22 @@ Exit codes: 0 PASS, 1 FAIL, 2 INCONCLUSIVE, 3 invalid input.
     metavar="FEATURE",
     help="Look for damage that depends on a feature (or on 'task'). Repeatable.",
 )
+@click.option(
+    "--noise",
+    metavar="FILE|RUN",
+    help="Reruns of the baseline to show beside the flips: noise.json, or runs:/<run id>.",
+)
+@click.option(
+    "--rerun",
+    metavar="LOG",
+    help="A second evaluation of the baseline's model: what does the candidate add to that?",
+)
+@click.option(
+    "--rerun-json",
+    type=OUTPUT,
+    metavar="FILE",
+    help="Write what --rerun found as JSON, beside the decision.",
+)
 @json_option("the decision")
 @document_options
 @click.option(
@@ -124,6 +144,9 @@ def compare(
     allow: Sequence[str],
     attempt: int | None,
     features: Sequence[str],
+    noise: str | None,
+    rerun: str | None,
+    rerun_json: str | None,
     json_: str | None,
     markdown: str | None,
     junit: str | None,
@@ -137,6 +160,7 @@ def compare(
     average: str | None,
     **overrides: Any,
 ) -> None:
+    from ..decision.noise import NoiseFindings, beyond_noise
     from ..decision.verdict import decide
     from ..report.findings import look_for_subgroups
     from ..report.next_steps import Command, next_lines
@@ -147,6 +171,12 @@ def compare(
         _check_report(report)
     if subgroups_json is not None and not features:
         raise InputError("--subgroups-json writes what --by found: name at least one --by FEATURE.")
+    if rerun_json is not None and rerun is None:
+        raise InputError("--rerun-json writes what --rerun found: name a --rerun LOG.")
+    if noise is not None and rerun is not None:
+        raise InputError(
+            "--noise and --rerun both say what a rerun of the baseline changes: give one of them."
+        )
     to_stderr = require_one_stdout(json_, markdown)
     asked = _policy(policy, overrides, metrics, filters, allow)
     sides = read_sides(
@@ -159,22 +189,33 @@ def compare(
         allow_same="same-model" in asked.allow,
     )
     paired = asked.pair(*sides)
+    reruns = None
+    if noise is not None:
+        reruns = NoiseFindings(read_noise(noise).beside(paired, asked))
+    elif rerun is not None:
+        again = read_sides(
+            (baseline, rerun), format_, options, baseline_options, baseline_options,
+            average=average, allow_same=False,
+        )[1]  # fmt: skip
+        reruns = NoiseFindings.of(beyond_noise(paired, again, asked))
     decision = decide(paired, asked, attempt=attempt)
     facts: dict[str, Any] = {"command": Command.current()}
     # Standard output belongs to the document where that was asked for.
     out = console(stderr=to_stderr)
-    out.print(decision_view(decision, paired, samples=samples))
+    out.print(decision_view(decision, paired, samples=samples, noise=reruns))
     found = look_for_subgroups(decision, paired, features) if features or report else None
     if found is not None and features:
         out.print(subgroup_view(found, decision))
         if subgroups_json is not None:
             write_text(subgroups_json, found.to_json())
+    if reruns is not None and reruns.beyond is not None and rerun_json is not None:
+        write_text(rerun_json, reruns.beyond.to_json())
     if report is not None:
-        write_text(report, _render(report, decision, paired, found, facts))
+        write_text(report, _render(report, decision, paired, found, facts, reruns))
         click.echo(f"report: {report}", err=True)
     for line in ("", *next_lines(decision, facts)):
         out.print(line, markup=False, soft_wrap=True)
-    write_documents(decision, markdown, junit)
+    write_documents(decision, markdown, junit, reruns)
     write_out(decision.to_json(), json_)
     click.get_current_context().exit(decision.exit_code)
 
@@ -214,11 +255,12 @@ def _render(
     paired: PairedScores,
     found: SubgroupFindings | None,
     facts: dict[str, Any],
+    noise: NoiseFindings | None,
 ) -> str:
     if path.lower().endswith(".md"):
         from ..report import markdown
 
-        return markdown.report(decision, paired, provenance=facts, subgroups=found)
+        return markdown.report(decision, paired, provenance=facts, subgroups=found, noise=noise)
     from ..report import html
 
-    return html.report(decision, paired, provenance=facts, subgroups=found)
+    return html.report(decision, paired, provenance=facts, subgroups=found, noise=noise)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,9 @@ from .reasons import amount
 from .rerun import Rerun, compare_runs
 from .results import Decision
 from .verdict import decide
+
+UNNAMED = "rerun"
+"""What a rerun is called of which nobody said what it does otherwise."""
 
 CONFIDENCE = 0.95
 """Of the intervals of flip rates."""
@@ -138,13 +141,13 @@ class NoiseRecord(_Record):
     def read(cls, text: str, where: object) -> NoiseRecord:
         """From JSON that `mlflow-degrade noise --json` wrote."""
         try:
-            document = json.loads(text)
-            return cls.model_validate(document["noise"] if "noise" in document else document)
-        except (ValueError, TypeError, KeyError, ValidationError) as error:
+            document = dict(json.loads(text))
+            return cls.model_validate(document.get("noise", document))
+        except (ValueError, TypeError) as error:
             said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
             raise InputError(
-                f"{where} is no noise run ({said}): write one with mlflow-degrade noise --json FILE, "
-                "or upgrade mlflow-degrade if a newer version wrote it."
+                f"{where} is no noise run ({said}): write one with mlflow-degrade noise --json "
+                "FILE, or upgrade mlflow-degrade if a newer version wrote it."
             ) from error
 
     @property
@@ -251,6 +254,19 @@ def _questions(samples: SampleScores, task: PairedTask) -> tuple[int, str]:
 
 
 @dataclass(frozen=True)
+class NoiseFindings:
+    """What reports show of reruns: how much they change, and what a candidate adds to one."""
+
+    floor: Floor
+    beyond: BeyondNoise | None = None
+
+    @classmethod
+    def of(cls, found: BeyondNoise) -> NoiseFindings:
+        """Of one rerun that was compared with the candidate."""
+        return cls(NoiseRecord.of({UNNAMED: found.rerun}).floor(), found)
+
+
+@dataclass(frozen=True)
 class BeyondNoise:
     """What a candidate adds to what a rerun of its baseline does; made by `beyond_noise`."""
 
@@ -262,7 +278,7 @@ class BeyondNoise:
     n: int
     worse: tuple[int, int]  # Items worse than in the baseline: in the candidate, in the rerun.
     better: tuple[int, int]
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...]
 
     @property
     def excess(self) -> float:
@@ -314,7 +330,7 @@ class BeyondNoise:
             "sentences": self.sentences(),
             "against_rerun": self.decision.model_dump(mode="json"),
             "agreement": self.churn.model_dump(mode="json"),
-            "noise": NoiseRecord.of({"rerun": self.rerun}).model_dump(mode="json"),
+            "noise": NoiseRecord.of({UNNAMED: self.rerun}).model_dump(mode="json"),
         }
         return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 

@@ -218,7 +218,7 @@ class Arm:
     @cached_property
     def _model(self) -> Model:
         settings = self._settings
-        opened = {
+        opened: dict[str, Any] = {
             "device": settings.device,
             "batch_size": settings.batch_size,
             "threads": settings.threads,

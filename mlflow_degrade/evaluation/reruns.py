@@ -26,7 +26,7 @@ class Asked:
 
     batch_sizes: tuple[int, ...] = (1, 8)
     threads: tuple[int, ...] | None = None
-    paths: tuple[str, ...] | None = None
+    paths: tuple[ScoringPath, ...] | None = None
     devices: tuple[str, ...] = ()
     seeds: tuple[int, ...] | None = None
 
@@ -58,12 +58,14 @@ def conditions(
     settings: EvaluationSettings,
     first: ScoringPath,
 ) -> tuple[list[Condition], list[str]]:
-    """The reruns that change something, and what is left out of those asked for, with the reason."""
-    found, left_out = [], []
+    """The reruns that change something, and which of those asked for do not, with the reason."""
     # Scores are guarded against their batch, by running a model that needs it one sequence at a
     # time. A rerun takes batches on purpose.
-    for size in dict.fromkeys(asked.batch_sizes):
-        found.append(Condition(f"batches of {size}", "batched", {"batch_size": size}))
+    found = [
+        Condition(f"batches of {size}", "batched", {"batch_size": size})
+        for size in dict.fromkeys(asked.batch_sizes)
+    ]
+    left_out: list[str] = []
     usual = settings.threads or cpu_count()
     for threads in dict.fromkeys((1,) if asked.threads is None else asked.threads):
         if threads == usual:
@@ -93,9 +95,7 @@ def conditions(
     return found, left_out
 
 
-def _seeds(
-    asked: Asked, suite: Suite, first: ScoringPath, left_out: list[str]
-) -> list[Condition]:
+def _seeds(asked: Asked, suite: Suite, first: ScoringPath, left_out: list[str]) -> list[Condition]:
     """Reruns that draw other texts, where tasks draw them at random."""
     drawn = suite.sampling_seeds
     if not drawn:
