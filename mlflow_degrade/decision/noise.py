@@ -186,10 +186,18 @@ class NoiseRecord(_Record):
     def require_fit(self, baseline: SampleScores, tasks: Sequence[PairedTask]) -> None:
         """Raise unless this is noise of a comparison's baseline on the same samples."""
         digests = self.model_digest, baseline.model_digest
-        if None not in digests and digests[0] != digests[1]:
+        if digests[0] != digests[1]:
+            said = [digest or "no digest in its log" for digest in digests]
             raise PairingError(
-                f"the noise run is of another model ({digests[0]}) than the baseline "
-                f"({digests[1]}): {_REMEDY}."
+                f"the noise run is of another model ({said[0]}) than the baseline ({said[1]}): "
+                f"{_REMEDY}."
+            )
+        # Where no log names a digest, a model is known by its scores alone.
+        if digests[0] is None and self.samples_digest != baseline.digest():
+            raise PairingError(
+                "the noise run and the baseline name no model digest, and the first scores of the "
+                f"noise run ({self.samples_digest}) are not the baseline's ({baseline.digest()}): "
+                "give mlflow-degrade noise this very baseline as FIRST."
             )
         for task in tasks:
             asked = self.questions.get(task.name)
@@ -372,6 +380,11 @@ def beyond_noise(paired: PairedScores, rerun: SampleScores, policy: GatePolicy) 
         GatePolicy(alpha=policy.alpha, aggregation=policy.aggregation),
     )
     notes = []
+    if None in (paired.baseline.model_digest, rerun.model_digest):
+        notes.append(
+            "the logs do not both name a model digest: that the rerun is of the baseline's model "
+            "is taken on trust"
+        )
     if noise.verdict.value == "FAIL":
         notes.append(
             "the rerun itself differs systematically from the baseline "

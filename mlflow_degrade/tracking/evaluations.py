@@ -123,6 +123,7 @@ _NOT_IN_NAMES = re.compile(r"[^\w\-. :/]")
 _SAMPLES = "samples"
 _FACTS = "evaluation.json"
 _NOISE = "noise.json"
+_FLIPPED = "flipped"
 _THREADS = 2
 # Beyond it MLflow would cut the tag.
 _FILES_LENGTH = 6_000
@@ -325,7 +326,7 @@ def log_noise(run_id: str, noise: NoiseRecord) -> None:
     client = MlflowClient()
     client.log_dict(run_id, noise.model_dump(mode="json"), _NOISE)
     # The tag comes last: a run that carries it has the file.
-    client.set_tag(run_id, NOISE_TAG, f"{noise.floor()} flipped")
+    client.set_tag(run_id, NOISE_TAG, f"{noise.floor()} {_FLIPPED}")
 
 
 def logged_noise(run: Any) -> NoiseRecord | None:
@@ -336,6 +337,20 @@ def logged_noise(run: Any) -> NoiseRecord | None:
 
     found = read_json(run.info.artifact_uri, _NOISE)
     return NoiseRecord.read(json.dumps(found), f"runs:/{run.info.run_id}/{_NOISE}")
+
+
+def find_noise(model_digest: str) -> NoiseRecord | None:
+    """What was logged last of a model's reruns, beside any of its evaluations."""
+    import mlflow
+
+    runs = mlflow.search_runs(
+        filter_string=f"tags.`{MODEL_DIGEST_TAG}` = '{model_digest}' "
+        f"and tags.`{NOISE_TAG}` LIKE '%{_FLIPPED}' and status = 'FINISHED'",
+        order_by=["attributes.start_time DESC"],
+        max_results=1,
+        output_format="list",
+    )
+    return logged_noise(runs[0]) if runs else None
 
 
 def logged_noise_of(run_id: str) -> NoiseRecord:
