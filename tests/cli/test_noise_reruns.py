@@ -68,7 +68,7 @@ def test_a_model_whose_scores_depend_on_the_batch(noise: Call, model_dir: ModelD
 
 
 def test_a_rerun_is_neither_served_by_an_evaluation_nor_serves_one(
-    noise: Call, call: Call, model_dir: ModelDir, tmp_path: Path
+    noise: Call, model_dir: ModelDir, tmp_path: Path
 ) -> None:
     model = model_dir("int8-dynamic")
     asked = ("--batch-sizes", "8", "--threads", "", "--json", "noise.json")
