@@ -11,6 +11,7 @@ import click
 
 from ..core.errors import InputError, ModelError, SameModelError
 from ..engine.providers import DEVICE_HELP
+from .options import whole_numbers
 from .output import OUTPUT, json_option, require_plot_name, write_json, write_plot
 from .references import exported_folder
 
@@ -43,24 +44,12 @@ Exit codes: 0 measured, 3 invalid input.
 """
 
 
-def _whole_numbers(
-    _: click.Context, option: click.Parameter, text: str | None
-) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        name = option.opts[0]
-        raise InputError(f"{name} {text!r} is not a list of whole numbers such as 1,8.") from error
-
-
 @click.command(help=_HELP)
 @click.argument("baseline")
 @click.argument("candidates", nargs=-1, metavar="[CANDIDATE]...")
 @click.option(
     "--batch-sizes",
-    callback=_whole_numbers,
+    callback=whole_numbers,
     default="1,8",
     show_default=True,
     metavar="N,…",
@@ -68,7 +57,7 @@ def _whole_numbers(
 )
 @click.option(
     "--lengths",
-    callback=_whole_numbers,
+    callback=whole_numbers,
     metavar="N,…",
     help="Tokens of each.  [default: 128,512, as far as the models take them]",
 )

@@ -22,11 +22,10 @@ from .output import (
     write_out,
     write_text,
 )
-from .references import read_sides, reader_options
+from .references import read_noise, read_sides, reader_options
 
 if TYPE_CHECKING:
-    from ..decision.likelihoods import LikelihoodFindings
-    from ..report.findings import SubgroupFindings
+    pass
 
 RULES = get_args(Rule)
 _REPORTS = (".html", ".md")
@@ -46,11 +45,14 @@ Examples:
   mlflow-degrade compare fp32.csv int8.csv --rule non_inferiority --sequential
   mlflow-degrade compare fp32.csv int8.csv --junit verdict.xml --markdown summary.md
   mlflow-degrade compare fp32.csv int8.csv --by length --by topic --subgroups-json where.json
+  mlflow-degrade compare fp32.csv int8.csv --noise noise.json --report report.html
+  mlflow-degrade compare fp32.csv int8.csv --rerun fp32_again.csv
   mlflow-degrade compare fp32.jsonl int8.jsonl -o id_column=example_id --json -
   mlflow-degrade compare scores.csv -b score_column=fp32 -c score_column=int8
   mlflow-degrade compare all.csv -b model=fp32 -c model=int8
 
-What --by finds is a diagnostic: it does not enter the verdict, nor the JSON of the decision. A
+What --by, --noise and --rerun find is a diagnostic: it does not enter the verdict, nor the JSON of
+the decision. A
 report shows it as well; without --by it looks at the features that all samples have.
 
 Exit codes: 0 PASS, 1 FAIL, 2 INCONCLUSIVE, 3 invalid input.
@@ -107,6 +109,22 @@ Exit codes: 0 PASS, 1 FAIL, 2 INCONCLUSIVE, 3 invalid input.
     metavar="FEATURE",
     help="Look for damage that depends on a feature (or on 'task'). Repeatable.",
 )
+@click.option(
+    "--noise",
+    metavar="FILE|RUN",
+    help="Reruns of the baseline to show beside the flips: noise.json, or runs:/<run id>.",
+)
+@click.option(
+    "--rerun",
+    metavar="LOG",
+    help="A second evaluation of the baseline's model: what does the candidate add to that?",
+)
+@click.option(
+    "--rerun-json",
+    type=OUTPUT,
+    metavar="FILE",
+    help="Write what --rerun found as JSON, beside the decision.",
+)
 @json_option("the decision")
 @document_options
 @click.option(
@@ -133,6 +151,9 @@ def compare(
     allow: Sequence[str],
     attempt: int | None,
     features: Sequence[str],
+    noise: str | None,
+    rerun: str | None,
+    rerun_json: str | None,
     json_: str | None,
     markdown: str | None,
     junit: str | None,
@@ -146,6 +167,7 @@ def compare(
     average: str | None,
     **overrides: Any,
 ) -> None:
+    from ..decision.noise import NoiseFindings, beyond_noise
     from ..decision.verdict import decide
     from ..report.findings import look_for_subgroups
     from ..report.likelihoods import compare_likelihoods
@@ -157,6 +179,12 @@ def compare(
         _check_report(report)
     if subgroups_json is not None and not features:
         raise InputError("--subgroups-json writes what --by found: name at least one --by FEATURE.")
+    if rerun_json is not None and rerun is None:
+        raise InputError("--rerun-json writes what --rerun found: name a --rerun LOG.")
+    if noise is not None and rerun is not None:
+        raise InputError(
+            "--noise and --rerun both say what a rerun of the baseline changes: give one of them."
+        )
     to_stderr = require_one_stdout(json_, markdown)
     asked = _policy(policy, overrides, metrics, filters, allow)
     sides = read_sides(
@@ -169,11 +197,20 @@ def compare(
         allow_same="same-model" in asked.allow,
     )
     paired = asked.pair(*sides)
+    reruns = None
+    if noise is not None:
+        reruns = NoiseFindings(read_noise(noise).beside(paired, asked))
+    elif rerun is not None:
+        again = read_sides(
+            (baseline, rerun), format_, options, baseline_options, baseline_options,
+            average=average, allow_same=False,
+        )[1]  # fmt: skip
+        reruns = NoiseFindings.of(beyond_noise(paired, again, asked))
     decision = decide(paired, asked, attempt=attempt)
     facts: dict[str, Any] = {"command": Command.current()}
     # Standard output belongs to the document where that was asked for.
     out = console(stderr=to_stderr)
-    out.print(decision_view(decision, paired, samples=samples))
+    out.print(decision_view(decision, paired, samples=samples, noise=reruns))
     found = look_for_subgroups(decision, paired, features) if features or report else None
     if found is not None and features:
         out.print(subgroup_view(found, decision))
@@ -182,12 +219,20 @@ def compare(
     likelihood = compare_likelihoods(decision, paired)
     if likelihood is not None:
         out.print(likelihood_view(likelihood))
+    if reruns is not None and reruns.beyond is not None and rerun_json is not None:
+        write_text(rerun_json, reruns.beyond.to_json())
     if report is not None:
-        write_text(report, _render(report, decision, paired, found, likelihood, facts))
+        beside = {
+            "provenance": facts,
+            "subgroups": found,
+            "likelihood": likelihood,
+            "noise": reruns,
+        }
+        write_text(report, _render(report, decision, paired, beside))
         click.echo(f"report: {report}", err=True)
     for line in ("", *next_lines(decision, facts)):
         out.print(line, markup=False, soft_wrap=True)
-    write_documents(decision, markdown, junit)
+    write_documents(decision, markdown, junit, reruns)
     write_out(decision.to_json(), json_)
     click.get_current_context().exit(decision.exit_code)
 
@@ -221,20 +266,11 @@ def _check_report(path: str) -> None:
         raise InputError(f"report {path!r}: the name must end in {' or '.join(_REPORTS)}.")
 
 
-def _render(
-    path: str,
-    decision: Decision,
-    paired: PairedScores,
-    found: SubgroupFindings | None,
-    likelihood: LikelihoodFindings | None,
-    facts: dict[str, Any],
-) -> str:
+def _render(path: str, decision: Decision, paired: PairedScores, beside: dict[str, Any]) -> str:
     if path.lower().endswith(".md"):
         from ..report import markdown
 
-        return markdown.report(
-            decision, paired, provenance=facts, subgroups=found, likelihood=likelihood
-        )
+        return markdown.report(decision, paired, **beside)
     from ..report import html
 
-    return html.report(decision, paired, provenance=facts, subgroups=found, likelihood=likelihood)
+    return html.report(decision, paired, **beside)

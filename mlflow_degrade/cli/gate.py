@@ -53,10 +53,10 @@ def gate(
     to_stderr = require_one_stdout(json_, markdown)
     done = decide_and_promote(read(GateOptions, given))
     out = console(stderr=to_stderr)
-    out.print(decision_view(done.decision, done.paired, samples=samples))
+    out.print(decision_view(done.decision, done.paired, samples=samples, noise=done.noise))
     for line in (*outcome_lines(done), *where_to_look(done.run_id)):
         out.print(line, markup=False, soft_wrap=True)
-    write_documents(done.decision, markdown, junit)
+    write_documents(done.decision, markdown, junit, done.noise)
     write_json(_outcome(done), json_)
     click.get_current_context().exit(done.decision.exit_code)
 

@@ -74,6 +74,19 @@ def read(model: type[Options], given: Mapping[str, Any]) -> Options:
         raise InputError("\n".join(parameter_errors(error))) from error
 
 
+def whole_numbers(
+    _: click.Context, option: click.Parameter, text: str | None
+) -> tuple[int, ...] | None:
+    """Callback of an option that lists whole numbers."""
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        name = option.opts[0]
+        raise InputError(f"{name} {text!r} is not a list of whole numbers such as 1,8.") from error
+
+
 def flag(name: str, text: str) -> bool:
     """Read a switch of the command's own, as pydantic reads those of a model."""
     try:

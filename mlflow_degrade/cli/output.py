@@ -14,6 +14,7 @@ import click
 from ..core.errors import InputError
 
 if TYPE_CHECKING:
+    from ..decision.noise import NoiseFindings
     from ..decision.results import Decision
 
 
@@ -89,12 +90,17 @@ def require_one_stdout(json_: str | None, markdown: str | None) -> bool:
     return "-" in (json_, markdown)
 
 
-def write_documents(decision: Decision, markdown: str | None, junit: str | None) -> None:
+def write_documents(
+    decision: Decision,
+    markdown: str | None,
+    junit: str | None,
+    noise: NoiseFindings | None = None,
+) -> None:
     """Write what `document_options` asked for."""
     if markdown is not None:
         from ..report.markdown import pull_request_summary
 
-        write_out(pull_request_summary(decision), markdown)
+        write_out(pull_request_summary(decision, noise), markdown)
     if junit is not None:
         from ..report.junit import junit_xml
 

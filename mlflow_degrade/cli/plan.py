@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,7 +13,10 @@ from ..core.errors import InputError
 from ..decision.planning import PLANNED_RULES
 from ..stats._combination_rules import DEFAULT_RULE
 from .output import OUTPUT, json_option, require_plot_name, whole_file, write_json
-from .references import read_sides, reader_options
+from .references import read_noise, read_sides, reader_options
+
+if TYPE_CHECKING:
+    from ..decision.noise import Floor
 
 _DROPS_PP = (0.3, 0.5, 1.0, 2.0, 3.0)
 _FLIP_RATES = (0.02, 0.05, 0.1)
@@ -23,7 +26,9 @@ _HELP = """Say how many samples a drop needs, and what a number of samples can d
 
 How much the answers of a quantized model change decides: give the flip rate, or two runs of one
 model (BASELINE and RERUN) to measure it. A candidate changes more answers than a rerun does, so a
-rerun gives the least number of samples.
+rerun gives the least number of samples. --noise takes what mlflow-degrade noise --json wrote, and
+plans with the upper bound of its flip rate, and the drop on top of that; a BASELINE beside it is
+checked to be the model and the samples that were run again.
 
 \b
 Examples:
@@ -31,6 +36,7 @@ Examples:
   mlflow-degrade plan --flip-rate 0.05 --drop-pp 0.5
   mlflow-degrade plan --flip-rate 0.03 --samples 1319 --samples 14042
   mlflow-degrade plan fp32.csv fp32_again.csv --drop-pp 1 --plot plan.png
+  mlflow-degrade plan --noise noise.json --drop-pp 0.5
   mlflow-degrade plan --flip-rate 0.05 --drop-pp 0.5 --json
 
 In JSON, rates and drops are shares (0.005 is half a percentage point).
@@ -47,6 +53,7 @@ In JSON, rates and drops are shares (0.005 is half a percentage point).
     multiple=True,
     help="Share of the answers that change, e.g. 0.05. Repeatable.",
 )
+@click.option("--noise", metavar="FILE|RUN", help="Reruns: noise.json, or runs:/<run id>.")
 @click.option(
     "--drop-pp",
     "drops_pp",
@@ -72,6 +79,7 @@ def plan(
     baseline: str | None,
     rerun: str | None,
     flip_rates: Sequence[float],
+    noise: str | None,
     drops_pp: Sequence[float],
     samples: Sequence[int],
     metric: str | None,
@@ -89,12 +97,23 @@ def plan(
     from ..report.terminal import console
 
     require_plot_name(plot, _PLOTS)
-    if (baseline is None) != (rerun is None):
+    if noise is not None and (flip_rates or rerun is not None):
+        raise InputError(
+            "--noise says how many answers change, and so does "
+            f"{'--flip-rate' if flip_rates else 'a RERUN'}: give one of the two."
+        )
+    if noise is None and (baseline is None) != (rerun is None):
         raise InputError("one log alone shows no change: give two runs of the same model.")
     out = console(stderr=json_ == "-")
     rates, counts = list(flip_rates), list(samples)
     record: dict[str, Any] = {**rule, "measured": []}
-    if baseline is not None and rerun is not None:
+    noise_rate = None
+    if noise is not None:
+        found = _noise(noise, baseline, metric, format_, (options, baseline_options), average)
+        out.print(plan_view.noise_view(found))
+        record["noise"] = asdict(found)
+        noise_rate, counts = found.upper, counts or [found.n]
+    elif baseline is not None and rerun is not None:
         measured = _measure(
             (baseline, rerun),
             metric,
@@ -108,9 +127,14 @@ def plan(
         # The upper bound, as for the power guard: few flips among few samples prove little.
         rates = rates or [measured[-1].flip_rate_upper]
         counts = counts or [measured[-1].n]
-    rates = rates or list(_FLIP_RATES)
     drops = [pp / 100 for pp in drops_pp or _DROPS_PP]
-    possible = [(r, d) for r in rates for d in drops if drops_pp or d <= r]
+    if noise_rate is not None:
+        # What a rerun flips goes both ways. A drop comes on top of that.
+        rates = [min(1.0, noise_rate + drop) for drop in drops]
+        possible = list(zip(rates, drops, strict=True))
+    else:
+        rates = rates or list(_FLIP_RATES)
+        possible = [(r, d) for r in rates for d in drops if drops_pp or d <= r]
     needed = [needed_samples(drop, rate, **rule) for rate, drop in possible]
     out.print(plan_view.needed_view(needed, **rule))
     record["needed"] = [asdict(row) for row in needed]
@@ -147,6 +171,35 @@ def _measure(
 
     sides = read_sides(references, format_, *options, average=average, allow_same=False)
     return suite_power(pair(*sides, metric=metric, allow=["same-model"]), **rule)
+
+
+def _noise(
+    reference: str,
+    baseline: str | None,
+    metric: str | None,
+    format_: str | None,
+    options: Sequence[Sequence[str]],
+    average: str | None,
+) -> Floor:
+    """How much reruns change, checked against the baseline where one is named."""
+    from ..samples.pairing import pair
+
+    record = read_noise(reference)
+    graded = [
+        n for n, asked in record.questions.items() if asked.gating and not asked.right_or_wrong
+    ]
+    if graded:
+        raise InputError(
+            f"{reference}: the scores of {graded} are not single right-or-wrong outcomes, so they "
+            "have no flip rate to plan with. Measure the noise with another metric."
+        )
+    if baseline is not None:
+        sides = read_sides(
+            (baseline, baseline), format_, *options, average=average, allow_same=True
+        )
+        paired = pair(*sides, metric=metric, allow=["same-model"])
+        record.require_fit(sides[0], [t for t in paired.tasks if t.name in record.tasks])
+    return record.floor()
 
 
 def _draw(

@@ -17,6 +17,7 @@ from ..samples.readers.mlflow_runs import whole_reference
 from ..samples.table import SampleScores
 
 if TYPE_CHECKING:
+    from ..decision.noise import NoiseRecord
     from ..optimize.source.resolve import SourceModel
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -107,6 +108,27 @@ def read_sides(
         side if side.model is not None else side.with_model(name)
         for side, name in zip(sides, names, strict=True)
     ]
+
+
+def read_noise(reference: str) -> NoiseRecord:
+    """What ``mlflow-degrade noise`` wrote with --json, or logged beside an evaluation."""
+    from ..decision.noise import NoiseRecord
+
+    if not reference.startswith(_RUN):
+        try:
+            text = Path(reference).expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"the noise run {reference} cannot be read ({error}): write one with "
+                "mlflow-degrade noise --json FILE."
+            ) from error
+        return NoiseRecord.read(text, reference)
+    from ..samples.readers.mlflow_runs import split_reference
+    from ..tracking.connection import require_tracking_server
+    from ..tracking.evaluations import logged_noise_of
+
+    require_tracking_server(create=False)
+    return logged_noise_of(split_reference(reference)[0])
 
 
 def _of_sides(options: Sequence[str], *own: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:

@@ -6,8 +6,9 @@ model as one that scores lower, so both directions are decided, each at half of 
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -60,13 +61,13 @@ class Rerun:
         """Of the first and the second run, as far as they are known."""
         return self.paired.baseline.origin, self.paired.candidate.origin
 
-    def to_json(self) -> str:
-        """Everything but the samples, as indented JSON."""
+    def as_dict(self) -> dict[str, Any]:
+        """Everything but the samples, for JSON."""
         first, second = (
             None if origin is None else origin.processor.model_dump(mode="json")
             for origin in self.origins
         )
-        document = {
+        return {
             "verdict": self.verdict.value,
             "reasons": list(self.reasons),
             "n": self.n,
@@ -81,7 +82,6 @@ class Rerun:
             "forward": self.forward.model_dump(mode="json"),
             "backward": self.backward.model_dump(mode="json"),
         }
-        return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
     def agreements(self) -> tuple[Agreement, Agreement] | None:
         """What the first and the second run's scores may say of the other one."""
@@ -140,6 +140,14 @@ def compare_runs(
         notes=(*_notes(first, second), *paired.notes),
         paired=paired,
     )
+
+
+def overall(verdicts: Sequence[Verdict]) -> Verdict:
+    """The verdict of several reruns: one that changes the scores decides, and all must pass."""
+    for verdict in (Verdict.FAIL, Verdict.INCONCLUSIVE):
+        if verdict in verdicts:
+            return verdict
+    return Verdict.PASS
 
 
 def _judge(

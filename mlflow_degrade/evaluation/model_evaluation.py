@@ -150,7 +150,7 @@ class Arm:
 
     @cached_property
     def _origin(self) -> Origin:
-        return origin_of(self.folder, self._settings.device)
+        return origin_of(self.folder, self._settings.device, self._settings.threads)
 
     @cached_property
     def _common(self) -> dict[str, Any]:
@@ -163,6 +163,7 @@ class Arm:
             "processor": self._origin.processor.model_dump(mode="json"),
             "seed": self._suite.seed,
             **self._asked,
+            **({"rerun": self._settings.rerun} if self._settings.rerun else {}),
             "versions": {
                 "lm_eval": version("lm_eval"),
                 "tokenizers": version("tokenizers"),
@@ -219,7 +220,12 @@ class Arm:
 
     @cached_property
     def _model(self) -> Model:
-        device, batch_size = self._settings.device, self._settings.batch_size
+        settings = self._settings
+        opened: dict[str, Any] = {
+            "device": settings.device,
+            "batch_size": settings.batch_size,
+            "threads": settings.threads,
+        }
 
         def advance(count: int) -> None:
             self._advance(count)
@@ -228,11 +234,13 @@ class Arm:
         if model_family(self.folder) == "decoder":
             from .backend import OnnxLM
 
-            decoder = OnnxDecoder(self.folder, device=device, batch_size=batch_size)
-            return OnnxLM(decoder, path="batched", advance=advance)
+            decoder = OnnxDecoder(self.folder, **opened)
+            model = OnnxLM(decoder, path="batched", advance=advance)
+            model.sampling_seed = settings.sampling_seed
+            return model
         from .encoder_backend import OnnxEncoderLM
 
-        encoder = OnnxEncoder(self.folder, device=device, batch_size=batch_size)
+        encoder = OnnxEncoder(self.folder, **opened)
         return OnnxEncoderLM(encoder, path="batched", advance=advance)
 
     @cached_property

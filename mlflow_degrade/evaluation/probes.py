@@ -47,11 +47,12 @@ _LEVELS = {2: "float16", 3: "bfloat16", 4: "8-bit"}
 _SIMULATED = "simulated."
 
 
-def origin_of(folder: Path, device: str) -> Origin:
+def origin_of(folder: Path, device: str, threads: int | None = None) -> Origin:
     """Where the scores of a model directory are computed on a device of this machine."""
     providers = resolve_device(device)
+    here = current_processor(providers)
     return Origin(
-        processor=current_processor(providers),
+        processor=here if threads is None else here.model_copy(update={"threads": threads}),
         dependent_operations=dependent_operations(folder, providers),
     )
 

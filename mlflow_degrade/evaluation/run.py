@@ -23,6 +23,11 @@ class EvaluationSettings:
     batch_size: int | str = "auto"  # Scores do not depend on it.
     resume: bool = True  # Whether finished tasks and answers of earlier runs are used.
     progress: bool = True  # Whether a progress bar is shown on standard error.
+    threads: int | None = None  # Threads per operator; all available cores by default.
+    sampling_seed: int | None = None  # Of sampled texts, in place of what their tasks say.
+    # What a rerun does otherwise than an evaluation does. Part of the key: no answer of another
+    # evaluation may stand in for one of a rerun, nor the other way round.
+    rerun: str = ""
 
 
 @dataclass(frozen=True)

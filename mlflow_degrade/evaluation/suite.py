@@ -237,6 +237,21 @@ class Suite:
         return any(task.output_type == "generate_until" for task in self.tasks)
 
     @property
+    def sampling_seeds(self) -> set[int]:
+        """Seeds of the tasks whose texts are drawn at random; empty where all are the likeliest."""
+        stated = [
+            task.task.get_config("generation_kwargs") or {}
+            for task in self.tasks
+            if task.output_type == "generate_until"
+        ]
+        # Lm-eval samples where a temperature is given, unless told not to.
+        return {
+            int(options.get("seed", 0))
+            for options in stated
+            if options.get("do_sample", True) and float(options.get("temperature", 0.0)) > 0
+        }
+
+    @property
     def digest(self) -> str:
         """SHA-256 over the tasks' digests."""
         return digest_json({task.name: task.digest for task in self.tasks})

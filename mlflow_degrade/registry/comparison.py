@@ -8,19 +8,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from ..core.errors import InputError, ModelError
+from ..core.errors import DegradeError, InputError, ModelError
 from ..core.progress import verbose
 from ..core.prompting import Prompting
 from ..decision.policy import GatePolicy
 from ..decision.results import SideName
 from ..decision.sequential import require_decidable
 from ..decision.verdict import look
+from ..samples.pairing import PairedScores
 from ..samples.planned_order import PlannedOrder
 from ..samples.table import SampleScores
 from .evidence import EvaluationSource
 from .references import ModelFiles, Subject
 
 if TYPE_CHECKING:
+    from ..decision.noise import NoiseFindings
     from ..evaluation.run import EvaluationSettings
     from ..evaluation.suite import Suite
 
@@ -76,6 +78,25 @@ class Comparison:
     def samples(self, side: SideName) -> SampleScores:
         """One side's scores."""
         return self.evaluated[side].scores
+
+    def noise(
+        self, paired: PairedScores, policy: GatePolicy, *, search: bool = False
+    ) -> NoiseFindings | None:
+        """What reruns of the baseline change, where it is logged beside its evaluation."""
+        # Or, with `search`, beside another evaluation of it on the same samples.
+        from ..decision.noise import NoiseFindings
+        from ..tracking.evaluations import find_noise, logged_noise
+
+        digest = paired.baseline.model_digest
+        try:
+            record = logged_noise(self.evaluated["baseline"].run)
+            if record is None and search and digest is not None:
+                record = find_noise(digest)
+            return None if record is None else NoiseFindings(record.beside(paired, policy))
+        except DegradeError as error:
+            # It is a diagnostic: whatever is wrong with it, the decision stands without.
+            _log.warning("Noise of the baseline is logged and not shown: %s", error)
+            return None
 
     @property
     def sources(self) -> dict[SideName, EvaluationSource]:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, cast
 
 from ..core.errors import RegistryError, SameModelError, TrackingError
+from ..decision.noise import NoiseFindings
 from ..decision.policy import GatePolicy
 from ..decision.results import Decision, SideName, Verdict
 from ..decision.verdict import decide
@@ -54,6 +55,8 @@ class Promotion:
     placement : Placement or None
         Version and alias in the registry; None unless the verdict is PASS and a registered model
         is known.
+    noise : NoiseFindings or None
+        What reruns of the baseline change, where that is logged beside its evaluation.
     """
 
     decision: Decision
@@ -63,6 +66,7 @@ class Promotion:
     reused: bool
     sources: Mapping[SideName, EvaluationSource]
     placement: Placement | None = None
+    noise: NoiseFindings | None = None
 
 
 def promote(
@@ -310,7 +314,7 @@ def _decide(
     from .retry_ledger import DECISION_KEY_TAG, find_decision, ledger_tags
     from .signing import KEY_VARIABLE
 
-    entry = ledger_tags(paired, policy)
+    entry, noise = ledger_tags(paired, policy), used.noise(paired, policy)
     # One that lies elsewhere may not count where this gate's evidence is asked for.
     earlier = find_decision(entry[DECISION_KEY_TAG], experiments)
     bound = None if earlier is None else bound_artifact(earlier.info.artifact_uri)
@@ -319,7 +323,8 @@ def _decide(
         evidence, run_id = earlier.data.tags[EVIDENCE_TAG], str(earlier.info.run_id)
         manifest = read_json(earlier.info.artifact_uri, f"{EVIDENCE}/manifest.json")
         stated = EvaluationSource.read(manifest)
-        return Promotion(logged, paired, run_id, evidence, True, stated), bound is not None
+        found = Promotion(logged, paired, run_id, evidence, True, stated, noise=noise)
+        return found, bound is not None
     if not anew:
         raise RegistryError(
             "the gate file lists signers, and there is no key to sign a new decision with: give "
@@ -345,9 +350,11 @@ def _decide(
             # The candidate's own, so that the gates of several candidates compare in charts.
             figures=used.evaluated["candidate"].run.data.metrics,
             entry=entry,
+            noise=noise,
         )
         run_id = str(run.info.run_id)
-        return Promotion(decision, paired, run_id, evidence, False, used.sources), True
+        made = Promotion(decision, paired, run_id, evidence, False, used.sources, noise=noise)
+        return made, True
 
 
 def _repeated(

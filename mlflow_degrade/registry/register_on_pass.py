@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import RegistryError
+from ..decision.noise import NoiseFindings
 from ..decision.policy import GatePolicy
 from ..decision.results import Decision, SideName
 from ..decision.verdict import decide
@@ -38,6 +39,7 @@ def log_report(
     *,
     cost: Mapping[str, Mapping[str, tuple[float, str]]] | None = None,
     provenance: Mapping[str, Any] | None = None,
+    noise: NoiseFindings | None = None,
 ) -> SubgroupFindings | None:
     """Log the report of a decision to the active run."""
     # ``report.html`` and ``report.md`` lie at the root of the artifacts, because MLflow's page
@@ -45,7 +47,9 @@ def log_report(
     # summary. ``subgroups.json`` and ``likelihoods.json`` have what does not enter the verdict.
     # Metrics ``relative/<what>`` are the candidate's cost divided by the baseline's.
     with collected() as collector:
-        return add_report(collector, decision, paired, cost=cost, provenance=provenance)
+        return add_report(
+            collector, decision, paired, cost=cost, provenance=provenance, noise=noise
+        )
 
 
 def add_report(
@@ -55,6 +59,7 @@ def add_report(
     *,
     cost: Mapping[str, Mapping[str, tuple[float, str]]] | None = None,
     provenance: Mapping[str, Any] | None = None,
+    noise: NoiseFindings | None = None,
 ) -> SubgroupFindings | None:
     """Collect what `log_report` logs."""
     from ..report import html, markdown, plots
@@ -70,13 +75,15 @@ def add_report(
         collector.text("likelihoods.json", likelihood.to_json())
     collector.metrics |= relative_cost(cost) | likelihood_metrics(likelihood)
     collector.tags |= {f"degrade.{name}": said for name, said in costs_in_brief(cost).items()}
-    note = markdown.summary_note(decision, cost=cost, provenance=provenance, subgroups=found)
-    collector.tags["mlflow.note.content"] = note
+    beside: dict[str, Any] = {
+        "cost": cost,
+        "provenance": provenance,
+        "subgroups": found,
+        "noise": noise,
+    }
+    collector.tags["mlflow.note.content"] = markdown.summary_note(decision, **beside)
     for kind, module in (("md", markdown), ("html", html)):
-        text = module.report(
-            decision, paired, cost=cost, provenance=provenance, subgroups=found,
-            likelihood=likelihood,
-        )  # fmt: skip
+        text = module.report(decision, paired, likelihood=likelihood, **beside)
         collector.text(f"report.{kind}", text)
     plots.save_plots(decision, collector.folder / "plots")
     return found
@@ -102,6 +109,7 @@ def log_conclusion(
     content: ModelContent | None = None,
     figures: Mapping[str, float] | None = None,
     entry: Mapping[str, str] | None = None,
+    noise: NoiseFindings | None = None,
 ) -> tuple[Decision, str]:
     """Decide, and log ledger entry, evidence, metrics and report to the active run."""
     from .evidence import collected
@@ -111,7 +119,10 @@ def log_conclusion(
         if content is not None:
             write_binding(content, found.folder)
         stated = {f"{side} scores": str(source) for side, source in (sources or {}).items()}
-        add_report(found, decision, paired, cost=cost, provenance={**(provenance or {}), **stated})
+        add_report(
+            found, decision, paired,
+            cost=cost, provenance={**(provenance or {}), **stated}, noise=noise,
+        )  # fmt: skip
         found.metrics |= figures or {}
     return decision, digest
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..core import numbers
+from ..decision.noise import UNNAMED, NoiseFindings
 from ..decision.results import AnswerChanges, Decision, EarlyStop, TaskResult, Verdict
 from ..stats._combination_rules import rule_named
 
@@ -24,6 +25,9 @@ SIGNS: Mapping[Verdict, str] = {
     Verdict.FAIL: "\N{MULTIPLICATION X}",
     Verdict.INCONCLUSIVE: "?",
 }
+
+BEYOND_NOISE = "Beyond a rerun of the baseline"
+NO_VERDICT = "A diagnostic: it does not enter the verdict."
 
 _TASKS_LISTED = 3
 _GLANCE = re.compile(rf"[{''.join(SIGNS.values())}] [+−]?\d[\d.e+-]*( pp)? ")
@@ -157,13 +161,14 @@ def metrics_sentence(decision: Decision) -> str:
     return f"Scored by {'; '.join(parts)}."
 
 
-def power_sentence(decision: Decision) -> str:
-    """What these samples could have shown."""
+def power_sentence(decision: Decision, noise: NoiseFindings | None = None) -> str:
+    """What these samples could have shown, and what changed, beside what a rerun changes."""
     power, n = decision.power, numbers.count(decision.aggregate.n)
     unit = decision.aggregate.proportion
     flips = (
         f"{numbers.share(power.flip_rate)} of the scores changed "
-        f"(upper bound {numbers.share(power.flip_rate_upper)})"
+        f"(upper bound {numbers.share(power.flip_rate_upper)}"
+        f"{'' if noise is None else f'; {rerun_in_brief(noise)}'})"
     )
     if decision.sequential is not None:
         return f"{early_stop_sentence(decision.sequential)}; {flips}."
@@ -192,6 +197,13 @@ def early_stop_sentence(stop: EarlyStop) -> str:
         f"{where[0].upper()}{where[1:]}{why}. The order was {order} and fixed beforehand (seed "
         f"{stop.seed}); what is claimed is about {of}"
     )
+
+
+def rerun_in_brief(noise: NoiseFindings) -> str:
+    """How much reruns of the baseline change, with the interval, and what they did otherwise."""
+    reruns = noise.floor.reruns
+    by = "" if reruns == (UNNAMED,) else f" by {', '.join(reruns)}"
+    return f"a rerun of the baseline{by}: {noise.floor}"
 
 
 def judge_sentences(decision: Decision) -> list[str]:

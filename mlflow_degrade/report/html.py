@@ -8,6 +8,7 @@ from typing import Any
 
 from ..core import numbers
 from ..decision.likelihoods import LikelihoodFindings
+from ..decision.noise import NoiseFindings
 from ..decision.results import Decision, TaskResult
 from ..samples.pairing import PairedScores
 from . import content, findings, likelihoods, tables
@@ -67,6 +68,7 @@ def report(
     provenance: Provenance | None = None,
     subgroups: SubgroupFindings | None = None,
     likelihood: LikelihoodFindings | None = None,
+    noise: NoiseFindings | None = None,
 ) -> str:
     """The report people read: verdict, forest plot, flips, power, cost, samples, provenance."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -101,7 +103,11 @@ def report(
         outcomes=tables.outcomes(decision),
         flips=_flips(ordered, rows),
         judged=content.judge_sentences(decision),
-        power=content.power_sentence(decision),
+        power=content.power_sentence(decision, noise),
+        floor=None if noise is None else str(noise.floor),
+        beyond=[] if noise is None or noise.beyond is None else noise.beyond.sentences(),
+        beyond_title=content.BEYOND_NOISE,
+        no_verdict=content.NO_VERDICT,
         answers=content.answers_sentence(decision),
         subgroups=_subgroups(subgroups, decision),
         likelihood=_likelihoods(likelihood),

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from ..core import numbers
 from ..decision.likelihoods import LikelihoodFindings
+from ..decision.noise import NoiseFindings
 from ..decision.results import Decision
 from ..samples.pairing import PairedScores
 from . import content, findings, likelihoods, tables
@@ -54,6 +55,7 @@ def summary_note(
     cost: CostFigures | None = None,
     provenance: Provenance | None = None,
     subgroups: SubgroupFindings | None = None,
+    noise: NoiseFindings | None = None,
 ) -> str:
     """The note on the run page: what was decided, why, and what would have to change."""
     before = [f"{content.SIGNS[decision.verdict]} **{decision.verdict.value}**: {_plain(decision)}"]
@@ -62,7 +64,7 @@ def summary_note(
         *_bullets(content.judge_sentences(decision)),
         " ".join(map(_text, content.glossary(decision))),
     ]
-    after += [content.power_sentence(decision), *_answers(decision)]
+    after += [content.power_sentence(decision, noise), *_answers(decision)]
     changes = remedies(decision, (provenance or {}).get("scheme"))
     if changes:
         after += ["**What would have to change**", *_bullets(_brief(changes))]
@@ -72,7 +74,7 @@ def summary_note(
         after.append(_text(" ".join([f"Cost: {listed}.", *slower_phases(cost)])))
     if subgroups is not None and any(feature.found for feature in subgroups.features):
         sentence = _cut(findings.summary(subgroups, decision), _BRIEF_LENGTH)
-        after.append(f"{_text(sentence)} (A diagnostic: it does not enter the verdict.)")
+        after.append(f"{_text(sentence)} ({content.NO_VERDICT})")
     registered = content.registration(provenance)
     if registered:
         after.append(_text(registered))
@@ -121,6 +123,7 @@ def report(
     provenance: Provenance | None = None,
     subgroups: SubgroupFindings | None = None,
     likelihood: LikelihoodFindings | None = None,
+    noise: NoiseFindings | None = None,
 ) -> str:
     """The full report as one Markdown file without images."""
     baseline, candidate = content.sides(decision)
@@ -142,7 +145,10 @@ def report(
     if judged := content.judge_sentences(decision):
         parts += ["## Judge and labels", *_bullets(judged)]
     parts += _bullets(content.glossary(decision))
-    parts += ["## Power", content.power_sentence(decision), *_answers(decision)]
+    parts += ["## Power", content.power_sentence(decision, noise), *_answers(decision)]
+    if noise is not None and noise.beyond is not None:
+        parts += [f"## {content.BEYOND_NOISE}", *_bullets(noise.beyond.sentences())]
+        parts.append(content.NO_VERDICT)
     if subgroups is not None:
         parts += _subgroups(subgroups, decision)
     if likelihood is not None:
@@ -171,7 +177,7 @@ def _next(decision: Decision, provenance: Provenance | None) -> list[str]:
     return [part for step in steps for part in (f"**{_text(step.sentence)}**", _fence(step.line))]
 
 
-def pull_request_summary(decision: Decision) -> str:
+def pull_request_summary(decision: Decision, noise: NoiseFindings | None = None) -> str:
     """What a reviewer reads: verdict, reasons, the tasks, and what would have to change."""
     baseline, candidate = content.sides(decision)
     parts = [
@@ -180,7 +186,7 @@ def pull_request_summary(decision: Decision) -> str:
         f"**{_plain(decision)}**",
         *_bullets(_brief(decision.reasons)),
         _tasks_table(decision),
-        content.power_sentence(decision),
+        content.power_sentence(decision, noise),
     ]
     changes = remedies(decision)
     if changes:

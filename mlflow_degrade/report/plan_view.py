@@ -11,6 +11,7 @@ from rich.text import Text
 
 from ..core import numbers
 from ..core.numbers import share
+from ..decision.noise import Floor
 from ..decision.planning import NeededSamples, SuitePower, detectable_drop
 from ..stats._combination_rules import DEFAULT_RULE
 from .terminal import heading, table
@@ -84,6 +85,17 @@ def measured_view(measured: Sequence[SuitePower]) -> RenderableType:
             style="bold" if row is measured[-1] and len(measured) > 1 else "",
         )
     return Group(heading("What this suite can detect, if the candidate flips as much"), shown)
+
+
+def noise_view(floor: Floor) -> RenderableType:
+    """What reruns of a baseline show, and what is planned with."""
+    return Text(
+        f"A rerun of the baseline flips {numbers.share(floor.rate)} of {numbers.count(floor.n)} "
+        f"samples [{numbers.share(floor.low)}, {numbers.share(floor.high)}] "
+        f"({', '.join(floor.reruns)}). Planned with its one-sided upper bound, "
+        f"{numbers.share(floor.upper)}, and the flips that make the drop on top: a candidate that "
+        "is a rerun but for the drop. Others flip more, so these are the fewest samples."
+    )
 
 
 def needed_view(

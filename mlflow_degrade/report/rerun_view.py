@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ..core import numbers
-from ..decision.rerun import Rerun
+from ..decision.noise import UNNAMED, NoiseRecord
+from ..decision.rerun import Rerun, overall
 from ..decision.results import Verdict
 from ..samples.origin import Origin
 from ..samples.pairing import PairedTask
@@ -31,6 +34,50 @@ def rerun_view(found: Rerun) -> RenderableType:
     if found.notes:
         parts += [heading("Notes"), _bullets(found.notes)]
     return Group(*parts)
+
+
+def reruns_view(found: Mapping[str, Rerun]) -> RenderableType:
+    """One model and its reruns, by what each did otherwise: how much they change, and how."""
+    names = tuple(found)
+    verdict = overall([each.verdict for each in found.values()])
+    title = f"{content.SIGNS[verdict]} {verdict.value}"
+    shown = table(
+        "rerun", ("n", "right"), ("flipped", "right"), ("worse/better", "right"),
+        ("change", "right"), ("largest difference", "right"), ("p", "right"), "",
+    )  # fmt: skip
+    for name in names:
+        each = found[name]
+        total, counted = each.forward.aggregate, each.worse + each.better
+        shown.add_row(
+            Text(name),
+            numbers.count(each.n),
+            f"{numbers.share(counted / each.n)} {_interval(each)}",
+            f"{each.worse}/{each.better}",
+            numbers.change(total.delta, proportion=total.proportion),
+            f"{each.largest_difference:.4g}",
+            numbers.p_value(each.p_value, threshold=each.alpha),
+            each.verdict.value,
+        )
+    reasons = [f"{name}: {reason}" for name in names for reason in found[name].reasons]
+    head = Text.assemble((title, f"bold {_COLOURS[verdict]}"), "  the model against its reruns")
+    return Group(head, Text(), shown, Text(), _bullets(reasons))
+
+
+def floor_view(record: NoiseRecord) -> RenderableType:
+    """The noise floor in one sentence, with what it is good for."""
+    floor = record.floor()
+    reruns = len(floor.reruns)
+    over = f"{reruns} reruns" if reruns > 1 else "one rerun"
+    return Text(
+        f"\nNoise floor: {numbers.share(floor.rate)} of {numbers.count(floor.n)} samples flip "
+        f"[{numbers.share(floor.low)}, {numbers.share(floor.high)}], over {over}. Planning takes "
+        f"{numbers.share(floor.upper)}."
+    )
+
+
+def _interval(found: Rerun) -> str:
+    floor = NoiseRecord.of({UNNAMED: found}).floor()
+    return f"[{numbers.share(floor.low)}, {numbers.share(floor.high)}]"
 
 
 def _headline(found: Rerun) -> str:

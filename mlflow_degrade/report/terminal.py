@@ -18,6 +18,7 @@ from rich.text import Text
 
 from ..core import numbers
 from ..decision.likelihoods import LikelihoodFindings
+from ..decision.noise import NoiseFindings
 from ..decision.results import Decision, Verdict
 from ..samples.pairing import PairedScores
 from . import content, findings, likelihoods, tables
@@ -82,6 +83,7 @@ def decision_view(
     *,
     samples: int = 3,
     scheme: str | None = None,
+    noise: NoiseFindings | None = None,
 ) -> RenderableType:
     """Everything about a decision that fits a terminal."""
     parts: list[RenderableType] = [_verdict(decision), _TaskTable(decision)]
@@ -89,12 +91,15 @@ def decision_view(
     sentences = [
         content.metrics_sentence(decision),
         *content.judge_sentences(decision),
-        content.power_sentence(decision),
+        content.power_sentence(decision, noise),
     ]
     parts.append(Text("\n" + "\n".join(filter(None, sentences))))
     answers = content.answers_sentence(decision)
     if answers is not None:
         parts.append(Text(answers))
+    if noise is not None and noise.beyond is not None:
+        parts += [heading(content.BEYOND_NOISE), _bullets(noise.beyond.sentences())]
+        parts.append(Text(content.NO_VERDICT, style="dim"))
     if (where := content.processor_sentence(decision)) is not None:
         parts.append(Text(where, style="dim"))
     changes = remedies(decision, scheme)

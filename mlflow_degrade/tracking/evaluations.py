@@ -12,7 +12,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import numpy as np
@@ -26,6 +26,9 @@ from ..samples.readers.mlflow_runs import AGREEMENTS, downloaded, with_agreement
 from ..samples.readers.mlflow_traces import READER as TRACES
 from ..samples.table import SampleScores
 from .artifact_access import fetch, read_json, upload
+
+if TYPE_CHECKING:
+    from ..decision.noise import NoiseRecord
 
 # The questions of an evaluation as a dataset of MLflow's, which its pages show and filter by.
 
@@ -112,11 +115,15 @@ FILES_TAG = "degrade.files"
 """What there is below ``samples``, where nothing lies beside it; else a reader has to list."""
 REUSED_TAG = "degrade.reused_from"
 MODEL_URI_TAG = "degrade.model_uri"
+NOISE_TAG = "degrade.noise"
+"""How much reruns of an evaluation changed; the run then holds what was found."""
 
 # MLflow refuses metric names with other characters.
 _NOT_IN_NAMES = re.compile(r"[^\w\-. :/]")
 _SAMPLES = "samples"
 _FACTS = "evaluation.json"
+_NOISE = "noise.json"
+_FLIPPED = "flipped"
 _THREADS = 2
 # Beyond it MLflow would cut the tag.
 _FILES_LENGTH = 6_000
@@ -312,6 +319,58 @@ def log_agreement(run_id: str, agreement: Agreement) -> None:
     if FILES_TAG in client.get_run(run_id).data.tags:
         client.delete_tag(run_id, FILES_TAG)  # from now on there is something beside the samples
     client.log_dict(run_id, agreement.model_dump(mode="json"), f"{AGREEMENTS}/{name}.json")
+
+
+def log_noise(run_id: str, noise: NoiseRecord) -> None:
+    """Put beside an evaluation what its reruns change; the newest is what counts."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient()
+    client.log_dict(run_id, noise.model_dump(mode="json"), _NOISE)
+    # The tag comes last: a run that carries it has the file.
+    client.set_tag(run_id, NOISE_TAG, f"{noise.floor()} {_FLIPPED}")
+
+
+def logged_noise(run: Any) -> NoiseRecord | None:
+    """What the reruns of an evaluation changed, where that was logged beside it."""
+    if NOISE_TAG not in run.data.tags:
+        return None
+    from ..decision.noise import NoiseRecord
+
+    found = read_json(run.info.artifact_uri, _NOISE)
+    return NoiseRecord.read(json.dumps(found), f"runs:/{run.info.run_id}/{_NOISE}")
+
+
+def find_noise(model_digest: str) -> NoiseRecord | None:
+    """What was logged last of a model's reruns, beside any of its evaluations."""
+    import mlflow
+
+    runs = mlflow.search_runs(
+        filter_string=f"tags.`{MODEL_DIGEST_TAG}` = '{model_digest}' "
+        f"and tags.`{NOISE_TAG}` LIKE '%{_FLIPPED}' and status = 'FINISHED'",
+        order_by=["attributes.start_time DESC"],
+        max_results=1,
+        output_format="list",
+    )
+    return logged_noise(runs[0]) if runs else None
+
+
+def logged_noise_of(run_id: str) -> NoiseRecord:
+    """The same of a run by its id, which has to have it."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = MlflowClient().get_run(run_id)
+    except MlflowException as error:
+        raise TrackingError(f"runs:/{run_id} cannot be read: {error}. Check the run id.") from error
+    found = logged_noise(run)
+    if found is None:
+        raise InputError(
+            f"no noise run is logged beside runs:/{run_id}: log one with mlflow-degrade noise "
+            "--model MODEL --log, which says where it is."
+        )
+    return found
 
 
 def load_facts(run: Any) -> dict[str, Any]:

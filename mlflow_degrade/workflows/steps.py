@@ -397,9 +397,11 @@ def report(conclusion: Conclusion, models: Models, registered: str | None) -> No
         )
     asked = {"model": models.name, "scheme": models.scheme}
     provenance["command"] = Command.current() or Command("mlflow run recipes/quantize", (), asked)
-    found = log_report(decision, paired, cost=conclusion.compared.cost, provenance=provenance)
+    compared = conclusion.compared
+    noise = compared.noise(paired, decision.policy, search=True)
+    found = log_report(decision, paired, cost=compared.cost, provenance=provenance, noise=noise)
     out = console()
-    out.print(decision_view(decision, paired, scheme=models.scheme))
+    out.print(decision_view(decision, paired, scheme=models.scheme, noise=noise))
     if found is not None and any(feature.found for feature in found.features):
         out.print(subgroup_view(found, decision))
     if registered:

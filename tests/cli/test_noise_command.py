@@ -98,3 +98,83 @@ def test_refusals(call: Call, machines: dict[str, Path]) -> None:
     assert logged.code == 3
     assert "name both as runs:/<id>" in logged.err
     assert call("noise", "fp32.csv", "int8.csv", "--alpha", "0.9").code == 3
+
+
+@pytest.fixture
+def measured(call: Call) -> str:
+    """What two runs of the baseline differ by, in a file."""
+    assert call("noise", "fp32.csv", "fp32_again.csv", "--json", "noise.json").code == 0
+    return "noise.json"
+
+
+def test_it_stands_beside_the_flips_of_a_candidate(call: Call, measured: str) -> None:
+    asked = ("compare", "fp32.csv", "int4.csv", "--samples", "0")
+    reports = ("--report", "report.md", "--markdown", "summary.md", "--json", "decision.json")
+    found = call(*asked, "--noise", measured, *reports)
+    assert found.code == 1
+    said = "a rerun of the baseline: 1.5% [1.1%, 2.0%]"
+    assert said in " ".join(found.out.split())
+    assert all(said in Path(name).read_text() for name in ("report.md", "summary.md"))
+    # A diagnostic: the decision is the same to the byte.
+    call(*asked, "--json", "plain.json")
+    assert Path("decision.json").read_bytes() == Path("plain.json").read_bytes()
+
+
+def test_what_a_candidate_adds_to_a_rerun(call: Call) -> None:
+    asked = ("compare", "fp32.csv", "int4.csv", "--samples", "0", "--rerun", "fp32_again.csv")
+    found = call(*asked, "--rerun-json", "beyond.json", "--report", "report.html")
+    assert found.code == 1
+    shown = " ".join(found.out.split())
+    assert "Beyond a rerun of the baseline • the candidate is worse than one more run" in shown
+    assert "against 1.5% (25 worse, 25 better)" in shown
+    assert "Beyond a rerun of the baseline" in Path("report.html").read_text()
+    document = json.loads(Path("beyond.json").read_text())
+    assert document["verdict"] == "FAIL"
+    assert document["rerun"] == {"worse": 25, "better": 25}
+    assert document["adds_churn"]
+    # That file says what the rerun changes as well.
+    assert call("plan", "--noise", "beyond.json").code == 0
+
+
+def test_planning_with_noise(call: Call, measured: str) -> None:
+    plan = call("plan", "fp32.csv", "--noise", measured, "--drop-pp", "0.5", "--json", "-")
+    assert plan.code == 0, plan.err
+    document = json.loads(plan.out)
+    assert document["noise"]["upper"] == pytest.approx(0.0191, abs=1e-4)
+    assert document["needed"][0]["flip_rate"] == document["noise"]["upper"] + 0.005
+    assert document["detectable"][0]["n"] == 3291
+
+
+def test_noise_of_something_else(call: Call, measured: str) -> None:
+    for asked in (
+        ("compare", "int8.csv", "int4.csv", "--noise", measured),
+        ("plan", "int4.csv", "--noise", measured),
+    ):
+        found = call(*asked)
+        assert found.code == 3
+        assert "give mlflow-degrade noise this very baseline as FIRST" in found.err
+    for asked, said in (
+        (("plan", "--noise", measured, "--flip-rate", "0.1"), "and so does --flip-rate"),
+        (("plan", "fp32.csv", "int8.csv", "--noise", measured), "and so does a RERUN"),
+        (("plan", "--noise", "policy.yaml"), "policy.yaml is no noise run"),
+        (("plan", "--noise", "none.json"), "none.json cannot be read"),
+        (("compare", "fp32.csv", "int4.csv", "--rerun-json", "x.json"), "name a --rerun LOG"),
+        (("compare", "fp32.csv", "int4.csv", "--rerun", "fp32.csv"), "are the same log"),
+        (("compare", "fp32.csv", "int4.csv", "--rerun", "int8.csv", "--noise", measured),
+         "give one of them"),
+    ):  # fmt: skip
+        found = call(*asked)
+        assert found.code == 3
+        assert said in found.err
+
+
+def test_a_rerun_of_another_model(call: Call, machines: dict[str, Path]) -> None:
+    found = call("compare", machines["here"], "int4.csv", "--rerun", machines["other"])
+    assert found.code == 3
+    assert "the rerun is of another model (sha256:2) than the baseline (sha256:1)" in found.err
+    both = call("noise", machines["here"], machines["there"], "--json", "noise.json")
+    assert both.code == 0
+    assert call("plan", machines["here"], "--noise", "noise.json").code == 0
+    found = call("plan", machines["other"], "--noise", "noise.json")
+    assert found.code == 3
+    assert "is of another model (sha256:1) than the baseline (sha256:2)" in found.err

@@ -31,6 +31,8 @@ NEEDS = (
     (r"\.marks", "the example plugin installed; tests/test_plugins.py does it"),
     (r"model-Q8_0\.gguf", "a GGUF file; tests/optimize has tiny ones"),
     (r"mlflow-degrade noise .*--log$", "two machines"),
+    (r"noise --model|--noise noise\.json|--rerun kept",
+     "a model that is run several times; tests/cli/test_noise_reruns.py and tests/tracking do it"),
 )  # fmt: skip
 
 
