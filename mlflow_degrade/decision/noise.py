@@ -346,9 +346,11 @@ class BeyondNoise:
 def beyond_noise(paired: PairedScores, rerun: SampleScores, policy: GatePolicy) -> BeyondNoise:
     """Compare a candidate with a rerun of its baseline, item by item."""
     _require_rerun(paired, rerun)
-    asked = policy.model_copy(update={"portable": False})
+    asked = policy.model_copy(update={"portable": False, "sequential": None})
     noise = compare_runs(paired.baseline, rerun, asked)
-    against = asked.pair(rerun, paired.candidate, allow=paired.allowed)
+    # A candidate that was asked in an order may lack the rest.
+    part = () if paired.order is None else ("unpaired",)
+    against = asked.pair(rerun, paired.candidate, allow=(*paired.allowed, *part))
     tasks, counts = [], np.zeros((2, 2), dtype=int)
     for task in paired.tasks:
         if asked.task(task.name).tier != "gating":

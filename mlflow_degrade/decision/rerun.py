@@ -122,7 +122,12 @@ def compare_runs(
             "says whether one is worse than the other."
         )
     each = policy.model_copy(
-        update={"alpha": policy.alpha / 2, "portable": False, "implausible_gain_pp": None}
+        update={
+            "alpha": policy.alpha / 2,
+            "portable": False,
+            "implausible_gain_pp": None,
+            "sequential": None,
+        }  # fmt: skip
     )
     allow = sorted({*policy.allow, "same-model"})
     paired, back = each.pair(first, second, allow=allow), each.pair(second, first, allow=allow)

@@ -57,6 +57,7 @@ class LikelihoodRow:
 
 def compare_likelihoods(decision: Decision, paired: PairedScores) -> LikelihoodFindings | None:
     """How log-likelihoods changed on the samples of a decision; None where no side has any."""
+    paired = decision.used(paired)
     gating = [task.task for task in decision.tasks if task.tier == "gating"]
     level = decision.policy.shown_confidence
     return likelihood_changes(paired, confidence=level, gating=gating)
