@@ -121,14 +121,8 @@ def compare_runs(
             f"the runs are of two models ({digests[0]} and {digests[1]}): mlflow-degrade compare "
             "says whether one is worse than the other."
         )
-    each = policy.model_copy(
-        update={
-            "alpha": policy.alpha / 2,
-            "portable": False,
-            "implausible_gain_pp": None,
-            "sequential": None,
-        }  # fmt: skip
-    )
+    asked = {"portable": False, "implausible_gain_pp": None, "sequential": None}
+    each = policy.model_copy(update={"alpha": policy.alpha / 2, **asked})
     allow = sorted({*policy.allow, "same-model"})
     paired, back = each.pair(first, second, allow=allow), each.pair(second, first, allow=allow)
     forward, backward = decide(paired, each), decide(back, each)
