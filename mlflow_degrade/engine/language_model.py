@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
@@ -37,6 +38,7 @@ class OnnxLanguageModel(PythonModel):
         params: dict[str, Any] | None = None,
     ) -> pd.DataFrame:
         """Answer each row."""
+        model_input = _rows(model_input)
         prompts = self._prompts(model_input)
         # After a template nothing is put before a choice, as in the evaluation.
         spaced = [messages is None for messages in _column(model_input, "messages")]
@@ -128,6 +130,26 @@ class OnnxLanguageModel(PythonModel):
             return []
         tokens = self._model.encoder.encode(prompts)
         return self._model.generate(tokens, Sampling(max_new_tokens=max_new_tokens))
+
+
+_BODY = '{"dataframe_records": [{"prompt": "…"}]}'
+
+
+def _rows(given: pd.DataFrame) -> pd.DataFrame:
+    """What is asked, a row each; MLflow's server makes other things of other bodies."""
+    if not len(given.columns):
+        # MLflow drops columns that it does not know, and then there is nothing left to answer.
+        raise InputError(f"there is neither a prompt nor messages: send {_BODY}.")
+    first = given["prompt"].iloc[0] if len(given) and "prompt" in given else None
+    if isinstance(first, np.ndarray | list | tuple):
+        # {"inputs": {"prompt": […]}} and {"instances": […]} come as one row that holds them all.
+        texts = list(first)
+        if len(given) > 1 or not all(isinstance(text, str) for text in texts):
+            raise InputError(f"a prompt is a list, and has to be a text: send {_BODY}.")
+        if any(value is not None for value in _column(given, "choices")):
+            raise InputError(f"choices go with one prompt each: send {_BODY}.")
+        return pd.DataFrame({"prompt": texts})
+    return given
 
 
 def _column(given: pd.DataFrame, name: str) -> list[Any]:

@@ -111,6 +111,32 @@ def test_rows_that_cannot_be_answered_are_refused(
         served().predict(pd.DataFrame([row]))
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"dataframe_records": [{"prompt": "The harbour"}, {"prompt": "The boat"}]},
+        {"dataframe_split": {"columns": ["prompt"], "data": [["The harbour"], ["The boat"]]}},
+        {"inputs": [{"prompt": "The harbour"}, {"prompt": "The boat"}]},
+        {"inputs": {"prompt": ["The harbour", "The boat"]}},
+        {"instances": [{"prompt": "The harbour"}, {"prompt": "The boat"}]},
+        {"inputs": ["The harbour", "The boat"]},
+    ],
+    ids=["records", "split", "rows", "columns", "instances", "texts"],
+)
+def test_every_body_of_the_server_is_answered_alike(served: Serve, body: dict[str, Any]) -> None:
+    from mlflow.pyfunc.scoring_server import infer_and_parse_data
+
+    model = served()
+    wanted = _answers(model, {"prompt": "The harbour"}, {"prompt": "The boat"})
+    given = infer_and_parse_data(body, model.metadata.get_input_schema())
+    if body.get("inputs") == ["The harbour", "The boat"]:  # which column is meant is not said
+        with pytest.raises(ValueError, match=r"neither a prompt nor messages: send .*records"):
+            model.predict(given)
+        return
+    found = model.predict(given, params={"max_new_tokens": 6})
+    assert found["text"].tolist() == wanted
+
+
 def test_a_model_without_template_says_so(served: Serve) -> None:
     with pytest.raises(ValueError, match="has no chat template"):
         served(None).predict(pd.DataFrame([{"messages": [ASK]}]))
