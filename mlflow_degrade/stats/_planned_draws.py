@@ -30,6 +30,8 @@ _MOST = 0.95
 _ABOVE = ((1.0, 0.75), (0.5, 0.15), (4.0, 0.1))
 _BELOW = ((1.0, 0.25), (2.0, 0.25), (4.0, 0.25), (8.0, 0.25))
 _BISECTIONS = 30
+# Sums of all values differ by this from what they are: a mean at the bound is not beyond it.
+_ROUNDING = 1e-9
 Bets = tuple[tuple[float, float], ...]
 
 
@@ -127,7 +129,7 @@ def below_log_e(draws: Draws, bound: float, margin: float) -> FloatArray:
 def _log_e(draws: Draws, bound: float, margin: float, bets: Bets) -> FloatArray:
     found = np.asarray(special.logsumexp(_wealth(draws, bound, margin, bets).cumsum(axis=1)
         + np.log([[share] for _, share in bets]), axis=0))  # fmt: skip
-    return np.where(np.maximum.accumulate(draws.least) > bound, CERTAIN, found)
+    return np.where(np.maximum.accumulate(draws.least) > bound + _ROUNDING, CERTAIN, found)
 
 
 def _wealth(
