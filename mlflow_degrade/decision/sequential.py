@@ -22,7 +22,7 @@ from ..core.errors import PolicyError
 from ..samples.pairing import PairedScores, PairedTask
 from ..samples.planned_order import PlannedOrder
 from ..samples.table import SampleScores
-from ..stats import sample_size, upper_proportion
+from ..stats import attempt_alpha, sample_size, upper_proportion
 from ..stats._combination_rules import rule_named
 from ..stats._planned_draws import (
     DrawPlan,
@@ -90,6 +90,13 @@ class SequentialTest:
                     "that may stop at any sample needs scores between 0 and 1. Choose another "
                     "metric, give the task 'tier: advisory', or leave sequential out."
                 )
+        # In the first looks a small task may have no sample yet, and nothing decides without it.
+        paired_names = {task.name for task in paired.tasks}
+        self._unseen = [
+            name
+            for name in paired.baseline.tasks
+            if name not in paired_names and policy.task(name).tier == "gating"
+        ]
         self.asked = self._order.answered(paired.candidate)
         self._places = self._order.places(paired.baseline)
         self._sizes = {task.name: self._size(task) for task in self.gating}
@@ -115,14 +122,15 @@ class SequentialTest:
     @cached_property
     def total(self) -> float:
         """Gating items of the whole suite."""
-        return float(sum(size.sum() for size in self._sizes.values()))
+        seen = float(sum(size.sum() for size in self._sizes.values()))
+        return seen + int(self._order.items["task"].isin(self._unseen).sum())
 
     @cached_property
     def _scale(self) -> dict[str, float]:
         """Weight of an item of each task in the mean of all."""
         if self._rule.weights != "tasks":
             return dict.fromkeys(self._sizes, 1.0)
-        share = self.total / len(self._sizes)
+        share = float(sum(size.sum() for size in self._sizes.values())) / len(self._sizes)
         return {name: share / float(size.sum()) for name, size in self._sizes.items()}
 
     def _plan(self, names: Sequence[str]) -> tuple[DrawPlan, IntArray]:
@@ -217,6 +225,8 @@ class SequentialTest:
     @cached_property
     def _enough(self) -> int:
         """The first unit at which the policy's least numbers of samples are reached."""
+        if self._unseen:
+            return _NEVER
         needed = [(self.policy.min_samples, sum(self._sizes.values()))]
         for name, size in self._sizes.items():
             needed.append((self.policy.task(name).min_samples or 1, size))
@@ -243,14 +253,29 @@ class SequentialTest:
         return _NEVER if at >= self.asked else at
 
     @cached_property
+    def _levels(self) -> dict[str | None, float]:
+        """At which a FAIL is established, of all tasks together (None) and of those alone."""
+        # Each alone would be another chance to be wrong: they share alpha, half for the sum.
+        policy, strict = self.policy, self.policy.rule == "no_degradation"
+        alone = [
+            name
+            for name, one in self.each.items()
+            if one is not self.together
+            and (policy.task(name).has_margin or (self._rule.every_task and not strict))
+        ]
+        if not alone:
+            return {None: policy.alpha}
+        each = policy.alpha / max(2 * len(alone), len(self.gating))
+        return {None: policy.alpha / 2.0, **dict.fromkeys(alone, each)}
+
+    def _worse(self, name: str | None) -> FloatArray:
+        """The e-process that a FAIL rests on."""
+        one = self.together if name is None else self.each[name]
+        return one.below if self.policy.rule == "no_degradation" else one.beyond
+
+    @cached_property
     def _fails(self) -> int:
-        policy, count = self.policy, len(self.gating)
-        strict = policy.rule == "no_degradation"
-        found = [self._hit(self.together.below if strict else self.together.beyond, policy.alpha)]
-        for name, one in self.each.items():
-            if policy.task(name).has_margin or (self._rule.every_task and not strict):
-                path = one.below if strict else one.beyond
-                found.append(self._hit(path, policy.alpha / count))
+        found = [self._hit(self._worse(name), level) for name, level in self._levels.items()]
         at = max(min(found), self._enough)
         return _NEVER if at >= self.asked else at
 
@@ -437,15 +462,12 @@ class SequentialTest:
 
     def _beyond(self) -> list[str]:
         """That the drop exceeds the margin, of all tasks together or on some that decide alone."""
-        each: dict[str | None, FloatArray] = {None: self.together.beyond}
-        if self._hit(self.together.beyond[: self.stop], self.policy.alpha) == _NEVER:
-            each = {n: self.each[n].beyond for n in (*self.each, None) if n is not None}
-        level = self.policy.alpha / len(each)
+        found = {name: self._largest(self._worse(name)) for name in self._levels}
         return [
             f"a drop of the margin or less is ruled out{'' if name is None else f' on {name}'} "
-            f"(p = {numbers.compared(math.exp(-self._largest(path)), level)})"
-            for name, path in each.items()
-            if self._largest(path) >= -math.log(level)
+            f"(p = {numbers.compared(math.exp(-found[name]), level)})"
+            for name, level in self._levels.items()
+            if found[name] >= -math.log(level)
         ]
 
     def _count(self, units: int) -> str:
@@ -460,13 +482,22 @@ def _times(drawn: int, count: int) -> IntArray:
 
 
 def _without_p(task: TaskResult) -> TaskResult:
-    """An advisory task beside an early stop: its test for a fixed number does not hold."""
+    """An advisory task beside an early stop: tests for a fixed number do not hold."""
     return task.model_copy(
-        update={"p_worse": 1.0, "log10_p_worse": 0.0, "test": "none, after an early stop"}
+        update={
+            "p_worse": 1.0,
+            "log10_p_worse": 0.0,
+            "noninferiority_p": None,
+            "mde": None,
+            "test": "none, after an early stop",
+            "notes": (*task.notes, "the interval is that of a fixed number of samples"),
+        }
     )
 
 
-def require_decidable(order: PlannedOrder, baseline: SampleScores, policy: GatePolicy) -> None:
+def require_decidable(
+    order: PlannedOrder, baseline: SampleScores, policy: GatePolicy, attempt: int = 1
+) -> None:
     """Refuse, before the first sample, a suite on which nothing could ever pass.
 
     Raises
@@ -477,24 +508,53 @@ def require_decidable(order: PlannedOrder, baseline: SampleScores, policy: GateP
     asked = policy.sequential
     margin = policy.margin_of()
     tasks = [name for name in baseline.tasks if policy.task(name).tier == "gating"]
-    have = int(order.items["task"].isin(tasks).sum())
+    items = order.items[order.items["task"].isin(tasks)]
+    have = len(items)
     if asked is None or margin is None or not have:
         return
     if small := _too_small(have, policy, margin):
         raise PolicyError(f"sequential: {small}.")
+    each = items["task"].value_counts()
+    least: dict[str | None, tuple[int, int]] = {None: (policy.min_samples, have)}
+    least |= {n: (policy.task(n).min_samples or 1, int(each[n])) for n in tasks}
+    for name, (needed, there) in least.items():
+        if there < needed:
+            raise PolicyError(
+                f"sequential: min_samples{_of(name)} is {needed}, and there are {there} samples: "
+                "nothing could ever be decided. Ask more (limit), or fewer in the policy."
+            )
     if asked.claim == "suite":
         return
+    claimed: dict[str | None, float] = {None: margin}
+    rule = rule_named(policy.aggregation)
+    for name in tasks:
+        if policy.task(name).has_margin or rule.every_task:
+            claimed[name] = policy.margin_of(name) or margin
+    alpha = attempt_alpha(policy.alpha, attempt)
+    for name, its in claimed.items():
+        some = items if name is None else items[items["task"] == name]
+        _require_enough(some["unit"].nunique(), its, asked.flip_rate, alpha, _of(name))
+
+
+def _of(task: str | None) -> str:
+    return "" if task is None else f" of {task}"
+
+
+def _require_enough(have: int, margin: float, flip_rate: float, alpha: float, of: str) -> None:
     # The most that can be seen for a candidate: not one answer that changes.
     ones = np.ones(max(have, _LONGEST))
-    plan = DrawPlan(ones, ones, float(ones.size), False, asked.flip_rate)
+    plan = DrawPlan(ones, ones, float(ones.size), False, flip_rate)
     path = above_log_e(Draws(plan, np.zeros(ones.size)), -margin, margin)
-    least = int(np.argmax(path >= -math.log(policy.alpha))) + 1
-    if path[-1] < -math.log(policy.alpha) or have < least:
-        raise PolicyError(
-            f"sequential: {numbers.count(have)} samples cannot rule out a drop of "
-            f"{100 * margin:g} pp, even if no answer changes: {numbers.count(least)} could. Ask "
-            "more (limit), or widen the margin."
-        )
+    least = int(np.argmax(path >= -math.log(alpha))) + 1
+    known = path[-1] >= -math.log(alpha)
+    if known and have >= least:
+        return
+    could = f": {numbers.count(least)} could" if known else ""
+    raise PolicyError(
+        f"sequential: {numbers.count(have)} independent samples{of} cannot rule out a drop of "
+        f"{100 * margin:g} pp, even if no answer changes{could}. Ask more (limit), or widen the "
+        "margin."
+    )
 
 
 def _too_small(have: int, policy: GatePolicy, margin: float) -> str:

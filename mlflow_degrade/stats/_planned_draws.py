@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 
 import numpy as np
-from scipy import special
 
 from ..core.errors import StatisticsInputError
 from ._sequential import combine_log_e
@@ -96,8 +95,8 @@ class Draws:
         # Mean square of the part that is estimated, from the units before; it shrinks with what is
         # left, so that it is added up without that.
         part = (values * ahead[:drawn]) ** 2
-        chances = plan.weights / plan.weights.sum()
-        planned = plan.planned_square * float(chances @ (plan.sizes * ahead) ** 2)
+        # Planned is that units which are drawn more often change more often, in proportion.
+        planned = plan.planned_square * float(np.mean(plan.sizes**2)) * (total / plan.items) ** 2
         before = np.concatenate([[0.0], np.cumsum(part)[:-1]])
         seen = (_PRIOR_UNITS * planned + before) / (_PRIOR_UNITS + np.arange(drawn))
         self.square = seen * self.left**2
@@ -127,8 +126,8 @@ def below_log_e(draws: Draws, bound: float, margin: float) -> FloatArray:
 
 
 def _log_e(draws: Draws, bound: float, margin: float, bets: Bets) -> FloatArray:
-    found = np.asarray(special.logsumexp(_wealth(draws, bound, margin, bets).cumsum(axis=1)
-        + np.log([[share] for _, share in bets]), axis=0))  # fmt: skip
+    wealth = _wealth(draws, bound, margin, bets).cumsum(axis=1)
+    found = np.logaddexp.reduce(wealth + np.log([[share] for _, share in bets]), axis=0)
     return np.where(np.maximum.accumulate(draws.least) > bound + _ROUNDING, CERTAIN, found)
 
 
@@ -180,7 +179,7 @@ def _lower_limits(
 
     def refuted(mean: float, drawn: int) -> bool:
         wealth = _wealth(draws, mean, margin, bets, drawn).sum(axis=1) + shares
-        return bool(special.logsumexp(wealth) >= -math.log(alpha))
+        return bool(np.logaddexp.reduce(wealth) >= -math.log(alpha))
 
     least = np.maximum(np.maximum.accumulate(draws.least)[times - 1], -1.0)
     return np.array(
