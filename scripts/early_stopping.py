@@ -438,6 +438,13 @@ def cells_of(section: str, data: Path | None, made: Path | None) -> list[tuple[A
     return [(rate, *one) for rate in ("0.04", "0.02", "0.1") for one in suites]
 
 
+def keep(file: Path, section: str, found: dict[int, dict[str, Any]], replays: int) -> None:
+    """Write what a section has so far beside what the file has of others."""
+    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    known[section] = {"replays": replays, "cells": [cell for _, cell in sorted(found.items())]}
+    file.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     """Parse the command line, run, print or write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -468,14 +475,12 @@ def main() -> None:
                 section, i = futures[future]
                 found[section][i] = future.result()
                 progress.advance(bar)
+                if arguments.json is not None:
+                    keep(arguments.json, section, found[section], arguments.replays)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
     cells = {section: [v for _, v in sorted(one.items())] for section, one in found.items()}
-    if arguments.json is not None:
-        known = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
-        known |= {s: {"replays": arguments.replays, "cells": c} for s, c in cells.items()}
-        arguments.json.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
     tables = {s: SECTIONS[s][1](c, arguments.replays) for s, c in cells.items() if c}
     if arguments.write is None:
         print("\n\n".join(f"### {name}\n\n{table}" for name, table in tables.items()))
