@@ -103,8 +103,11 @@ class Draws:
 
     @cached_property
     def means(self) -> FloatArray:
-        """The mean so far, after each unit."""
-        return np.asarray(np.cumsum(self.estimate) / np.arange(1, self.estimate.size + 1))
+        """The mean so far, after each unit; exact after the last of these very units."""
+        # Estimates are uncorrelated, and each is as precise as the part of it that is estimated.
+        precision = self.left**-2.0
+        found = np.cumsum(self.estimate * precision) / np.cumsum(precision)
+        return np.asarray(np.clip(found, self.least, self.largest))
 
     def mirrored(self) -> Draws:
         """The same with gains and losses exchanged."""
@@ -165,11 +168,14 @@ def limits(
     draws: Draws, margin: float, alpha: float, times: IntArray
 ) -> tuple[FloatArray, FloatArray]:
     """One-sided limits of the mean, each at level `alpha`, that hold at all times at once."""
-    # What the same bets do not refute, so that limits and tests agree. Never wider than before, and
-    # within what the mean can be.
-    low = _lower_limits(draws, margin, _ABOVE, alpha, times)
-    high = -_lower_limits(draws.mirrored(), margin, _BELOW, alpha, times)
-    return np.maximum.accumulate(low), np.minimum.accumulate(high)
+    # What the same bets do not refute, so that limits and tests agree. Never wider than before, but
+    # within what the mean can be; where all is refuted, they are the mean so far.
+    low = np.maximum.accumulate(_lower_limits(draws, margin, _ABOVE, alpha, times))
+    high = -np.maximum.accumulate(_lower_limits(draws.mirrored(), margin, _BELOW, alpha, times))
+    at = times - 1
+    low, high = np.minimum(low, draws.largest[at]), np.maximum(high, draws.least[at])
+    crossed = low > high
+    return np.where(crossed, draws.means[at], low), np.where(crossed, draws.means[at], high)
 
 
 def _lower_limits(
