@@ -52,7 +52,10 @@ class PlannedOrder:
         table = baseline.table
         names = [*_ITEM, "cluster"]
         if informed:
-            if GOLD_MARGIN not in table.column_names:
+            if (
+                GOLD_MARGIN not in table.column_names
+                or table[GOLD_MARGIN].null_count == table.num_rows
+            ):
                 raise PolicyError(
                     "sequential.order = 'informed' needs the baseline's log-likelihoods, and its "
                     "samples have none: evaluate it again with mlflow-degrade, or take the order "

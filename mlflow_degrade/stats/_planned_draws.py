@@ -26,7 +26,7 @@ _PRIOR_UNITS = 50.0
 _MOST = 0.95
 # Bets are planned for a mean so many times the margin away from the bound, and share the wealth
 # like this: for an equal candidate and one that is somewhat worse; for small and for large drops.
-_ABOVE = ((1.0, 0.75), (0.5, 0.15), (4.0, 0.1))
+_ABOVE = ((1.0, 0.9), (0.5, 0.1))
 _BELOW = ((1.0, 0.25), (2.0, 0.25), (4.0, 0.25), (8.0, 0.25))
 _BISECTIONS = 30
 # Sums of all values differ by this from what they are: a mean at the bound is not beyond it.
