@@ -42,7 +42,7 @@ Floats = np.ndarray
 DESIGNS = (("population", "uniform"), ("suite", "uniform"), ("suite", "informed"))
 KINDS = ("binary", "graded", "skewed", "clusters", "shared", "uneven")
 MARGIN = 0.05  # of the simulated suites
-SIZES = (500, 300, 100)
+SIZES = (200, 100, 100)
 COPIES = 5
 #: Rules whose claim of non-inferiority is about all items alike.
 BY_ITEM = tuple(r for r in RULE_NAMES if rule_named(r).weights != "tasks")
@@ -140,9 +140,9 @@ def blocks(kind: str, mean: float) -> list[tuple[tuple[int, ...], int, float]]:
     if kind == "clusters":
         return [((k,), n // COPIES, mean) for k, n in enumerate(SIZES)]
     if kind == "shared":
-        return [((0,), 300, mean), ((0, 1), 200, mean), ((1,), 100, mean), ((2,), 100, mean)]
+        return [((0,), 120, mean), ((0, 1), 80, mean), ((1,), 40, mean), ((2,), 100, mean)]
     if kind == "uneven":
-        apart = (0.05, -0.05, -0.1)  # 0 on all items, while single tasks are worse
+        apart = (0.05, -0.05, -0.05)  # 0 on all items, while single tasks are worse
         return [((k,), n, mean + a) for k, (n, a) in enumerate(zip(SIZES, apart, strict=True))]
     return [((k,), n, mean) for k, n in enumerate(SIZES)]
 
