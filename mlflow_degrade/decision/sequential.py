@@ -282,8 +282,8 @@ class SequentialTest:
     def sentence(self) -> str:
         """What the samples so far show, in a line."""
         drawn = int(np.count_nonzero(self.together.mine < self.asked))
-        low, high = self._limits(self.together, np.array([drawn]))
-        change = numbers.change(float(self.together.draws.means[-1]), proportion=True)
+        low, mean, high = self._limits(self.together, np.array([drawn]))
+        change = numbers.change(float(mean[0]), proportion=True)
         between = numbers.interval(float(low[0]), float(high[0]), proportion=True)
         stopped = self._why()
         return (
@@ -348,17 +348,20 @@ class SequentialTest:
 
     def _interval(self, one: _Evidence) -> tuple[IntervalRecord, float]:
         drawn = int(np.count_nonzero(one.mine < self.stop))
-        low, high = self._limits(one, _times(drawn, _LOOKS))
+        low, mean, high = self._limits(one, _times(drawn, _LOOKS))
         record = IntervalRecord(
             low=float(low[-1]),
             high=float(high[-1]),
             confidence=self.policy.shown_confidence,
             method="confidence sequence",
         )
-        return record, float(one.draws.means[drawn - 1])
+        return record, float(mean[-1])
 
-    def _limits(self, one: _Evidence, times: IntArray) -> tuple[FloatArray, FloatArray]:
-        return limits(one.draws, one.margin, (1.0 - self.policy.shown_confidence) / 2.0, times)
+    def _limits(self, one: _Evidence, times: IntArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Limits of the change after some units, and between them the change so far."""
+        level = (1.0 - self.policy.shown_confidence) / 2.0
+        low, high = limits(one.draws, one.margin, level, times)
+        return low, np.clip(one.draws.means[times - 1], low, high), high
 
     def _together(self, gating: Sequence[TaskResult]) -> AggregateResult:
         found = self.together
@@ -398,20 +401,19 @@ class SequentialTest:
         units = np.cumsum(sum(self._sizes.values()))
         drawn = int(np.count_nonzero(found.mine < stop))
         times = _times(drawn, _POINTS)
-        low, high = self._limits(found, times)
-        means = found.draws.means
+        low, mean, high = self._limits(found, times)
         at = found.mine[times - 1]
         path = tuple(
             EvidencePoint(
                 samples=int(units[place]),
-                delta=float(means[t - 1]),
+                delta=float(mean[i]),
                 low=float(low[i]),
                 high=float(high[i]),
                 log_e_noninferior=float(found.above[place]),
                 log_e_degraded=float(found.below[place]),
                 log_e_beyond=float(found.beyond[place]),
             )
-            for i, (t, place) in enumerate(zip(times, at, strict=True))
+            for i, place in enumerate(at)
         )
         return EarlyStop(
             claim=self._asked_as.claim,
@@ -563,12 +565,14 @@ def _too_small(have: int, policy: GatePolicy, margin: float) -> str:
     asked = policy.sequential
     if asked is None or asked.claim != "suite":
         return ""
-    needed = sample_size(margin, asked.flip_rate, alpha=policy.alpha, power=policy.power).n
+    # A drop of the margin is that many flips at least, whatever was planned.
+    flips = max(asked.flip_rate, margin)
+    needed = sample_size(margin, flips, alpha=policy.alpha, power=policy.power).n
     if have >= needed:
         return ""
     return (
         f"a suite of {numbers.count(have)} samples is too small for a claim about itself to say "
         f"anything of other samples: {numbers.count(needed)} have the power "
-        f"{policy.power:g} for the margin at flip rate {asked.flip_rate:g}. Ask more, widen the "
+        f"{policy.power:g} for the margin at flip rate {flips:g}. Ask more, widen the "
         "margin, or take sequential.claim = 'population'"
     )
