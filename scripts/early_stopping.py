@@ -30,11 +30,13 @@ from rich.progress import Progress
 from mlflow_degrade.decision.policy import GatePolicy
 from mlflow_degrade.decision.sequential import _NEVER, SequentialTest
 from mlflow_degrade.decision.verdict import decide
+from mlflow_degrade.report.plots import path_plot
 from mlflow_degrade.samples.pairing import pair
 from mlflow_degrade.samples.planned_order import _weights
 from mlflow_degrade.samples.table import SampleScores
 from mlflow_degrade.stats import sample_size
 from mlflow_degrade.stats._combination_rules import RULE_NAMES, rule_named
+from mlflow_degrade.stats._planned_draws import DrawPlan, Draws, above_log_e, below_log_e
 
 ALPHA = 0.05
 Floats = np.ndarray
@@ -283,11 +285,27 @@ def shifted(values: Floats, mean: float, rng: np.random.Generator) -> Floats:
     return found
 
 
-def single(values: Floats, claim: str, rule: str, margin: float) -> Replayed:
+def reaches(values: Floats, claim: str, what: str, margin: float) -> bool:
+    """Whether one order comes to a wrong verdict; the path it rests on alone."""
+    plan = DrawPlan(
+        np.ones(values.size), np.ones(values.size), float(values.size), claim == "suite"
+    )
+    draws = Draws(plan, values)
+    path = (
+        below_log_e(draws, 0.0, margin)
+        if what == "fail_equal"
+        else above_log_e(draws, -margin, margin)
+    )
+    return bool(path.max() >= -math.log(ALPHA))
+
+
+def single(
+    values: Floats, claim: str, rule: str, margin: float, kept: dict[Any, Any] | None = None
+) -> Replayed:
     """The test of one task, in the order given."""
     policy = policy_of(rule, "pooled", claim, "uniform", margin)
     weights = np.ones(values.size)
-    return Replayed(policy, margin, {"a": (np.arange(values.size), values)}, weights)
+    return Replayed(policy, margin, {"a": (np.arange(values.size), values)}, weights, kept)
 
 
 def full_verdict(values: Floats, rule: str, margin: float) -> str:
@@ -306,9 +324,7 @@ def replay_cell(name: str, claim: str, values: Floats, replays: int) -> dict[str
     margin = 0.03
     again = claim == "population"
     wrong = {"fail_equal": 0, "pass_margin": 0}
-    for what, mean, rule in (
-        ("fail_equal", 0.0, "no_degradation"), ("pass_margin", -margin, "non_inferiority")
-    ):  # fmt: skip
+    for what, mean in (("fail_equal", 0.0), ("pass_margin", -margin)):
         moved = shifted(values, mean, rng)
         if what == "pass_margin" and moved.mean() > mean:  # rounding
             moved[np.argmax(moved)] -= (moved.mean() - mean) * moved.size
@@ -316,18 +332,24 @@ def replay_cell(name: str, claim: str, values: Floats, replays: int) -> dict[str
             moved[np.argmin(moved)] += (mean - moved.mean()) * moved.size
         for _ in range(replays):
             one = rng.choice(moved, moved.size) if again else rng.permutation(moved)
-            test = single(one, claim, rule, margin)
-            wrong[what] += test.fails if what == "fail_equal" else test.passes
-    found: dict[str, Any] = {}
-    for rule in ("no_degradation", "non_inferiority"):
-        whole, used, said = full_verdict(values, rule, margin), [], []
-        for _ in range(replays):
-            test = single(rng.permutation(values), claim, rule, margin)
-            said.append("FAIL" if test._fails <= test._passes and test.fails
-                        else "PASS" if test.passes else "open")  # fmt: skip
-            used.append(test.stop)
-        shares = {v: said.count(v) / replays for v in ("PASS", "FAIL", "open")}
-        found[rule] = {"full": whole, "median": float(np.median(used)), "early": shares}
+            wrong[what] += reaches(one, claim, what, margin)
+    rules = ("no_degradation", "non_inferiority")
+    found: dict[str, Any] = {
+        rule: {"full": full_verdict(values, rule, margin), "used": [], "said": []} for rule in rules
+    }
+    for _ in range(replays):
+        kept: dict[Any, Any] = {}
+        one = rng.permutation(values)
+        for rule in rules:
+            test = single(one, claim, rule, margin, kept)
+            said = "FAIL" if test.fails and test._fails <= test._passes else (
+                "PASS" if test.passes else "open")  # fmt: skip
+            found[rule]["said"].append(said)
+            found[rule]["used"].append(test.stop)
+    for one_rule in found.values():
+        said, used = one_rule.pop("said"), one_rule.pop("used")
+        one_rule["early"] = {v: said.count(v) / replays for v in ("PASS", "FAIL", "open")}
+        one_rule["median"] = float(np.median(used))
     flips = {"worse": int((values < 0).sum()), "better": int((values > 0).sum())}
     return {
         "pair": name, "claim": claim, "n": values.size, **flips,
@@ -438,6 +460,18 @@ def cells_of(section: str, data: Path | None, made: Path | None) -> list[tuple[A
     return [(rate, *one) for rate in ("0.04", "0.02", "0.1") for one in suites]
 
 
+def picture(made: Path, target: Path, name: str = "int8-weight-only") -> None:
+    """Draw how the decision on a starter pair went."""
+    sides = [SampleScores.read_parquet(made / f"{name}.{s}.parquet")
+             for s in ("baseline", "candidate")]  # fmt: skip
+    policy = GatePolicy.from_mapping(
+        {"rule": "non_inferiority", "margin_pp": 2, "sequential": {"claim": "suite"}}
+    )
+    path_plot(decide(policy.pair(*sides), policy)).savefig(
+        target, dpi=100, metadata={"Software": None}
+    )
+
+
 def keep(file: Path, section: str, found: dict[int, dict[str, Any]], replays: int) -> None:
     """Write what a section has so far beside what the file has of others."""
     known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
@@ -453,11 +487,15 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--data", type=Path, help="folder of real pairs")
     parser.add_argument("--pairs", type=Path, help="folder that likelihood_evidence.py made")
+    parser.add_argument("--picture", type=Path, help="PNG file of the path of the first of --pairs")
     parser.add_argument("--json", type=Path, help="file for all figures; those there are kept")
     parser.add_argument("--write", type=Path, help="document with markers to write into")
     arguments = parser.parse_args()
     if arguments.replays < 1:
         parser.error("--replays is at least 1")
+    if arguments.picture is not None:
+        picture(arguments.pairs, arguments.picture)
+        return
     todo = [
         (section, i, cell)
         for section in arguments.only
