@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 from markdown_tables import markdown, replace_between_markers
 from rich.progress import Progress
 
@@ -32,7 +33,7 @@ from mlflow_degrade.decision.sequential import _NEVER, SequentialTest
 from mlflow_degrade.decision.verdict import decide
 from mlflow_degrade.report.plots import path_plot
 from mlflow_degrade.samples.pairing import pair
-from mlflow_degrade.samples.planned_order import _weights
+from mlflow_degrade.samples.planned_order import GOLD_MARGIN, _weights
 from mlflow_degrade.samples.table import SampleScores
 from mlflow_degrade.stats import sample_size
 from mlflow_degrade.stats._combination_rules import RULE_NAMES, rule_named
@@ -374,6 +375,57 @@ def replay_table(cells: list[dict[str, Any]], replays: int) -> str:
     return markdown(header, rows, f"{replays:,} orders each, margin 3 pp, alpha = {ALPHA}.")
 
 
+def orders_cell(name: str, made: Path, replays: int) -> dict[str, Any]:
+    """Samples that a real pair needs by claim and order."""
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    sides = [SampleScores.read_parquet(made / f"{name}.{s}.parquet")
+             for s in ("baseline", "candidate")]  # fmt: skip
+    paired, margin = pair(*sides, allow=("same-model",)), 0.02
+    values = np.concatenate([task.difference for task in paired.tasks])
+    rows = np.concatenate([task.baseline_row for task in paired.tasks])
+    # From the file, which has columns that the table need not know.
+    margins = pq.read_table(made / f"{name}.baseline.parquet")[GOLD_MARGIN].to_numpy()[rows]
+    tasks = pd.Series(np.repeat([t.name for t in paired.tasks], [t.n for t in paired.tasks]))
+    found: dict[str, Any] = {}
+    for claim, order in DESIGNS:
+        policy = policy_of("non_inferiority", "pooled", claim, order, margin)
+        weights = np.ones(values.size)
+        if order == "informed":
+            weights = _weights(margins, np.arange(values.size), tasks)
+        used, said = [], []
+        for _ in range(replays):
+            ring = np.argsort(rng.exponential(size=values.size) / weights)
+            place = {"a": (np.arange(values.size), values[ring])}
+            test = Replayed(policy, margin, place, weights[ring])
+            used.append(test.stop)
+            said.append("PASS" if test._passes < test._fails else "FAIL" if test.fails else "open")
+        found[f"{claim}, {order}"] = {
+            "median": float(np.median(used)),
+            "said": {v: said.count(v) / replays for v in ("PASS", "FAIL", "open")},
+        }
+    return {
+        "pair": name, "n": values.size, "worse": int((values < 0).sum()),
+        "better": int((values > 0).sum()), "found": found,
+    }  # fmt: skip
+
+
+def orders_table(cells: list[dict[str, Any]], replays: int) -> str:
+    """One row per pair."""
+    rows = []
+    for c in cells:
+        row = [f"`{c['pair']}`", f"{c['worse']} / {c['better']}"]
+        for found in c["found"].values():
+            said = ", ".join(f"{v} {100 * s:.0f}%" for v, s in found["said"].items() if s)
+            row.append(f"{found['median']:,.0f} ({said})")
+        rows.append(row)
+    header = ["starter model", "worse / better", *(", ".join(design) for design in DESIGNS)]
+    note = (
+        f"Median samples of {cells[0]['n']:,} under `non_inferiority` at 2 pp, and the verdicts of "
+        f"{replays:,} orders each."
+    )
+    return markdown(header, rows, note)
+
+
 # -- Samples needed -----------------------------------------------------------------------------
 
 
@@ -444,6 +496,7 @@ def efficiency_table(cells: list[dict[str, Any]], replays: int) -> str:
 SECTIONS: dict[str, tuple[Callable[..., dict[str, Any]], Callable[..., str]]] = {
     "size": (size_cell, size_table),
     "replays": (replay_cell, replay_table),
+    "orders": (orders_cell, orders_table),
     "efficiency": (efficiency_cell, efficiency_table),
 }
 
@@ -455,6 +508,9 @@ def cells_of(section: str, data: Path | None, made: Path | None) -> list[tuple[A
     if section == "replays":
         found = list(real_pairs(data, made))
         return [(name, claim, v) for name, v in found for claim in ("population", "suite")]
+    if section == "orders":
+        files = sorted(made.glob("*.baseline.parquet")) if made is not None else []
+        return [(file.name.removesuffix(".baseline.parquet"), made) for file in files]
     suites = [("population uniform", "4")]
     suites += [(f"suite {o}", t) for o in ("uniform", "informed") for t in ("1", "2", "5")]
     return [(rate, *one) for rate in ("0.04", "0.02", "0.1") for one in suites]
