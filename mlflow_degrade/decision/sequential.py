@@ -565,7 +565,7 @@ def _too_small(have: int, policy: GatePolicy, margin: float) -> str:
     asked = policy.sequential
     if asked is None or asked.claim != "suite":
         return ""
-    # A drop of the margin is that many flips at least, whatever was planned.
+    # A drop needs at least as many answers to change.
     flips = max(asked.flip_rate, margin)
     needed = sample_size(margin, flips, alpha=policy.alpha, power=policy.power).n
     if have >= needed:
