@@ -133,6 +133,25 @@ class TestVerdicts:
         test = look(policy_of().pair(*EQUAL), policy_of())
         assert test._levels == {None: ALPHA}
 
+    @pytest.mark.parametrize("rule", ["no_degradation", "non_inferiority"])
+    def test_what_is_said_to_be_worse_is_what_fails(self, rule: str) -> None:
+        # Also where tasks can fail alone and share alpha with the sum.
+        found = set()
+        for seed in range(8):
+            drop = (0.02, 0.05)[seed % 2]
+            pair = sides(drop, 0.12, seed=seed)
+            policy = policy_of(rule=rule, margin_pp=6, tasks={"b": {"margin_pp": 9}})
+            decision = decision_of(policy, *pair)
+            worse = decision.aggregate.p_worse <= ALPHA or any(
+                t.guilty for t in decision.tasks if t.task == "b"
+            )
+            found.add(decision.verdict.value)
+            if rule == "no_degradation":
+                assert worse == (decision.verdict.value == "FAIL"), decision.reasons
+            guilty = [t.task for t in decision.tasks if t.guilty]
+            assert not guilty or worse
+        assert len(found) == 2 or rule == "non_inferiority"
+
     def test_min_samples_are_waited_for(self) -> None:
         base = decision_of(policy_of(), *EQUAL).sequential
         all_tasks = decision_of(policy_of(min_samples=700), *EQUAL).sequential

@@ -235,12 +235,12 @@ class SequentialTest:
 
     @cached_property
     def _passes(self) -> int:
-        policy, count = self.policy, len(self.gating)
+        policy = self.policy
         needed = [self._hit(self.together.above, self.alpha)]
         worse, shown = {}, {}
         for name, one in self.each.items():
             shown[name] = self._hit(one.above, self.alpha)
-            worse[name] = self._hit(one.below, policy.alpha / count)
+            worse[name] = self._hit(one.below, policy.alpha / self._chances[name])
             if policy.task(name).has_margin or self._rule.every_task:
                 needed.append(shown[name])
         at = max(*needed, self._enough)
@@ -253,20 +253,33 @@ class SequentialTest:
         return _NEVER if at >= self.asked else at
 
     @cached_property
+    def _chances(self) -> dict[str | None, float]:
+        """What p-values of "worse" are multiplied by, of all tasks together (None) and of each."""
+        # A task that can fail alone is another chance to be wrong: they share alpha, half for the
+        # sum.
+        own = [n for n in self.each if self._alone(n) and self.policy.task(n).has_margin]
+        found: dict[str | None, float] = dict.fromkeys(self.each, float(len(self.gating)))
+        found |= dict.fromkeys(own, float(max(2 * len(own), len(self.gating))))
+        return {**found, None: 2.0 if own else 1.0}
+
+    def _alone(self, name: str) -> bool:
+        return self.each[name] is not self.together
+
+    @cached_property
     def _levels(self) -> dict[str | None, float]:
-        """At which a FAIL is established, of all tasks together (None) and of those alone."""
-        # Each alone would be another chance to be wrong: they share alpha, half for the sum.
+        """At which a FAIL is established, of all tasks together and of those that can alone."""
         policy, strict = self.policy, self.policy.rule == "no_degradation"
-        alone = [
+        alone: list[str] = [
             name
-            for name, one in self.each.items()
-            if one is not self.together
+            for name in self.each
+            if self._alone(name)
             and (policy.task(name).has_margin or (self._rule.every_task and not strict))
         ]
-        if not alone:
-            return {None: policy.alpha}
-        each = policy.alpha / max(2 * len(alone), len(self.gating))
-        return {None: policy.alpha / 2.0, **dict.fromkeys(alone, each)}
+        if strict:
+            return {name: policy.alpha / self._chances[name] for name in (None, *alone)}
+        half = 2.0 if alone else 1.0
+        each = policy.alpha / max(1.0, half * len(alone))
+        return {None: policy.alpha / half, **dict.fromkeys(alone, each)}
 
     def _worse(self, name: str | None) -> FloatArray:
         """The e-process that a FAIL rests on."""
@@ -311,10 +324,10 @@ class SequentialTest:
         return task.model_copy(update={"p_named": p, "guilty": p <= self.policy.alpha})
 
     def _task(self, task: TaskResult) -> TaskResult:
-        one, count = self.each[task.task], len(self.gating)
+        one = self.each[task.task]
         interval, delta = self._interval(one)
         log_e = self._largest(one.below)
-        adjusted = min(1.0, count * math.exp(-log_e))
+        adjusted = min(1.0, self._chances[task.task] * math.exp(-log_e))
         # The baseline is known on all samples; a sample of it would not be as good.
         known = self._baseline[task.task] if self._asked_as.claim == "suite" else task.baseline
         sign = 1.0 if next(t for t in self.gating if t.name == task.task).higher_is_better else -1.0
@@ -366,7 +379,7 @@ class SequentialTest:
     def _together(self, gating: Sequence[TaskResult]) -> AggregateResult:
         found = self.together
         interval, delta = self._interval(found)
-        log_e = self._largest(found.below)
+        log_e = max(0.0, self._largest(found.below) - math.log(self._chances[None]))
         return AggregateResult(
             aggregation=self.policy.aggregation,
             proportion=True,
