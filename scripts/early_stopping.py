@@ -178,6 +178,32 @@ def weights_of(
     return _weights(margins, all_units, names)
 
 
+def check_against_decide(kind: str, claim: str, mean: float, rng: np.random.Generator) -> None:
+    """Decide one suite as users do, for every rule, and see that it stops where `Replayed` does."""
+    units, values, _ = suite(kind, claim, mean, rng)
+    parts = []
+    for name, unit, value in zip("abc", units, values, strict=True):
+        ids = [f"{name}-{i}" for i in range(value.size)]
+        texts = [f"unit {u}" for u in unit] if kind == "shared" else ids
+        part = {"task": name, "doc_id": ids, "doc_hash": texts, "metric": "f1", "change": value}
+        if kind == "clusters":
+            part["cluster"] = [f"unit {u}" for u in unit]
+        parts.append(pd.DataFrame(part))
+    frame = pd.concat(parts, ignore_index=True)
+    base = np.maximum(0.0, -frame.pop("change").to_numpy())
+    sides = [SampleScores.from_pandas(frame.assign(score=s), model_digest=n)
+             for s, n in ((base, "1"), (base + np.concatenate(values), "2"))]  # fmt: skip
+    for aggregation in RULE_NAMES:
+        policy = policy_of("non_inferiority", aggregation, claim, "uniform", MARGIN)
+        paired = policy.pair(*sides)
+        places = paired.order.places(paired.baseline)
+        tasks = {t.name: (places[t.baseline_row], t.difference) for t in paired.tasks}
+        test = Replayed(policy, MARGIN, tasks, paired.order.weights)
+        found = decide(paired, policy).sequential
+        if found.units != test.stop:
+            raise AssertionError(f"{kind}, {claim}, {aggregation}: {found.units}, {test.stop}")
+
+
 def size_cell(kind: str, claim: str, order: str, replays: int) -> dict[str, Any]:
     """Shares of wrong verdicts of every rule, under both nulls."""
     rng = np.random.default_rng(zlib.crc32(f"{kind} {claim} {order}".encode()))
@@ -189,6 +215,7 @@ def size_cell(kind: str, claim: str, order: str, replays: int) -> dict[str, Any]
     count = {name: dict.fromkeys(("fail_equal", "pass_margin", "fail_margin"), 0)
              for name in RULE_NAMES}  # fmt: skip
     for mean in (0.0, -MARGIN):
+        check_against_decide(kind, claim, mean, np.random.default_rng(1))
         units, values, total = suite(kind, claim, mean, rng)
         weights = np.ones(total)
         if order == "informed":
