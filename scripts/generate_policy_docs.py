@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from mlflow_degrade import GatePolicy, JudgePolicy, TaskPolicy
 from mlflow_degrade.cli.options import meanings as known_meanings
+from mlflow_degrade.decision.policy import SequentialPolicy
 from mlflow_degrade.samples.pairing import ALLOWABLE
 
 TARGET = Path(__file__).parents[1] / "docs" / "policy.md"
@@ -23,6 +24,10 @@ _LIMITS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "
 _SAID = {
     "evidence_experiments": "list of names",
     "judge": "mapping of [its keys](#keys-of-a-judge)",
+    "sequential": (
+        "`true` or `population`, `suite`, `informed`, `false`, or mapping of "
+        "[its keys](#keys-of-sequential)"
+    ),
     "apply_chat_template": "`true`, `false`, or a template's name",
     "gen_kwargs": "mapping of [arguments](chat.md#generation-arguments)",
 }
@@ -36,7 +41,7 @@ _TYPES = {
 
 def render(page: str) -> str:
     """The page with its tables made again."""
-    for model in (GatePolicy, TaskPolicy, JudgePolicy):
+    for model in (GatePolicy, TaskPolicy, JudgePolicy, SequentialPolicy):
         begin, end = (f"<!-- {word}: keys of {model.__name__} -->" for word in ("begin", "end"))
         if page.count(begin) != 1 or page.count(end) != 1:
             raise SystemExit(f"{TARGET} must hold {begin} and {end} once each")

@@ -22,7 +22,7 @@ from ..core.errors import PolicyError
 from ..samples.pairing import PairedScores, PairedTask
 from ..samples.planned_order import PlannedOrder
 from ..samples.table import SampleScores
-from ..stats import sample_size, upper_proportion
+from ..stats import attempt_alpha, sample_size, upper_proportion
 from ..stats._combination_rules import rule_named
 from ..stats._planned_draws import (
     DrawPlan,
@@ -90,6 +90,13 @@ class SequentialTest:
                     "that may stop at any sample needs scores between 0 and 1. Choose another "
                     "metric, give the task 'tier: advisory', or leave sequential out."
                 )
+        # In the first looks a small task may have no sample yet, and nothing decides without it.
+        paired_names = {task.name for task in paired.tasks}
+        self._unseen = [
+            name
+            for name in paired.baseline.tasks
+            if name not in paired_names and policy.task(name).tier == "gating"
+        ]
         self.asked = self._order.answered(paired.candidate)
         self._places = self._order.places(paired.baseline)
         self._sizes = {task.name: self._size(task) for task in self.gating}
@@ -115,14 +122,15 @@ class SequentialTest:
     @cached_property
     def total(self) -> float:
         """Gating items of the whole suite."""
-        return float(sum(size.sum() for size in self._sizes.values()))
+        seen = float(sum(size.sum() for size in self._sizes.values()))
+        return seen + int(self._order.items["task"].isin(self._unseen).sum())
 
     @cached_property
     def _scale(self) -> dict[str, float]:
         """Weight of an item of each task in the mean of all."""
         if self._rule.weights != "tasks":
             return dict.fromkeys(self._sizes, 1.0)
-        share = self.total / len(self._sizes)
+        share = float(sum(size.sum() for size in self._sizes.values())) / len(self._sizes)
         return {name: share / float(size.sum()) for name, size in self._sizes.items()}
 
     def _plan(self, names: Sequence[str]) -> tuple[DrawPlan, IntArray]:
@@ -217,6 +225,8 @@ class SequentialTest:
     @cached_property
     def _enough(self) -> int:
         """The first unit at which the policy's least numbers of samples are reached."""
+        if self._unseen:
+            return _NEVER
         needed = [(self.policy.min_samples, sum(self._sizes.values()))]
         for name, size in self._sizes.items():
             needed.append((self.policy.task(name).min_samples or 1, size))
@@ -225,12 +235,12 @@ class SequentialTest:
 
     @cached_property
     def _passes(self) -> int:
-        policy, count = self.policy, len(self.gating)
+        policy = self.policy
         needed = [self._hit(self.together.above, self.alpha)]
         worse, shown = {}, {}
         for name, one in self.each.items():
             shown[name] = self._hit(one.above, self.alpha)
-            worse[name] = self._hit(one.below, policy.alpha / count)
+            worse[name] = self._hit(one.below, policy.alpha / self._chances[name])
             if policy.task(name).has_margin or self._rule.every_task:
                 needed.append(shown[name])
         at = max(*needed, self._enough)
@@ -243,22 +253,50 @@ class SequentialTest:
         return _NEVER if at >= self.asked else at
 
     @cached_property
+    def _chances(self) -> dict[str | None, float]:
+        """What p-values of "worse" are multiplied by, of all tasks together (None) and of each."""
+        # A task that can fail alone is another chance to be wrong: they share alpha, half for the
+        # sum.
+        own = [n for n in self.each if self._alone(n) and self.policy.task(n).has_margin]
+        found: dict[str | None, float] = dict.fromkeys(self.each, float(len(self.gating)))
+        found |= dict.fromkeys(own, float(max(2 * len(own), len(self.gating))))
+        return {**found, None: 2.0 if own else 1.0}
+
+    def _alone(self, name: str) -> bool:
+        return self.each[name] is not self.together
+
+    @cached_property
+    def _levels(self) -> dict[str | None, float]:
+        """At which a FAIL is established, of all tasks together and of those that can alone."""
+        policy, strict = self.policy, self.policy.rule == "no_degradation"
+        alone: list[str] = [
+            name
+            for name in self.each
+            if self._alone(name)
+            and (policy.task(name).has_margin or (self._rule.every_task and not strict))
+        ]
+        if strict:
+            return {name: policy.alpha / self._chances[name] for name in (None, *alone)}
+        half = 2.0 if alone else 1.0
+        each = policy.alpha / max(1.0, half * len(alone))
+        return {None: policy.alpha / half, **dict.fromkeys(alone, each)}
+
+    def _worse(self, name: str | None) -> FloatArray:
+        """The e-process that a FAIL rests on."""
+        one = self.together if name is None else self.each[name]
+        return one.below if self.policy.rule == "no_degradation" else one.beyond
+
+    @cached_property
     def _fails(self) -> int:
-        policy, count = self.policy, len(self.gating)
-        strict = policy.rule == "no_degradation"
-        found = [self._hit(self.together.below if strict else self.together.beyond, policy.alpha)]
-        for name, one in self.each.items():
-            if policy.task(name).has_margin or (self._rule.every_task and not strict):
-                path = one.below if strict else one.beyond
-                found.append(self._hit(path, policy.alpha / count))
+        found = [self._hit(self._worse(name), level) for name, level in self._levels.items()]
         at = max(min(found), self._enough)
         return _NEVER if at >= self.asked else at
 
     def sentence(self) -> str:
         """What the samples so far show, in a line."""
         drawn = int(np.count_nonzero(self.together.mine < self.asked))
-        low, high = self._limits(self.together, np.array([drawn]))
-        change = numbers.change(float(self.together.draws.means[-1]), proportion=True)
+        low, mean, high = self._limits(self.together, np.array([drawn]))
+        change = numbers.change(float(mean[0]), proportion=True)
         between = numbers.interval(float(low[0]), float(high[0]), proportion=True)
         stopped = self._why()
         return (
@@ -286,10 +324,10 @@ class SequentialTest:
         return task.model_copy(update={"p_named": p, "guilty": p <= self.policy.alpha})
 
     def _task(self, task: TaskResult) -> TaskResult:
-        one, count = self.each[task.task], len(self.gating)
+        one = self.each[task.task]
         interval, delta = self._interval(one)
         log_e = self._largest(one.below)
-        adjusted = min(1.0, count * math.exp(-log_e))
+        adjusted = min(1.0, self._chances[task.task] * math.exp(-log_e))
         # The baseline is known on all samples; a sample of it would not be as good.
         known = self._baseline[task.task] if self._asked_as.claim == "suite" else task.baseline
         sign = 1.0 if next(t for t in self.gating if t.name == task.task).higher_is_better else -1.0
@@ -323,22 +361,25 @@ class SequentialTest:
 
     def _interval(self, one: _Evidence) -> tuple[IntervalRecord, float]:
         drawn = int(np.count_nonzero(one.mine < self.stop))
-        low, high = self._limits(one, _times(drawn, _LOOKS))
+        low, mean, high = self._limits(one, _times(drawn, _LOOKS))
         record = IntervalRecord(
             low=float(low[-1]),
             high=float(high[-1]),
             confidence=self.policy.shown_confidence,
             method="confidence sequence",
         )
-        return record, float(one.draws.means[drawn - 1])
+        return record, float(mean[-1])
 
-    def _limits(self, one: _Evidence, times: IntArray) -> tuple[FloatArray, FloatArray]:
-        return limits(one.draws, one.margin, (1.0 - self.policy.shown_confidence) / 2.0, times)
+    def _limits(self, one: _Evidence, times: IntArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Limits of the change after some units, and between them the change so far."""
+        level = (1.0 - self.policy.shown_confidence) / 2.0
+        low, high = limits(one.draws, one.margin, level, times)
+        return low, np.clip(one.draws.means[times - 1], low, high), high
 
     def _together(self, gating: Sequence[TaskResult]) -> AggregateResult:
         found = self.together
         interval, delta = self._interval(found)
-        log_e = self._largest(found.below)
+        log_e = max(0.0, self._largest(found.below) - math.log(self._chances[None]))
         return AggregateResult(
             aggregation=self.policy.aggregation,
             proportion=True,
@@ -373,20 +414,19 @@ class SequentialTest:
         units = np.cumsum(sum(self._sizes.values()))
         drawn = int(np.count_nonzero(found.mine < stop))
         times = _times(drawn, _POINTS)
-        low, high = self._limits(found, times)
-        means = found.draws.means
+        low, mean, high = self._limits(found, times)
         at = found.mine[times - 1]
         path = tuple(
             EvidencePoint(
                 samples=int(units[place]),
-                delta=float(means[t - 1]),
+                delta=float(mean[i]),
                 low=float(low[i]),
                 high=float(high[i]),
                 log_e_noninferior=float(found.above[place]),
                 log_e_degraded=float(found.below[place]),
                 log_e_beyond=float(found.beyond[place]),
             )
-            for i, (t, place) in enumerate(zip(times, at, strict=True))
+            for i, place in enumerate(at)
         )
         return EarlyStop(
             claim=self._asked_as.claim,
@@ -437,15 +477,12 @@ class SequentialTest:
 
     def _beyond(self) -> list[str]:
         """That the drop exceeds the margin, of all tasks together or on some that decide alone."""
-        each: dict[str | None, FloatArray] = {None: self.together.beyond}
-        if self._hit(self.together.beyond[: self.stop], self.policy.alpha) == _NEVER:
-            each = {n: self.each[n].beyond for n in (*self.each, None) if n is not None}
-        level = self.policy.alpha / len(each)
+        found = {name: self._largest(self._worse(name)) for name in self._levels}
         return [
             f"a drop of the margin or less is ruled out{'' if name is None else f' on {name}'} "
-            f"(p = {numbers.compared(math.exp(-self._largest(path)), level)})"
-            for name, path in each.items()
-            if self._largest(path) >= -math.log(level)
+            f"(p = {numbers.compared(math.exp(-found[name]), level)})"
+            for name, level in self._levels.items()
+            if found[name] >= -math.log(level)
         ]
 
     def _count(self, units: int) -> str:
@@ -460,13 +497,22 @@ def _times(drawn: int, count: int) -> IntArray:
 
 
 def _without_p(task: TaskResult) -> TaskResult:
-    """An advisory task beside an early stop: its test for a fixed number does not hold."""
+    """An advisory task beside an early stop: tests for a fixed number do not hold."""
     return task.model_copy(
-        update={"p_worse": 1.0, "log10_p_worse": 0.0, "test": "none, after an early stop"}
+        update={
+            "p_worse": 1.0,
+            "log10_p_worse": 0.0,
+            "noninferiority_p": None,
+            "mde": None,
+            "test": "none, after an early stop",
+            "notes": (*task.notes, "the interval is that of a fixed number of samples"),
+        }
     )
 
 
-def require_decidable(order: PlannedOrder, baseline: SampleScores, policy: GatePolicy) -> None:
+def require_decidable(
+    order: PlannedOrder, baseline: SampleScores, policy: GatePolicy, attempt: int = 1
+) -> None:
     """Refuse, before the first sample, a suite on which nothing could ever pass.
 
     Raises
@@ -477,24 +523,53 @@ def require_decidable(order: PlannedOrder, baseline: SampleScores, policy: GateP
     asked = policy.sequential
     margin = policy.margin_of()
     tasks = [name for name in baseline.tasks if policy.task(name).tier == "gating"]
-    have = int(order.items["task"].isin(tasks).sum())
+    items = order.items[order.items["task"].isin(tasks)]
+    have = len(items)
     if asked is None or margin is None or not have:
         return
     if small := _too_small(have, policy, margin):
         raise PolicyError(f"sequential: {small}.")
+    each = items["task"].value_counts()
+    least: dict[str | None, tuple[int, int]] = {None: (policy.min_samples, have)}
+    least |= {n: (policy.task(n).min_samples or 1, int(each[n])) for n in tasks}
+    for name, (needed, there) in least.items():
+        if there < needed:
+            raise PolicyError(
+                f"sequential: min_samples{_of(name)} is {needed}, and there are {there} samples: "
+                "nothing could ever be decided. Ask more (limit), or fewer in the policy."
+            )
     if asked.claim == "suite":
         return
+    claimed: dict[str | None, float] = {None: margin}
+    rule = rule_named(policy.aggregation)
+    for name in tasks:
+        if policy.task(name).has_margin or rule.every_task:
+            claimed[name] = policy.margin_of(name) or margin
+    alpha = attempt_alpha(policy.alpha, attempt)
+    for name, its in claimed.items():
+        some = items if name is None else items[items["task"] == name]
+        _require_enough(some["unit"].nunique(), its, asked.flip_rate, alpha, _of(name))
+
+
+def _of(task: str | None) -> str:
+    return "" if task is None else f" of {task}"
+
+
+def _require_enough(have: int, margin: float, flip_rate: float, alpha: float, of: str) -> None:
     # The most that can be seen for a candidate: not one answer that changes.
     ones = np.ones(max(have, _LONGEST))
-    plan = DrawPlan(ones, ones, float(ones.size), False, asked.flip_rate)
+    plan = DrawPlan(ones, ones, float(ones.size), False, flip_rate)
     path = above_log_e(Draws(plan, np.zeros(ones.size)), -margin, margin)
-    least = int(np.argmax(path >= -math.log(policy.alpha))) + 1
-    if path[-1] < -math.log(policy.alpha) or have < least:
-        raise PolicyError(
-            f"sequential: {numbers.count(have)} samples cannot rule out a drop of "
-            f"{100 * margin:g} pp, even if no answer changes: {numbers.count(least)} could. Ask "
-            "more (limit), or widen the margin."
-        )
+    least = int(np.argmax(path >= -math.log(alpha))) + 1
+    known = path[-1] >= -math.log(alpha)
+    if known and have >= least:
+        return
+    could = f": {numbers.count(least)} could" if known else ""
+    raise PolicyError(
+        f"sequential: {numbers.count(have)} independent samples{of} cannot rule out a drop of "
+        f"{100 * margin:g} pp, even if no answer changes{could}. Ask more (limit), or widen the "
+        "margin."
+    )
 
 
 def _too_small(have: int, policy: GatePolicy, margin: float) -> str:

@@ -134,9 +134,9 @@ class Ordered:
         from .retry_ledger import begun_tags, count_attempt
 
         order = policy.order_of(baseline)
-        require_decidable(order, baseline, policy)
         tags = begun_tags(baseline, str(key["model"]), policy, order)
         attempt = count_attempt(tags)
+        require_decidable(order, baseline, policy, attempt)
         made = cls(baseline, policy, order, attempt, tags, say)
         say(
             f"the candidate is asked in an order with seed {order.seed} "

@@ -25,9 +25,11 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 GOLD_MARGIN = "gold_margin"
-# No sample is drawn more rarely than in this proportion to the average one: what an answer that
-# was thought sure weighs when it flips is bounded by the reciprocal.
-_RAREST = 0.25
+# Share of the draws that is even, and how fast the rest falls off from the sample the baseline was
+# least sure of to the surest. What an answer weighs that was thought sure and flips is bounded by
+# the reciprocal of the share, so that it bounds the stakes as well. Best or close to it on flips as
+# 8 and 4 bits make them, at margins of 1 and 2 pp (scripts/early_stopping.py).
+_EVEN, _FALL = 0.5, 8.0
 # What tells samples apart. Pairs are made by the first two, which both sides have in common.
 _ITEM = ["task", "doc_hash", "doc_id"]
 
@@ -50,7 +52,10 @@ class PlannedOrder:
         table = baseline.table
         names = [*_ITEM, "cluster"]
         if informed:
-            if GOLD_MARGIN not in table.column_names:
+            if (
+                GOLD_MARGIN not in table.column_names
+                or table[GOLD_MARGIN].null_count == table.num_rows
+            ):
                 raise PolicyError(
                     "sequential.order = 'informed' needs the baseline's log-likelihoods, and its "
                     "samples have none: evaluate it again with mlflow-degrade, or take the order "
@@ -150,11 +155,11 @@ def _weights(margin: FloatArray, unit: IntArray, tasks: pd.Series) -> FloatArray
     """How likely a unit is to flip, in proportion, by how sure the baseline was of its answers."""
     # Sure is meant among the samples of a task: margins grow with the length of the choices.
     size = pd.Series(np.abs(margin)).groupby(tasks.to_numpy()).rank(pct=True, method="average")
-    doubt = np.exp(-3.0 * size.to_numpy(dtype=np.float64))
+    doubt = np.exp(-_FALL * size.to_numpy(dtype=np.float64))
     known = ~np.isnan(doubt)
     doubt[~known] = doubt[known].mean() if known.any() else 1.0
-    total = np.bincount(unit, weights=doubt)
-    return np.asarray(np.maximum(total / total.mean(), _RAREST))
+    total = np.bincount(unit, weights=_EVEN + (1.0 - _EVEN) * doubt / doubt.mean())
+    return np.asarray(total / total.mean())
 
 
 def _clock(seed: int, key: str) -> float:
