@@ -76,6 +76,8 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sides = (frame[keys].assign(model="fp32"), int8[keys].assign(model="int8"))
     pd.concat(sides).to_csv(folder / "all.csv", index=False)
     (folder / "policy.yaml").write_text("margin_pp: 1.5\ntasks:\n  gsm8k: {tier: advisory}\n")
+    again = ["noise", str(folder / "fp32.csv"), str(folder / "fp32_again.csv")]
+    assert run([*again, "--json", str(folder / "noise.json")]) in (0, 1, 2)
     return folder
 
 

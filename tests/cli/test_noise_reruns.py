@@ -131,7 +131,7 @@ def test_texts_that_are_drawn(noise: Call, tasks: Path, model_dir: ModelDir) -> 
         (("--batch-sizes", "eight"), "--batch-sizes 'eight' is not a list of whole numbers"),
         (("--paths", "sideways"), "sideways"),
         (("--devices", "cpu", "--batch-sizes", "", "--threads", ""), "device cpu: where the first"),
-        (("--format", "csv"), "--format cannot be given with --model"),
+        (("--format", "table"), "--format cannot be given with --model"),
     ],
 )
 def test_refusals(
