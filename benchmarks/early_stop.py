@@ -20,14 +20,14 @@ from typing import Any
 import click
 from measurements import as_script, record
 
-_POLICY: dict[str, Any] = {"rule": "non_inferiority", "margin_pp": 2}
-_CLAIMS = {"fixed": False, "population": "population", "suite": "suite"}
+_CLAIMS = {"fixed": False, "population": "population", "suite": "suite", "informed": "informed"}
 
 
 @click.command(help=__doc__)
 @click.option("--scheme", default="int4-weight-only", show_default=True)
+@click.option("--rule", default="non_inferiority", show_default=True)
 @click.option("--repeats", default=3, show_default=True, help="Gates of each kind.")
-def main(scheme: str, repeats: int) -> None:
+def main(scheme: str, rule: str, repeats: int) -> None:
     import mlflow
 
     from mlflow_degrade.core.cache import cache_root
@@ -37,6 +37,7 @@ def main(scheme: str, repeats: int) -> None:
     from mlflow_degrade.optimize.source.resolve import resolve_model
     from mlflow_degrade.registry.registration import log_model
 
+    policy: dict[str, Any] = {"rule": rule, "margin_pp": 2}
     base = optimize_graph(export_onnx(resolve_model("starter")))
     folders = {"baseline": base, "candidate": apply_scheme(base, scheme)}
     # What was asked before lies in this cache, and is forgotten between the gates.
@@ -53,13 +54,13 @@ def main(scheme: str, repeats: int) -> None:
             for side, folder in folders.items():
                 with mlflow.start_run(run_name=side):
                     uris[side] = log_model(folder).model_uri
-            _gate(uris, {**_POLICY})  # the baseline's evaluation, and files that are read once
+            _gate(uris, policy)  # the baseline's evaluation, and files that are read once
             found: dict[str, list[tuple[float, int, str]]] = {name: [] for name in _CLAIMS}
             for _ in range(repeats):
                 for name, sequential in _CLAIMS.items():
                     for folder in asked[:1]:
                         shutil.rmtree(folder, ignore_errors=True)
-                    found[name].append(_gate(uris, {**_POLICY, "sequential": sequential}))
+                    found[name].append(_gate(uris, {**policy, "sequential": sequential}))
                     click.echo(f"{name:10} {found[name][-1]}", err=True)
         finally:
             os.chdir("/")
