@@ -231,7 +231,11 @@ def _mlflow_run(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("manager", [[], ["--env-manager", "local"]], ids=["plain", "local"])
+@pytest.mark.parametrize(
+    "manager",
+    [[], pytest.param(["--env-manager", "local"], marks=pytest.mark.exhaustive)],
+    ids=["plain", "local"],
+)
 def test_mlflow_run(store: MlflowClient, workshop: Path, manager: list[str]) -> None:
     values = {
         # Relative to where the user stands, not to the project.

@@ -24,6 +24,7 @@ def _users_cache(store: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("MLFLOW_DEGRADE_CACHE", str(_USER_CACHE))
 
 
+@pytest.mark.exhaustive  # continuous integration runs the README's command, which is this
 def test_default_passes_and_is_registered(store: mlflow.MlflowClient) -> None:
     outcome = quantize_and_gate()
     decision = outcome.decision

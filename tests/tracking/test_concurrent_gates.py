@@ -13,7 +13,13 @@ _SCRIPT = Path(__file__).parents[2] / "benchmarks" / "concurrent_gates.py"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [(), ("--database", "postgresql", "--restart")])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param((), marks=pytest.mark.exhaustive),
+        ("--database", "postgresql", "--restart"),
+    ],
+)
 def test_no_wrong_alias_and_no_version_without_evidence(options: tuple[str, ...]) -> None:
     if options:
         with databases.running_postgres():
