@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -96,16 +96,7 @@ def evaluate_model(
     arm = Arm(Path(model_dir), suite, settings or EvaluationSettings(), label)
     chosen = path or choose({label or arm.folder.name: arm}).path
     parts, results, runs = arm.evaluate(chosen)
-    return Evaluation(
-        samples=SampleScores.concat(parts),
-        results=results,
-        key=arm.key(chosen),
-        path=chosen,
-        probe=arm.probe,
-        tasks=runs,
-        equivalence=arm.known_equivalence(),
-        kernels=arm.kernels,
-    )
+    return _made(arm, chosen, parts, results, runs)
 
 
 def evaluate_in_order(
@@ -134,9 +125,21 @@ def evaluate_in_order(
                 break
     finally:
         arm.close()
+    # lm-eval's aggregates of a part of a task would be taken for those of the whole.
+    return _made(arm, path, parts, {}, runs)
+
+
+def _made(
+    arm: Arm,
+    path: ScoringPath,
+    parts: Sequence[SampleScores],
+    results: dict[str, dict[str, float]],
+    runs: dict[str, dict[str, Any]],
+) -> Evaluation:
+    """An evaluation from its parts."""
     return Evaluation(
         samples=SampleScores.concat(parts),
-        results={},  # of a part of a task they would be taken for those of the whole
+        results=results,
         key=arm.key(path),
         path=path,
         probe=arm.probe,

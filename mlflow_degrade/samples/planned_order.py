@@ -19,12 +19,12 @@ import pandas as pd
 from ..core.cache import digest_json
 from ..core.errors import PolicyError, UnpairedSamplesError
 from ..stats._exchangeable_units import link
+from .schema import GOLD_MARGIN
 from .table import SampleScores
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
-GOLD_MARGIN = "gold_margin"
 # Share of the draws that is even, and how fast the rest falls off from the sample the baseline was
 # least sure of to the surest. What an answer weighs that was thought sure and flips is bounded by
 # the reciprocal of the share, so that it bounds the stakes as well. Best or close to it on flips as
