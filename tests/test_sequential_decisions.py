@@ -456,3 +456,29 @@ def sides_drawn(drop: float, seed: int) -> tuple[SampleScores, SampleScores]:
         SampleScores.from_pandas(frame, model_digest="1"),
         SampleScores.from_pandas(frame.assign(score=base + change), model_digest="2"),
     )
+
+
+@pytest.mark.parametrize("graded", [False, True])
+@pytest.mark.parametrize("claim", ["population", "suite"])
+def test_silence_hides_no_loss(claim: str, graded: bool) -> None:
+    # As many of the first samples as the margin allows are right for the baseline and left
+    # without a score: too few to be noticed by themselves, and all that a PASS would turn on.
+    right = 0.9 if graded else 1.0
+    columns = {"task": "qa", "doc_id": [str(i) for i in range(1000)], "metric": "acc"}
+    frame = pd.DataFrame({**columns, "score": right})
+    baseline = SampleScores.from_pandas(frame, model="a", model_digest="sha256:" + "0" * 64)
+    policy = GatePolicy.from_mapping(
+        {"rule": "non_inferiority", "margin_pp": 2, "sequential": claim}
+    )
+    early = policy.order_of(baseline).items["doc_id"].to_list()[:160:40]
+
+    def stop(silent: list[str], score: float | None) -> int:
+        scores = [score if i in silent else right for i in columns["doc_id"]]
+        answered = pd.DataFrame({**columns, "score": pd.array(scores, dtype="Float64")})
+        made = SampleScores.from_pandas(answered, model="b", model_digest="sha256:" + "1" * 64)
+        found = decide(policy.pair(baseline, made), policy).sequential
+        assert found is not None
+        return found.samples
+
+    nothing, wrong, silent = stop([], None), stop(early, 0.0), stop(early, None)
+    assert nothing < wrong == silent

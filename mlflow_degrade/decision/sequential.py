@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -99,10 +99,15 @@ class SequentialTest:
         ]
         self.asked = self._order.answered(paired.candidate)
         self._places = self._order.places(paired.baseline)
-        self._sizes = {task.name: self._size(task) for task in self.gating}
+        self._sizes, self._unanswered = {}, {}
+        for task in self.gating:
+            self._sizes[task.name], self._unanswered[task.name] = self._known(task)
 
-    def _size(self, task: PairedTask) -> FloatArray:
-        """Items of a task in each unit, those ahead among them."""
+    def _known(self, task: PairedTask) -> tuple[FloatArray, FloatArray]:
+        """Items of a task in each unit, those ahead among them; and what its silence may hide.
+
+        That is all that the baseline got for items which the candidate left without a score.
+        """
         table = self.paired.baseline.table
         frame = pd.DataFrame(
             {
@@ -112,10 +117,21 @@ class SequentialTest:
                 & (table["metric"].to_pandas() == task.metric)
                 & (table["filter"].to_pandas() == task.filter)
                 & table["score"].to_pandas().notna(),
+                "got": table["score"].to_pandas(),
             }
         )
-        frame = frame[frame["here"]].drop_duplicates(["unit", "doc_id"])
-        return np.bincount(frame["unit"], minlength=self._order.units).astype(np.float64)
+        items = frame[frame["here"]].groupby(["unit", "doc_id"])["got"].mean().reset_index()
+        places, units = self._places[task.baseline_row], self._order.units
+        size = np.bincount(items["unit"], minlength=units).astype(np.float64)
+
+        def had(place: Any, scores: Any) -> FloatArray:
+            scores = np.asarray(scores, dtype=np.float64)
+            scores = scores if task.higher_is_better else 1.0 - scores
+            return np.bincount(place, weights=scores, minlength=units).astype(np.float64)
+
+        missing = size - np.bincount(places, minlength=units)
+        hidden = had(items["unit"], items["got"]) - had(places, task.baseline)
+        return size, np.where(missing > 0, np.clip(hidden, 0.0, missing), 0.0)
 
     # The plan of all units, and of those of each task.
 
@@ -150,18 +166,21 @@ class SequentialTest:
         names = [task.name for task in tasks]
         plan, mine = self._plan(names)
         scale = self._scale if len(names) > 1 else dict.fromkeys(names, 1.0)
-        values = np.zeros(self._order.units)
+        values, hidden = np.zeros(self._order.units), np.zeros(self._order.units)
         for task in tasks:
+            hidden += scale[task.name] * self._unanswered[task.name]
             place = self._places[task.baseline_row]
             values += scale[task.name] * np.bincount(
                 place, weights=task.difference, minlength=self._order.units
             )
         mine = mine[mine < self.asked]
         draws = Draws(plan, values[mine])
+        # A sample that the candidate left unanswered is no change, but against a PASS it is lost.
+        least = Draws(plan, (values - hidden)[mine]) if hidden[mine].any() else draws
         held = [
             hold(path, mine, self.asked)
             for path in (
-                above_log_e(draws, -margin, margin),
+                above_log_e(least, -margin, margin),
                 below_log_e(draws, 0.0, margin),
                 below_log_e(draws, -margin, margin),
             )
