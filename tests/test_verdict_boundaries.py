@@ -151,3 +151,25 @@ def test_the_attempt_is_on_record() -> None:
     found = _decide(qa=(5, 5, 1000), rule="non_inferiority", attempt=3)
     assert found.attempt == 3
     assert found.alpha_attempt == pytest.approx(0.05 * 6 / np.pi**2 / 9)
+
+
+@pytest.mark.parametrize("rule", ["no_degradation", "non_inferiority"])
+@pytest.mark.parametrize("right", [1.0, 0.9])
+@pytest.mark.parametrize("tasks", [1, 2])
+def test_silence_hides_no_loss(rule: str, right: float, tasks: int) -> None:
+    # Too few to be noticed by themselves, and all that a PASS would turn on.
+    names = [f"qa{i % tasks}" for i in range(200)]
+    columns = {"task": names, "doc_id": [str(i) for i in range(200)], "metric": "acc"}
+
+    def verdict(silent: int) -> Verdict:
+        sides = []
+        answered = [None] * silent + [right] * (200 - silent)
+        for model, scores in (("a", [right] * 200), ("b", answered)):
+            frame = pd.DataFrame({**columns, "score": pd.array(scores, dtype="Float64")})
+            digest = "sha256:" + {"a": "0", "b": "1"}[model] * 64
+            sides.append(SampleScores.from_pandas(frame, model=model, model_digest=digest))
+        policy = GatePolicy.from_mapping({"rule": rule, "margin_pp": 2})
+        return decide(policy.pair(*sides), policy).verdict
+
+    assert verdict(0) is Verdict.PASS
+    assert verdict(4) is Verdict.INCONCLUSIVE

@@ -221,6 +221,23 @@ def doubts(
         )
 
 
+def silence(
+    tasks: tuple[TaskResult, ...], aggregate: AggregateResult, margin: float
+) -> Iterable[str]:
+    """What the candidate left unanswered, where that could hide what a PASS rules out."""
+    count = sum(task.unscored[1] for task in tasks if task.tier == "gating")
+    if not count or not aggregate.proportion:
+        return
+    low, share = aggregate.interval.low, count / (aggregate.n + count)
+    # Where no limit rules the margin out, a PASS rests on what would have been seen.
+    least = low if low is not None and low > -margin else aggregate.delta
+    if least > -margin >= least - share:
+        yield (
+            f"the candidate left {count} samples without a score that the baseline answered: were "
+            f"they wrong, a drop of {amount(margin, True)} would not be ruled out. Find out why"
+        )
+
+
 def amount(value: float | None, proportion: bool) -> str:
     """A change without its sign."""
     if value is None:

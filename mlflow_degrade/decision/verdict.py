@@ -43,6 +43,7 @@ from .reasons import (
     labels_are_random,
     no_degradation,
     ruled_out,
+    silence,
     unproven,
     weak_spots,
 )
@@ -419,8 +420,8 @@ def _judge(
         return Verdict.FAIL, degraded if policy.rule == "no_degradation" else degraded + missing
     if blocking or (missing and not warn_only):
         return Verdict.INCONCLUSIVE, blocking + missing
-    if doubt:
-        return Verdict.INCONCLUSIVE, [doubt, *shown, *missing]
+    if unsure := [doubt] if doubt else list(silence(tasks, aggregate, power.margin)):
+        return Verdict.INCONCLUSIVE, [*unsure, *shown, *missing]
     # Under non_inferiority a drop may be real and still within the margin: say both.
     return Verdict.PASS, [*shown, *missing, *degraded]
 

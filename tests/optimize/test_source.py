@@ -321,3 +321,32 @@ def test_models_of_the_transformers_flavour_are_joined(tiny_llama_dir: Path) -> 
     assert (found.kind, found.layout) == ("mlflow", "transformers")
     assert (found.path / "tokenizer.json").is_file()
     assert (found.path / "model.safetensors").is_file()
+
+
+def test_the_progress_of_a_download_survives_what_pip_removes(tmp_path: Path) -> None:
+    import shutil
+    import threading
+
+    from mlflow_degrade.optimize.source.starter_model import _largest
+
+    stop = threading.Event()
+
+    def pip() -> None:
+        while not stop.is_set():
+            folders = [tmp_path / f"pip-unpack-{n}" / "deeper" for n in range(20)]
+            for folder in folders:
+                folder.mkdir(parents=True)
+                (folder / "part").write_bytes(b"12345")
+            for folder in folders:
+                shutil.rmtree(folder.parent)
+
+    thread = threading.Thread(target=pip)
+    thread.start()
+    try:
+        seen = {_largest(tmp_path) for _ in range(500)}
+    finally:
+        stop.set()
+        thread.join()
+    assert seen <= {0, 5}
+    (tmp_path / "wheel").write_bytes(b"1234567")
+    assert _largest(tmp_path) == 7

@@ -11,10 +11,11 @@ import mlflow
 import pytest
 from gate_cases import make_samples
 
-from mlflow_degrade import GatePolicy, pair
+from mlflow_degrade import GatePolicy, decide, pair
 from mlflow_degrade.cli import run
 from mlflow_degrade.core.errors import InputError, TrackingError, UnknownNameError
 from mlflow_degrade.registry.candidates import find_candidates
+from mlflow_degrade.registry.evidence import log_decision
 from mlflow_degrade.registry.register_on_pass import log_conclusion
 from mlflow_degrade.report.candidates import candidates_figure, choose_axis, pareto
 
@@ -168,3 +169,15 @@ def test_the_store_of_the_screenshots_shows_every_verdict() -> None:
     text = mlflow.artifacts.load_text(f"runs:/{runs['int8-dynamic']}/subgroups.json")
     found = {f["name"]: f["found"] for f in json.loads(text)["features"]}
     assert found == {"task": False, "prompt_tokens": True}
+
+
+def test_the_flips_are_the_first_of_a_runs_tables() -> None:
+    # MLflow's page opens the first, and a recipe may have logged others before.
+    policy = GatePolicy()
+    paired = policy.pair(make_samples(10, model="a"), make_samples(40, model="b"))
+    with mlflow.start_run() as active:
+        mlflow.log_table({"layer": ["a"]}, "layers.json")
+        log_decision(decide(paired, policy), paired)
+    tags = mlflow.get_run(active.info.run_id).data.tags
+    listed = [table["path"] for table in json.loads(tags["mlflow.loggedArtifacts"])]
+    assert listed == ["flips.json", "layers.json"]
