@@ -482,3 +482,17 @@ def test_silence_hides_no_loss(claim: str, graded: bool) -> None:
 
     nothing, wrong, silent = stop([], None), stop(early, 0.0), stop(early, None)
     assert nothing < wrong == silent
+
+
+def test_the_report_says_what_was_asked_in_place_of_what_could_be_seen() -> None:
+    from mlflow_degrade.report.html import report
+
+    baseline, candidate = sides_drawn(0.0, 1)
+    policy = policy_of(sequential=True)
+    paired = policy.pair(baseline, candidate)
+    decision = decide(paired, policy)
+    assert decision.sequential is not None
+    page = report(decision, paired)
+    assert "Samples asked" in page
+    assert f"of {decision.sequential.total:,}, margin" in page
+    assert "Detectable drop, 80% power" not in page
