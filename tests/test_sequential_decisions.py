@@ -444,6 +444,40 @@ def test_size_over_seeds(claim: str) -> None:
     assert max(wrong.values()) / runs <= limit, wrong
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("claim", ["population", "suite"])
+def test_a_drop_within_the_margin_is_rarely_given_up(claim: str) -> None:
+    """Under non_inferiority an equal candidate fails at alpha, a smaller drop at 1 - power."""
+    runs, fails = 200, {}
+    for drop in (0.0, 0.025, 0.05, 0.1):
+        pair = sides(drop, 0.15)
+        count = 0
+        for seed in range(runs):
+            if claim == "population":
+                pair = sides_drawn(drop, seed)
+            policy = policy_of(sequential={"claim": claim, "seed": seed})
+            test = look(policy.pair(*pair), policy)
+            count += test._fails < test._passes
+        fails[drop] = count / runs
+    for drop, limit in ((0.0, ALPHA), (0.025, 0.2), (0.05, 0.2)):
+        assert fails[drop] <= limit + 3 * math.sqrt(limit * (1 - limit) / runs), fails
+    assert fails[0.05] > ALPHA, fails
+    assert fails[0.1] > 0.5, fails
+
+
+def test_a_fail_says_that_the_margin_is_doubtful() -> None:
+    decision = decision_of(policy_of(), *sides(0.12, 0.2))
+    assert decision.verdict.value == "FAIL"
+    assert decision.sequential is not None
+    assert decision.sequential.stopped == "worse, and hardly within the margin"
+    assert decision.reasons[0].startswith("the candidate is worse: ")
+    assert decision.reasons[1].startswith("that the drop is within the margin is doubtful (p = 0.")
+    assert decision.reasons[1].endswith("≤ 0.2, 1 - power)")
+    surer = decision_of(policy_of(power=0.99), *sides(0.12, 0.2)).sequential
+    assert surer is not None
+    assert surer.samples > decision.sequential.samples
+
+
 def sides_drawn(drop: float, seed: int) -> tuple[SampleScores, SampleScores]:
     """Both sides of a random sample of a population with this drop."""
     rng = np.random.default_rng([9, seed])

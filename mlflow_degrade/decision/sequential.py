@@ -300,15 +300,28 @@ class SequentialTest:
         each = policy.alpha / max(1.0, half * len(alone))
         return {None: policy.alpha / half, **dict.fromkeys(alone, each)}
 
-    def _worse(self, name: str | None) -> FloatArray:
-        """The e-process that a FAIL rests on."""
-        one = self.together if name is None else self.each[name]
-        return one.below if self.policy.rule == "no_degradation" else one.beyond
+    def _one(self, name: str | None) -> _Evidence:
+        return self.together if name is None else self.each[name]
+
+    def _doubtful(self, level: float) -> float:
+        """Where a drop within the margin counts as doubtful, beside a FAIL at a level."""
+        # Under non_inferiority a small drop may still pass: it is given up no more often than a
+        # fixed number of samples with the policy's power would miss it.
+        return level * (1.0 - self.policy.power) / self.policy.alpha
+
+    def _failed(self, name: str | None, level: float) -> int:
+        """The first unit at which a FAIL is established at a level."""
+        one = self._one(name)
+        worse = self._hit(one.below, min(level, self.policy.alpha / self._chances[name]))
+        if self.policy.rule == "no_degradation":
+            return worse
+        return max(worse, self._hit(one.beyond, self._doubtful(level)))
 
     @cached_property
     def _fails(self) -> int:
-        found = [self._hit(self._worse(name), level) for name, level in self._levels.items()]
-        at = max(min(found), self._enough)
+        at = max(
+            min(self._failed(name, level) for name, level in self._levels.items()), self._enough
+        )
         return _NEVER if at >= self.asked else at
 
     def sentence(self) -> str:
@@ -462,7 +475,8 @@ class SequentialTest:
 
     def _why(self) -> str:
         if self._fails <= self._passes and self._fails != _NEVER:
-            return "worse" if self.policy.rule == "no_degradation" else "worse than the margin"
+            strict = self.policy.rule == "no_degradation"
+            return "worse" if strict else "worse, and hardly within the margin"
         return "not worse by the margin" if self._passes != _NEVER else ""
 
     def verdict(
@@ -478,7 +492,7 @@ class SequentialTest:
         used = f"after {self._count(self.stop)} of {numbers.count(int(self.total))} samples"
         whole = self.asked == self._order.units
         if stopped.startswith("worse"):
-            said = [*([] if policy.rule == "no_degradation" else self._beyond()), *degraded]
+            said = [*degraded, *([] if policy.rule == "no_degradation" else self._beyond())]
             return Verdict.FAIL, [f"{said[0]}, {used}", *said[1:]]
         if not stopped and whole and degraded and policy.rule == "non_inferiority":
             return Verdict.FAIL, [*degraded, *missing]
@@ -495,13 +509,14 @@ class SequentialTest:
         return Verdict.PASS, [shown, *degraded]
 
     def _beyond(self) -> list[str]:
-        """That the drop exceeds the margin, of all tasks together or on some that decide alone."""
-        found = {name: self._largest(self._worse(name)) for name in self._levels}
+        """That a drop within the margin is doubtful, of all tasks or of some that decide alone."""
         return [
-            f"a drop of the margin or less is ruled out{'' if name is None else f' on {name}'} "
-            f"(p = {numbers.compared(math.exp(-found[name]), level)})"
+            f"that the drop is within the margin{'' if name is None else f' on {name}'} is "
+            f"doubtful (p = {numbers.compared(math.exp(-found), self._doubtful(level))}, "
+            f"1 - power)"
             for name, level in self._levels.items()
-            if found[name] >= -math.log(level)
+            if self._failed(name, level) < self.stop
+            for found in [self._largest(self._one(name).beyond)]
         ]
 
     def _count(self, units: int) -> str:
