@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -12,18 +13,15 @@ from ..core.errors import InputError, TrackingError
 from ..core.prompting import Prompting
 from ..workflows.questions import Questions
 from .options import options_of, read
-
-if TYPE_CHECKING:
-    from ..evaluation.harness import HarnessRun
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
-
 from .output import json_option, write_json
 
 if TYPE_CHECKING:
+    from ..decision.policy import GatePolicy
+    from ..evaluation.harness import HarnessRun
+    from ..registry.comparison import Ordered
     from ..registry.lm_eval_runs import LoggedEvaluation
     from ..samples.readers.lm_eval import LmEvalOutput
-
+    from ..samples.table import SampleScores
 
 # What the commands that log an evaluation run share: their options, and what they say.
 
@@ -110,6 +108,11 @@ Examples:
       --apply-chat-template --num-fewshot 5 --model-uri models:/chat/7
   mlflow-degrade evaluate --model onnx --model-args pretrained=models/int8 --tasks mine.csv \\
       --columns question=Frage,answer=Antwort
+  mlflow-degrade evaluate --model hf --model-args pretrained=./int8 --tasks arc_easy,piqa \\
+      --against runs:/0a1b2c --policy policy.yaml
+
+With --against the samples of an earlier evaluation are asked in the order of the policy's key
+sequential, and only until they decide; seed and order are logged before the first one.
 
 The server is asked for an answer before anything is computed. If it is gone when the evaluation is
 done, lm-eval's files are kept, and log-lm-eval logs them later.
@@ -134,11 +137,19 @@ _QUESTIONS = ("tasks", "include_path", "columns", "max_gen_toks")
 @options_of(Prompting)
 @click.option("--seed", type=int, help="Of Python, numpy, torch and the few-shot examples.")
 @click.option("--confirm-run-unsafe-code", is_flag=True, help="Run code that the model wrote.")
+@click.option(
+    "--against",
+    metavar="RUN",
+    help="Stop as soon as the samples decide against this evaluation of the baseline.",
+)
+@click.option("--policy", metavar="FILE", help="With --against: the policy, with sequential in it.")
 @click.option("--output-path", metavar="DIR", help="Keep lm-eval's own files as well.")
 @logging_options
 def evaluate(
     limit: float | None,
     confirm_run_unsafe_code: bool,
+    against: str | None,
+    policy: str | None,
     output_path: str | None,
     experiment: str | None,
     run_name: str | None,
@@ -154,7 +165,7 @@ def evaluate(
     from ..registry.lm_eval_runs import choose_experiment, log_lm_eval
     from ..registry.references import content_digest
     from ..tracking.connection import require_tracking_server
-    from ..tracking.runs import terminate_gracefully
+    from ..tracking.runs import terminate_gracefully, tracked_run
 
     questions = read(Questions, {name: settings.pop(name) for name in _QUESTIONS})
     if not questions.tasks:
@@ -177,8 +188,18 @@ def evaluate(
         choose_experiment(experiment)
     if model_uri is not None:
         content_digest(model_uri)
-    with terminate_gracefully():
-        run = run_lm_eval(asked)
+    early = _early(against, policy, limit)
+    with terminate_gracefully(), ExitStack() as stack:
+        begun = None
+        if early is not None:
+
+            def begun(digest: str | None) -> Ordered:
+                order = _begin(early, digest, model_uri)
+                run = tracked_run(run_name, nested=True, tags={**chosen, **order.tags})
+                stack.enter_context(run)
+                return order
+
+        run = run_lm_eval(asked, begun)
         if run is None:
             return
         if output_path is not None:
@@ -190,10 +211,60 @@ def evaluate(
                 run_name=run_name,
                 tags=chosen,
                 fresh=True,
+                join=early is not None,
             )
         except TrackingError as error:
             raise _kept(run, output_path, error) from error
     show(run.output, done, json_)
+    if early is not None:
+        click.echo(
+            f"decide: mlflow-degrade compare {against} runs:/{done.run_id} --policy {policy}",
+            err=True,
+        )
+
+
+def _early(
+    against: str | None, policy: str | None, limit: float | None
+) -> tuple[SampleScores, GatePolicy] | None:
+    """The baseline's samples and the policy, where the evaluation may stop early."""
+    from ..decision.policy import GatePolicy
+    from .references import read_one
+
+    if against is None:
+        if policy is not None:
+            raise InputError("--policy says when to stop, and goes with --against RUN.")
+        return None
+    if policy is None:
+        raise InputError("--against needs --policy FILE, with sequential in it.")
+    if limit is not None:
+        raise InputError(
+            f"--limit {limit:g} cannot be given with --against: the baseline's samples are asked, "
+            "as many as decide."
+        )
+    asked = GatePolicy.from_yaml(policy)
+    if asked.sequential is None:
+        raise InputError(
+            f"{policy} has no key sequential, so nothing could stop early: add 'sequential: true', "
+            "or evaluate without --against."
+        )
+    return read_one(against), asked
+
+
+def _begin(
+    early: tuple[SampleScores, GatePolicy], digest: str | None, model_uri: str | None
+) -> Ordered:
+    from ..registry.comparison import Ordered
+    from ..registry.references import content_digest
+
+    model = digest if model_uri is None else content_digest(model_uri)
+    if model is None:
+        raise InputError(
+            "--against counts the attempts of a model, and the content of this one is not known: "
+            "name a local directory (hf download puts a model there), or --model-uri."
+        )
+    return Ordered.begin(
+        early[0], {"model": model}, early[1], lambda text: click.echo(text, err=True)
+    )
 
 
 def _kept(run: HarnessRun, output_path: str | None, error: TrackingError) -> TrackingError:

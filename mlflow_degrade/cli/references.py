@@ -110,6 +110,16 @@ def read_sides(
     ]
 
 
+def read_one(reference: str) -> SampleScores:
+    """Read the samples of one log or run."""
+    if reference.startswith(_RUN):
+        from ..tracking.connection import require_tracking_server
+
+        require_tracking_server(create=False)
+        reference = whole_reference(reference)
+    return _read(reference, None, {})
+
+
 def read_noise(reference: str) -> NoiseRecord:
     """What ``mlflow-degrade noise`` wrote with --json, or logged beside an evaluation."""
     from ..decision.noise import NoiseRecord

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from ..core.cache import cache_root, digest_json
 from ..core.errors import (
     DegradeError,
     EngineError,
@@ -25,9 +26,10 @@ from ..core.progress import quiet_libraries
 from ..core.prompting import Prompting, parse_gen_kwargs, require_seed
 from ..engine.conversation import choose_template
 from ..samples.readers.lm_eval import OWN_FACTS, LmEvalOutput, output_of
-from .lm_eval_task import keep_metrics
+from ..samples.table import SampleScores
+from .lm_eval_task import Questions, keep_metrics, only_drawn
 from .question_tasks import QuestionOptions
-from .suite import Spec, find_tasks, load
+from .suite import Spec, SuiteTask, find_tasks, load
 from .task_fit import fit_tasks, note_literal_templates
 
 _ONNX = "onnx"
@@ -117,8 +119,26 @@ class HarnessRun:
         return str(getattr(self._tracker, "date_id", None))
 
 
-def run_lm_eval(settings: HarnessSettings) -> HarnessRun | None:
+class InOrder(Protocol):
+    """Which documents to ask next, and whether that was enough."""
+
+    @property
+    def baseline(self) -> SampleScores:
+        """Scores of the model that was asked all of them."""
+
+    def looks(self) -> Iterable[Mapping[str, Collection[str]]]:
+        """Documents by task, look by look."""
+
+    def enough(self, candidate: SampleScores) -> bool:
+        """Whether the answers so far decide."""
+
+
+def run_lm_eval(
+    settings: HarnessSettings, begin: Callable[[str | None], InOrder] | None = None
+) -> HarnessRun | None:
     """Evaluate a model with lm-eval."""
+    # `begin` is given the digest of the model's files, where they are local, and says in what
+    # order to ask; without it everything is asked.
     name, arguments = _model_name(settings.model), _arguments(settings.model_args)
     manager, specs = find_tasks(
         settings.tasks,
@@ -140,18 +160,120 @@ def run_lm_eval(settings: HarnessSettings) -> HarnessRun | None:
     # Nor are the data loaded a second time.
     manager.load = lambda _specs: loaded
     digest = _local_digest(arguments)
+    order = None if begin is None else begin(digest)
+    if order is not None:
+        _require_tasks(order.baseline, loaded["tasks"])
     model = _load_model(name, arguments, settings)
-    found, tracker = _evaluate(model, name, arguments, manager, specs, settings)
-    if found is None:
-        return None
-    if (kept := getattr(model, "metrics", None)) is not None:
-        keep_metrics(found, kept)
-    samples = found.pop("samples")
-    results = _results(found, tracker)
-    if digest is not None:
-        results[OWN_FACTS] = {"model_digest": digest, **_where(settings, arguments)}
     date = datetime.now().isoformat().replace(":", "-")
-    return HarnessRun(output_of(results, samples, date), samples, tracker)
+
+    def made(found: dict[str, Any], tracker: Any) -> HarnessRun:
+        if (kept := getattr(model, "metrics", None)) is not None:
+            keep_metrics(found, kept)
+        samples = found["samples"]
+        results = _results({k: v for k, v in found.items() if k != "samples"}, tracker)
+        if digest is not None:
+            results[OWN_FACTS] = {"model_digest": digest, **_where(settings, arguments)}
+        return HarnessRun(output_of(results, samples, date), samples, tracker)
+
+    if order is None:
+        found, tracker = _evaluate(model, name, arguments, manager, specs, settings)
+        return None if found is None else made(found, tracker)
+    kept_answers = _answers_of(settings, arguments, digest, order.baseline)
+
+    def ask(documents: Mapping[str, list[int]]) -> tuple[dict[str, Any] | None, Any]:
+        some = {task: loaded["tasks"][task] for task in documents}
+        manager.load = lambda _specs: {"tasks": some, "groups": {}, "group_map": {}}
+        return _evaluate(
+            model, name, arguments, manager, specs, settings,
+            samples=documents, use_cache=str(kept_answers),
+        )  # fmt: skip
+
+    run = _in_order(order, loaded["tasks"], ask, made)
+    for file in kept_answers.parent.glob(f"{kept_answers.name}*"):
+        file.unlink()
+    return run
+
+
+def _require_tasks(baseline: SampleScores, tasks: Mapping[str, Any]) -> None:
+    missing, more = set(baseline.tasks) - set(tasks), set(tasks) - set(baseline.tasks)
+    if missing or more:
+        raise InputError(
+            f"the baseline was asked {', '.join(baseline.tasks)}, and --tasks are "
+            f"{', '.join(sorted(tasks))}: name the same tasks, or evaluate without --against."
+        )
+    strange = [i for i in baseline.table["doc_id"].unique().to_pylist() if not i.isdecimal()]
+    if strange:
+        raise InputError(
+            f"the baseline's samples are called {strange[0]!r} and the like, not by their number "
+            "in lm-eval's task: evaluate it with lm-eval or mlflow-degrade evaluate."
+        )
+
+
+def _answers_of(
+    settings: HarnessSettings,
+    arguments: Mapping[str, Any],
+    digest: str | None,
+    baseline: SampleScores,
+) -> Path:
+    """Where lm-eval keeps the answers of an evaluation look by look, in case it is broken off."""
+    key = [repr(settings), {k: str(v) for k, v in arguments.items()}, digest, baseline.digest()]
+    folder = cache_root() / "lm-eval"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / digest_json(key).removeprefix("sha256:")[:24]
+
+
+def _in_order(
+    order: InOrder,
+    tasks: Mapping[str, Any],
+    ask: Callable[[Mapping[str, list[int]]], tuple[dict[str, Any] | None, Any]],
+    made: Callable[[dict[str, Any], Any], HarnessRun],
+) -> HarnessRun | None:
+    """Ask look by look, until that is enough."""
+    table = order.baseline.table.select(["task", "doc_id"]).to_pandas().drop_duplicates()
+    drawn = {task: tuple(sorted(map(int, ids))) for task, ids in table.groupby("task")["doc_id"]}
+    questions: Questions = {}
+    whole: dict[str, Any] = {}
+    first = None
+    for look in order.looks():
+        with ExitStack() as stack:
+            documents: dict[str, list[int]] = {}
+            for task, ids in look.items():
+                every = drawn[task]
+                some = SuiteTask(task, tasks[task], len(tasks[task].eval_docs), every).only(ids)
+                documents[task] = list(some.indices)
+                stack.enter_context(only_drawn(some, None, questions))
+            found, tracker = ask(documents)
+        if found is None:
+            return None
+        first = first or tracker.general_config_tracker.start_time
+        tracker.general_config_tracker.start_time = first
+        tracker.general_config_tracker.log_end_time()
+        _add(whole, found)
+        run = made({**whole, "samples": dict(whole["samples"])}, tracker)
+        if order.enough(run.output.samples):
+            break
+    return run
+
+
+def _add(whole: dict[str, Any], found: Mapping[str, Any]) -> None:
+    """Add what lm-eval says of some documents to what it said of those before."""
+    for name, value in found.items():
+        if name == "samples":
+            before = whole.setdefault("samples", {})
+            for task, samples in value.items():
+                before[task] = [*before.get(task, []), *samples]
+        elif name == "n-samples":
+            before = whole.setdefault(name, {})
+            for task, counts in value.items():
+                done = before.get(task, {"effective": 0})["effective"]
+                before[task] = {**counts, "effective": done + counts["effective"]}
+        elif name == "results":
+            # Aggregates of some documents would be taken for those of the whole.
+            whole.setdefault(name, {}).update({t: {"alias": t} for t in found["samples"]})
+        elif isinstance(value, dict) and name != "config":
+            whole.setdefault(name, {}).update(value)
+        else:
+            whole[name] = value
 
 
 def _arguments(text: str) -> dict[str, Any]:
@@ -272,6 +394,7 @@ def _evaluate(
     manager: Any,
     specs: Sequence[Spec],
     settings: HarnessSettings,
+    **some: Any,
 ) -> tuple[dict[str, Any] | None, Any]:
     from lm_eval import simple_evaluate
     from lm_eval.loggers import EvaluationTracker
@@ -299,6 +422,7 @@ def _evaluate(
             # It changes what it is given.
             gen_kwargs=dict(settings.generation or {}),
             confirm_run_unsafe_code=settings.unsafe_code,
+            **some,
             **({} if settings.seed is None else dict.fromkeys(seeds, settings.seed)),
         )
     except DegradeError:

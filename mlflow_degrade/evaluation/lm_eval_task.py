@@ -1,31 +1,29 @@
-"""One task on one model, through lm-eval."""
+"""Tasks on one model, through lm-eval."""
 
 from __future__ import annotations
 
+import json
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
+from ..core.cache import digest_json, storing
+from ..core.errors import InputError
 from ..core.progress import quiet_libraries
 from ..core.prompting import Prompting
+from ..samples.likelihoods import record_columns
+from ..samples.readers.lm_eval import NOT_PER_SAMPLE, choices_of, chosen, sample_score
+from .encoder_files import ENCODER_TYPES
 from .suite import SuiteTask
 
 if TYPE_CHECKING:
     from .model_evaluation import Model
-import json
-from collections.abc import Collection, Sequence
-from pathlib import Path
-from types import TracebackType
-from typing import IO
-
-from ..core.cache import digest_json, storing
-from ..core.errors import InputError
-from ..samples.likelihoods import record_columns
-from ..samples.readers.lm_eval import NOT_PER_SAMPLE, choices_of, chosen, sample_score
-from .encoder_files import ENCODER_TYPES
 
 # Answers of a task that is not finished, kept so that a killed evaluation can go on.
 
@@ -90,8 +88,10 @@ class Journal:
 class ResumedModel:
     """A model that is asked only what the journal does not answer."""
 
-    def __init__(self, model: Any, journal: Journal, advance: Callable[[int, int], None]) -> None:
-        self._model, self._journal, self._advance = model, journal, advance
+    def __init__(
+        self, model: Any, journal: Journal, found: Callable[[Sequence[Any], Sequence[Any]], None]
+    ) -> None:
+        self._model, self._journal, self._found = model, journal, found
         model.set_cache_hook(journal)
 
     def __getattr__(self, name: str) -> Any:
@@ -102,7 +102,7 @@ class ResumedModel:
     def _ask(self, kind: str, requests: Sequence[Any]) -> list[Any]:
         answers = [self._journal.answer(kind, request.args) for request in requests]
         open_ones = [i for i, answer in enumerate(answers) if answer is None]
-        self._advance(len(requests), len(requests) - len(open_ones))
+        self._found(requests, answers)
         if open_ones:
             asked = getattr(self._model, kind)([requests[i] for i in open_ones])
             for index, answer in zip(open_ones, asked, strict=True):
@@ -237,46 +237,47 @@ class TaskOutcome:
     facts: dict[str, Any]
 
 
-class _Indices(list[int]):
-    """Document indices; lm-eval asks for membership once per document of the data set."""
-
-    def __init__(self, indices: Iterable[int]) -> None:
-        super().__init__(indices)
-        self._set = frozenset(self)
-
-    def __contains__(self, index: object) -> bool:
-        return index in self._set
+# What tasks ask about all that was drawn of them, by task.
+Questions: TypeAlias = "dict[str, list[Any]]"
 
 
-def run_task(
+def run_tasks(
     model: Model,
-    task: SuiteTask,
+    tasks: Sequence[SuiteTask],
     journal: Journal,
     *,
     seed: int,
     prompting: Prompting,
     started: Callable[[int, int], None],
-) -> TaskOutcome:
-    """Evaluate one task; what the journal answers is not asked again."""
+    questions: Questions | None = None,
+) -> dict[str, TaskOutcome]:
+    """Evaluate tasks together; what the journal answers is not asked again."""
+    # `questions` keeps what tasks ask between calls for some of their documents each.
     from lm_eval.evaluator import evaluate
 
     begin = time.perf_counter()
-    counts = {"requests": 0, "resumed": 0}
+    requests: Counter[str] = Counter()
+    resumed: Counter[str] = Counter()
 
-    def count(total: int, done: int) -> None:
-        counts["requests"] += total
-        counts["resumed"] += done
-        started(total, done)
+    def count(asked: Sequence[Any], answers: Sequence[Any]) -> None:
+        requests.update(request.task_name for request in asked)
+        known = [r.task_name for r, a in zip(asked, answers, strict=True) if a is not None]
+        resumed.update(known)
+        started(len(asked), len(known))
 
     model.plans.clear()
-    everything = len(task.indices) == task.available
-    with quiet_libraries(), _seeded(seed):
-        task.task.set_fewshot_seed(seed=seed)
+    kept: Questions = {} if questions is None else questions
+    with ExitStack() as stack:
+        stack.enter_context(quiet_libraries())
+        stack.enter_context(_seeded(seed))
+        for task in tasks:
+            task.task.set_fewshot_seed(seed=seed)
+            stack.enter_context(only_drawn(task, seed, kept))
         model.chat_template(prompting.apply_chat_template or False)
         found = evaluate(
             lm=ResumedModel(model, journal, count),
-            task_dict={"tasks": {task.name: task.task}, "groups": {}, "group_map": {}},
-            samples=None if everything else {task.name: _Indices(task.indices)},
+            task_dict={"tasks": {t.name: t.task for t in tasks}, "groups": {}, "group_map": {}},
+            samples={t.name: list(t.indices) for t in tasks if len(t.indices) < t.available},
             # Intervals are this package's own business; lm-eval's bootstrap takes minutes.
             bootstrap_iters=0,
             system_instruction=prompting.system_instruction,
@@ -285,20 +286,74 @@ def run_task(
         )
     if model.metrics is not None:
         keep_metrics(found, model.metrics)
-    samples = found["samples"][task.name]
-    prompts = [str(sample["arguments"][-1][0]) for sample in samples]
-    tokens = [len(ids) for ids in model.encode(prompts)]
-    directions = found["higher_is_better"][task.name]
-    return TaskOutcome(
-        records=list(sample_records(task.name, task.output_type, samples, directions, tokens)),
-        results=_results(found["results"][task.name]),
-        facts={
-            "seconds": time.perf_counter() - begin,
-            "documents": len(task.indices),
-            **counts,
-            "plans": list(model.plans),
-        },
-    )
+    each = (time.perf_counter() - begin) / sum(len(task.indices) for task in tasks)
+    outcomes, plans = {}, list(model.plans)
+    for task in tasks:
+        samples = found["samples"][task.name]
+        prompts = [str(sample["arguments"][-1][0]) for sample in samples]
+        tokens = [len(ids) for ids in model.encode(prompts)]
+        directions = found["higher_is_better"][task.name]
+        outcomes[task.name] = TaskOutcome(
+            records=list(sample_records(task.name, task.output_type, samples, directions, tokens)),
+            results=_results(found["results"][task.name]),
+            facts={
+                "seconds": each * len(task.indices),
+                "documents": len(task.indices),
+                "requests": requests[task.name],
+                "resumed": resumed[task.name],
+                "plans": plans,
+            },
+        )
+        # Tasks that are asked together are planned together; one of them has to say how.
+        plans = []
+    return outcomes
+
+
+@contextmanager
+def only_drawn(task: SuiteTask, seed: int | None, questions: Questions) -> Iterator[None]:
+    """Let lm-eval read the drawn documents of a task only, and ask as in the whole of it."""
+    # Without a seed those count that are set when the questions are made.
+    # It would walk the data set to find them, for every look at the evidence. And few-shot
+    # examples are drawn document after document: those of some documents would be others than the
+    # baseline was shown.
+    own, build = task.task, task.task.build_all_requests
+
+    def doc_iterator(
+        *, samples: Sequence[int] | None = None, **_: Any
+    ) -> Iterator[tuple[int, Any]]:
+        documents = own.eval_docs
+        return enumerate(documents[i] for i in samples or task.indices)
+
+    def build_all_requests(**how: Any) -> None:
+        if task.name not in questions:
+            with ExitStack() as seeded:
+                if seed is not None:
+                    seeded.enter_context(_seeded(seed))
+                    own.set_fewshot_seed(seed=seed)
+                build(**{**how, "samples": list(task.among)})
+            questions[task.name] = own.instances
+        wanted = set(task.indices)
+        places = [position for position, i in enumerate(task.among) if i in wanted]
+        numbers = {position: n for n, position in enumerate(places)}
+        own._instances = [
+            replace(
+                asked,
+                metadata=(asked.task_name, numbers[asked.doc_id], asked.repeats),
+                resps=[],
+                filtered_resps={},
+            )
+            for asked in questions[task.name]
+            if asked.doc_id in numbers
+        ]
+
+    own.doc_iterator = doc_iterator
+    if task.among:
+        own.build_all_requests = build_all_requests
+    try:
+        yield
+    finally:
+        for name in ("doc_iterator", "build_all_requests"):
+            own.__dict__.pop(name, None)
 
 
 def prompts_of(
@@ -306,11 +361,11 @@ def prompts_of(
 ) -> list[list[int]]:
     """Token ids of what the model is asked about the first `count` drawn documents."""
     template = bool(prompting.apply_chat_template)
-    with quiet_libraries(), _seeded(seed):
+    with quiet_libraries(), _seeded(seed), only_drawn(task, seed, {}):
         task.task.set_fewshot_seed(seed=seed)
         model.chat_template(prompting.apply_chat_template or False)
         task.task.build_all_requests(
-            samples=_Indices(task.indices[:count]),
+            samples=list(task.indices[:count]),
             system_instruction=prompting.system_instruction,
             apply_chat_template=template,
             fewshot_as_multiturn=prompting.multiturn,

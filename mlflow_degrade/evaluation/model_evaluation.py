@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from datetime import date
 from functools import cached_property
 from importlib.metadata import version
@@ -23,7 +23,7 @@ from ..optimize.onnx_graph.files import load_graph
 from ..optimize.source.model_directory import MANIFEST_FILE, library_versions
 from ..samples.origin import Origin
 from ..samples.table import SampleScores
-from .lm_eval_task import Journal
+from .lm_eval_task import Journal, Questions, TaskOutcome
 from .probes import (
     PROBED_PROMPTS,
     SHORTEST_PROMPT,
@@ -147,6 +147,7 @@ class Arm:
         self._suite = fitted_suite(suite, folder)
         self._label = label or folder.name
         self._advance: Callable[[int], None] = lambda _count: None
+        self._questions: Questions = {}
 
     @cached_property
     def _origin(self) -> Origin:
@@ -308,55 +309,92 @@ class Arm:
         return found
 
     def evaluate(
-        self, path: ScoringPath, documents: Mapping[str, Collection[str]] | None = None
+        self, path: ScoringPath
     ) -> tuple[list[SampleScores], dict[str, dict[str, float]], dict[str, dict[str, Any]]]:
-        """Run, or fetch, every task: on all its documents, or on some and without closing."""
+        """Run, or fetch, every task."""
         parts, results, tasks = [], {}, {}
-        for whole in self._suite.tasks:
-            task = whole if documents is None else whole.only(documents.get(whole.name, ()))
-            if documents is not None and not task.indices:
-                continue
-            key = {**self._common, "columns": _COLUMNS, "task": task.digest, "path": path}
-            entry = Entry("evaluation", key)
-            if not self._settings.resume:
-                entry.forget()
+        for task in self._suite.tasks:
+            entry = self._results({"task": task.digest}, path)
             known = entry.facts()
-            facts = known or self._run(task, entry, path)
+            facts = known or self._run_one(task, entry, path)
             parts.append(entry.samples())
             results[task.name] = facts["results"]
             tasks[task.name] = {**facts["run"], "reused": known is not None}
-        if documents is None:
-            self.close()
+        self.close()
         return parts, results, tasks
+
+    def look(
+        self, path: ScoringPath, documents: Mapping[str, Collection[str]]
+    ) -> tuple[SampleScores, dict[str, dict[str, Any]]]:
+        """Run, or fetch, some documents of the tasks together."""
+        some = [task.only(documents.get(task.name, ())) for task in self._suite.tasks]
+        asked = [task for task in some if task.indices]
+        whole = {task.name: task.digest for task in self._suite.tasks}
+        entry = self._results(
+            {"look": {task.name: [whole[task.name], list(task.indices)] for task in asked}}, path
+        )
+        known = entry.facts()
+        runs = (known or self._run_some(asked, entry, path))["runs"]
+        reused = {"reused": known is not None}
+        return entry.samples(), {name: {**facts, **reused} for name, facts in runs.items()}
 
     def close(self) -> None:
         """Free the model, if it was opened."""
         if "_model" in self.__dict__:
             self._model.close()
 
-    def _run(self, task: SuiteTask, entry: Entry, path: ScoringPath) -> dict[str, Any]:
-        from .lm_eval_task import run_task
+    def _results(self, asked: Mapping[str, Any], path: ScoringPath) -> Entry:
+        """Where the answers to some questions are kept."""
+        entry = Entry("evaluation", {**self._common, "columns": _COLUMNS, **asked, "path": path})
+        if not self._settings.resume:
+            entry.forget()
+        return entry
+
+    def _run_one(self, task: SuiteTask, entry: Entry, path: ScoringPath) -> dict[str, Any]:
+        with progress_bar(f"{task.name} ({self._label})", self._settings.progress) as bar:
+            self._advance = lambda count: bar(0, count)
+            outcome = self._outcomes([task], entry, path, bar)[task.name]
+        facts = {"results": outcome.results, "run": outcome.facts}
+        entry.finish(facts, self._scores([task], {task.name: outcome}))
+        return facts
+
+    def _run_some(
+        self, tasks: Sequence[SuiteTask], entry: Entry, path: ScoringPath
+    ) -> dict[str, Any]:
+        outcomes = self._outcomes(tasks, entry, path, lambda _total, _done: None)
+        facts = {"runs": {name: outcome.facts for name, outcome in outcomes.items()}}
+        entry.finish(facts, self._scores(tasks, outcomes))
+        return facts
+
+    def _outcomes(
+        self,
+        tasks: Sequence[SuiteTask],
+        entry: Entry,
+        path: ScoringPath,
+        started: Callable[[int, int], None],
+    ) -> dict[str, TaskOutcome]:
+        from .lm_eval_task import run_tasks
 
         self._model.take(path)
-        title = f"{task.name} ({self._label})"
-        with progress_bar(title, self._settings.progress) as bar, Journal(entry.journal) as journal:
-            self._advance = lambda count: bar(0, count)
-            outcome = run_task(
+        with Journal(entry.journal) as journal:
+            return run_tasks(
                 self._model,
-                task,
+                tasks,
                 journal,
                 seed=self._suite.seed,
                 prompting=self._suite.prompting,
-                started=bar,
+                started=started,
+                questions=self._questions,
             )
-        samples = SampleScores.from_records(
-            outcome.records,
+
+    def _scores(
+        self, tasks: Sequence[SuiteTask], outcomes: Mapping[str, TaskOutcome]
+    ) -> SampleScores:
+        return SampleScores.from_records(
+            [record for outcome in outcomes.values() for record in outcome.records],
             model=self.folder.name,
             model_digest=self._common["model"],
-            task_versions={task.name: task.version},
+            task_versions={task.name: task.version for task in tasks},
             origin=self._origin,
             prompting=self._facts,
         )
-        facts = {"results": outcome.results, "run": outcome.facts}
-        entry.finish(facts, samples)
-        return facts

@@ -117,8 +117,8 @@ def evaluate_in_order(
     runs: dict[str, dict[str, Any]] = {}
     try:
         for documents in looks:
-            found, _, tasks = arm.evaluate(path, documents)
-            parts += found
+            found, tasks = arm.look(path, documents)
+            parts.append(found)
             for name, facts in tasks.items():
                 runs[name] = facts if name not in runs else _together(runs[name], facts)
             if enough(SampleScores.concat(parts)):

@@ -155,6 +155,7 @@ class SuiteTask:
     task: Any  # Ready to build requests.
     available: int  # Documents the task has.
     indices: tuple[int, ...]  # Those that were drawn, ascending.
+    among: tuple[int, ...] = ()  # All that were drawn, where these are some of them.
 
     @property
     def version(self) -> str:
@@ -183,7 +184,8 @@ class SuiteTask:
     def only(self, ids: Collection[str]) -> SuiteTask:
         """The same task with some of its documents, by their ids in a sample table."""
         wanted = set(ids)
-        return replace(self, indices=tuple(i for i in self.indices if str(i) in wanted))
+        some = tuple(i for i in self.indices if str(i) in wanted)
+        return replace(self, indices=some, among=self.indices)
 
     def documents(self) -> list[dict[str, Any]]:
         """The drawn documents, in order of their index."""

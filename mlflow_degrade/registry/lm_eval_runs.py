@@ -328,6 +328,7 @@ def log_lm_eval(
     tags: Mapping[str, str] | None = None,
     experiment: str | None = None,
     fresh: bool = False,
+    join: bool = False,
 ) -> LoggedEvaluation:
     """Log what lm-eval found as an evaluation run.
 
@@ -345,6 +346,8 @@ def log_lm_eval(
         Name; made where it does not exist. The active one by default.
     fresh : bool
         Log again even what is there.
+    join : bool
+        Log into the active run, which was begun for this.
 
     Returns
     -------
@@ -385,10 +388,22 @@ def log_lm_eval(
             info = earlier.info
             return LoggedEvaluation(info.run_id, info.experiment_id, model, False, finite, rest)
         name = run_name or output.samples.model or "lm-eval"
-        with tracked_run(name, tags=checked, nested=True) as run:
+        with _run(name, checked, join) as run:
             MlflowClient().update_run(run.info.run_id, status="FAILED")
             _log(output, key, finite)
     return LoggedEvaluation(run.info.run_id, run.info.experiment_id, model, True, finite, rest)
+
+
+@contextmanager
+def _run(name: str, tags: Mapping[str, str], join: bool) -> Iterator[Any]:
+    import mlflow
+
+    if not join:
+        with tracked_run(name, tags=tags, nested=True) as run:
+            yield run
+        return
+    mlflow.set_tags({**tags, "mlflow.runName": name})
+    yield mlflow.active_run()
 
 
 def choose_experiment(name: str) -> None:

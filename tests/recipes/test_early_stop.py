@@ -144,3 +144,16 @@ def test_what_could_never_pass_is_refused_before_the_first_sample(
     runs = store.search_runs(["0"])
     assert {run.data.tags.get("degrade.side") for run in runs} == {None, "baseline"}
     assert "RUNNING" not in {run.info.status for run in runs}
+
+
+def test_prompts_are_those_of_the_whole_suite(store: MlflowClient, workshop: Path) -> None:
+    """Few-shot examples are drawn document after document: not anew for the documents of a look."""
+    outcome = quantize_and_gate(_options(workshop, num_fewshot=2))
+    assert outcome.decision.verdict is Verdict.PASS, outcome.decision.reasons
+    sides = {name: load_samples(run) for name, run in _sides(store, outcome.run_id).items()}
+    asked = {
+        name: dict(zip(*(s.table[c].to_pylist() for c in ("doc_hash", "prompt")), strict=True))
+        for name, s in sides.items()
+    }
+    assert asked["candidate"].items() <= asked["baseline"].items()
+    assert len(asked["candidate"]) < len(asked["baseline"])
