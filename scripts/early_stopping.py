@@ -80,6 +80,7 @@ class Replayed(SequentialTest):
             name: np.bincount(place, minlength=self.asked).astype(float)
             for name, (place, _) in tasks.items()
         }
+        self._unanswered = {name: np.zeros(self.asked) for name in tasks}
         self._kept = {} if shared is None else shared
 
     def _evidence(self, tasks: Any, margin: float) -> Any:

@@ -108,7 +108,7 @@ class Comparison:
 
 
 # Units that are asked before the first look at the evidence, and how much longer each look is.
-_FIRST_LOOK, _LONGER = 64, 1.25
+_FIRST_LOOK, _LONGER = 64, 1.1
 
 
 @dataclass(frozen=True)
