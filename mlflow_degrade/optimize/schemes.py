@@ -9,6 +9,7 @@ Words after a scheme's name change its options, ``int4-weight-only-gptq-block64`
 
 from __future__ import annotations
 
+import functools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,6 +41,7 @@ from .parity.agreement import agreement
 from .passes.bfloat16 import convert_to_bfloat16, convert_to_half
 from .passes.calibration import Calibration, calibration_texts
 from .passes.mixed_precision import ExclusionRule
+from .passes.mixed_weights import Made, MixtureRule, mix_weights
 from .passes.sensitivity_report import SENSITIVITY_FILE
 from .passes.simulate import VALUE_FORMATS, require_value_format, rounded_weights, simulate_format
 from .passes.static import CALIBRATIONS, quantize_dynamically, quantize_statically
@@ -96,7 +98,21 @@ def simulated_scheme(name: str) -> Scheme:
 
 _Variants = Mapping[str, Mapping[str, Any]]
 _BLOCKS: _Variants = {f"block{size}": {"block_size": size} for size in BLOCK_SIZES}
-_ROUNDED_BLOCKS: _Variants = {**_BLOCKS, "asym": {"symmetric": False}}
+_MERGED: _Variants = {"merged": {"merged": True}}
+_ROUNDED_BLOCKS: _Variants = {**_BLOCKS, "asym": {"symmetric": False}, **_MERGED}
+# Schemes that a mixture takes layers from, each word with what has 4 bits in it.
+_MIXED_FROM: Mapping[str, tuple[str, ...]] = {
+    "gptq": ("int8-weight-only", "int4-weight-only-gptq"),
+    "hqq": ("int8-weight-only", "int4-weight-only-hqq"),
+    "nearest": ("int8-weight-only", "int4-weight-only-asym"),
+    "best": ("int8-weight-only", "int4-weight-only-gptq", "int4-weight-only-hqq"),
+}
+# Limits of a mixture: bits for each weight, scales included, and distance from the float model.
+_LIMITS: _Variants = {
+    **{f"bits{x:g}": {"bits": x} for x in (5, 5.5, 6, 6.5, 7, 7.5, 8, 9)},
+    **{f"loss{x:g}": {"loss": x} for x in (0.005, 0.02, 0.03, 0.05, 0.1)},
+    **{method: {"method": method} for method in _MIXED_FROM},
+}
 _RANGES: _Variants = {method: {"calibration_method": method} for method in CALIBRATIONS}
 _SMOOTHED: _Variants = {
     "smooth": {"smoothing": "always"},
@@ -152,7 +168,7 @@ SCHEMES: Mapping[str, Scheme] = {
             "the same with zero points fitted to the weights (HQQ); the vocabulary in 8 bits",
             quantize_weights,
             {**_CHOSEN_INTEGERS, "algorithm": "hqq"},
-            variants=_BLOCKS,
+            variants={**_BLOCKS, **_MERGED},
             **_BLOCKWISE,
         ),
         Scheme(
@@ -161,7 +177,17 @@ SCHEMES: Mapping[str, Scheme] = {
             quantize_weights,
             {**_CHOSEN_INTEGERS, "algorithm": "gptq"},
             calibrated=True,
-            variants=_BLOCKS,
+            variants={**_BLOCKS, **_MERGED},
+            **_BLOCKWISE,
+        ),
+        Scheme(
+            "mixed-weight-only",
+            "weights in 4 or 8 bits, layer by layer where it costs the least; the embedding in 8",
+            mix_weights,
+            {"bits": None, "loss": None, "method": "gptq", "block_size": 32},
+            calibrated=True,
+            exclusion=MixtureRule(_MIXED_FROM),
+            variants={**_LIMITS, **_BLOCKS},
             **_BLOCKWISE,
         ),
         Scheme(
@@ -406,9 +432,12 @@ def _apply(
     require_space(target, int(1.1 * base.size_bytes), f"making {scheme.name}")
     options, excluded = dict(scheme.options), None
     if scheme.exclusion is not None:
+        apply = functools.partial(_made, base=start, texts=texts, progress=progress)
         with library_errors(scheme.name, base):
-            excluded = scheme.exclusion(start, scheme.name, rewrite, options, progress=progress)
-        options["keep"] = excluded.kept
+            excluded = scheme.exclusion(
+                start, scheme.name, rewrite, options, apply=apply, progress=progress
+            )
+        options |= excluded.options
     with quiet_work(f"Applying {scheme.name}", progress):
         model = load_graph(start.path)
         before = _operators(model)
@@ -441,6 +470,17 @@ def _apply(
         "stored": stored.as_dict(),
     }
     write_derived(target, start, step, found.as_dict(), scheme=scheme.name)
+
+
+def _made(name: str, *, base: ModelDirectory, texts: Sequence[str], progress: bool) -> Made:
+    """What another scheme makes of a model, and by what."""
+    scheme = find_scheme(name, force=True)
+    assert scheme.rewrite is not None
+    given = texts if scheme.calibrated else None
+    folder = apply_scheme(
+        base.path, name, force=True, calibration=given, min_quantized_share=0, progress=progress
+    )
+    return Made(folder, scheme.rewrite, scheme.options, given)
 
 
 @contextmanager
