@@ -14,6 +14,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from .onnx_graph.float_share import (
     require_share,
 )
 from .parity.agreement import agreement
+from .passes.accuracy_level import MEASURED, choose_level
 from .passes.bfloat16 import convert_to_bfloat16, convert_to_half
 from .passes.calibration import Calibration, calibration_texts
 from .passes.mixed_precision import ExclusionRule
@@ -99,7 +101,12 @@ def simulated_scheme(name: str) -> Scheme:
 _Variants = Mapping[str, Mapping[str, Any]]
 _BLOCKS: _Variants = {f"block{size}": {"block_size": size} for size in BLOCK_SIZES}
 _MERGED: _Variants = {"merged": {"merged": True}}
-_ROUNDED_BLOCKS: _Variants = {**_BLOCKS, "asym": {"symmetric": False}, **_MERGED}
+# Measuring is asked for, never done unasked: the same recipe makes the same bytes everywhere.
+_LEVELS: _Variants = {
+    "level0": {"accuracy_level": 0},
+    "tuned": {"accuracy_level": MEASURED},
+}
+_ROUNDED_BLOCKS: _Variants = {**_BLOCKS, "asym": {"symmetric": False}, **_MERGED, **_LEVELS}
 # Schemes that a mixture takes layers from, each word with what has 4 bits in it.
 _MIXED_FROM: Mapping[str, tuple[str, ...]] = {
     "gptq": ("int8-weight-only", "int4-weight-only-gptq"),
@@ -168,7 +175,7 @@ SCHEMES: Mapping[str, Scheme] = {
             "the same with zero points fitted to the weights (HQQ); the vocabulary in 8 bits",
             quantize_weights,
             {**_CHOSEN_INTEGERS, "algorithm": "hqq"},
-            variants={**_BLOCKS, **_MERGED},
+            variants={**_BLOCKS, **_MERGED, **_LEVELS},
             **_BLOCKWISE,
         ),
         Scheme(
@@ -177,7 +184,7 @@ SCHEMES: Mapping[str, Scheme] = {
             quantize_weights,
             {**_CHOSEN_INTEGERS, "algorithm": "gptq"},
             calibrated=True,
-            variants={**_BLOCKS, **_MERGED},
+            variants={**_BLOCKS, **_MERGED, **_LEVELS},
             **_BLOCKWISE,
         ),
         Scheme(
@@ -394,7 +401,7 @@ def apply_scheme(
     require_share(min_quantized_share)
     chosen = find_scheme(scheme, providers, force=force)
     base = ModelDirectory.load(model)
-    if chosen.rewrite is None:
+    if (rewrite := chosen.rewrite) is None:
         return base.path
     if not base.is_float:
         raise QuantizationError(
@@ -403,6 +410,7 @@ def apply_scheme(
     versions = {name: v for name, v in library_versions().items() if name.startswith("onnx")}
     texts = calibration_texts(calibration)
     start = chosen.start(base, texts, progress=progress)
+    chosen, measured = with_level(chosen, start)
     key: list[Any] = [chosen.name, dict(chosen.options), _VERSION, start.digest, versions]
     if chosen.calibrated:
         key.append(digest_json(texts))
@@ -410,9 +418,10 @@ def apply_scheme(
         key.append(chosen.exclusion.as_dict())
     if (plugin := _plugin(chosen)) is not None:
         key.append(plugin)
-    rewrite = chosen.rewrite
     made = cached_directory(
-        "scheme", key, lambda to: _apply(chosen, rewrite, base, start, to, texts, progress)
+        "scheme",
+        key,
+        lambda to: _apply(chosen, rewrite, base, start, to, texts, measured, progress),
     )
     if chosen.proof:  # others change the type of what is float, or round it to be judged
         stored = ModelDirectory.load(made).recipe[-1]["stored"]
@@ -427,6 +436,7 @@ def _apply(
     start: ModelDirectory,
     target: Path,
     texts: Sequence[str],
+    measured: Mapping[str, Any],
     progress: bool,
 ) -> None:
     require_space(target, int(1.1 * base.size_bytes), f"making {scheme.name}")
@@ -465,11 +475,25 @@ def _apply(
         "pass": scheme.name,
         **({} if (plugin := _plugin(scheme)) is None else {"plugin": plugin}),
         **scheme.options,
+        **measured,
         **findings,
         "nodes": new,
         "stored": stored.as_dict(),
     }
     write_derived(target, start, step, found.as_dict(), scheme=scheme.name)
+
+
+def with_level(scheme: Scheme, start: ModelDirectory) -> tuple[Scheme, dict[str, Any]]:
+    """A scheme with the kernels that are the fastest here, where it asks for them."""
+    options = dict(scheme.options)
+    if options.get("accuracy_level") != MEASURED:
+        return scheme, {}
+    graph = load_graph(start.path, weights=False).graph
+    found = choose_level(
+        graph, options["bits"], options["block_size"], symmetric=options["symmetric"]
+    )
+    options["accuracy_level"] = found["accuracy_level"]
+    return replace(scheme, options=options), {"level_measured": found}
 
 
 def _made(name: str, *, base: ModelDirectory, texts: Sequence[str], progress: bool) -> Made:

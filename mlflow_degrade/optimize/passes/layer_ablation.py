@@ -226,6 +226,7 @@ class LayerTrials:
         self._answers: dict[str, float] = {}
         self._switched: _Switched | None = None
         self._expected: list[Logits] = []
+        self._plain: list[Logits] = []  # The same of the graph without switches.
         self._read()
 
     def __enter__(self) -> LayerTrials:
@@ -267,8 +268,9 @@ class LayerTrials:
 
     def distance_to(self, folder: Path) -> float:
         """Distance from the float model of another model, on all texts."""
-        expected = list(_outputs(self.base.path, self._tokens, self._family))
-        return self._mean(expected, _outputs(folder, self._tokens, self._family), "mixed layers")
+        if not self._plain:
+            self._plain.extend(_outputs(self.base.path, self._tokens, self._family))
+        return self._mean(self._plain, _outputs(folder, self._tokens, self._family), "mixed layers")
 
     def _mean(self, expected: Sequence[Logits], given: Iterable[Logits], what: str) -> float:
         total, terms = 0.0, 0
