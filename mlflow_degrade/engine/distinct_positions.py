@@ -146,6 +146,8 @@ class _Rewriting:
     def _is_rowwise(self, node: Any) -> bool:
         if node.op_type in _ELEMENTWISE or node.op_type in _NORMS:
             return True
+        if node.op_type == "Split":
+            return bool(attribute(node, "axis") == -1)
         return node.op_type in ("ReduceMean", "ReduceSum") and self._last_axis_only(node)
 
     def _last_axis_only(self, node: Any) -> bool:

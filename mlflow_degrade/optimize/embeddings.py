@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..core.errors import UnsupportedModelError
-from ..engine.graph_editor import makers, put_before, readers, set_nodes, store
+from ..engine.graph_editor import drop_unread, makers, put_before, readers, set_nodes, store
 
 # What may stand between the projection and the output without changing which node projects:
 # casts, and the scaling and soft-capping that Granite and Gemma apply to their logits.
@@ -118,3 +118,108 @@ def narrow_embedding(model: Any) -> list[str]:
     nodes = [[n, *(casts[o] for o in n.output if o in casts)] for n in model.graph.node]
     set_nodes(model.graph, (node for group in nodes for node in group))
     return narrowed
+
+
+# Embeddings in 8 bits.
+
+_LOOKUP, _PRODUCT = "GatherBlockQuantized", "MatMulNBits"
+
+
+def quantize_embedding(model: Any, block_size: int, *, tied: bool) -> str:
+    """Store the embedding in 8 bits, once with the projection where they were one; what was done.
+
+    A projection in 8 bits has codes and scales with a row for each token, which is what a lookup
+    reads: ``GatherBlockQuantized`` is given the same weights.
+    """
+    import numpy as np
+    from onnx import helper, numpy_helper
+
+    graph = model.graph
+    tensor = _embedding(model)
+    if tensor is None:
+        return "none is looked up by tokens"
+    rows, width = tensor.dims
+    if width % block_size:
+        return f"left: blocks of {block_size} do not divide its {width} columns"
+    name, blocks = tensor.name, width // block_size
+    head = _head(model)
+    extra: list[Any] = []
+    if shared := tied and head is not None and is_shareable(head):
+        assert head is not None
+        found = {a.name: a.i for a in head.attribute}
+        block_size, blocks = found["block_size"], width // found["block_size"]
+        codes, *grid = head.input[1:]
+        grid = [_shaped(graph, extra, part, (rows, blocks, 1)) for part in grid if part]
+        codes = _shaped(graph, extra, codes, (rows, blocks, block_size))
+    else:
+        values = numpy_helper.to_array(tensor).reshape(rows, blocks, block_size)
+        scales = np.abs(values).max(axis=-1, keepdims=True) / np.float32(127)
+        scales[scales == 0] = 1
+        integers = np.rint(values / scales).astype(np.int16) + 128
+        codes = store(graph, f"{name}_Q8", integers.astype(np.uint8))
+        grid = [store(graph, f"{name}_scales", scales)]
+    whole = store(graph, f"{name}_width", np.array([0, 0, width], np.int64))
+    done = False
+    for gather in [n for n in graph.node if n.op_type == "Gather" and n.input[0] == name]:
+        blocked = f"{gather.output[0]}_blocks"
+        options = {"gather_axis": 0, "quantize_axis": 2, "block_size": block_size, "bits": 8}
+        looked_up = helper.make_node(
+            _LOOKUP,
+            [codes, gather.input[1], *grid],
+            [blocked],
+            name=f"{gather.name or gather.output[0]}_Q8",
+            domain="com.microsoft",
+            **options,
+        )
+        joined = helper.make_node(
+            "Reshape", [blocked, whole], [gather.output[0]], name=f"{blocked}_joined"
+        )
+        put_before(graph, gather, [*([] if done else extra), looked_up, joined], instead=True)
+        done = True
+    drop_unread(graph, name)
+    return "8 bits, shared with the projection" if shared else "8 bits"
+
+
+def is_shareable(node: Any) -> bool:
+    """Whether a product's weights can be looked up as well."""
+    if node.op_type != _PRODUCT or len([i for i in node.input if i]) > 4:
+        return False
+    return any(a.name == "bits" and a.i == 8 for a in node.attribute)
+
+
+def embedding_bytes(model: Any, block_size: int) -> tuple[int, int]:
+    """Bytes of the embedding once it is quantized by itself, and its numbers; 0 without one."""
+    tensor = _embedding(model)
+    if tensor is None:
+        return 0, 0
+    numbers = int(tensor.dims[0] * tensor.dims[1])
+    if tensor.dims[1] % block_size:
+        return 2 * numbers, numbers
+    return numbers + 4 * numbers // block_size, numbers
+
+
+def _embedding(model: Any) -> Any | None:
+    """The matrix of floats of which tokens look rows up, and which nothing else reads."""
+    from onnx import TensorProto
+
+    read_by = readers(model.graph)
+    for tensor in model.graph.initializer:
+        nodes = read_by.get(tensor.name, [])
+        if len(tensor.dims) != 2 or tensor.data_type != TensorProto.FLOAT or not nodes:
+            continue
+        looked_up = all(n.op_type == "Gather" and n.input[0] == tensor.name for n in nodes)
+        if looked_up and all(n.input[1] == "input_ids" for n in nodes):
+            return tensor
+    return None
+
+
+def _shaped(graph: Any, nodes: list[Any], name: str, shape: tuple[int, ...]) -> str:
+    """A weight in another shape; onnxruntime does it once, when it opens the model."""
+    import numpy as np
+    from onnx import helper
+
+    if list(next(t for t in graph.initializer if t.name == name).dims) == list(shape):
+        return name
+    wanted = store(graph, f"{name}_shape", np.array(shape, np.int64))
+    nodes.append(helper.make_node("Reshape", [name, wanted], [f"{name}_rows"], name=f"{name}_rows"))
+    return f"{name}_rows"

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from ..core.errors import InputError, UnknownNameError
 from .passes.mixed_precision import ExclusionRule
+from .passes.mixed_weights import MixtureRule
 from .passes.smoothing import smooth_directory
 from .source.model_directory import ModelDirectory
 
@@ -32,8 +33,8 @@ class Scheme:
         manifest. None for the identity.
     options : mapping
         Keyword arguments of `rewrite`; part of the key in the cache.
-    exclusion : ExclusionRule, optional
-        Decides which layers stay in float; `rewrite` takes their names as ``keep``.
+    exclusion : ExclusionRule or MixtureRule, optional
+        Decides what becomes of each layer, by measuring; `rewrite` takes what it decides.
     proof : tuple of str
         Operators of which the result must contain at least one; empty where weights change type
         only.
@@ -56,7 +57,7 @@ class Scheme:
     summary: str
     rewrite: Callable[..., dict[str, Any]] | None
     options: Mapping[str, Any] = field(default_factory=dict)
-    exclusion: ExclusionRule | None = None
+    exclusion: ExclusionRule | MixtureRule | None = None
     proof: tuple[str, ...] = ()
     refused: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)

@@ -9,10 +9,12 @@ Words after a scheme's name change its options, ``int4-weight-only-gptq-block64`
 
 from __future__ import annotations
 
+import functools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +39,11 @@ from .onnx_graph.float_share import (
     require_share,
 )
 from .parity.agreement import agreement
+from .passes.accuracy_level import MEASURED, choose_level
 from .passes.bfloat16 import convert_to_bfloat16, convert_to_half
 from .passes.calibration import Calibration, calibration_texts
 from .passes.mixed_precision import ExclusionRule
+from .passes.mixed_weights import Made, MixtureRule, mix_weights
 from .passes.sensitivity_report import SENSITIVITY_FILE
 from .passes.simulate import VALUE_FORMATS, require_value_format, rounded_weights, simulate_format
 from .passes.static import CALIBRATIONS, quantize_dynamically, quantize_statically
@@ -96,7 +100,26 @@ def simulated_scheme(name: str) -> Scheme:
 
 _Variants = Mapping[str, Mapping[str, Any]]
 _BLOCKS: _Variants = {f"block{size}": {"block_size": size} for size in BLOCK_SIZES}
-_ROUNDED_BLOCKS: _Variants = {**_BLOCKS, "asym": {"symmetric": False}}
+_MERGED: _Variants = {"merged": {"merged": True}}
+# Measuring is asked for, never done unasked: the same recipe makes the same bytes everywhere.
+_LEVELS: _Variants = {
+    "level0": {"accuracy_level": 0},
+    "tuned": {"accuracy_level": MEASURED},
+}
+_ROUNDED_BLOCKS: _Variants = {**_BLOCKS, "asym": {"symmetric": False}, **_MERGED, **_LEVELS}
+# Schemes that a mixture takes layers from, each word with what has 4 bits in it.
+_MIXED_FROM: Mapping[str, tuple[str, ...]] = {
+    "gptq": ("int8-weight-only", "int4-weight-only-gptq"),
+    "hqq": ("int8-weight-only", "int4-weight-only-hqq"),
+    "nearest": ("int8-weight-only", "int4-weight-only-asym"),
+    "best": ("int8-weight-only", "int4-weight-only-gptq", "int4-weight-only-hqq"),
+}
+# Limits of a mixture: bits for each weight, scales included, and distance from the float model.
+_LIMITS: _Variants = {
+    **{f"bits{x:g}": {"bits": x} for x in (5, 5.5, 6, 6.5, 7, 7.5, 8, 9)},
+    **{f"loss{x:g}": {"loss": x} for x in (0.005, 0.02, 0.03, 0.05, 0.1)},
+    **{method: {"method": method} for method in _MIXED_FROM},
+}
 _RANGES: _Variants = {method: {"calibration_method": method} for method in CALIBRATIONS}
 _SMOOTHED: _Variants = {
     "smooth": {"smoothing": "always"},
@@ -152,7 +175,7 @@ SCHEMES: Mapping[str, Scheme] = {
             "the same with zero points fitted to the weights (HQQ); the vocabulary in 8 bits",
             quantize_weights,
             {**_CHOSEN_INTEGERS, "algorithm": "hqq"},
-            variants=_BLOCKS,
+            variants={**_BLOCKS, **_MERGED, **_LEVELS},
             **_BLOCKWISE,
         ),
         Scheme(
@@ -161,7 +184,17 @@ SCHEMES: Mapping[str, Scheme] = {
             quantize_weights,
             {**_CHOSEN_INTEGERS, "algorithm": "gptq"},
             calibrated=True,
-            variants=_BLOCKS,
+            variants={**_BLOCKS, **_MERGED, **_LEVELS},
+            **_BLOCKWISE,
+        ),
+        Scheme(
+            "mixed-weight-only",
+            "weights in 4 or 8 bits, layer by layer where it costs the least; the embedding in 8",
+            mix_weights,
+            {"bits": None, "loss": None, "method": "gptq", "block_size": 32},
+            calibrated=True,
+            exclusion=MixtureRule(_MIXED_FROM),
+            variants={**_LIMITS, **_BLOCKS},
             **_BLOCKWISE,
         ),
         Scheme(
@@ -368,7 +401,7 @@ def apply_scheme(
     require_share(min_quantized_share)
     chosen = find_scheme(scheme, providers, force=force)
     base = ModelDirectory.load(model)
-    if chosen.rewrite is None:
+    if (rewrite := chosen.rewrite) is None:
         return base.path
     if not base.is_float:
         raise QuantizationError(
@@ -377,6 +410,7 @@ def apply_scheme(
     versions = {name: v for name, v in library_versions().items() if name.startswith("onnx")}
     texts = calibration_texts(calibration)
     start = chosen.start(base, texts, progress=progress)
+    chosen, measured = with_level(chosen, start)
     key: list[Any] = [chosen.name, dict(chosen.options), _VERSION, start.digest, versions]
     if chosen.calibrated:
         key.append(digest_json(texts))
@@ -384,9 +418,10 @@ def apply_scheme(
         key.append(chosen.exclusion.as_dict())
     if (plugin := _plugin(chosen)) is not None:
         key.append(plugin)
-    rewrite = chosen.rewrite
     made = cached_directory(
-        "scheme", key, lambda to: _apply(chosen, rewrite, base, start, to, texts, progress)
+        "scheme",
+        key,
+        lambda to: _apply(chosen, rewrite, base, start, to, texts, measured, progress),
     )
     if chosen.proof:  # others change the type of what is float, or round it to be judged
         stored = ModelDirectory.load(made).recipe[-1]["stored"]
@@ -401,14 +436,18 @@ def _apply(
     start: ModelDirectory,
     target: Path,
     texts: Sequence[str],
+    measured: Mapping[str, Any],
     progress: bool,
 ) -> None:
     require_space(target, int(1.1 * base.size_bytes), f"making {scheme.name}")
     options, excluded = dict(scheme.options), None
     if scheme.exclusion is not None:
+        apply = functools.partial(_made, base=start, texts=texts, progress=progress)
         with library_errors(scheme.name, base):
-            excluded = scheme.exclusion(start, scheme.name, rewrite, options, progress=progress)
-        options["keep"] = excluded.kept
+            excluded = scheme.exclusion(
+                start, scheme.name, rewrite, options, apply=apply, progress=progress
+            )
+        options |= excluded.options
     with quiet_work(f"Applying {scheme.name}", progress):
         model = load_graph(start.path)
         before = _operators(model)
@@ -436,11 +475,36 @@ def _apply(
         "pass": scheme.name,
         **({} if (plugin := _plugin(scheme)) is None else {"plugin": plugin}),
         **scheme.options,
+        **measured,
         **findings,
         "nodes": new,
         "stored": stored.as_dict(),
     }
     write_derived(target, start, step, found.as_dict(), scheme=scheme.name)
+
+
+def with_level(scheme: Scheme, start: ModelDirectory) -> tuple[Scheme, dict[str, Any]]:
+    """A scheme with the kernels that are the fastest here, where it asks for them."""
+    options = dict(scheme.options)
+    if options.get("accuracy_level") != MEASURED:
+        return scheme, {}
+    graph = load_graph(start.path, weights=False).graph
+    found = choose_level(
+        graph, options["bits"], options["block_size"], symmetric=options["symmetric"]
+    )
+    options["accuracy_level"] = found["accuracy_level"]
+    return replace(scheme, options=options), {"level_measured": found}
+
+
+def _made(name: str, *, base: ModelDirectory, texts: Sequence[str], progress: bool) -> Made:
+    """What another scheme makes of a model, and by what."""
+    scheme = find_scheme(name, force=True)
+    assert scheme.rewrite is not None
+    given = texts if scheme.calibrated else None
+    folder = apply_scheme(
+        base.path, name, force=True, calibration=given, min_quantized_share=0, progress=progress
+    )
+    return Made(folder, scheme.rewrite, scheme.options, given)
 
 
 @contextmanager

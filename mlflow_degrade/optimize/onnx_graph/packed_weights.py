@@ -56,9 +56,16 @@ _FLOATS_AGAIN = {
 }
 
 
+READ = (
+    "GPTQ (AutoGPTQ, GPTQModel), AWQ, AutoRound, compressed-tensors (pack-, int-, float- and "
+    "naive-quantized, nvfp4-pack-quantized), ModelOpt (FP8, NVFP4), and fp8 with block scales"
+)
+"""Whose quantized weights are read, see `mlflow_degrade.optimize.source.quantized_checkpoints`."""
+
+
 def refuse_quantized(folder: Path, config: Mapping[str, Any], weights: Weights, name: str) -> None:
     """Weights that are integers or scaled 8-bit floats: no scheme and no baseline starts there."""
-    stated, evidence = _stated_quantization(config), "by quantization_config in its config.json"
+    stated, evidence = stated_quantization(config), "by quantization_config in its config.json"
     if stated is not None:
         method = str(stated.get("quant_method") or _unnamed(stated))
     else:
@@ -74,17 +81,18 @@ def refuse_quantized(folder: Path, config: Mapping[str, Any], weights: Weights, 
         f"{name} is quantized already ({_CALLED.get(method.lower(), method)}{_bits(stated or {})}, "
         f"{evidence}): a scheme and its baseline start from float weights. Give the float model, "
         f"{float_model}. {_FLOATS_AGAIN.get(method.lower(), '')}".rstrip()
+        + f" Read are, in safetensors with their config: {READ}."
     )
 
 
 def is_quantized(folder: Path) -> bool:
     """Whether a directory's config says that a library has packed its weights."""
     return (folder / CONFIG).is_file() and (
-        _stated_quantization(read_object(folder / CONFIG)) is not None
+        stated_quantization(read_object(folder / CONFIG)) is not None
     )
 
 
-def _stated_quantization(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def stated_quantization(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """What a config says of the quantization of its weights, wherever libraries write it."""
     inner = config.get("text_config")
     for part in (config, inner if isinstance(inner, Mapping) else {}):

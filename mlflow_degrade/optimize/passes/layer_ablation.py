@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,16 +91,14 @@ def add_switches(model: Any, quantized: Any) -> tuple[Layer, ...]:
     graph = model.graph
     shared = {o for node in graph.node for o in node.output} | {i.name for i in graph.input}
     made_by = makers(quantized.graph)
-    order = {id(node): i for i, node in enumerate(quantized.graph.node)}
     tensors = {t.name: t for t in quantized.graph.initializer}
     own = {t.name: t for t in graph.initializer}
     nodes = {node.output[0]: i for i, node in enumerate(graph.node)}
     changed = []
     for layer in find_layers(model):
-        part = _slice(layer.output, made_by, shared)
+        part = layer_nodes(layer.output, made_by, shared)
         if not part:
             continue  # the scheme merged it with something else
-        part.sort(key=lambda node: order[id(node)])
         names = {name for node in part for name in node.input if name in tensors}
         float_node = graph.node[nodes[layer.output]]
         if len(part) == 1 and _same(part[0], float_node, names, tensors, own):
@@ -126,17 +124,17 @@ def add_switches(model: Any, quantized: Any) -> tuple[Layer, ...]:
     return tuple(changed)
 
 
-def _slice(output: str, made_by: Mapping[str, Any], shared: set[str]) -> list[Any]:
-    """Nodes that compute `output` from values that both graphs have."""
-    found: dict[int, Any] = {}
+def layer_nodes(output: str, made_by: Mapping[str, Any], shared: set[str]) -> list[Any]:
+    """Nodes that compute `output` from values that another graph has too, in their order."""
+    found: dict[str, Any] = {}
     waiting = [output]
     while waiting:
         node = made_by.get(waiting.pop())
-        if node is None or id(node) in found:
+        if node is None or node.output[0] in found:
             continue
-        found[id(node)] = node
+        found[node.output[0]] = node
         waiting += [name for name in node.input if name not in shared]
-    return list(found.values())
+    return [node for name, node in made_by.items() if found.get(name) is node]
 
 
 def _same(
@@ -228,6 +226,7 @@ class LayerTrials:
         self._answers: dict[str, float] = {}
         self._switched: _Switched | None = None
         self._expected: list[Logits] = []
+        self._plain: list[Logits] = []  # The same of the graph without switches.
         self._read()
 
     def __enter__(self) -> LayerTrials:
@@ -263,17 +262,27 @@ class LayerTrials:
         switched = self._open()
         for tokens in self._tokens[len(self._expected) : count]:
             self._expected.append(switched.outputs(tokens, set()))
+        expected = self._expected[:count]
+        given = (switched.outputs(tokens, quantized) for tokens in self._tokens[:count])
+        return self._mean(expected, given, f"{len(quantized)} layers quantized")
+
+    def distance_to(self, folder: Path) -> float:
+        """Distance from the float model of another model, on all texts."""
+        if not self._plain:
+            self._plain.extend(_outputs(self.base.path, self._tokens, self._family))
+        return self._mean(self._plain, _outputs(folder, self._tokens, self._family), "mixed layers")
+
+    def _mean(self, expected: Sequence[Logits], given: Iterable[Logits], what: str) -> float:
         total, terms = 0.0, 0
-        for tokens, want in zip(self._tokens[:count], self._expected, strict=False):
-            got = switched.outputs(tokens, quantized)
+        for want, got in zip(expected, given, strict=True):
             if not np.isfinite(got).all():
                 raise NonFiniteLogitsError(
-                    f"{self.base.path} with {len(quantized)} layers quantized gives NaN or "
-                    "infinity on a plain text: its numbers leave the range of the format."
+                    f"{self.base.path} with {what} gives NaN or infinity on a plain text: its "
+                    "numbers leave the range of the format."
                 )
             found = self._distance(want, got)
             total, terms = total + float(found.sum()), terms + len(found)
-        scale = 2 * np.var(self._expected[:count]) if self.measure == _OF_NUMBERS else 1.0
+        scale = 2 * np.var(expected) if self.measure == _OF_NUMBERS else 1.0
         return float(total / terms / scale)
 
     def _open(self) -> _Switched:
@@ -334,21 +343,34 @@ class _Switched:
         save_graph(model, Path(self._folder.name))
         self._session: Any = open_session(Path(self._folder.name) / GRAPH_FILE)
         self._base = base.path
-        self._output = self._session.get_outputs()[0].name
         self._pooling = read_pooling(base.path) if family == "encoder" else None
 
     def outputs(self, tokens: Tokens, quantized: set[str]) -> Logits:
         """Logits of each position, a classifier's of the text, or an encoder's embedding."""
         switches = {switch_name(layer): np.array(layer.name in quantized) for layer in self.layers}
-        feeds = one_text(self._session, self._base, tokens, others=switches) | switches
-        found = self._session.run([self._output], feeds)[0][0].astype(np.float32)
-        if self._pooling is not None:
-            found = np.asarray(self._pooling(found), np.float32)
-        return np.atleast_2d(found)
+        return _answers(self._session, self._base, tokens, self._pooling, switches)
 
     def close(self) -> None:
         self._session = None
         self._folder.cleanup()
+
+
+def _answers(
+    session: Any, folder: Path, tokens: Tokens, pooling: Any, switches: Mapping[str, Any]
+) -> Logits:
+    feeds = {**one_text(session, folder, tokens, others=switches), **switches}
+    found = session.run([session.get_outputs()[0].name], feeds)[0][0].astype(np.float32)
+    if pooling is not None:
+        found = np.asarray(pooling(found), np.float32)
+    return np.atleast_2d(found)
+
+
+def _outputs(folder: Path, texts: Iterable[Tokens], family: str) -> Iterator[Logits]:
+    """What a model answers to each text, as `_Switched.outputs` has it."""
+    session = open_session(folder / GRAPH_FILE)
+    pooling = read_pooling(folder) if family == "encoder" else None
+    for tokens in texts:
+        yield _answers(session, folder, tokens, pooling, {})
 
 
 def _tokens(folder: Path, family: str, prompts: list[str]) -> list[Tokens]:

@@ -80,6 +80,11 @@ class Exclusion:
     reached: bool  # Whether that is within the target.
     report: SensitivityReport  # The table it was decided by.
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the scheme's function is told."""
+        return {"keep": self.kept}
+
     def as_dict(self) -> dict[str, Any]:
         """What a manifest says of it; the table is named by its digest."""
         return {
@@ -119,6 +124,7 @@ class ExclusionRule:
         options: Mapping[str, Any],
         *,
         progress: bool = True,
+        **_: Any,
     ) -> Exclusion:
         """Measure the layers of a float model, and decide."""
         # Layers are ranked on the first few texts that parity is checked on; the distance of the

@@ -8,11 +8,12 @@ from pathlib import Path
 from ...core.errors import InputError, QuantizationError
 from ..parity.prompts import PARITY_PROMPTS
 from ..scheme import Scheme
-from ..schemes import SCHEME_PLUGINS, SCHEMES, find_scheme, library_errors
+from ..schemes import SCHEME_PLUGINS, SCHEMES, find_scheme, library_errors, with_level
 from ..source.model_directory import ModelDirectory
 from .calibration import calibration_texts
 from .layer_ablation import LayerTrials, Rewrite
 from .mixed_precision import RANKING_TEXTS, sensitivity_table
+from .mixed_weights import MixtureRule
 from .sensitivity_report import SensitivityReport
 
 
@@ -73,6 +74,7 @@ def measure_sensitivity(
     given = PARITY_PROMPTS if prompts is None else prompts
     seen = calibration_texts()
     start = chosen.start(base, seen, progress=progress)
+    chosen, _ = with_level(chosen, start)
     observed = seen if chosen.calibrated else None
     with (
         library_errors(scheme, base),
@@ -88,9 +90,18 @@ def measure_sensitivity(
 def require_layerwise(scheme: str) -> tuple[Scheme, Rewrite]:
     """A scheme that quantizes layers one by one, and its function."""
     chosen = find_scheme(scheme, force=True)
+    if isinstance(chosen.exclusion, MixtureRule):
+        tried = chosen.exclusion.methods[chosen.options["method"]]
+        raise InputError(
+            f"scheme {scheme!r} takes each layer from another scheme: measure {', '.join(tried)}."
+        )
     if chosen.rewrite is None or not (chosen.proof or chosen.simulated):
         known = (*SCHEMES.values(), *SCHEME_PLUGINS.usable())
-        fitting = [other.name for other in known if other.proof]
+        fitting = [
+            other.name
+            for other in known
+            if other.proof and not isinstance(other.exclusion, MixtureRule)
+        ]
         raise InputError(
             f"scheme {scheme!r} does not quantize layers one by one: choose {', '.join(fitting)} "
             "or a simulated one."

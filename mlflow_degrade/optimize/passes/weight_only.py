@@ -21,6 +21,7 @@ from ...core.errors import InputError, QuantizationError
 from ..embeddings import head_output, narrow_embedding, untie_head
 from .blockwise import Blocks, Matrix, gptq, half_quadratic, replace_product
 from .calibration import Calibration
+from .merged_products import merge_products
 
 ALGORITHMS = ("nearest", "hqq", "gptq")
 """How integers are chosen."""
@@ -37,6 +38,7 @@ def quantize_weights(
     symmetric: bool,
     accuracy_level: int,
     algorithm: str = "nearest",
+    merged: bool = False,
     calibration: Calibration | None = None,
 ) -> dict[str, Any]:
     """Replace every ``MatMul`` by a constant matrix with ``MatMulNBits``, in place."""
@@ -57,6 +59,8 @@ def quantize_weights(
             solved = _solve_hqq(products, bits, block_size, head_output(model))
         for node, blocks, used in solved:
             replace_product(model, node, blocks, used, accuracy_level)
+    if merged:
+        findings["merged_products"] = merge_products(model)
     findings["half_embeddings"] = narrow_embedding(model)
     return findings
 

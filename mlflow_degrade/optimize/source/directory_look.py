@@ -29,7 +29,9 @@ from .model_directory import (
     module_files,
 )
 from .onnx_choice import (
+    BUILT,
     SUBFOLDER,
+    built_graph,
     changed,
     compare_weights,
     damaged_graph,
@@ -37,6 +39,7 @@ from .onnx_choice import (
     refuse_other_graphs,
     staged_graph,
 )
+from .quantized_checkpoints import multiplied_out
 from .weight_files import (
     Weights,
     damage,
@@ -211,9 +214,31 @@ def _look(folder: Path, name: str, chosen: Path | None) -> Found:
         refuse_adapter(folder, name)
     if (folder / CONFIG).is_file():
         require_text_model(folder, name)  # one of images has no tokenizer, and is not incomplete
-    found = _choice(folder, name, chosen)
+    found = _built(folder, chosen) or _unquantized(_choice(folder, name, chosen))
     _refuse_unfit(found, name)
     return found
+
+
+def _built(folder: Path, chosen: Path | None) -> Found | None:
+    """What onnxruntime-genai's builder made, with a config as the engine reads it."""
+    if find_weights(folder) or (built := built_graph(folder)) is None:
+        return None
+    file, config = built
+    if chosen is not None and chosen != file:
+        return None
+    _refuse(damaged_graph(file))
+    note = f"its config is made of {BUILT}, which onnxruntime-genai's builder wrote"
+    return Found("onnx", staged_graph(file, folder, config), (note,))
+
+
+def _unquantized(found: Found) -> Found:
+    """Floats instead of weights that another library has quantized, where they can be read."""
+    if found.layout != "transformers" or not (found.path / CONFIG).is_file():
+        return found
+    weights = find_weights(found.path)[0]
+    _refuse(weights.damage)
+    made = multiplied_out(found.path, read_object(found.path / CONFIG), weights)
+    return found if made is None else Found("transformers", made[0], (*found.notes, made[1]))
 
 
 def require_readable(folder: Path, name: str) -> None:

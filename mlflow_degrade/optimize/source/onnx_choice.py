@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import defaultdict
 from collections.abc import Collection, Mapping
@@ -16,7 +17,7 @@ from ...core.cache import cache_root, cached_directory, digest_file, require_spa
 from ...core.errors import ModelError, UnsupportedModelError
 from ..onnx_graph.files import GRAPH_FILE, read_graph
 from .model_directory import copy_companions
-from .weight_files import IN_A_LAYER, Stored, Weights, damage, listed, mapped
+from .weight_files import IN_A_LAYER, Stored, Weights, damage, listed, mapped, read_object
 
 SUBFOLDER = "onnx"
 """Where repositories keep ONNX files beside their weights."""
@@ -166,7 +167,9 @@ def changed(path: Path) -> str:
     return datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
 
 
-def staged_graph(graph_file: Path, companions: Path) -> Path:
+def staged_graph(
+    graph_file: Path, companions: Path, config: Mapping[str, Any] | None = None
+) -> Path:
     """A folder in the cache with one ONNX file as ``model.onnx``, and the config beside it."""
     files = [graph_file, *_data_files(graph_file)]
     size = sum(p.stat().st_size for p in files)
@@ -175,7 +178,8 @@ def staged_graph(graph_file: Path, companions: Path) -> Path:
     small = [
         p for p in beside if p not in files and p.suffix in (".json", ".txt", ".model", ".jinja")
     ]
-    key = ["graph", 1, *([p.name, digest_file(p)] for p in (*files, *small))]
+    key: list[Any] = ["graph", 1, *([p.name, digest_file(p)] for p in (*files, *small))]
+    key += [] if config is None else [config]
 
     def fill(target: Path) -> None:
         copy_companions(companions, target, leave=tuple(p.name for p in files))
@@ -184,8 +188,56 @@ def staged_graph(graph_file: Path, companions: Path) -> Path:
             place = target / file.relative_to(graph_file.parent)
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, place)
+        if config is not None:
+            text = json.dumps(config, indent=2) + "\n"
+            (target / "config.json").write_text(text, encoding="utf-8")
 
     return cached_directory("graph", key, fill)
+
+
+BUILT = "genai_config.json"
+"""What onnxruntime-genai's model builder writes instead of a ``config.json``."""
+
+
+_TOKENS = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def built_graph(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The graph of a model that onnxruntime-genai's builder made, and a config that describes it.
+
+    None where the folder holds none, or a config of its own.
+    """
+    if (folder / "config.json").is_file() or not (folder / BUILT).is_file():
+        return None
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    stated = read_object(folder / BUILT).get("model")
+    kind = str(stated.get("type")) if isinstance(stated, Mapping) else "none"
+    decoder = stated.get("decoder") if isinstance(stated, Mapping) else None
+    remedy = "Put the config.json of the model that it was built from beside it."
+    if not isinstance(decoder, Mapping) or kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise UnsupportedModelError(f"{BUILT} describes a model of type {kind!r}. {remedy}")
+    assert isinstance(stated, Mapping)
+    if "sliding_window" in decoder or "pipeline" in decoder:
+        raise UnsupportedModelError(
+            f"{BUILT} describes a window of attention, or several graphs, and not all of it. "
+            f"{remedy}"
+        )
+    file = folder / str(decoder.get("filename", GRAPH_FILE))
+    if not file.is_file():
+        raise ModelError(f"{BUILT} names the graph {file.name}, which is not there: copy it too.")
+    same = ("hidden_size", "num_attention_heads", "num_key_value_heads", "num_hidden_layers")
+    config = {
+        "model_type": kind,
+        "architectures": [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind]],
+        "head_dim": decoder.get("head_size"),
+        "max_position_embeddings": stated.get("context_length"),
+        **{name: decoder.get(name) for name in same},
+        **{
+            n: stated.get(n) for n in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
+        },
+    }
+    return file, {name: value for name, value in config.items() if value is not None}
 
 
 def _equal(one: Stored, other: Stored) -> bool:
