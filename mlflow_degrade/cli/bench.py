@@ -102,6 +102,7 @@ def bench(
     from ..bench.cost import measure_cost
     from ..core.progress import progress_bar
     from ..engine.providers import resolve_device
+    from ..evaluation.model_evaluation import model_digest
     from ..report.bench import benchmark_figure, benchmark_view
     from ..report.terminal import console
     from ..tracking.runs import terminate_gracefully
@@ -127,13 +128,14 @@ def bench(
                 on_progress=tell,
             )
         console(stderr=json_ == "-").print(benchmark_view(report))
-        write_json(report.as_dict(), json_)
+        digests = {label: model_digest(folder) for label, folder in models.items()}
+        write_json(report.as_dict(digests), json_)
         if plot is not None:
             write_plot(benchmark_figure(report), plot)
         if log:
             from ..tracking.bench import log_benchmark
 
-            run_id = log_benchmark(report, run_name=run_name)
+            run_id = log_benchmark(report, run_name=run_name, digests=digests)
             click.echo(f"logged as runs:/{run_id}", err=True)
 
 

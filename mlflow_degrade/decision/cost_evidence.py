@@ -18,6 +18,7 @@ from ..core.cache import digest_json
 from ..core.errors import InputError
 
 Phase = Literal["prefill", "decode", "encode"]
+"""A decoder's two, and the one of an encoder or a classifier."""
 
 
 class _Frozen(BaseModel):

@@ -63,7 +63,7 @@ def judge_requirements(
     alpha: float,
     cost: CostEvidence | None = None,
     *,
-    skipped: bool = False,
+    failed: bool = False,
 ) -> tuple[RequirementResult, ...]:
     """Decide every requirement of a policy; empty where it has none.
 
@@ -77,8 +77,12 @@ def judge_requirements(
         Level of this attempt, at which a requirement is shown.
     cost : CostEvidence, optional
         Both models measured side by side; without it the goals of cost are undecided.
-    skipped : bool
-        Whether the cost was not measured because the scores had failed.
+    failed : bool
+        Whether the scores have failed already, so that there is no need to measure the cost.
+
+    Returns
+    -------
+    tuple of RequirementResult
 
     Raises
     ------
@@ -92,16 +96,17 @@ def judge_requirements(
         _require_same_models(paired, cost)
     fail = policy.alpha / _count(policy, cost, len(floors))
     levels = _Levels(alpha, fail)
-    found: list[RequirementResult] = []
-    if policy.cost is not None:
-        for name, goal in policy.cost.goals.items():
-            found += _cost(name, goal, cost, levels, skipped=skipped)
-    found += [
+    scores = [
         _floor(task, floors[task.name], levels) for task in paired.tasks if task.name in floors
     ]
     if policy.relative_drop is not None:
-        found += _relative_drops(paired, gating, policy, policy.relative_drop, levels)
-    return tuple(found)
+        scores += _relative_drops(paired, gating, policy, policy.relative_drop, levels)
+    failed = failed or any(each.status == "missed" for each in scores)
+    costs: list[RequirementResult] = []
+    if policy.cost is not None:
+        for name, goal in policy.cost.goals.items():
+            costs += _cost(name, goal, cost, levels, failed=failed)
+    return (*costs, *scores)
 
 
 def apply_requirements(
@@ -177,6 +182,11 @@ def sentence(result: RequirementResult) -> str:
         elif not result.note:
             found += "; it lies at the goal, and no number of them would soon decide"
     return found
+
+
+def in_brief(result: RequirementResult) -> str:
+    """A requirement and how it stands, e.g. ``decode_speedup ≥ 1.3: met``."""
+    return f"{goal_text(result)}: {result.status}"
 
 
 def goal_text(result: RequirementResult) -> str:
@@ -259,7 +269,7 @@ def _require_same_models(paired: PairedScores, cost: CostEvidence) -> None:
 
 
 def _cost(
-    name: str, goal: float, cost: CostEvidence | None, levels: _Levels, *, skipped: bool
+    name: str, goal: float, cost: CostEvidence | None, levels: _Levels, *, failed: bool
 ) -> Iterator[RequirementResult]:
     at_least = name.endswith(_SPEED)
 
@@ -269,7 +279,7 @@ def _cost(
         )
 
     if cost is None:
-        yield unknown(SKIPPED if skipped else f"not measured; {MEASURE}")
+        yield unknown(SKIPPED if failed else f"not measured; {MEASURE}")
     elif name == "size_ratio":
         ratio = cost.size_bytes.candidate[0] / cost.size_bytes.baseline[0]
         yield RequirementResult(

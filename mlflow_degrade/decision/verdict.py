@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
@@ -285,7 +285,7 @@ def decide(
     policy: GatePolicy,
     *,
     attempt: int | None = None,
-    cost: CostEvidence | Callable[[], CostEvidence | None] | None = None,
+    cost: CostEvidence | None = None,
 ) -> Decision:
     """Apply a gate policy to paired samples.
 
@@ -298,9 +298,9 @@ def decide(
     attempt : int, optional
         Number of this attempt on the same evaluation set, from 1; the non-inferiority claim is
         then tested at 6α/(π²·attempt²), so that trying again does not make passing easier.
-    cost : CostEvidence or callable, optional
-        Both models measured side by side, for a policy with goals of cost and to say of a PASS that
-        it is slower; or what measures them, which is called unless the scores have failed.
+    cost : CostEvidence, optional
+        Both models measured side by side: for a policy with goals of cost, and to say of a PASS
+        that it is slower. Where the verdict is FAIL without it, nothing need be measured.
 
     Returns
     -------
@@ -376,13 +376,7 @@ def decide(
     if policy.portable:
         verdict, reasons = demand_portable(verdict, reasons, paired.candidate.origin, policy, power)
     failed = verdict is Verdict.FAIL
-    if callable(cost):
-        scores = judge_requirements(paired, gating, policy, alpha_attempt)
-        failed = failed or any(each.status == "missed" for each in scores)
-        cost = None if failed else cost()
-    required = judge_requirements(
-        paired, gating, policy, alpha_attempt, cost, skipped=failed and cost is None
-    )
+    required = judge_requirements(paired, gating, policy, alpha_attempt, cost, failed=failed)
     verdict, reasons = apply_requirements(verdict, reasons, required)
     if verdict is Verdict.PASS and (slower := slower_everywhere(cost)):
         reasons.append(slower)
