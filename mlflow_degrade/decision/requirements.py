@@ -27,7 +27,7 @@ from ..stats._paired_rounds import FEWEST_ROUNDS, PairedRounds, least_processes,
 from .cost_evidence import BothSides, CostEvidence
 from .paired_tests import GatingTests
 from .policy import GatePolicy
-from .results import IntervalRecord, RequirementResult, Verdict
+from .results import Decision, IntervalRecord, RequirementResult, Verdict
 
 MEASURE = (
     "measure both side by side with 'mlflow-degrade bench BASELINE CANDIDATE --json bench.json' "
@@ -113,7 +113,7 @@ def apply_requirements(
     verdict: Verdict, reasons: Sequence[str], results: Sequence[RequirementResult]
 ) -> tuple[Verdict, list[str]]:
     """A verdict on the scores and its reasons, with what else is asked for."""
-    missed = [sentence(each) for each in results if each.status == "missed"]
+    missed = _sentences([each for each in results if each.status == "missed"])
     undecided = _sentences([each for each in results if each.status == "undecided"])
     if verdict is Verdict.FAIL:
         return verdict, [*reasons, *missed]
@@ -149,6 +149,14 @@ def slower_everywhere(cost: CostEvidence | None) -> str | None:
 _CAUTION = 0.025
 
 
+def decisive(decision: Decision) -> list[RequirementResult]:
+    """The requirements that the verdict turns on; empty where it is that of the scores."""
+    # `apply_requirements` names them first exactly where they, and not the scores, decide.
+    status = {Verdict.FAIL: "missed", Verdict.INCONCLUSIVE: "undecided"}.get(decision.verdict)
+    found = [each for each in decision.requirements if each.status == status]
+    return found if found and decision.reasons[0] in _sentences(found) else []
+
+
 def _sentences(results: Sequence[RequirementResult]) -> list[str]:
     """One sentence for each, and one for all that were not measured for the same reason."""
     found: dict[str, list[str]] = {}
@@ -179,6 +187,8 @@ def sentence(result: RequirementResult) -> str:
     if result.status == "undecided":
         if result.needed is not None:
             found += f"; about {numbers.count(result.needed)} would decide"
+            if result.needed_seconds is not None:
+                found += f" ({numbers.quantity(result.needed_seconds, 's')})"
         elif not result.note:
             found += "; it lies at the goal, and no number of them would soon decide"
     return found
@@ -294,7 +304,8 @@ def _cost(
         for each in found:
             rounds = PairedRounds.of(each.baseline, each.candidate)
             result = _ratio(name, goal, rounds, levels, at_least=True, fewest=FEWEST_ROUNDS)
-            yield result.model_copy(update={"where": each.shape if several else ""})
+            its = {"where": each.shape if several else "", **_time(result, cost)}
+            yield result.model_copy(update=its)
         if not found:
             other = ", ".join(f"{one}_speedup" for one in sorted({p.phase for p in cost.phases}))
             yield unknown(f"no phase {phase!r} was measured of these models; there is {other}")
@@ -305,7 +316,20 @@ def _cost(
             why = "; ".join(cost.not_measured) or "nothing counts it here"
             yield unknown(f"{what} was not measured ({why})")
         else:
-            yield _of_both(name, goal, both, levels)
+            result = _of_both(name, goal, both, levels)
+            yield (
+                result if name == "memory_ratio" else result.model_copy(update=_time(result, cost))
+            )
+
+
+def _time(result: RequirementResult, cost: CostEvidence) -> dict[str, float]:
+    """How long the rounds that are needed would take, if there are any."""
+    if result.needed is None:
+        return {}
+    each = sum(
+        float(np.mean(its)) for phase in cost.phases for its in (phase.baseline, phase.candidate)
+    )
+    return {"needed_seconds": result.needed * each}
 
 
 def _of_both(name: str, goal: float, both: BothSides, levels: _Levels) -> RequirementResult:

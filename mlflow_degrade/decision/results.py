@@ -374,6 +374,8 @@ class RequirementResult(_Record):
         Rounds, processes or samples.
     needed : int or None
         About so many would decide, if they were like these; None where nothing tells.
+    needed_seconds : float or None
+        How long that many rounds would take, by these.
     note : str
         Why it is not measured or not decided, where that needs a word.
     """
@@ -388,6 +390,7 @@ class RequirementResult(_Record):
     status: Literal["met", "missed", "undecided"]
     n: int = 0
     needed: int | None = None
+    needed_seconds: float | None = None
     note: str = ""
 
 

@@ -1,4 +1,4 @@
-"""The measurement of two models that a gate decides goals of cost on: from a file, or from MLflow."""
+"""The measurement that a gate decides goals of cost on: from a file, or from MLflow."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def read_cost(reference: str, paired: PairedScores) -> CostEvidence:
         )
     if not found:
         raise InputError(
-            f"{reference} measures one model only: goals of cost need both, in one measurement. Run "
-            "mlflow-degrade bench BASELINE CANDIDATE --json bench.json."
+            f"{reference} measures one model only: goals of cost need both, in one measurement. "
+            "Run mlflow-degrade bench BASELINE CANDIDATE --json bench.json."
         )
     raise InputError(
         f"{reference} measures other models than those that were evaluated ("
@@ -112,6 +112,7 @@ def _parse(content: Any, source: str) -> list[CostEvidence]:
         return [CostEvidence.from_json(json.dumps(content), source)]
     if not isinstance(content, Mapping) or not isinstance(content.get("evidence"), list):
         raise InputError(
-            f"{source} is no measurement of two models: give what mlflow-degrade bench --json wrote."
+            f"{source} is no measurement of two models: give what mlflow-degrade bench --json "
+            "wrote."
         )
     return [CostEvidence.from_json(json.dumps(each), source) for each in content["evidence"]]

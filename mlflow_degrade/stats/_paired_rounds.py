@@ -24,7 +24,8 @@ from ._validation import FloatArray
 
 FEWEST_ROUNDS = 20
 """With fewer nothing is known of how alike rounds are that follow each other."""
-_MOST_ROUNDS = 10_000
+# As many as tell a tenth more or less where rounds scatter by as much.
+_USUAL_ROUNDS, _MOST_ROUNDS = 30, 10_000
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class PairedRounds:
 
 def least_rounds(alpha: float) -> int:
     """Rounds that show what is far from the goal, also where they are somewhat alike."""
-    return max(FEWEST_ROUNDS, 3 * math.ceil(-math.log2(alpha)))
+    return max(_USUAL_ROUNDS, 3 * math.ceil(-math.log2(alpha)))
 
 
 def least_processes(alpha: float) -> int:
