@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import beta
 
-from mlflow_degrade import Decision, GatePolicy, SampleScores, Verdict, decide, pair
+from mlflow_degrade import Decision, GatePolicy, SampleScores, Verdict, decide
 from mlflow_degrade.core.errors import InputError, PolicyError
 from mlflow_degrade.decision.cost_evidence import BothSides, CostEvidence, PhaseRounds
 from mlflow_degrade.decision.requirements import SKIPPED, judge_requirements, plan_cost
@@ -187,8 +187,9 @@ def test_a_cost_of_other_models_is_refused() -> None:
     sides = [
         SampleScores.from_pandas(
             pd.DataFrame({"task": "qa", "doc_id": range(9), "metric": "acc", "score": v}),
-            model=m, model_digest=f"sha256:{m}",
-        )  # fmt: skip
+            model=m,
+            model_digest=f"sha256:{m}",
+        )
         for m, v in (("a", [1] * 9), ("b", [1] * 8 + [0]))
     ]
     cost = measured().model_copy(update={"candidate_digest": "sha256:c"})
@@ -219,9 +220,7 @@ def test_the_plan_asks_for_enough() -> None:
     policy = asked(cost={"decode_speedup": 1.3, "memory_ratio": 0.7})
     plan = plan_cost(policy, 0.03)
     cost = measured(2.0, rounds=plan.rounds)
-    noise = BothSides(
-        baseline=(1.0,) * plan.processes, candidate=(0.5,) * plan.processes
-    )
+    noise = BothSides(baseline=(1.0,) * plan.processes, candidate=(0.5,) * plan.processes)
     decision = decide(
         paired(*good(), policy), policy, attempt=1,
         cost=cost.model_copy(update={"memory_bytes": noise}),

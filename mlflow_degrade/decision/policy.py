@@ -327,6 +327,13 @@ class GatePolicy(Prompting):
         of the margin is ruled out or the candidate is worse; PASS then needs under both rules that
         the drop is ruled out. In a word: ``population`` or ``true``, ``suite`` for a claim about
         this very suite, ``informed`` for that with the doubtful samples first.
+    cost : CostPolicy, optional
+        What the candidate has to cost beside the baseline; every goal has to be shown for a PASS.
+    floors : mapping from task name or pattern to float
+        Least score of the candidate itself, to be shown for a PASS; matched as under `tasks`.
+    relative_drop : float, optional
+        The largest drop as a share of the baseline's score: for a PASS it has to be ruled out
+        beside the margin.
 
     Examples
     --------
@@ -484,11 +491,6 @@ class GatePolicy(Prompting):
             matches = (p for pattern, p in tasks.items() if fnmatchcase(name, pattern))
             override = next(matches, TaskPolicy())
         return override
-
-    @property
-    def has_requirements(self) -> bool:
-        """Whether a PASS needs more than that the candidate is not worse."""
-        return self.cost is not None or bool(self.floors) or self.relative_drop is not None
 
     def floors_of(self, tasks: Collection[str]) -> dict[str, float]:
         """The floor of each task that has one, given the names of the evaluated tasks.

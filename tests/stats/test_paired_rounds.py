@@ -1,4 +1,4 @@
-"""The ratio of two times beside a goal: right as often as it says, also of rounds that are alike."""
+"""The ratio of two times beside a goal: right as often as it says, though rounds be alike."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_limits_hold_the_median_and_turn_with_the_sides(ratios: list[float], alp
     rounds = PairedRounds.of(ratios, np.ones(len(ratios)))
     turned = PairedRounds.of(np.ones(len(ratios)), ratios)
     low, high = rounds.lower(alpha), rounds.upper(alpha)
-    assert 1.0 <= len(ratios) / rounds.effective
+    assert len(ratios) / rounds.effective >= 1.0
     assert (low is None) == (high is None)
     if low is not None and high is not None:
         assert low <= rounds.estimate <= high
