@@ -146,7 +146,7 @@ def test_without_a_measurement_the_next_command_is_named() -> None:
     command = Command("mlflow-degrade compare", ("a", "b"), {"policy": "p.yaml"})
     (step,) = next_steps(decision, {"command": command})
     assert step.line == (
-        "mlflow-degrade bench BASELINE CANDIDATE --json bench.json && "
+        "mlflow-degrade bench BASELINE CANDIDATE --rounds 30 --json bench.json && "
         "mlflow-degrade compare a b --policy p.yaml --cost bench.json"
     )
 

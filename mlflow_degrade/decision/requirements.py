@@ -29,10 +29,6 @@ from .paired_tests import GatingTests
 from .policy import GatePolicy
 from .results import Decision, IntervalRecord, RequirementResult, Verdict
 
-MEASURE = (
-    "measure both side by side with 'mlflow-degrade bench BASELINE CANDIDATE --json bench.json' "
-    "and give --cost bench.json"
-)
 SKIPPED = "not measured: the scores have failed already"
 _SPEED = "_speedup"
 _MOST_SAMPLES = 10**8
@@ -44,6 +40,13 @@ class CostPlan(NamedTuple):
 
     rounds: int
     processes: int  # In which memory is measured, for each model.
+
+    @property
+    def command(self) -> str:
+        """What measures that."""
+        rounds = f" --rounds {self.rounds}" if self.rounds else ""
+        processes = f" --processes {self.processes}" if self.processes > 1 else ""
+        return f"mlflow-degrade bench BASELINE CANDIDATE{rounds}{processes} --json bench.json"
 
 
 def plan_cost(policy: GatePolicy, alpha: float) -> CostPlan:
@@ -105,7 +108,8 @@ def judge_requirements(
     costs: list[RequirementResult] = []
     if policy.cost is not None:
         for name, goal in policy.cost.goals.items():
-            costs += _cost(name, goal, cost, levels, failed=failed)
+            missing = SKIPPED if failed else f"not measured: {plan_cost(policy, alpha).command}"
+            costs += _cost(name, goal, cost, levels, missing)
     return (*costs, *scores)
 
 
@@ -279,7 +283,7 @@ def _require_same_models(paired: PairedScores, cost: CostEvidence) -> None:
 
 
 def _cost(
-    name: str, goal: float, cost: CostEvidence | None, levels: _Levels, *, failed: bool
+    name: str, goal: float, cost: CostEvidence | None, levels: _Levels, missing: str
 ) -> Iterator[RequirementResult]:
     at_least = name.endswith(_SPEED)
 
@@ -289,7 +293,7 @@ def _cost(
         )
 
     if cost is None:
-        yield unknown(SKIPPED if failed else f"not measured; {MEASURE}")
+        yield unknown(missing)
     elif name == "size_ratio":
         ratio = cost.size_bytes.candidate[0] / cost.size_bytes.baseline[0]
         yield RequirementResult(

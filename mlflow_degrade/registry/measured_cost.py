@@ -61,6 +61,24 @@ def find_cost(paired: PairedScores, experiments: Collection[str]) -> CostEvidenc
     return None
 
 
+def cost_beside(evaluation: Any, paired: PairedScores) -> CostEvidence | None:
+    """What the recipe run measured that an evaluation is part of, if it was these two models."""
+    # One look where there is a recipe, none where there is not: no goal asks for it.
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    parent = evaluation.data.tags.get("mlflow.parentRunId")
+    if parent is None or None in (paired.baseline.model_digest, paired.candidate.model_digest):
+        return None
+    try:
+        run = MlflowClient().get_run(parent)
+    except MlflowException:
+        return None
+    if MEASURED_TAG not in run.data.tags:
+        return None
+    return next((each for each in _of_run(run) if _fits(each, paired)), None)
+
+
 def _fits(cost: CostEvidence, paired: PairedScores) -> bool:
     sides = (
         (cost.baseline_digest, paired.baseline.model_digest),

@@ -22,7 +22,7 @@ from ..tracking.evaluations import is_genai
 from .comparison import SIDES, Comparison, evaluate_missing
 from .evidence import EVIDENCE, EVIDENCE_TAG, GATE, EvaluationSource
 from .gate_config import TrustedExperiments
-from .measured_cost import find_cost, read_cost
+from .measured_cost import cost_beside, find_cost, read_cost
 from .model_content import ModelContent, bound_artifact
 from .references import (
     ModelFiles,
@@ -188,6 +188,8 @@ def promote(
             rounds = read_cost(cost, paired)
         elif policy.cost is not None:
             rounds = find_cost(paired, trusted.ids)
+        else:  # a PASS that is slower everywhere says so
+            rounds = cost_beside(used.evaluated["candidate"].run, paired)
         content = None
         if name is not None and uri is not None:
             content = tested_content(uri, paired.candidate, files)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..core import numbers
 from ..core.errors import redact
-from ..decision.requirements import decisive
+from ..decision.requirements import decisive, plan_cost
 from ..decision.results import Decision, RequirementResult, Verdict
 from .content import Provenance
 
@@ -202,7 +202,7 @@ def _after_fail(command: Command, scheme: str | None) -> NextStep:
 def _after_inconclusive(decision: Decision, command: Command) -> NextStep:
     costs = [each for each in decisive(decision) if each.kind == "cost"]
     if costs:
-        return _measure(costs, command)
+        return _measure(decision, costs, command)
     limit = samples_per_task(decision)
     said = f"Ask {numbers.count(limit)} samples of each task (limit is per task):"
     if command.takes == "quantize":
@@ -219,7 +219,7 @@ def _after_inconclusive(decision: Decision, command: Command) -> NextStep:
     )
 
 
-def _measure(costs: list[RequirementResult], command: Command) -> NextStep:
+def _measure(decision: Decision, costs: list[RequirementResult], command: Command) -> NextStep:
     """Measure what is not decided, longer where it was measured before."""
     if command.takes == "quantize":
         seconds = max((each.needed_seconds or 0.0 for each in costs), default=0.0)
@@ -227,12 +227,14 @@ def _measure(costs: list[RequirementResult], command: Command) -> NextStep:
             "Measure longer:",
             command.changed(cost_seconds=_round_up(math.ceil(seconds)) or 60).text,
         )
-    bench = "mlflow-degrade bench BASELINE CANDIDATE --json bench.json"
-    if longest := max((each.needed_seconds or 0.0 for each in costs), default=0.0):
-        bench += f" --seconds {_round_up(math.ceil(longest))}"
+    plan = plan_cost(decision.policy, decision.alpha_attempt)
+    for each in costs:
+        field = "processes" if each.name == "memory_ratio" else "rounds"
+        more = max(getattr(plan, field), _round_up(each.needed or 0))
+        plan = plan._replace(**{field: more})
     return NextStep(
         "Measure both models side by side, and decide on that:",
-        f"{bench} && {command.changed(cost='bench.json').text}",
+        f"{plan.command} && {command.changed(cost='bench.json').text}",
     )
 
 

@@ -91,6 +91,21 @@ def test_a_run_that_measured_both_is_found(tmp_path: Path) -> None:
     assert named.reused
 
 
+def test_a_candidate_that_a_recipe_measured_slower_passes_with_that_said(tmp_path: Path) -> None:
+    register_champion(tmp_path)
+    with mlflow.start_run() as recipe:
+        run_id, uri = log_evaluated(tmp_path, "slow", 12, nested=True)
+        champion = MlflowClient().get_model_version_by_alias("chat", "champion")
+        found = rounds(content_digest(champion.source), content_digest(uri), 0.5)
+        mlflow.log_text(found.to_json(), "evidence/cost.json")
+        mlflow.set_tags(measured_tag(found))
+    assert MlflowClient().get_run(run_id).data.tags["mlflow.parentRunId"] == recipe.info.run_id
+    done = promote(f"runs:/{run_id}", "models:/chat@champion")
+    assert done.decision.verdict is Verdict.PASS
+    assert "slower than the baseline in all that was measured" in done.decision.reasons[-1]
+    assert promote(f"runs:/{run_id}", "models:/chat@champion").reused
+
+
 def test_what_measures_something_else_is_refused(tmp_path: Path) -> None:
     run_id, before, after = two_models(tmp_path)
     other = bench_file(tmp_path / "o.json", rounds(after, before))
