@@ -32,7 +32,7 @@ from .results import Decision, IntervalRecord, RequirementResult, Verdict
 SKIPPED = "not measured: the scores have failed already"
 _SPEED = "_speedup"
 _MOST_SAMPLES = 10**8
-_BISECTIONS = 40
+_BISECTIONS = 24
 
 
 class CostPlan(NamedTuple):
