@@ -244,6 +244,14 @@ def test_a_floor_is_the_exact_limit() -> None:
     assert result.interval.low == pytest.approx(beta.ppf(ALPHA, right, n - right + 1), rel=1e-9)
     assert result.interval.high == pytest.approx(beta.ppf(1 - ALPHA, right + 1, n - right))
     assert (result.estimate, result.status) == (0.7, "met")
+    # Of three claims each is shown at the full level, and missed at a third of it.
+    more = asked(floors={"qa": 0.5}, relative_drop=0.2, cost={"decode_speedup": 1, "size_ratio": 1})
+    (*_, floor, _) = decide(
+        paired(*[(np.arange(n) < k).astype(float) for k in (290, right)], more), more, attempt=2
+    ).requirements
+    level = 6 * ALPHA / (math.pi**2 * 4)
+    assert floor.interval.low == pytest.approx(beta.ppf(level, right, n - right + 1), rel=1e-9)
+    assert floor.interval.high == pytest.approx(beta.ppf(1 - ALPHA / 3, right + 1, n - right))
 
 
 @pytest.mark.parametrize(("floor", "verdict"), [(0.65, "PASS"), (0.7, "INCONCLUSIVE"),
