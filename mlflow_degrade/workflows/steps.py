@@ -331,9 +331,12 @@ def measure_cost(
 
 
 def conclude(
-    compared: Comparison, policy: GatePolicy, measure: Callable[[CostPlan], Measured]
+    compared: Comparison,
+    policy: GatePolicy,
+    measure: Callable[[CostPlan], Measured] | None = None,
 ) -> Conclusion:
     """Pair, test, measure the cost, decide, and log the evidence to the active run."""
+    # Without a measurement what is known of the cost is shown, and no goal is decided.
     import mlflow
 
     from ..decision.verdict import decide
@@ -345,8 +348,10 @@ def conclude(
         paired = policy.pair(compared.samples("baseline"), compared.samples("candidate"))
         attempt = count_attempt(enter_ledger(paired, policy))
         scores = decide(paired, policy, attempt=attempt)
-    measured = Measured({})
-    if policy.cost is not None and scores.verdict is Verdict.FAIL:
+    measured = Measured({side: dict(figures) for side, figures in compared.cost.items()})
+    if measure is None:
+        pass
+    elif policy.cost is not None and scores.verdict is Verdict.FAIL:
         say("speed and memory are not measured: the scores have failed already")
     else:
         measured = measure(plan_cost(policy, scores.alpha_attempt))
