@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from encoder_models import TinyModel
 from engine_models import ModelDir
 
+from mlflow_degrade.bench import cost
 from mlflow_degrade.bench.cost import measure_cost
 from mlflow_degrade.bench.memory import MemoryUse
 from mlflow_degrade.bench.results import (
@@ -106,6 +108,28 @@ def test_as_many_rounds_and_processes_as_are_asked_for(model_dir: ModelDir) -> N
     )
     assert report.rounds == 9
     assert len(report.baseline.memory_runs) == 2
+
+
+def test_the_second_half_is_warmed_up_the_other_way_round(
+    model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    original = cost.open_workload
+
+    def noted(folder: Path, **options: Any) -> Any:
+        opened.append(folder.name)
+        return original(folder, **options)
+
+    monkeypatch.setattr(cost, "open_workload", noted)
+    folders = {"a": model_dir("fp32"), "b": model_dir("int8-weight-only")}
+    names = [folder.name for folder in folders.values()]
+    options: dict[str, Any] = {"lengths": (8,), "new_tokens": 2, "device": "cpu", "seconds": 0}
+    report = measure_cost(folders, **options, min_rounds=10)
+    assert opened == [*names, *reversed(names)]
+    assert [len(times.rounds) for times in report.models[0].times] == [10, 10]
+    opened.clear()
+    measure_cost(folders, **options)
+    assert opened == names, "without a goal nothing is opened twice"
 
 
 def test_shapes_are_measured_each(model_dir: ModelDir) -> None:
