@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from mlflow_degrade import GatePolicy, JudgePolicy, TaskPolicy
 from mlflow_degrade.cli.options import meanings as known_meanings
-from mlflow_degrade.decision.policy import SequentialPolicy
+from mlflow_degrade.decision.policy import CostPolicy, SequentialPolicy
 from mlflow_degrade.samples.pairing import ALLOWABLE
 
 TARGET = Path(__file__).parents[1] / "docs" / "policy.md"
@@ -28,6 +28,11 @@ _SAID = {
         "`true` or `population`, `suite`, `informed`, `false`, or mapping of "
         "[its keys](#keys-of-sequential)"
     ),
+    "cost": "mapping of [its keys](#keys-of-cost)",
+    "floors": "mapping from a task's name or a pattern to a number, or `>= 0.62`",
+    "relative_drop": "number, > 0, < 1, or `1%`",
+    **dict.fromkeys(("decode_speedup", "prefill_speedup", "encode_speedup"), "number or `>= 1.3`"),
+    **dict.fromkeys(("size_ratio", "memory_ratio", "energy_ratio"), "number or `<= 0.5`"),
     "apply_chat_template": "`true`, `false`, or a template's name",
     "gen_kwargs": "mapping of [arguments](chat.md#generation-arguments)",
 }
@@ -41,7 +46,7 @@ _TYPES = {
 
 def render(page: str) -> str:
     """The page with its tables made again."""
-    for model in (GatePolicy, TaskPolicy, JudgePolicy, SequentialPolicy):
+    for model in (GatePolicy, TaskPolicy, JudgePolicy, SequentialPolicy, CostPolicy):
         begin, end = (f"<!-- {word}: keys of {model.__name__} -->" for word in ("begin", "end"))
         if page.count(begin) != 1 or page.count(end) != 1:
             raise SystemExit(f"{TARGET} must hold {begin} and {end} once each")

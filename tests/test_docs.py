@@ -131,11 +131,15 @@ def test_the_page_on_policies_is_generated() -> None:
 
 def test_the_policy_that_is_shown_is_valid() -> None:
     text = (DOCS / "policy.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    policy = GatePolicy.from_mapping(yaml.safe_load(example))
+    first, second = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    policy = GatePolicy.from_mapping(yaml.safe_load(first))
     assert policy.task("mmlu_anatomy").metric == "acc"
     assert policy.task("ifeval").tier == "advisory"
     assert policy.task("gsm8k").has_margin
+    asked = GatePolicy.from_mapping(yaml.safe_load(second))
+    assert asked.cost is not None
+    assert asked.cost.goals == {"decode_speedup": 1.3, "prefill_speedup": 1.0, "size_ratio": 0.5}
+    assert (asked.floors, asked.relative_drop) == ({"gsm8k": 0.62}, 0.01)
 
 
 @pytest.mark.parametrize("name", WITH_EXAMPLES)

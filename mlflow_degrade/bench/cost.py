@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import InputError, SameModelError
+from ..decision.cost_evidence import Phase
 from ..engine.decoder import OnnxDecoder
 from ..engine.encoder import OnnxEncoder
 from ..engine.family import check_same_work, model_family
@@ -26,7 +27,6 @@ from .results import (
     BenchmarkReport,
     ModelCost,
     ModelWork,
-    Phase,
     PhaseTimes,
     Shape,
     measure_roof,
@@ -150,7 +150,16 @@ class TimedModel:
     def forget(self) -> None:
         """Drop what was measured: the first runs pay for opening the session and for new pages."""
         self._calls: dict[tuple[Phase, Shape], list[list[float]]] = {}
-        self._joules: dict[tuple[Phase, Shape], dict[str, float]] = {}
+        self._joules: dict[tuple[Phase, Shape], dict[str, list[float]]] = {}
+
+    def reopen(self, device: str, threads: int | None, shapes: Sequence[Shape]) -> None:
+        """Open the model anew and warm it up; what was measured stays."""
+        folder = self._workload.folder
+        del self._workload  # its memory comes first
+        self._workload = open_workload(folder, device=device, threads=threads)
+        for shape in shapes:
+            for _ in self._workload.run(self._prompts[shape], shape.new_tokens):
+                pass
 
     def run(self, shape: Shape) -> None:
         """Go through all phases once, timing each call."""
@@ -158,19 +167,19 @@ class TimedModel:
         for phase, calls in self._workload.run(self._prompts[shape], shape.new_tokens):
             after = self._meter.read()
             self._calls.setdefault((phase, shape), []).append(calls)
-            total = self._joules.setdefault((phase, shape), {})
+            used = self._joules.setdefault((phase, shape), {})
             for name, joules in self._meter.used(energy, after).items():
-                total[name] = total.get(name, 0.0) + joules
+                used.setdefault(name, []).append(joules)
             energy = after
 
-    def cost(self, label: str, memory: MemoryUse) -> ModelCost:
+    def cost(self, label: str, memory: Sequence[MemoryUse]) -> ModelCost:
         """What was measured."""
         folder = self._workload.folder
         return ModelCost(
             label=label,
             folder=folder,
             size_bytes=sum(file.stat().st_size for file in folder.glob("model.onnx*")),
-            memory=memory,
+            memory=memory[0],
             work=self._workload.work(),
             times=tuple(
                 PhaseTimes(
@@ -178,11 +187,15 @@ class TimedModel:
                     shape=shape,
                     rounds=tuple(sum(calls) for calls in rounds),
                     calls=tuple(call for calls in rounds for call in calls),
-                    joules=self._joules[phase, shape],
+                    joules={n: sum(each) for n, each in self._joules[phase, shape].items()},
+                    round_joules=tuple(
+                        map(sum, zip(*self._joules[phase, shape].values(), strict=True))
+                    ),
                 )
                 for (phase, shape), rounds in self._calls.items()
             ),
-            not_measured=(*self._workload.not_measured, *memory.not_measured),
+            not_measured=(*self._workload.not_measured, *memory[0].not_measured),
+            memory_runs=tuple(memory),
         )
 
 
@@ -205,9 +218,12 @@ def measure_cost(
     seconds: float = 8.0,
     roofline: bool = False,
     seed: int = 0,
+    min_rounds: int = MIN_ROUNDS,
+    processes: int = 1,
     on_progress: Progress | None = None,
 ) -> BenchmarkReport:
     """Measure models in rounds that run all of them: decoders, or encoders and classifiers."""
+    # Memory is measured in so many processes for each model, speed in so many rounds at least.
     folders = {label: Path(folder) for label, folder in models.items()}
     _check(folders, batch_sizes, usual_lengths if lengths is None else lengths, new_tokens, seconds)
     check_same_work(folders)
@@ -218,7 +234,7 @@ def measure_cost(
     }
     shapes, too_long = _shapes(loaded, batch_sizes, lengths, usual_lengths, new_tokens)
     tell = on_progress or (lambda _more, _done: None)
-    tell(len(loaded) * (1 + len(shapes)), 0)
+    tell(len(loaded) * (processes + len(shapes)), 0)
     # What a GPU has less free says whose it is only while one process allocates.
     at_once = 1 if on_gpu(providers) else len(loaded)
     longest = most_tokens(shapes)
@@ -227,12 +243,13 @@ def measure_cost(
         prompts = workload.prompts(longest)
         return measure_memory(workload.folder, prompts, device=device, threads=threads)
 
-    memory: dict[str, MemoryUse] = {}
+    memory: dict[str, list[MemoryUse]] = {label: [] for label in loaded}
     # Before anything is held in memory here: together they take what the rounds will take.
     with ThreadPoolExecutor(at_once) as pool:
-        for label, use in zip(loaded, pool.map(alone, loaded.values()), strict=True):
-            memory[label] = use
-            tell(0, 1)
+        for _ in range(processes):
+            for label, use in zip(loaded, pool.map(alone, loaded.values()), strict=True):
+                memory[label].append(use)
+                tell(0, 1)
     roof = measure_roof(providers, threads=threads) if roofline else None
     meter = open_energy_meter(gpu=on_gpu(providers))
     benches = [TimedModel(workload, shapes, meter) for workload in loaded.values()]
@@ -242,7 +259,16 @@ def measure_cost(
             bench.run(shape)
             tell(0, 1)
         bench.forget()
-    rounds = _run_rounds(benches, shapes, seconds, time.perf_counter() - start, seed, tell)
+    warm_up, least = time.perf_counter() - start, max(min_rounds, MIN_ROUNDS)
+
+    def other_way_round() -> None:
+        for bench in reversed(benches):
+            bench.reopen(device, threads, shapes)
+
+    # Who is warmed up first is some per cent slower all along, in calls of a millisecond. Where a
+    # goal is to be decided, the second half is measured the other way round.
+    halves = other_way_round if min_rounds > MIN_ROUNDS and len(benches) > 1 else None
+    rounds = _run_rounds(benches, shapes, seconds, warm_up, seed, tell, least, halves)
     if roof is not None:
         roof = roof.raised_to(measure_roof(providers, threads=threads))
     return BenchmarkReport(
@@ -333,16 +359,23 @@ def _run_rounds(
     warm_up: float,
     seed: int,
     tell: Progress,
+    least: int,
+    half_way: Callable[[], None] | None = None,
 ) -> int:
     """Run rounds until the time is over; returns their number."""
     random = np.random.default_rng(seed)
     runs = len(benches) * len(shapes)
     # The warm-up was slower than a round, so that this is a first guess, and a low one.
-    planned = int(np.clip(seconds / max(warm_up, 1e-9), MIN_ROUNDS, _MAX_ROUNDS))
+    planned = int(np.clip(seconds / max(warm_up, 1e-9), least, _MAX_ROUNDS))
     tell(planned * runs, 0)
-    end = time.perf_counter() + seconds
+    half = time.perf_counter() + seconds / 2
+    end = half + seconds / 2
     done = 0
-    while done < MIN_ROUNDS or (done < _MAX_ROUNDS and time.perf_counter() < end):
+    while done < least or (done < _MAX_ROUNDS and time.perf_counter() < end):
+        if half_way is not None and done >= least // 2 and time.perf_counter() >= half:
+            start = time.perf_counter()
+            half_way()
+            half_way, end = None, end + time.perf_counter() - start
         if done == planned:
             planned += 1
             tell(runs, 0)

@@ -191,6 +191,14 @@ class MemoryUse:
     device_peak_above_loaded_bytes: int | None = None
     not_measured: tuple[str, ...] = ()  # Why something is None.
 
+    @property
+    def total_bytes(self) -> int | None:
+        """Most that the model and its longest case take: of the GPU where it runs there."""
+        device = self.device_loaded_bytes, self.device_peak_above_loaded_bytes
+        host = self.loaded_bytes, self.peak_above_loaded_bytes
+        loaded, peak = host if device[0] is None else device
+        return None if loaded is None or peak is None else loaded + peak
+
 
 def measure_memory(
     folder: Path,

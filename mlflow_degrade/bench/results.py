@@ -6,12 +6,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import InputError, ModelError
+from ..decision.cost_evidence import BothSides, CostEvidence, Phase, PhaseRounds
 from ..engine.graph_editor import makers
 from ..engine.providers import memory_name, session_options
 from .memory import MemoryUse
@@ -243,8 +244,6 @@ def paired_ratio(
 Figures = dict[str, tuple[float, str]]
 """Metric name → value and unit."""
 
-Phase = Literal["prefill", "decode", "encode"]
-"""A decoder's two, and the one of an encoder or a classifier."""
 PHASES: tuple[Phase, ...] = ("prefill", "decode", "encode")
 
 PERCENTILES = (50, 90, 99)
@@ -286,6 +285,7 @@ class PhaseTimes:
     # Seconds per call: of decode there is one per generated token, else one a round.
     calls: tuple[float, ...]
     joules: Mapping[str, float]  # Energy over all rounds, per counter.
+    round_joules: tuple[float, ...] = ()  # Energy per round, of all counters together.
 
     @property
     def tokens(self) -> int:
@@ -329,6 +329,7 @@ class ModelCost:
     work: ModelWork
     times: tuple[PhaseTimes, ...]
     not_measured: tuple[str, ...]  # What is missing of this model, and why.
+    memory_runs: tuple[MemoryUse, ...] = ()  # Of every process in which it was measured.
 
     def of(self, phase: str, shape: Shape) -> PhaseTimes | None:
         """One phase on one shape, where it was measured."""
@@ -362,6 +363,18 @@ class SpeedRatio:
     phase: Phase
     shape: Shape
     ratio: Ratio
+
+
+def _both(baseline: Sequence[float | None], candidate: Sequence[float | None]) -> BothSides | None:
+    """Figures of both sides; None where one is missing."""
+    if not baseline or not all([*baseline, *candidate]) or len(baseline) != len(candidate):
+        return None
+    return BothSides.model_validate({"baseline": baseline, "candidate": candidate})
+
+
+def _added_up(parts: Sequence[Sequence[float]]) -> list[float]:
+    """Sums over phases, round by round; empty where one has none."""
+    return [sum(each) for each in zip(*parts, strict=False)] if all(parts) else []
 
 
 @dataclass(frozen=True)
@@ -419,8 +432,45 @@ class BenchmarkReport:
                     found[f"{name}_ci_high"] = speed.ratio.high
         return found
 
-    def as_dict(self) -> dict[str, Any]:
+    def evidence(self, label: str, digests: Mapping[str, str | None]) -> CostEvidence:
+        """What a policy's goals of cost are decided on: a candidate beside the baseline.
+
+        `digests` are those of the model directories, by their labels.
+        """
+        (model,) = (model for model in self.models if model.label == label)
+        base = self.baseline
+        both = [(base.of(its.phase, its.shape), its) for its in model.times]
+        pairs = [(before, after) for before, after in both if before is not None]
+        return CostEvidence(
+            baseline_digest=digests.get(base.label),
+            candidate_digest=digests.get(label),
+            device=self.device,
+            processor=self.processor,
+            threads=self.threads,
+            seed=self.seed,
+            size_bytes=BothSides(baseline=(base.size_bytes,), candidate=(model.size_bytes,)),
+            phases=tuple(
+                PhaseRounds(
+                    phase=after.phase, **asdict(after.shape),
+                    baseline=before.rounds, candidate=after.rounds,
+                )
+                for before, after in pairs
+            ),
+            memory_bytes=_both(
+                [use.total_bytes for use in base.memory_runs],
+                [use.total_bytes for use in model.memory_runs],
+            ),
+            joules=_both(
+                _added_up([before.round_joules for before, _ in pairs]),
+                _added_up([after.round_joules for _, after in pairs]),
+            ),
+            not_measured=tuple(dict.fromkeys((*self.not_measured, *model.not_measured))),
+        )  # fmt: skip
+
+    def as_dict(self, digests: Mapping[str, str | None] | None = None) -> dict[str, Any]:
         """Everything, with every single time, ready for JSON."""
+        # With the digests of the model directories it is evidence for the goals of a policy.
+        evidence = [self.evidence(m.label, digests or {}) for m in self.models[1:]]
         return {
             "device": self.device,
             "processor": self.processor,
@@ -432,6 +482,7 @@ class BenchmarkReport:
             "energy_counters": list(self.energy),
             "not_measured": list(self.not_measured),
             "models": [self._model_dict(model) for model in self.models],
+            "evidence": [each.model_dump(mode="json") for each in evidence],
             "speed_ratios": [
                 {
                     "candidate": speed.label,

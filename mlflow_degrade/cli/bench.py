@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..bench.results import MIN_ROUNDS
 from ..core.errors import InputError, ModelError, SameModelError
 from ..engine.providers import DEVICE_HELP
 from .options import whole_numbers
@@ -36,6 +37,7 @@ Examples:
   mlflow-degrade bench models/fp32 models/int8 models/int4 --batch-sizes 1,4 --lengths 32,64
   mlflow-degrade bench models/fp32 models/int8 --seconds 0 --lengths 64 --json bench.json
   mlflow-degrade bench models/fp32 models/int8 --lengths 64 --plot bench.png --log
+  mlflow-degrade bench models/fp32 models/int8 --batch-sizes 1 --rounds 30 --json cost.json
 
 "of roof" is the shortest time that the machine's measured bandwidth and matrix rate allow, divided
 by the time it took (roofline model, in float32). What cannot be measured is said, with the reason.
@@ -73,7 +75,21 @@ Exit codes: 0 measured, 3 invalid input.
     type=float,
     default=60.0,
     show_default=True,
-    help="Time for rounds; 6 are made at least.",
+    help="Time for rounds.",
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=MIN_ROUNDS),
+    default=MIN_ROUNDS,
+    show_default=True,
+    help="Rounds to make at least, whatever the time; a goal of cost in a policy needs 20.",
+)
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes to measure each model's memory in; a goal for it needs several.",
 )
 @click.option("--device", default="auto", show_default=True, help=f"{DEVICE_HELP}.")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads per operator; all by default.")
@@ -90,6 +106,8 @@ def bench(
     lengths: tuple[int, ...] | None,
     new_tokens: int,
     seconds: float,
+    rounds: int,
+    processes: int,
     device: str,
     threads: int | None,
     seed: int,
@@ -102,6 +120,7 @@ def bench(
     from ..bench.cost import measure_cost
     from ..core.progress import progress_bar
     from ..engine.providers import resolve_device
+    from ..evaluation.model_evaluation import model_digest
     from ..report.bench import benchmark_figure, benchmark_view
     from ..report.terminal import console
     from ..tracking.runs import terminate_gracefully
@@ -124,16 +143,19 @@ def bench(
                 seconds=seconds,
                 roofline=True,
                 seed=seed,
+                min_rounds=rounds,
+                processes=processes,
                 on_progress=tell,
             )
         console(stderr=json_ == "-").print(benchmark_view(report))
-        write_json(report.as_dict(), json_)
+        digests = {label: model_digest(folder) for label, folder in models.items()}
+        write_json(report.as_dict(digests), json_)
         if plot is not None:
             write_plot(benchmark_figure(report), plot)
         if log:
             from ..tracking.bench import log_benchmark
 
-            run_id = log_benchmark(report, run_name=run_name)
+            run_id = log_benchmark(report, run_name=run_name, digests=digests)
             click.echo(f"logged as runs:/{run_id}", err=True)
 
 

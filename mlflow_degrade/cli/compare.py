@@ -46,6 +46,7 @@ Examples:
   mlflow-degrade compare fp32.csv int8.csv --junit verdict.xml --markdown summary.md
   mlflow-degrade compare fp32.csv int8.csv --by length --by topic --subgroups-json where.json
   mlflow-degrade compare fp32.csv int8.csv --noise noise.json --report report.html
+  mlflow-degrade compare fp32.csv int8.csv --policy policy.yaml --cost bench.json
   mlflow-degrade compare fp32.csv int8.csv --rerun fp32_again.csv
   mlflow-degrade compare fp32.jsonl int8.jsonl -o id_column=example_id --json -
   mlflow-degrade compare scores.csv -b score_column=fp32 -c score_column=int8
@@ -120,6 +121,12 @@ Exit codes: 0 PASS, 1 FAIL, 2 INCONCLUSIVE, 3 invalid input.
     help="A second evaluation of the baseline's model: what does the candidate add to that?",
 )
 @click.option(
+    "--cost",
+    metavar="FILE|RUN",
+    help="Both models measured side by side, for goals of cost in the policy: what bench --json "
+    "wrote, or runs:/<run id>.",
+)
+@click.option(
     "--rerun-json",
     type=OUTPUT,
     metavar="FILE",
@@ -153,6 +160,7 @@ def compare(
     features: Sequence[str],
     noise: str | None,
     rerun: str | None,
+    cost: str | None,
     rerun_json: str | None,
     json_: str | None,
     markdown: str | None,
@@ -206,7 +214,12 @@ def compare(
             average=average, allow_same=False,
         )[1]  # fmt: skip
         reruns = NoiseFindings.of(beyond_noise(paired, again, asked))
-    decision = decide(paired, asked, attempt=attempt)
+    rounds = None
+    if cost is not None:
+        from ..registry.measured_cost import read_cost
+
+        rounds = read_cost(cost, paired)
+    decision = decide(paired, asked, attempt=attempt, cost=rounds)
     facts: dict[str, Any] = {"command": Command.current()}
     # Standard output belongs to the document where that was asked for.
     out = console(stderr=to_stderr)

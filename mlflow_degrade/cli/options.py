@@ -34,7 +34,7 @@ _POLICY_HELP = "Policy file, in place of the five options below."
 EARLY_STOP: dict[str, Any] = {"is_flag": False, "flag_value": next(iter(EARLY_STOPS))}
 _SWITCH: dict[str, Any] = {"is_flag": False, "flag_value": "true"}
 # Parameters that hold a path of the caller's.
-_PATHS = ("model", "baseline_model", "recipe", "include_path", "policy", "signing_key")
+_PATHS = ("model", "baseline_model", "recipe", "include_path", "policy", "signing_key", "cost")
 
 
 def options_of(

@@ -17,7 +17,7 @@ from ..stats._benchmark import JointUnits
 from ..stats._combination_rules import pooled_level, rule_named
 from ..stats._exchangeable_units import FlipUnits, effective_count, flip_units
 from ..stats._intervals import melded_lower_bound
-from ..stats._means import FEW_INFORMATIVE, mean_limit
+from ..stats._means import FEW_INFORMATIVE, mean_limit, mean_p_below
 from ..stats._power import guarded_power, smallest
 from .policy import GatePolicy
 from .results import AggregateResult, IntervalRecord, PowerResult, TaskResult
@@ -93,6 +93,15 @@ class TaskSample:
         graded = stats.noninferiority_graded(self._units, margin, score_range=self._range)
         return float(graded.p_value)
 
+    def above(self, value: float, alpha: float) -> bool:
+        """Whether the mean is shown to be above the value, of scores in [0, 1]."""
+        return mean_p_below(self._units, value, -1.0) <= alpha
+
+    def below(self, value: float, alpha: float) -> bool:
+        """Whether the mean is shown to be below the value."""
+        mirrored = FlipUnits(-self._units.values, self._units.sizes, self._units.n_items)
+        return mean_p_below(mirrored, -value, -1.0) <= alpha
+
     def guard_mde(self, alpha: float, power: float) -> float:
         if self._binary:
             return stats.guard_mde(
@@ -140,6 +149,14 @@ class MacroSample:
         limits = np.array([part.upper(alpha) for part in self._parts])
         high = -macro_limit(-self._deltas, -limits, dependent=self._dependent)
         return min(high, 1.0) if self._proportion else high
+
+    def above(self, value: float, alpha: float) -> bool:
+        """Whether the mean is shown to be above the value, of scores in [0, 1]."""
+        return self.lower(alpha) > value
+
+    def below(self, value: float, alpha: float) -> bool:
+        """Whether the mean is shown to be below the value."""
+        return self.upper(alpha) < value
 
     def interval(self, confidence: float) -> IntervalRecord:
         return _interval(self, confidence, "task by task")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -12,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
@@ -126,6 +129,100 @@ class SequentialPolicy(BaseModel):
         return self
 
 
+_COMPARISON = re.compile(r"(>=|<=|≥|≤|>|<|=)?\s*(\S+?)\s*([x×%]?)")
+
+
+def _number(value: Any, *, least: bool, what: str) -> Any:
+    """A limit written as a number or as a comparison in the direction that it has anyway."""
+    if not isinstance(value, str):
+        return value
+    found = _COMPARISON.fullmatch(value.strip())
+    try:
+        number = float(found[2]) if found else math.nan
+    except ValueError:
+        number = math.nan
+    if found is None or not math.isfinite(number):
+        raise ValueError(f"give a number, or a comparison such as '{'>=' if least else '<='} 0.5'")
+    sign = found[1]
+    if sign and sign not in ((">=", "≥") if least else ("<=", "≤")):
+        right = ">=" if least else "<="
+        raise ValueError(
+            f"{what} and has to be at {'least' if least else 'most'} the goal: write "
+            f"'{right} {found[2]}', or the number alone"
+        )
+    return number / 100 if found[3] == "%" else number
+
+
+def _speedup(value: Any) -> Any:
+    return _number(value, least=True, what="a speed-up is baseline's time / candidate's")
+
+
+def _ratio(value: Any) -> Any:
+    return _number(value, least=False, what="this is candidate / baseline, less is better,")
+
+
+def _score(value: Any) -> Any:
+    return _number(value, least=True, what="a floor is the candidate's own score")
+
+
+def _share(value: Any) -> Any:
+    return _number(value, least=False, what="this is the largest drop")
+
+
+_Goal = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Speedup = Annotated[_Goal, BeforeValidator(_speedup)]
+CostRatio = Annotated[_Goal, BeforeValidator(_ratio)]
+Floor = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_score)]
+
+
+class CostPolicy(BaseModel):
+    """What a candidate has to cost, measured in rounds that run both models.
+
+    Attributes
+    ----------
+    decode_speedup : float, optional
+        Least speed-up of generating tokens, the baseline's time divided by the candidate's:
+        ``1.3`` or ``">= 1.3"``.
+    prefill_speedup : float, optional
+        The same of reading prompts.
+    encode_speedup : float, optional
+        The same of reading texts, for encoders and classifiers.
+    size_ratio : float, optional
+        Largest size of the model's files, the candidate's divided by the baseline's: ``0.5`` or
+        ``"<= .5"``.
+    memory_ratio : float, optional
+        The same of the memory that the model and its longest case take; on a GPU of its memory.
+    energy_ratio : float, optional
+        The same of the energy of a round, where a counter can be read.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    decode_speedup: Speedup | None = None
+    prefill_speedup: Speedup | None = None
+    encode_speedup: Speedup | None = None
+    size_ratio: CostRatio | None = None
+    memory_ratio: CostRatio | None = None
+    energy_ratio: CostRatio | None = None
+
+    @model_validator(mode="after")
+    def _some_goal(self) -> CostPolicy:
+        if not self.goals:
+            raise ValueError(f"cost names no goal; known are {', '.join(CostPolicy.model_fields)}")
+        return self
+
+    @model_serializer(mode="plain")
+    def goals_as_numbers(self) -> dict[str, float]:
+        """The goals that are set."""
+        return self.goals
+
+    @property
+    def goals(self) -> dict[str, float]:
+        """The goals that are set."""
+        found = {name: getattr(self, name) for name in CostPolicy.model_fields}
+        return {name: goal for name, goal in found.items() if goal is not None}
+
+
 class TaskPolicy(BaseModel):
     """What a policy says about one task, or about a pattern of task names such as ``mmlu_*``.
 
@@ -230,6 +327,13 @@ class GatePolicy(Prompting):
         of the margin is ruled out or the candidate is worse; PASS then needs under both rules that
         the drop is ruled out. In a word: ``population`` or ``true``, ``suite`` for a claim about
         this very suite, ``informed`` for that with the doubtful samples first.
+    cost : CostPolicy, optional
+        What the candidate has to cost beside the baseline; every goal has to be shown for a PASS.
+    floors : mapping from task name or pattern to float
+        Least score of the candidate itself, to be shown for a PASS; matched as under `tasks`.
+    relative_drop : float, optional
+        The largest drop as a share of the baseline's score: for a PASS it has to be ruled out
+        beside the margin.
 
     Examples
     --------
@@ -262,6 +366,9 @@ class GatePolicy(Prompting):
     evidence_experiments: tuple[str, ...] = ()
     judge: JudgePolicy | None = None
     sequential: SequentialPolicy | None = None
+    cost: CostPolicy | None = None
+    floors: dict[str, Floor] = Field(default_factory=dict)
+    relative_drop: Annotated[float, Field(gt=0, lt=1), BeforeValidator(_share)] | None = None
 
     @field_validator("sequential", mode="before")
     @classmethod
@@ -287,6 +394,24 @@ class GatePolicy(Prompting):
             )
         return self
 
+    @model_validator(mode="after")
+    def _requirements_of_scores(self) -> GatePolicy:
+        given = [
+            n for n, on in (("floors", self.floors), ("relative_drop", self.relative_drop)) if on
+        ]
+        judged = self.judge is not None or any(t.judge is not None for t in self.tasks.values())
+        for name in given:
+            if self.sequential is not None:
+                raise ValueError(
+                    f"sequential and {name}: a score is bounded by a fixed number of samples; take "
+                    "one of the two"
+                )
+            if judged:
+                raise ValueError(
+                    f"judge and {name}: labels correct changes, not scores; take one of the two"
+                )
+        return self
+
     @field_validator("allow")
     @classmethod
     def _known_allowances(cls, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -303,6 +428,9 @@ class GatePolicy(Prompting):
             "portable": self.portable or None,
             "judge": self.judge,
             "sequential": self.sequential,
+            "cost": self.cost,
+            "floors": self.floors or None,
+            "relative_drop": self.relative_drop,
             **dict.fromkeys(Prompting.model_fields),
         }
         later |= self.stated()
@@ -363,6 +491,32 @@ class GatePolicy(Prompting):
             matches = (p for pattern, p in tasks.items() if fnmatchcase(name, pattern))
             override = next(matches, TaskPolicy())
         return override
+
+    def floors_of(self, tasks: Collection[str]) -> dict[str, float]:
+        """The floor of each task that has one, given the names of the evaluated tasks.
+
+        Raises
+        ------
+        PolicyError
+            A name that is no pattern was not evaluated, or a pattern fits no task.
+        """
+        floors = {task_of(key): floor for key, floor in self.floors.items()}
+        for key in floors:
+            known = key in tasks or any(fnmatchcase(name, key) for name in tasks)
+            if not known:
+                raise PolicyError(
+                    f"floors.{key} = {floors[key]:g}: no such task was evaluated; evaluated: "
+                    f"{sorted(tasks)}. Evaluate it, or take the floor out."
+                )
+        found = {}
+        for name in tasks:
+            floor = floors.get(name)
+            if floor is None:
+                matches = (its for pattern, its in floors.items() if fnmatchcase(name, pattern))
+                floor = next(matches, None)
+            if floor is not None:
+                found[name] = floor
+        return found
 
     def margin_of(self, task: str | None = None, *, proportion: bool = True) -> float | None:
         """The margin that holds for a task, or for all of them, in the unit of the scores.
@@ -496,7 +650,7 @@ def explain(error: ValidationError, source: str, *levels: type[BaseModel]) -> It
         if item["type"] == "extra_forbidden":
             level = levels[-1 if len(path) > 2 else 0]
             nested: dict[str, type[BaseModel]] = {
-                "judge": JudgePolicy, "sequential": SequentialPolicy
+                "judge": JudgePolicy, "sequential": SequentialPolicy, "cost": CostPolicy
             }  # fmt: skip
             known = nested.get(path[-2] if len(path) > 1 else "", level).model_fields
             near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.4)

@@ -350,6 +350,50 @@ class EarlyStop(_Record):
     path: tuple[EvidencePoint, ...] = ()
 
 
+class RequirementResult(_Record):
+    """One part of what a policy asks for beside the comparison of scores.
+
+    Attributes
+    ----------
+    kind : {"cost", "floor", "relative_drop"}
+        The policy's key.
+    name : str
+        Which of its goals: a cost, or a task; empty for all gating tasks together.
+    where : str
+        The shape that a speed was measured on; empty else.
+    goal : float
+    at_least : bool
+        Whether the goal is a least value; else a largest one.
+    estimate : float or None
+        Median of the ratios of the rounds, mean score, or relative drop; None if not measured.
+    interval : IntervalRecord or None
+        One end decides that the goal is met, at the attempt's alpha; the other that it is missed,
+        at alpha divided by the number of requirements. Both ends of a size are what was counted.
+    status : {"met", "missed", "undecided"}
+    n : int
+        Rounds, processes or samples.
+    needed : int or None
+        About so many would decide, if they were like these; None where nothing tells.
+    needed_seconds : float or None
+        How long that many rounds would take, by these.
+    note : str
+        Why it is not measured or not decided, where that needs a word.
+    """
+
+    kind: Literal["cost", "floor", "relative_drop"]
+    name: str
+    where: str = ""
+    goal: float
+    at_least: bool
+    estimate: float | None = None
+    interval: IntervalRecord | None = None
+    status: Literal["met", "missed", "undecided"]
+    n: int = 0
+    needed: int | None = None
+    needed_seconds: float | None = None
+    note: str = ""
+
+
 class PluginUse(_Record):
     """Something of another package that a decision rests on."""
 
@@ -396,6 +440,8 @@ class Decision(_Record):
     sequential : EarlyStop or None
         Where the policy may stop early: the p-values are then valid at any time, and the interval
         is the confidence sequence's.
+    requirements : tuple of RequirementResult
+        What the policy asks for on top: costs, floors, a largest relative drop.
     """
 
     verdict: Verdict
@@ -414,12 +460,13 @@ class Decision(_Record):
     schema_version: int = 1
     plugins: tuple[PluginUse, ...] = ()
     sequential: EarlyStop | None = None
+    requirements: tuple[RequirementResult, ...] = ()
 
     @model_serializer(mode="wrap")
     def _without_what_is_not(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without the keys of what is not there: the bytes of such decisions stay."""
         values: dict[str, Any] = dump(self)
-        for name in ("plugins", "sequential"):
+        for name in ("plugins", "sequential", "requirements"):
             if not getattr(self, name):
                 values.pop(name, None)
         return values

@@ -24,6 +24,7 @@ from ..samples.table import SampleScores
 from ..stats import attempt_alpha, upper_proportion
 from ..stats._combination_rules import RULE_PLUGINS
 from ..stats._exchangeable_units import effective_count
+from .cost_evidence import CostEvidence
 from .judged import judged_results
 from .paired_tests import (
     GatingTests,
@@ -47,6 +48,7 @@ from .reasons import (
     unproven,
     weak_spots,
 )
+from .requirements import apply_requirements, judge_requirements, slower_everywhere
 from .results import (
     SCHEMA_VERSION,
     AggregateResult,
@@ -278,7 +280,13 @@ def gating_tasks(paired: PairedScores, policy: GatePolicy) -> list[PairedTask]:
     return gating
 
 
-def decide(paired: PairedScores, policy: GatePolicy, *, attempt: int | None = None) -> Decision:
+def decide(
+    paired: PairedScores,
+    policy: GatePolicy,
+    *,
+    attempt: int | None = None,
+    cost: CostEvidence | None = None,
+) -> Decision:
     """Apply a gate policy to paired samples.
 
     Parameters
@@ -290,6 +298,9 @@ def decide(paired: PairedScores, policy: GatePolicy, *, attempt: int | None = No
     attempt : int, optional
         Number of this attempt on the same evaluation set, from 1; the non-inferiority claim is
         then tested at 6α/(π²·attempt²), so that trying again does not make passing easier.
+    cost : CostEvidence, optional
+        Both models measured side by side: for a policy with goals of cost, and to say of a PASS
+        that it is slower. Where the verdict is FAIL without it, nothing need be measured.
 
     Returns
     -------
@@ -301,6 +312,8 @@ def decide(paired: PairedScores, policy: GatePolicy, *, attempt: int | None = No
     PolicyError
         No paired task is gating, the policy names a task that was not evaluated, or the scores of
         the gating tasks are in different units or in one that the margin is not in.
+    InputError
+        The cost is that of other models than the scores.
 
     Notes
     -----
@@ -316,7 +329,9 @@ def decide(paired: PairedScores, policy: GatePolicy, *, attempt: int | None = No
     `mlflow_degrade.stats`.
     A task with a margin of its own must meet the rule alone as well: as every one of these claims
     is needed, each keeps the full alpha (an intersection–union test, Berger 1982), and its FAIL
-    uses the step-down adjusted p-value. The tests are those of Kübler et al. 2026
+    uses the step-down adjusted p-value. Costs, floors and a relative drop that the policy asks for
+    are further claims of this kind: one that is not shown makes a PASS INCONCLUSIVE, one that is
+    shown not to hold makes the verdict FAIL. The tests are those of Kübler et al. 2026
     (arXiv 2602.10144); see ``docs/statistics.md``.
 
     Examples
@@ -360,6 +375,11 @@ def decide(paired: PairedScores, policy: GatePolicy, *, attempt: int | None = No
         verdict, reasons = _judge(tasks, aggregate, power, policy, alpha_attempt, paired.doubt)
     if policy.portable:
         verdict, reasons = demand_portable(verdict, reasons, paired.candidate.origin, policy, power)
+    failed = verdict is Verdict.FAIL
+    required = judge_requirements(paired, gating, policy, alpha_attempt, cost, failed=failed)
+    verdict, reasons = apply_requirements(verdict, reasons, required)
+    if verdict is Verdict.PASS and (slower := slower_everywhere(cost)):
+        reasons.append(slower)
     return Decision(
         verdict=verdict,
         reasons=tuple(reasons),
@@ -377,6 +397,7 @@ def decide(paired: PairedScores, policy: GatePolicy, *, attempt: int | None = No
         schema_version=SCHEMA_VERSION,
         plugins=_plugins(policy),
         sequential=sequential,
+        requirements=required,
     )
 
 

@@ -18,7 +18,7 @@ from ..core.cache import digest_file, digest_json
 from ..core.errors import InputError, RegistryError
 from ..decision.results import Decision, Verdict
 from ..tracking.artifact_access import delete_artifact, fetch
-from .evidence import EVIDENCE
+from .evidence import COST, EVIDENCE
 from .evidence_review import FILES, review_evidence
 from .model_content import BINDING_FILE, ModelContent
 from .signing import KEY_VARIABLE, SigningKey, open_envelope
@@ -26,8 +26,8 @@ from .signing_keys import AllowedSigner, SignatureError, library, model_root
 
 ATTESTATION, PUBLIC_KEY, MODEL_SIGNATURE = "attestation.json", "signer.pem", "model.sig"
 SIGNED = (*FILES, BINDING_FILE)
-"""What a signature is always about; that of the model for other tools comes on top."""
-KNOWN = (*SIGNED, MODEL_SIGNATURE, ATTESTATION, PUBLIC_KEY)
+"""What a signature is always about; the cost, and that of the model for other tools, on top."""
+KNOWN = (*SIGNED, COST, MODEL_SIGNATURE, ATTESTATION, PUBLIC_KEY)
 """All that evidence may consist of."""
 
 STATEMENT = "https://in-toto.io/Statement/v1"

@@ -12,6 +12,8 @@ from typing import Any
 
 from ..core.cache import digest_file, digest_json
 from ..core.errors import redact
+from ..decision.cost_evidence import CostEvidence
+from ..decision.requirements import in_brief
 from ..decision.results import AggregateResult, Decision, SideName, TaskResult, Verdict
 from ..samples.pairing import PairedScores
 from ..samples.table import SampleScores
@@ -70,6 +72,8 @@ REASONS_TAG = "degrade.reasons"
 CHANGE_TAG = "degrade.change"
 """Change and interval as a text: MLflow's list of runs shows numbers unrounded and cut."""
 GUILTY_TAG = "degrade.guilty"
+REQUIREMENTS_TAG = "degrade.requirements"
+"""What else a policy asked for, and whether it is met, in few words."""
 
 PROOF_TAG = "degrade.proof"
 """Digests of a version and the run of its evidence; older versions have a tag for each."""
@@ -82,6 +86,8 @@ _PROOF = {
 }
 
 EVIDENCE = "evidence"
+COST = "cost.json"
+"""Among the evidence: every round of a measurement of both models."""
 GATE = "gate"
 """Kind of the runs that a gate makes for its decision alone."""
 # What the tests never look at; it stays with the evaluation runs.
@@ -162,18 +168,20 @@ def add_decision(
     decision: Decision,
     paired: PairedScores,
     sources: Mapping[SideName, EvaluationSource] | None = None,
+    cost: CostEvidence | None = None,
 ) -> str:
     """Collect evidence, metrics, tags and the flipped samples."""
     # ``evidence/`` holds both sample tables (without texts), ``policy.json``, ``decision.json``
-    # and ``manifest.json``; `mlflow_degrade.decide` on the tables and the policy gives the
-    # decision again. ``flips.json`` is a small table of changed samples.
+    # and ``manifest.json``, and ``cost.json`` where both were measured side by side;
+    # `mlflow_degrade.decide` on the tables, the policy and the cost gives the decision again.
+    # ``flips.json`` is a small table of changed samples.
     from ..report.content import change_in_brief
     from ..report.flips import flips_table
 
     run = _run()
     folder = found.folder / EVIDENCE
     folder.mkdir()
-    digest = write_evidence(folder, decision, paired, sources)
+    digest = write_evidence(folder, decision, paired, sources, cost)
     flips = flips_table(decision.used(paired), _FLIPS_SHOWN, first=decision.guilty)
     if len(flips):
         # As mlflow.log_table writes it, and says to the page that compares tables: which opens the
@@ -195,6 +203,8 @@ def add_decision(
         POLICY_TAG: decision.policy.digest(),
         EVIDENCE_TAG: digest,
     }
+    if decision.requirements:
+        tags[REQUIREMENTS_TAG] = _cut("; ".join(map(in_brief, decision.requirements)))
     found.tags |= {key: check_tag(key, value) for key, value in tags.items()}
     return digest
 
@@ -235,6 +245,7 @@ def write_evidence(
     decision: Decision,
     paired: PairedScores,
     sources: Mapping[SideName, EvaluationSource] | None = None,
+    cost: CostEvidence | None = None,
 ) -> str:
     """Write the evidence files into a folder; returns the evidence digest."""
     for side, scores in (("baseline", paired.baseline), ("candidate", paired.candidate)):
@@ -252,6 +263,9 @@ def write_evidence(
     }
     if sources:
         manifest["evaluations"] = {side: source.as_dict() for side, source in sources.items()}
+    if cost is not None:
+        (folder / COST).write_text(cost.to_json(), encoding="utf-8")
+        manifest["cost_digest"] = digest_file(folder / COST)
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     return digest_json(manifest)
 
@@ -277,6 +291,27 @@ def decision_metrics(decision: Decision) -> dict[str, float | None]:
             f"{prefix}/p_value": task.p_worse,
             f"{prefix}/flip_rate": task.flip_rate,
             **_changes(prefix, task, task.mde, task.margin),
+        }
+    return metrics | _requirement_metrics(decision)
+
+
+_STATUS = {"missed": -1.0, "undecided": 0.0, "met": 1.0}
+
+
+def _requirement_metrics(decision: Decision) -> dict[str, float | None]:
+    """What else was asked for: the figure with its interval and goal, and whether it is met."""
+    metrics: dict[str, float | None] = {}
+    for each in decision.requirements:
+        name = "/".join(filter(None, ("degrade", each.kind, each.name, each.where)))
+        ends: tuple[float | None, float | None] = None, None
+        if each.interval is not None:
+            ends = each.interval.low, each.interval.high
+        metrics |= {
+            name: each.estimate,
+            f"{name}_ci_low": ends[0],
+            f"{name}_ci_high": ends[1],
+            f"{name}_goal": each.goal,
+            f"{name}_met": _STATUS[each.status],
         }
     return metrics
 

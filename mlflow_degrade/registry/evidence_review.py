@@ -10,14 +10,16 @@ from typing import Any
 
 from ..core.cache import digest_file, digest_json
 from ..core.errors import DegradeError, PolicyError
+from ..decision.cost_evidence import CostEvidence
 from ..decision.policy import GatePolicy
 from ..decision.results import Decision, SideName
 from ..decision.verdict import decide
 from ..samples.origin import Origin
 from ..samples.table import SampleScores
-from .evidence import EvaluationSource
+from .evidence import COST, EvaluationSource
 
 SIDES = ("baseline", "candidate")
+"""What every evidence consists of; `COST` comes on top where the cost was measured."""
 FILES = ("manifest.json", "baseline.parquet", "candidate.parquet", "policy.json", "decision.json")
 
 # Other versions of the libraries may differ in the last digits, not in more.
@@ -60,6 +62,7 @@ def review_evidence(folder: Path, required: GatePolicy | None = None) -> Evidenc
         recorded = Decision.from_json((folder / "decision.json").read_text(encoding="utf-8"))
         policy = GatePolicy.from_mapping(policy_json, "policy.json of the evidence")
         sides = [SampleScores.read_parquet(folder / f"{side}.parquet") for side in SIDES]
+        cost = _read_cost(folder)
     except (DegradeError, UnicodeDecodeError) as error:
         review.problems.append(f"the evidence cannot be read: {error}")
         return review
@@ -67,10 +70,17 @@ def review_evidence(folder: Path, required: GatePolicy | None = None) -> Evidenc
     review.sources = EvaluationSource.read(manifest)
     review.digests = {"evidence": digest_json(manifest), "policy": digest_json(policy_json)}
     review.problems += _altered(folder, manifest, recorded, policy_json, sides, review.digests)
-    _decide_again(review, manifest, recorded, policy, sides)
+    _decide_again(review, manifest, recorded, policy, sides, cost)
     if required is not None and required != policy:
-        _require(review, manifest, required, sides, _attempt(manifest, recorded))
+        _require(review, manifest, required, sides, _attempt(manifest, recorded), cost)
     return review
+
+
+def _read_cost(folder: Path) -> CostEvidence | None:
+    path = folder / COST
+    if not path.is_file():
+        return None
+    return CostEvidence.from_json(path.read_text(encoding="utf-8"), f"{COST} of the evidence")
 
 
 def _mapping(path: Path) -> dict[str, Any]:
@@ -98,6 +108,11 @@ def _altered(
         yield "policy.json is not the policy that decision.json speaks of"
     if digest_file(folder / "decision.json") != manifest.get("decision_digest"):
         yield "decision.json was altered: its digest is not the one in the manifest"
+    measured, stated = folder / COST, manifest.get("cost_digest")
+    if stated is not None and not measured.is_file():
+        yield f"{COST} is missing, which the manifest names"
+    elif measured.is_file() and digest_file(measured) != stated:
+        yield f"{COST} was altered or added: its digest is not the one in the manifest"
     for name, scores in zip(SIDES, sides, strict=True):
         found = {
             "model": scores.model,
@@ -124,6 +139,7 @@ def _decide_again(
     recorded: Decision,
     policy: GatePolicy,
     sides: list[SampleScores],
+    cost: CostEvidence | None,
 ) -> None:
     allowed = _allowed(manifest)
     surplus = sorted(set(allowed) - set(policy.allow))
@@ -137,7 +153,7 @@ def _decide_again(
             f"{manifest.get('attempt')!r}"
         )
     try:
-        again = _decision(sides, policy, allowed, recorded.attempt)
+        again = _decision(sides, policy, allowed, recorded.attempt, cost)
     except DegradeError as error:
         review.problems.append(f"the decision cannot be computed again: {error}")
         return
@@ -175,6 +191,7 @@ def _require(
     required: GatePolicy,
     sides: list[SampleScores],
     attempt: int | None,
+    cost: CostEvidence | None,
 ) -> None:
     """Decide under the policy that is asked for; it takes the place of the evidence's own."""
     surplus = sorted(set(_allowed(manifest)) - set(required.allow))
@@ -183,7 +200,7 @@ def _require(
             f"the pairing was allowed {surplus}, the required policy allows less"
         )
     try:
-        review.decision = _decision(sides, required, required.allow, attempt)
+        review.decision = _decision(sides, required, required.allow, attempt, cost)
     except DegradeError as error:
         review.decision = None
         review.problems.append(f"the required policy cannot be applied: {error}")
@@ -201,10 +218,14 @@ def _allowed(manifest: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _decision(
-    sides: list[SampleScores], policy: GatePolicy, allow: tuple[str, ...], attempt: int | None
+    sides: list[SampleScores],
+    policy: GatePolicy,
+    allow: tuple[str, ...],
+    attempt: int | None,
+    cost: CostEvidence | None,
 ) -> Decision:
     paired = policy.pair(*sides, allow=allow)
-    return decide(paired, policy, attempt=attempt)
+    return decide(paired, policy, attempt=attempt, cost=cost)
 
 
 def _differences(recorded: Decision, again: Decision, *, exact: bool) -> Iterator[str]:

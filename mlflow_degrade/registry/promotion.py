@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, cast
 
 from ..core.errors import RegistryError, SameModelError, TrackingError
+from ..decision.cost_evidence import CostEvidence
 from ..decision.noise import NoiseFindings
 from ..decision.policy import GatePolicy
 from ..decision.results import Decision, SideName, Verdict
@@ -21,6 +22,7 @@ from ..tracking.evaluations import is_genai
 from .comparison import SIDES, Comparison, evaluate_missing
 from .evidence import EVIDENCE, EVIDENCE_TAG, GATE, EvaluationSource
 from .gate_config import TrustedExperiments
+from .measured_cost import cost_beside, find_cost, read_cost
 from .model_content import ModelContent, bound_artifact
 from .references import (
     ModelFiles,
@@ -82,6 +84,7 @@ def promote(
     fresh: bool = False,
     signing_key: str | os.PathLike[str] | None = None,
     scorers: str | Sequence[str] | None = None,
+    cost: str | None = None,
 ) -> Promotion:
     """Compare a candidate with a baseline; register it and move an alias when it passes.
 
@@ -113,6 +116,9 @@ def promote(
     scorers : str or sequence of str, optional
         Of runs of ``mlflow.genai.evaluate``: the scorers to decide on, each a task of its own;
         ``scorer:labels`` takes people's judgements of another name along, see `judge` of a policy.
+    cost : str, optional
+        For goals of cost: what ``mlflow-degrade bench --json`` wrote, or ``runs:/<id>`` of a run
+        that measured both models. By default the newest such run in the trusted experiments.
 
     Returns
     -------
@@ -177,6 +183,13 @@ def promote(
                 for side, its in zip(SIDES, uris, strict=True)
             )
         )
+        rounds = None
+        if cost is not None:
+            rounds = read_cost(cost, paired)
+        elif policy.cost is not None:
+            rounds = find_cost(paired, trusted.ids)
+        else:  # a PASS that is slower everywhere says so
+            rounds = cost_beside(used.evaluated["candidate"].run, paired)
         content = None
         if name is not None and uri is not None:
             content = tested_content(uri, paired.candidate, files)
@@ -189,7 +202,8 @@ def promote(
         else f"models:/{name}" + (f"@{alias}" if alias else f"/{version or 'latest'}")
     )
     done, bound = _decide(
-        paired, policy, used, sides, content, trusted.ids, anew=not unsigned, target=target
+        paired, policy, used, sides, content, trusted.ids, rounds,
+        anew=not unsigned, target=target,
     )  # fmt: skip
     if done.decision.verdict is not Verdict.PASS or None in (name, uri, content):
         return done
@@ -303,6 +317,7 @@ def _decide(
     sides: tuple[Subject, Subject],
     content: ModelContent | None,
     experiments: Collection[str],
+    rounds: CostEvidence | None,
     *,
     anew: bool,
     target: str | None,
@@ -314,11 +329,11 @@ def _decide(
     from .retry_ledger import DECISION_KEY_TAG, find_decision, ledger_tags
     from .signing import KEY_VARIABLE
 
-    entry, noise = ledger_tags(paired, policy), used.noise(paired, policy)
+    entry, noise = ledger_tags(paired, policy, rounds), used.noise(paired, policy)
     # One that lies elsewhere may not count where this gate's evidence is asked for.
     earlier = find_decision(entry[DECISION_KEY_TAG], experiments)
     bound = None if earlier is None else bound_artifact(earlier.info.artifact_uri)
-    logged = None if earlier is None else _repeated(earlier, paired, policy, content, bound)
+    logged = None if earlier is None else _repeated(earlier, paired, policy, content, bound, rounds)
     if earlier is not None and logged is not None:
         evidence, run_id = earlier.data.tags[EVIDENCE_TAG], str(earlier.info.run_id)
         manifest = read_json(earlier.info.artifact_uri, f"{EVIDENCE}/manifest.json")
@@ -351,6 +366,7 @@ def _decide(
             figures=used.evaluated["candidate"].run.data.metrics,
             entry=entry,
             noise=noise,
+            rounds=rounds,
         )
         run_id = str(run.info.run_id)
         made = Promotion(decision, paired, run_id, evidence, False, used.sources, noise=noise)
@@ -363,13 +379,14 @@ def _repeated(
     policy: GatePolicy,
     content: ModelContent | None,
     bound: str | None,
+    rounds: CostEvidence | None,
 ) -> Decision | None:
     """A logged decision, if it may stand for a new one."""
     # What is logged is believed when it can be computed again, and used again when it is not the
     # evidence of another copy of the model, with other code around the same bytes.
     location = earlier.info.artifact_uri
     logged = Decision.from_json(json.dumps(read_json(location, f"{EVIDENCE}/decision.json")))
-    again = decide(paired, policy, attempt=logged.attempt)
+    again = decide(paired, policy, attempt=logged.attempt, cost=rounds)
     if not _same(logged, again):
         return None
     if content is not None and bound not in (None, content.artifact_digest):

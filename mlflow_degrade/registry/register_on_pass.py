@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import RegistryError
+from ..decision.cost_evidence import CostEvidence
 from ..decision.noise import NoiseFindings
 from ..decision.policy import GatePolicy
 from ..decision.results import Decision, SideName
@@ -110,12 +111,17 @@ def log_conclusion(
     figures: Mapping[str, float] | None = None,
     entry: Mapping[str, str] | None = None,
     noise: NoiseFindings | None = None,
+    rounds: CostEvidence | None = None,
 ) -> tuple[Decision, str]:
     """Decide, and log ledger entry, evidence, metrics and report to the active run."""
     from .evidence import collected
+    from .retry_ledger import count_attempt
 
     with collected() as found:
-        decision, digest = _decide(found, paired, policy, sources, entry)
+        if entry is None:
+            entry = enter_ledger(paired, policy, rounds)
+        attempt = count_attempt(entry)
+        decision, digest = _decide(found, paired, policy, sources, attempt, rounds)
         if content is not None:
             write_binding(content, found.folder)
         stated = {f"{side} scores": str(source) for side, source in (sources or {}).items()}
@@ -127,16 +133,33 @@ def log_conclusion(
     return decision, digest
 
 
+def enter_ledger(
+    paired: PairedScores, policy: GatePolicy, rounds: CostEvidence | None = None
+) -> dict[str, str]:
+    """Enter the active run into the ledger of its samples; gives what `count_attempt` takes."""
+    import mlflow
+
+    from .retry_ledger import ledger_tags
+
+    entry = ledger_tags(paired, policy, rounds)
+    mlflow.set_tags(dict(entry))
+    return entry
+
+
 def log_verdict(
     paired: PairedScores,
     policy: GatePolicy,
     sources: Mapping[SideName, EvaluationSource] | None = None,
+    *,
+    attempt: int,
+    rounds: CostEvidence | None = None,
 ) -> tuple[Decision, str]:
     """Decide, and log ledger entry, evidence and metrics to the active run."""
     from .evidence import collected
 
+    enter_ledger(paired, policy, rounds)
     with collected() as found:
-        return _decide(found, paired, policy, sources, None)
+        return _decide(found, paired, policy, sources, attempt, rounds)
 
 
 def _decide(
@@ -144,19 +167,18 @@ def _decide(
     paired: PairedScores,
     policy: GatePolicy,
     sources: Mapping[SideName, EvaluationSource] | None,
-    entry: Mapping[str, str] | None,
+    attempt: int,
+    rounds: CostEvidence | None,
 ) -> tuple[Decision, str]:
-    import mlflow
-
+    from ..tracking.bench import measured_tag
     from .evidence import add_decision
-    from .retry_ledger import ATTEMPT_TAG, count_attempt, ledger_tags
+    from .retry_ledger import ATTEMPT_TAG
 
-    if entry is None:
-        entry = ledger_tags(paired, policy)
-        mlflow.set_tags(dict(entry))
-    decision = decide(paired, policy, attempt=count_attempt(entry))
+    decision = decide(paired, policy, attempt=attempt, cost=rounds)
+    if rounds is not None:
+        found.tags |= measured_tag(rounds)
     found.tags[ATTEMPT_TAG] = str(decision.attempt)
-    return decision, add_decision(found, decision, paired, sources)
+    return decision, add_decision(found, decision, paired, sources, rounds)
 
 
 def tested_content(

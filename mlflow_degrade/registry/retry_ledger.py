@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..core.cache import digest_json
+from ..decision.cost_evidence import CostEvidence
 from ..decision.policy import GatePolicy
 from ..samples.pairing import PairedScores
 from ..samples.planned_order import PlannedOrder
@@ -99,16 +100,20 @@ same set: leaving out, adding or renaming some makes no new one."""
 _PAGE = 1_000
 
 
-def decision_key(paired: PairedScores, policy: GatePolicy) -> str:
-    """What a decision is a function of: both sides' scores and the policy."""
+def decision_key(paired: PairedScores, policy: GatePolicy, cost: CostEvidence | None = None) -> str:
+    """What a decision is a function of: both sides' scores, the policy, the cost it asks for."""
+    # Measured again it is another attempt: else one could measure until the goals are met.
     sides = [paired.baseline.digest(), paired.candidate.digest()]
-    return digest_json([*sides, policy.digest()])
+    measured = [cost.digest()] if cost is not None and policy.cost is not None else []
+    return digest_json([*sides, policy.digest(), *measured])
 
 
-def ledger_tags(paired: PairedScores, policy: GatePolicy) -> dict[str, str]:
+def ledger_tags(
+    paired: PairedScores, policy: GatePolicy, cost: CostEvidence | None = None
+) -> dict[str, str]:
     """What enters a run into the ledger of its evaluation set."""
     sketch = DocumentSketch.of(paired)
-    tags = {DOCUMENTS_TAG: sketch.text(), DECISION_KEY_TAG: decision_key(paired, policy)}
+    tags = {DOCUMENTS_TAG: sketch.text(), DECISION_KEY_TAG: decision_key(paired, policy, cost)}
     if paired.order is not None:
         model = paired.candidate.model_digest or paired.candidate.digest()
         tags[BEGUN_TAG] = _begun_key(paired.baseline, model, policy, paired.order)

@@ -15,7 +15,6 @@ from ..bench.results import (
     PHASES,
     BenchmarkReport,
     ModelCost,
-    Phase,
     PhaseTimes,
     Ratio,
     Shape,
@@ -23,6 +22,7 @@ from ..bench.results import (
     most_tokens,
 )
 from ..core import numbers
+from ..decision.cost_evidence import Phase
 from .terminal import heading, table
 
 # Where a model's nodes run, on the terminal.

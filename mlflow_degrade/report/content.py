@@ -12,6 +12,7 @@ from typing import Any
 
 from ..core import numbers
 from ..decision.noise import UNNAMED, NoiseFindings
+from ..decision.requirements import decisive, goal_text
 from ..decision.results import AnswerChanges, Decision, EarlyStop, TaskResult, Verdict
 from ..stats._combination_rules import rule_named
 
@@ -127,6 +128,11 @@ def headline(decision: Decision) -> str:
     policy, total = decision.policy, decision.aggregate
     margin = shown_margin(decision)
     change = numbers.change(total.delta, proportion=total.proportion, unit=total_unit(decision))
+    if deciding := decisive(decision):
+        goals = ", ".join(map(goal_text, deciding))
+        if decision.verdict is Verdict.FAIL:
+            return f"The candidate misses what the policy asks for: {goals}."
+        return f"By its scores the candidate would pass; not decided is {goals}."
     if decision.verdict is Verdict.FAIL:
         if total.p_worse <= policy.alpha and (total.delta < 0 or not decision.guilty):
             return f"The candidate is worse than the baseline: {change}."

@@ -141,6 +141,7 @@ def report(
         parts.append(_text(registered))
     if steps := _next(decision, provenance):
         parts += ["## Next", *steps]
+    parts += _requirements(decision)
     parts += ["## Tasks", _tasks_table(decision), _TASKS_LEGEND]
     if judged := content.judge_sentences(decision):
         parts += ["## Judge and labels", *_bullets(judged)]
@@ -185,6 +186,7 @@ def pull_request_summary(decision: Decision, noise: NoiseFindings | None = None)
         f"against {_text(baseline)}",
         f"**{_plain(decision)}**",
         *_bullets(_brief(decision.reasons)),
+        *_requirements(decision, "####"),
         _tasks_table(decision),
         content.power_sentence(decision, noise),
     ]
@@ -195,6 +197,15 @@ def pull_request_summary(decision: Decision, noise: NoiseFindings | None = None)
         f"<details><summary>What the columns mean</summary>\n\n{_TASKS_LEGEND}\n\n</details>"
     )
     return "\n\n".join(parts) + "\n"
+
+
+def _requirements(decision: Decision, level: str = "##") -> list[str]:
+    if not decision.requirements:
+        return []
+    rows = [tuple(map(_text, row)) for row in tables.requirement_rows(decision)]
+    note = tables.requirements_note(decision)
+    return [f"{level} {tables.REQUIREMENTS}", _table(tables.REQUIREMENT_HEAD, rows, "lrrrl"),
+            *([note] if note else [])]  # fmt: skip
 
 
 def _answers(decision: Decision) -> list[str]:

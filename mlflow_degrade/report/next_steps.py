@@ -11,7 +11,8 @@ from pathlib import Path
 
 from ..core import numbers
 from ..core.errors import redact
-from ..decision.results import Decision, Verdict
+from ..decision.requirements import decisive, plan_cost
+from ..decision.results import Decision, RequirementResult, Verdict
 from .content import Provenance
 
 _GENTLER = (
@@ -146,6 +147,12 @@ def samples_per_task(decision: Decision) -> int:
         total = decision.sequential.total
     wanted = needed if needed is not None and needed > total else _GROWTH * total
     wanted = max(wanted, decision.policy.min_samples)
+    asked = [each for each in decisive(decision) if each.kind != "cost"]
+    if asked:
+        # A floor is about one task; the drop is about all of them.
+        wanted = max(
+            (r.needed or _GROWTH * r.n) * (gating if r.kind == "floor" else 1) for r in asked
+        )
     return _round_up(math.ceil(wanted / max(1, gating)))
 
 
@@ -193,6 +200,9 @@ def _after_fail(command: Command, scheme: str | None) -> NextStep:
 
 
 def _after_inconclusive(decision: Decision, command: Command) -> NextStep:
+    costs = [each for each in decisive(decision) if each.kind == "cost"]
+    if costs:
+        return _measure(decision, costs, command)
     limit = samples_per_task(decision)
     said = f"Ask {numbers.count(limit)} samples of each task (limit is per task):"
     if command.takes == "quantize":
@@ -206,6 +216,25 @@ def _after_inconclusive(decision: Decision, command: Command) -> NextStep:
     return NextStep(
         f"Log {numbers.count(limit)} samples of each task on both sides, and compare again:",
         command.text,
+    )
+
+
+def _measure(decision: Decision, costs: list[RequirementResult], command: Command) -> NextStep:
+    """Measure what is not decided, longer where it was measured before."""
+    if command.takes == "quantize":
+        seconds = max((each.needed_seconds or 0.0 for each in costs), default=0.0)
+        return NextStep(
+            "Measure longer:",
+            command.changed(cost_seconds=_round_up(math.ceil(seconds)) or 60).text,
+        )
+    plan = plan_cost(decision.policy, decision.alpha_attempt)
+    for each in costs:
+        field = "processes" if each.name == "memory_ratio" else "rounds"
+        more = max(getattr(plan, field), _round_up(each.needed or 0))
+        plan = plan._replace(**{field: more})
+    return NextStep(
+        "Measure both models side by side, and decide on that:",
+        f"{plan.command} && {command.changed(cost='bench.json').text}",
     )
 
 

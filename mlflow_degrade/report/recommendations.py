@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable
 
 from ..core import numbers
-from ..decision.results import Decision, Verdict
+from ..decision.requirements import decisive, goal_text, unit_text
+from ..decision.results import Decision, RequirementResult, Verdict
 from ..stats import mcnemar
 from . import content
 from .next_steps import gentler_scheme
@@ -16,6 +17,8 @@ def remedies(decision: Decision, scheme: str | None = None) -> list[str]:
     """What would have to change for a PASS; empty when there is one."""
     if decision.verdict is Verdict.PASS:
         return []
+    if deciding := decisive(decision):
+        return [_of_requirement(each) for each in deciding]
     if decision.verdict is Verdict.FAIL:
         return list(_after_fail(decision, scheme))
     return list(_after_inconclusive(decision, scheme))
@@ -76,6 +79,22 @@ def _after_inconclusive(decision: Decision, scheme: str | None) -> Iterable[str]
     believed = policy.implausible_gain_pp
     if believed is not None and total.proportion and 100 * total.delta > believed:
         yield "Look for a leak, a changed prompt or a wrong baseline before believing the gain."
+
+
+def _of_requirement(result: RequirementResult) -> str:
+    goal = goal_text(result)
+    if result.status == "missed":
+        return (
+            f"Take another candidate for {goal}; more of the same data is unlikely to help. A goal "
+            "is changed before the next measurement, not after it."
+        )
+    if result.needed is None:
+        return f"{goal}: {result.note or 'it lies at the goal; take another candidate'}."
+    took = "" if result.needed_seconds is None else f", {result.needed_seconds:.0f} s,"
+    return (
+        f"For {goal}: about {numbers.count(result.needed)} {unit_text(result)}{took} instead of "
+        f"{numbers.count(result.n)}."
+    )
 
 
 def _more_samples(decision: Decision) -> str:

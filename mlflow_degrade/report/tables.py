@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import yaml
 
 from ..core import numbers
+from ..decision.requirements import goal_text, interval_text, unit_text, value_text
 from ..decision.results import Decision, TaskResult
 from .content import Provenance, changed_answers, shown_margin, total_name, total_unit, unit_of
 
@@ -109,6 +110,33 @@ def total_row(decision: Decision) -> TaskRow:
         noninferiority_p=numbers.p_value(total.noninferiority_p, threshold=decision.alpha_attempt),
         answers=_or_dash(total.answers, changed_answers),
         standing="",
+    )
+
+
+REQUIREMENTS = "Requirements"
+REQUIREMENT_HEAD = ("goal", "measured", "interval", "by", "")
+
+
+def requirement_rows(decision: Decision) -> list[tuple[str, str, str, str, str]]:
+    """What the policy asks for beside the scores: goal, figure, interval, and how it stands."""
+    rows: list[tuple[str, str, str, str, str]] = []
+    for each in decision.requirements:
+        measured = "–" if each.estimate is None else value_text(each, each.estimate)
+        count = f"{numbers.count(each.n)} {unit_text(each)}" if each.n else ""
+        rows.append((goal_text(each), measured, interval_text(each), count, each.status))
+    return rows
+
+
+def requirements_note(decision: Decision) -> str:
+    """What the interval of a requirement means; empty where none has one."""
+    found = [each.interval for each in decision.requirements if each.interval is not None]
+    intervals = [each for each in found if each.method != "counted"]
+    if not intervals:
+        return ""
+    return (
+        "Met or missed: the whole interval lies on one side of the goal. The end that decides "
+        f"“met” is at alpha {decision.alpha_attempt:.3g}, the other at alpha divided by the number "
+        f"of requirements ({numbers.level(round(intervals[0].confidence, 6))} together)."
     )
 
 

@@ -88,6 +88,10 @@ def decision_view(
     """Everything about a decision that fits a terminal."""
     parts: list[RenderableType] = [_verdict(decision), _TaskTable(decision)]
     parts.append(Text("\n" + "\n".join(content.glossary(decision)), style="dim"))
+    if decision.requirements:
+        parts += [heading(tables.REQUIREMENTS), _requirements(decision)]
+        if note := tables.requirements_note(decision):
+            parts.append(Text(f"\n{note}", style="dim"))
     sentences = [
         content.metrics_sentence(decision),
         *content.judge_sentences(decision),
@@ -175,6 +179,15 @@ def _verdict(decision: Decision) -> RenderableType:
         border_style=colour,
         box=box.ROUNDED,
     )
+
+
+def _requirements(decision: Decision) -> RenderableType:
+    first, *others = tables.REQUIREMENT_HEAD
+    shown = table(first, *((name, "right") for name in others[:-1]), others[-1])
+    colours = {"met": "green", "missed": "red", "undecided": "yellow"}
+    for *cells, status in tables.requirement_rows(decision):
+        shown.add_row(*map(Text, cells), Text(status, colours[status]))
+    return shown
 
 
 class _TaskTable:

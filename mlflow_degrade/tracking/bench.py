@@ -12,10 +12,11 @@ from .runs import tracked_run
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from ..bench.node_assignment import Placement
+from ..decision.cost_evidence import CostEvidence
 from ..engine.providers import CPU
 from ..optimize.pass_table import PassResult
 from ..optimize.passes.sensitivity_report import SensitivityReport
@@ -103,10 +104,24 @@ def log_findings(made: ModelDirectory) -> None:
 
 
 KIND = "benchmark"
+MEASURED_TAG = "degrade.measured_models"
+"""Digests of the models that a run measured side by side, by which gates find it."""
+BENCHMARK = "benchmark.json"
 _NOTE_WIDTH = 110
 
 
-def log_benchmark(report: BenchmarkReport, *, run_name: str | None = None) -> str:
+def measured_tag(*rounds: CostEvidence) -> dict[str, str]:
+    """What a run is found by that measured models side by side; empty where they have no digest."""
+    digests = [d for each in rounds for d in (each.baseline_digest, each.candidate_digest) if d]
+    return {MEASURED_TAG: " ".join(dict.fromkeys(digests))} if digests else {}
+
+
+def log_benchmark(
+    report: BenchmarkReport,
+    *,
+    run_name: str | None = None,
+    digests: Mapping[str, str | None] | None = None,
+) -> str:
     """Log a benchmark to a run of its own in the active experiment."""
     # ``benchmark.json`` has every single time, ``benchmark.png`` the figure, the run's note the
     # tables. Each model's metrics are on a child run, so that they compare in the UI:
@@ -136,7 +151,9 @@ def log_benchmark(report: BenchmarkReport, *, run_name: str | None = None) -> st
                     "roof/flops_per_second": report.roof.flops_per_second,
                 }
             )
-        mlflow.log_dict(report.as_dict(), "benchmark.json")
+        mlflow.log_dict(report.as_dict(digests), BENCHMARK)
+        rounds = (report.evidence(model.label, digests or {}) for model in report.models[1:])
+        mlflow.set_tags(measured_tag(*rounds))
         with tempfile.TemporaryDirectory(prefix="mlflow-degrade-") as scratch:
             picture = Path(scratch) / "benchmark.png"
             save_figure(benchmark_figure(report), picture)

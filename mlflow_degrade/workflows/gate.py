@@ -39,6 +39,9 @@ class GateOptions(Questions):
         comma-separated.
     device : {"auto", "cpu", "cuda", "tensorrt"}
         Where to evaluate.
+    cost : str, optional
+        For goals of cost in the policy: the file that ``mlflow-degrade bench --json`` wrote, or
+        ``runs:/<id>`` of a run that measured both models; by default the newest such run.
     fresh : bool
         Evaluate both again, whatever is logged.
     signing_key : str, optional
@@ -54,6 +57,7 @@ class GateOptions(Questions):
     model_uri: str | None = None
     scorers: str | None = None
     device: Device = "auto"
+    cost: str | None = None
     fresh: bool = False
     signing_key: str | None = None
 
@@ -94,4 +98,5 @@ def gate(options: GateOptions) -> Promotion:
             fresh=options.fresh,
             signing_key=options.signing_key,
             scorers=options.scorers,
+            cost=options.cost,
         )

@@ -98,7 +98,7 @@ def measure_against_export(
         say("speed is not measured: the recipe leaves the export as it is")
         return {}
     models = steps.Models(model, last.name, first.folder, last.folder)
-    return steps.measure_cost(models, device=device, seconds=seconds)
+    return steps.measure_cost(models, device=device, seconds=seconds).figures
 
 
 def log_and_show(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -233,8 +234,10 @@ def _run(options: QuantizeOptions, run_id: str) -> Outcome:
     )
     for sentence in unanswered(compared.samples("baseline")):
         say(f"note: baseline: {sentence}")
-    cost = steps.measure_cost(models, device=options.device, seconds=options.cost_seconds)
-    conclusion = steps.conclude(replace(compared, cost=cost), options.policy)
+    measure = partial(
+        steps.measure_cost, models, device=options.device, seconds=options.cost_seconds
+    )
+    conclusion = steps.conclude(compared, options.policy, lambda plan: measure(plan=plan))
     registered = None
     if conclusion.decision.verdict is Verdict.PASS:
         name = _registry_name(options)

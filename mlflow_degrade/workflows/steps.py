@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import InputError
 from ..core.progress import remember_step, step_heading, verbose
+from ..decision.cost_evidence import CostEvidence
 from ..decision.policy import GatePolicy
-from ..decision.results import Decision
+from ..decision.requirements import CostPlan, plan_cost
+from ..decision.results import Decision, Verdict
 from ..engine.providers import CPU
 from ..samples.pairing import PairedScores
 
@@ -290,20 +292,33 @@ def evaluate_both(
         )
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What both models were measured to cost."""
+
+    figures: dict[str, dict[str, tuple[float, str]]]
+    rounds: CostEvidence | None = None  # None where a format is only simulated.
+
+
 def measure_cost(
-    models: Models, *, device: str, seconds: float
-) -> dict[str, dict[str, tuple[float, str]]]:
+    models: Models, *, device: str, seconds: float, plan: CostPlan | None = None
+) -> Measured:
     """Size, speed and memory of both models, measured in turn in one process."""
     from ..bench import cost
+    from ..evaluation.model_evaluation import model_digest
     from ..report.bench import speed_sentence
     from ..report.cost import RATIO, slower_phases
 
     if (simulated := models.simulated_cost) is not None:
         say("speed and memory are not measured: the candidate's format is simulated")
-        return simulated
+        return Measured(simulated)
+    plan = plan or CostPlan(0, 1)
     with step("Measure size, speed and memory of both, side by side"):
         folders = {side: models.directory(side) for side in ("baseline", "candidate")}
-        measured = cost.measure_cost(folders, device=device, seconds=seconds)
+        measured = cost.measure_cost(
+            folders, device=device, seconds=seconds, min_rounds=plan.rounds,
+            processes=plan.processes,
+        )  # fmt: skip
         for speed in measured.ratios():
             say(speed_sentence(speed))
         found = {model.label: model.figures(named_shapes=False) for model in measured.models}
@@ -311,24 +326,43 @@ def measure_cost(
         found["candidate"].update({name: (value, RATIO) for name, value in ratios.items()})
         for sentence in slower_phases(found):
             say(f"note: {sentence}")
-        return found
+        digests = {side: model_digest(folder) for side, folder in folders.items()}
+        return Measured(found, measured.evidence("candidate", digests))
 
 
-def conclude(compared: Comparison, policy: GatePolicy) -> Conclusion:
-    """Pair, test, decide, and log the evidence to the active run."""
+def conclude(
+    compared: Comparison,
+    policy: GatePolicy,
+    measure: Callable[[CostPlan], Measured] | None = None,
+) -> Conclusion:
+    """Pair, test, measure the cost, decide, and log the evidence to the active run."""
+    # Without a measurement what is known of the cost is shown, and no goal is decided.
     import mlflow
 
-    from ..registry.register_on_pass import log_verdict
+    from ..decision.verdict import decide
+    from ..registry.register_on_pass import enter_ledger, log_verdict
+    from ..registry.retry_ledger import count_attempt
     from ..tracking.evaluations import log_finite_metrics
 
     with step("Pair the samples, test and decide"):
         paired = policy.pair(compared.samples("baseline"), compared.samples("candidate"))
-        decision, digest = log_verdict(paired, policy, compared.sources)
-        cost = compared.cost["candidate"]
-        log_finite_metrics({name: value for name, (value, _) in cost.items()})
-        digest_of_model = paired.candidate.model_digest or "unknown"
-        mlflow.set_tag("degrade.candidate_model_digest", digest_of_model)
-    return Conclusion(decision, paired, digest, compared)
+        attempt = count_attempt(enter_ledger(paired, policy))
+        scores = decide(paired, policy, attempt=attempt)
+    measured = Measured({side: dict(figures) for side, figures in compared.cost.items()})
+    if measure is None:
+        pass
+    elif policy.cost is not None and scores.verdict is Verdict.FAIL:
+        say("speed and memory are not measured: the scores have failed already")
+    else:
+        measured = measure(plan_cost(policy, scores.alpha_attempt))
+    decision, digest = log_verdict(
+        paired, policy, compared.sources, attempt=attempt, rounds=measured.rounds
+    )
+    cost = measured.figures.get("candidate", {})
+    log_finite_metrics({name: value for name, (value, _) in cost.items()})
+    digest_of_model = paired.candidate.model_digest or "unknown"
+    mlflow.set_tag("degrade.candidate_model_digest", digest_of_model)
+    return Conclusion(decision, paired, digest, replace(compared, cost=measured.figures))
 
 
 def log_and_register(

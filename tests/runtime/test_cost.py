@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from encoder_models import TinyModel
 from engine_models import ModelDir
 
+from mlflow_degrade.bench import cost
 from mlflow_degrade.bench.cost import measure_cost
-from mlflow_degrade.bench.results import MIN_ROUNDS, BenchmarkReport
+from mlflow_degrade.bench.memory import MemoryUse
+from mlflow_degrade.bench.results import (
+    MIN_ROUNDS,
+    BenchmarkReport,
+    ModelCost,
+    ModelWork,
+    PhaseTimes,
+    Shape,
+)
 from mlflow_degrade.core.errors import InputError, SameModelError
 from mlflow_degrade.engine.encoder import OnnxEncoder
 from mlflow_degrade.engine.schedule import Batch, Row
@@ -56,6 +66,70 @@ def test_a_candidate_is_related_to_the_baseline(report: BenchmarkReport) -> None
         assert base is not None
         assert times is not None
         assert middle == pytest.approx(np.median(np.divide(base.rounds, times.rounds)))
+
+
+def test_the_rounds_are_evidence(report: BenchmarkReport) -> None:
+    found = report.evidence("candidate", {"baseline": "sha256:a", "candidate": "sha256:b"})
+    assert (found.baseline_digest, found.candidate_digest) == ("sha256:a", "sha256:b")
+    assert [phase.phase for phase in found.phases] == ["prefill", "decode"]
+    for phase in found.phases:
+        for side, model in zip((phase.baseline, phase.candidate), report.models, strict=True):
+            times = model.of(phase.phase, report.shapes[0])
+            assert times is not None
+            assert side == times.rounds
+    assert found.size_bytes.baseline == (report.baseline.size_bytes,)
+    assert found.memory_bytes is not None
+    assert found.memory_bytes.candidate == (report.models[1].memory.total_bytes,)
+    assert report.as_dict()["evidence"][0]["phases"][0]["length"] == report.shapes[0].length
+
+
+def test_energy_is_added_up_round_by_round() -> None:
+    shape = Shape(1, 8, 2)
+
+    def model(label: str, factor: float) -> ModelCost:
+        times = tuple(
+            PhaseTimes(phase, shape, (1.0, 1.0), (1.0, 1.0), {}, (factor * 1.0, factor * 2.0))
+            for phase in ("prefill", "decode")
+        )
+        return ModelCost(label, Path(), 1, MemoryUse(1, 1), ModelWork(1, 1, 1, 1), times, ())
+
+    report = BenchmarkReport(
+        (model("a", 1.0), model("b", 0.5)), (shape,), "cpu", "test", 1, 2, 0, None, ("x",), ()
+    )
+    found = report.evidence("b", {})
+    assert found.joules is not None
+    assert (found.joules.baseline, found.joules.candidate) == ((2.0, 4.0), (1.0, 2.0))
+    assert found.memory_bytes is None
+
+
+def test_as_many_rounds_and_processes_as_are_asked_for(model_dir: ModelDir) -> None:
+    report = measure_cost(
+        {"a": model_dir("fp32")}, lengths=(8,), device="cpu", seconds=0, min_rounds=9, processes=2
+    )
+    assert report.rounds == 9
+    assert len(report.baseline.memory_runs) == 2
+
+
+def test_the_second_half_is_warmed_up_the_other_way_round(
+    model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    original = cost.open_workload
+
+    def noted(folder: Path, **options: Any) -> Any:
+        opened.append(folder.name)
+        return original(folder, **options)
+
+    monkeypatch.setattr(cost, "open_workload", noted)
+    folders = {"a": model_dir("fp32"), "b": model_dir("int8-weight-only")}
+    names = [folder.name for folder in folders.values()]
+    options: dict[str, Any] = {"lengths": (8,), "new_tokens": 2, "device": "cpu", "seconds": 0}
+    report = measure_cost(folders, **options, min_rounds=10)
+    assert opened == [*names, *reversed(names)]
+    assert [len(times.rounds) for times in report.models[0].times] == [10, 10]
+    opened.clear()
+    measure_cost(folders, **options)
+    assert opened == names, "without a goal nothing is opened twice"
 
 
 def test_shapes_are_measured_each(model_dir: ModelDir) -> None:

@@ -45,10 +45,17 @@ def make_samples(
 
 
 def log_evaluated(
-    folder: Path, answer: str, wrong: int, *, n: int = 1500, asked: str = "suite", **columns: Any
+    folder: Path,
+    answer: str,
+    wrong: int,
+    *,
+    n: int = 1500,
+    asked: str = "suite",
+    nested: bool = False,
+    **columns: Any,
 ) -> tuple[str, str]:
     """Log a model with its evaluation in a run of its own; returns run id and model URI."""
-    with mlflow.start_run(run_name=answer) as run:
+    with mlflow.start_run(run_name=answer, nested=nested) as run:
         uri = log_constant(folder, answer)
         digest = content_digest(uri)
         samples = make_samples(wrong, n, model=answer, digest=digest, **columns)
