@@ -79,6 +79,9 @@ class Assistant(ABC):
         self.tokens, self.cost, self.adaptive = tokens, cost, adaptive
         self.counts: Counter[str] = Counter()
 
+    def begin(self) -> None:  # noqa: B027 - most remember nothing
+        """Forget the text before: another one begins."""
+
     @abstractmethod
     def propose(self, text: Tokens, most: int, choose: Choosing) -> Proposal:
         """Up to `most` tokens that may come after `text`."""
@@ -167,6 +170,10 @@ class DraftModel(Assistant):
             )
         self.cost = _size(self.decoder.folder) / _size(decoder.folder) + _POSITION
 
+    def begin(self) -> None:
+        """Forget the text before: another one begins."""
+        self._known, self._reader = [], None
+
     def propose(self, text: Tokens, most: int, choose: Choosing) -> Proposal:
         """Its own choices after the text."""
         most = min(most, self._longest - len(text))
@@ -174,11 +181,11 @@ class DraftModel(Assistant):
             return Proposal([])
         # What it has read is kept as far as it is still the text; the last token is read for what
         # it says.
-        same = common_length(self._known, list(text[:-1]))
-        if self._reader is None or same == 0:
-            self._reader, same = Reader.of_draft(self.decoder, greedy=choose.greedy), 0
+        if self._reader is None:
+            self._reader = Reader.of_draft(self.decoder, greedy=choose.greedy)
             said = self._reader.begin(text, len(text))
         else:
+            same = common_length(self._known, list(text[:-1]))
             self._reader.take_back(len(self._known) - same)
             said = self._reader.read(text[same:])[-1]
         self._known = list(text)
@@ -322,6 +329,7 @@ def continue_text(
     choose = Choosing(sampling, running)
     reader = Reader.of_model(decoder, stopping, greedy=sampling.greedy)
     pace = _Pace(assistant)
+    assistant.begin()
 
     def take(token: int) -> bool:
         running.generated.append(token)

@@ -161,24 +161,12 @@ def generated(
     assistant: Assistant | None = None,
 ) -> Iterator[list[Generated]]:
     """Continue each prompt, batch by batch; see `generate`."""
-    room = decoder.context_length - sampling.max_new_tokens
-    if room < 1 or not all(prompts):
-        raise InputError(
-            f"{sampling.max_new_tokens} new tokens leave {room} tokens for the prompt within the "
-            f"context of {decoder.context_length}, and a prompt needs at least 1: lower "
-            "max_new_tokens, or give a prompt."
-        )
-    longest = max(map(len, prompts), default=0) + sampling.max_new_tokens
-    require_exact(longest, decoder.config, "a prompt with its new tokens")
-    multiple = _PROMPT_MULTIPLE if decoder.inputs.position_ids and not decoder.unpadded else 1
-    window = attention_window(decoder.config)
-    padded_up_to = None if window is None else window - sampling.max_new_tokens
     alone = decoder.unpadded or assistant is not None
     size = 1 if alone else (decoder.batch_size or _ROWS)
     if assistant is not None:
         assistant.fit(decoder)
     stopping = Stopping(decoder, sampling)
-    for batch in _batches([tuple(p[-room:]) for p in prompts], multiple, size, padded_up_to):
+    for batch in _batched(decoder, prompts, sampling, size):
         if assistant is None:
             _run_batch(decoder, batch, sampling, stopping)
         else:
@@ -186,6 +174,20 @@ def generated(
 
             continue_text(decoder, batch[0], sampling, stopping, assistant)
         yield [Generated(s.index, tuple(s.generated), stopping.text(s.generated)) for s in batch]
+
+
+def next_logits(
+    decoder: OnnxDecoder, prompt: Tokens, sampling: Sampling, text: Tokens
+) -> NDArray[np.float32]:
+    """The logits after a prompt and a text, read one token at a time as generating reads them."""
+    stopping = Stopping(decoder, sampling)
+    (batch,) = _batched(decoder, [prompt], sampling, 1)
+    stepper = decoder.stepper(sampling.max_new_tokens)
+    said = stepper.prefill([batch[0].prompt] * stopping.multiple, batch[0].length)
+    for token in text:
+        said = stepper.step([token] * stopping.multiple)
+    logits: NDArray[np.float32] = said[0]
+    return logits
 
 
 class Stopping:
@@ -215,6 +217,25 @@ class Stopping:
         for stop in self._stop:
             text = text.split(stop)[0]
         return text
+
+
+def _batched(
+    decoder: OnnxDecoder, prompts: Sequence[Tokens], sampling: Sampling, size: int
+) -> Iterator[list[Running]]:
+    """Batches of prompts, cut and padded as the model allows."""
+    room = decoder.context_length - sampling.max_new_tokens
+    if room < 1 or not all(prompts):
+        raise InputError(
+            f"{sampling.max_new_tokens} new tokens leave {room} tokens for the prompt within the "
+            f"context of {decoder.context_length}, and a prompt needs at least 1: lower "
+            "max_new_tokens, or give a prompt."
+        )
+    longest = max(map(len, prompts), default=0) + sampling.max_new_tokens
+    require_exact(longest, decoder.config, "a prompt with its new tokens")
+    multiple = _PROMPT_MULTIPLE if decoder.inputs.position_ids and not decoder.unpadded else 1
+    window = attention_window(decoder.config)
+    padded_up_to = None if window is None else window - sampling.max_new_tokens
+    yield from _batches([tuple(p[-room:]) for p in prompts], multiple, size, padded_up_to)
 
 
 def _batches(
