@@ -4,8 +4,8 @@
 
 The starter model in fp32, ``int8-weight-only`` and ``int4-weight-only`` generates greedily, alone
 and with each assistant in turn, as ``mlflow-degrade assist`` does: the model itself with weights in
-4 bits, models that keep a quarter of its layers (untrained, in 4 bits), and prompt lookup on prompts
-that ask for a text, and on prompts whose answer repeats them.
+4 bits, models that keep a quarter of its layers (untrained, in 4 bits), and prompt lookup. Prompts
+ask for a new text, or for one that repeats them.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 from engine_models import ModelDir
 from scipy import stats
-from tiny_models import SENTENCES
+from tiny_models import SENTENCES, make_tiny_llama
 
 from mlflow_degrade.bench.assistance import AssistanceReport, Request, measure_assistance
 from mlflow_degrade.core.errors import InputError
@@ -20,6 +21,17 @@ from mlflow_degrade.engine import generation
 from mlflow_degrade.engine.assisted import DraftModel, PromptLookup, Reader
 from mlflow_degrade.engine.decoder import OnnxDecoder
 from mlflow_degrade.engine.generation import Choosing, Running, Sampling
+from mlflow_degrade.optimize.export import export_onnx
+from mlflow_degrade.optimize.fusion.optimize_graph import optimize_graph
+from mlflow_degrade.optimize.source.resolve import resolve_model
+
+
+@pytest.fixture
+def draft_dir(tmp_path: Path, model_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model of other weights and one layer, with the tokenizer of the tiny Llama."""
+    monkeypatch.setenv("MLFLOW_DEGRADE_CACHE", str(model_cache))
+    source = make_tiny_llama(tmp_path / "draft", seed=7, layers=1)
+    return optimize_graph(export_onnx(resolve_model(str(source)), progress=False), progress=False)
 
 
 def _requests(model_dir: ModelDir, how: Sampling, count: int = 4) -> list[Request]:
@@ -28,9 +40,14 @@ def _requests(model_dir: ModelDir, how: Sampling, count: int = 4) -> list[Reques
 
 
 def _measure(
-    model_dir: ModelDir, how: Sampling, *, scheme: str = "int8-weight-only", **options: Any
+    model_dir: ModelDir,
+    draft_dir: Path,
+    how: Sampling,
+    *,
+    scheme: str = "int8-weight-only",
+    **options: Any,
 ) -> AssistanceReport:
-    draft = DraftModel(OnnxDecoder(model_dir("int4-weight-only"), device="cpu"))
+    draft = DraftModel(OnnxDecoder(draft_dir, device="cpu"))
     return measure_assistance(
         model_dir(scheme), draft, _requests(model_dir, how), label="m", assistant_label="d",
         **{"rounds": 1, **options},
@@ -38,7 +55,7 @@ def _measure(
 
 
 def test_the_same_texts_pass(model_dir: ModelDir) -> None:
-    report = _measure(model_dir, Sampling(12), rounds=2)
+    report = _measure(model_dir, model_dir("int4-weight-only"), Sampling(12), rounds=2)
     assert report.verdict is Verdict.PASS
     assert report.reason == "all 4 texts are the same, token for token"
     assert report.acceptance is not None
@@ -56,7 +73,7 @@ def test_the_same_texts_pass(model_dir: ModelDir) -> None:
 def test_a_difference_is_shown(model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without taking anything back, later tokens see what was refused."""
     monkeypatch.setattr(Reader, "take_back", lambda _self, _count: None)
-    report = _measure(model_dir, Sampling(12))
+    report = _measure(model_dir, model_dir("int4-weight-only"), Sampling(12))
     assert report.verdict is Verdict.INCONCLUSIVE
     first = report.first
     assert first is not None
@@ -81,8 +98,10 @@ def test_activations_with_one_scale_for_all_positions_are_not_lossless(model_dir
 class TestDrawnTexts:
     how = Sampling(5, temperature=0.8, top_k=6)
 
-    def test_one_distribution_passes_with_enough_texts(self, model_dir: ModelDir) -> None:
-        report = _measure(model_dir, self.how, draws=100, margin=0.3, seed=1)
+    def test_one_distribution_passes_with_enough_texts(
+        self, model_dir: ModelDir, draft_dir: Path
+    ) -> None:
+        report = _measure(model_dir, draft_dir, self.how, draws=100, margin=0.3, seed=1)
         assert report.verdict is Verdict.PASS, report.reason
         assert report.sampled is not None
         assert report.sampled.test.p > 0.05
@@ -93,19 +112,19 @@ class TestDrawnTexts:
         assert "draw more texts" in narrow.reason
 
     def test_taking_every_proposal_fails(
-        self, model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch
+        self, model_dir: ModelDir, draft_dir: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(Choosing, "checked", lambda _s, _t, _a, proposed, _w: proposed)
-        report = _measure(model_dir, self.how, draws=60, seed=1)
+        report = _measure(model_dir, draft_dir, self.how, draws=60, seed=1)
         assert report.verdict is Verdict.FAIL
         assert "another distribution" in report.reason
 
     def test_drawing_anew_from_the_whole_distribution_fails(
-        self, model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch
+        self, model_dir: ModelDir, draft_dir: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The residual is what makes up for the proposals that were kept."""
         monkeypatch.setattr(torch.Tensor, "clamp", lambda self, **_: self.abs() * 0)
-        report = _measure(model_dir, self.how, draws=100, seed=1)
+        report = _measure(model_dir, draft_dir, self.how, draws=100, seed=1)
         assert report.verdict is Verdict.FAIL
 
     @pytest.mark.parametrize("drawn", [True, False])
