@@ -103,7 +103,7 @@ class TestRefusals:
 
     @pytest.mark.usefixtures("here")
     def test_what_generates_nothing(self, call: Call, tiny_classifier: TinyModel) -> None:
-        result = call("assist", tiny_classifier("fp32"), *QUICK)
+        result = call("assist", tiny_classifier.made("fp32"), *QUICK)
         assert result.code == 3
         assert "name a decoder" in result.err
 

@@ -98,6 +98,7 @@ def test_activations_with_one_scale_for_all_positions_are_not_lossless(model_dir
 class TestDrawnTexts:
     how = Sampling(5, temperature=0.8, top_k=6)
 
+    @pytest.mark.slow
     def test_one_distribution_passes_with_enough_texts(
         self, model_dir: ModelDir, draft_dir: Path
     ) -> None:
@@ -111,6 +112,7 @@ class TestDrawnTexts:
         assert narrow.verdict is Verdict.INCONCLUSIVE
         assert "draw more texts" in narrow.reason
 
+    @pytest.mark.slow
     def test_taking_every_proposal_fails(
         self, model_dir: ModelDir, draft_dir: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -119,6 +121,7 @@ class TestDrawnTexts:
         assert report.verdict is Verdict.FAIL
         assert "another distribution" in report.reason
 
+    @pytest.mark.slow
     def test_drawing_anew_from_the_whole_distribution_fails(
         self, model_dir: ModelDir, draft_dir: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

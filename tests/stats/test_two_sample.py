@@ -81,6 +81,7 @@ def test_the_distance_it_states_is_found() -> None:
     assert found(distance / 4) < 0.5, "it does not state a distance that much smaller ones share"
 
 
+@pytest.mark.slow
 def test_more_sequences_show_smaller_distances() -> None:
     rng = np.random.default_rng(6)
     few, many = (
