@@ -118,16 +118,19 @@ def main(rounds: int, tokens: int) -> None:
         )
         show(target, prompts, report)
 
+    def drafted(target: str, label: str, folder: Path) -> None:
+        run(target, label, DraftModel(OnnxDecoder(folder, device="cpu")), "new")
+
+    drafted("fp32", "itself in int4", models["int4-weight-only"])
     with tempfile.TemporaryDirectory() as scratch:
         for number, (label, folder) in enumerate(drafts(Path(scratch))):
             for target in models if number == 0 else ("fp32",):
-                run(target, label, DraftModel(OnnxDecoder(folder, device="cpu")), "new")
-    for target in models:
-        if target != "int4-weight-only":
-            own = DraftModel(OnnxDecoder(models["int4-weight-only"], device="cpu"))
-            run(target, "itself in int4", own, "new")
-        run(target, "prompt lookup", PromptLookup(), "repeated")
-    run("fp32", "prompt lookup", PromptLookup(), "new")
+                drafted(target, label, folder)
+            if number == 0:
+                drafted("int8-weight-only", "itself in int4", models["int4-weight-only"])
+                for target in models:
+                    run(target, "prompt lookup", PromptLookup(), "repeated")
+                run("fp32", "prompt lookup", PromptLookup(), "new")
 
 
 if __name__ == "__main__":

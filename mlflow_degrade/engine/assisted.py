@@ -289,7 +289,8 @@ class _Pace:
 
     def __init__(self, assistant: Assistant) -> None:
         self._assistant = assistant
-        self._judged, self._kept, self._paused = _WEIGHT, _WEIGHT * _EXPECTED, 0
+        # One is tried at first, whatever it costs.
+        self._judged, self._kept, self._paused = _WEIGHT, _WEIGHT * _EXPECTED, _PAUSE
 
     def next(self) -> int:
         """Tokens to propose."""

@@ -47,7 +47,7 @@ def _measure(
     scheme: str = "int8-weight-only",
     **options: Any,
 ) -> AssistanceReport:
-    draft = DraftModel(OnnxDecoder(draft_dir, device="cpu"))
+    draft = DraftModel(OnnxDecoder(draft_dir, device="cpu"), tokens=4, adaptive=False)
     return measure_assistance(
         model_dir(scheme), draft, _requests(model_dir, how), label="m", assistant_label="d",
         **{"rounds": 1, **options},
