@@ -238,15 +238,17 @@ class OnnxDecoder(EngineModel):
     @cached_property
     def checking(self) -> tuple[Any, DecoderInputs]:
         """A session that reads several tokens as generating them does, and what it takes."""
+        distinct = self.inputs.distinct  # where that was found to run
         self._forget("_scoring", "_fixed")  # weights are held once
         file = self.folder / "model.onnx"
         try:
-            graph = query_by_query(file)
+            graph = query_by_query(file, distinct=distinct)
             session = open_derived(graph, self.providers, threads=self._threads)
         except ModelError as error:
             # The CPU lacks kernels for some of it in bfloat16.
             _log.info("%s: several tokens are read at once: %s", self.folder, error)
-            session = open_derived(build_engine_graph(file), self.providers, threads=self._threads)
+            graph = build_engine_graph(file, distinct=distinct)
+            session = open_derived(graph, self.providers, threads=self._threads)
         return session, decoder_inputs(session, self.folder)
 
     @cached_property

@@ -21,11 +21,11 @@ from .engine_graph import AT_ONCE, DerivedGraph, build_engine_graph
 from .graph_editor import attribute, set_nodes, store
 
 
-def query_by_query(model_file: str | Path) -> DerivedGraph:
+def query_by_query(model_file: str | Path, *, distinct: bool = True) -> DerivedGraph:
     """The engine's graph of a model file, changed in that way where its attention is fused."""
     from onnx import ModelProto, TensorProto, helper
 
-    derived = build_engine_graph(model_file)
+    derived = build_engine_graph(model_file, distinct=distinct)
     model = ModelProto.FromString(derived.model)
     graph = model.graph
     inputs = {value.name: value for value in graph.input}
