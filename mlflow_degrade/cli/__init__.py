@@ -24,6 +24,10 @@ INVALID_INPUT, INTERNAL_ERROR, INTERRUPTED, TERMINATED = 3, 4, 130, 143
 
 #: Command -> module and function, and what it is for. One line adds a command.
 COMMANDS: Mapping[str, tuple[str, str]] = {
+    "assist": (
+        "mlflow_degrade.cli.assist:assist",
+        "Say whether assisted generation keeps texts, and what it saves.",
+    ),
     "bench": ("mlflow_degrade.cli.bench:bench", "Measure speed, memory and size of models."),
     "candidates": (
         "mlflow_degrade.cli.candidates:candidates",

@@ -128,7 +128,7 @@ def bench(
     # What is wrong in a word is found before anything is loaded.
     require_plot_name(plot)
     resolve_device(device)
-    _prepare_logging(log, experiment, run_name)
+    prepare_logging(log, experiment, run_name)
     with terminate_gracefully():
         models = _labelled([baseline, *candidates])
         with progress_bar("Measuring", sys.stderr.isatty()) as tell:
@@ -159,7 +159,8 @@ def bench(
             click.echo(f"logged as runs:/{run_id}", err=True)
 
 
-def _prepare_logging(log: bool, experiment: str | None, run_name: str | None) -> None:
+def prepare_logging(log: bool, experiment: str | None, run_name: str | None) -> None:
+    """Find a tracking server and the experiment, where something is to be logged."""
     if not log:
         if experiment is not None or run_name is not None:
             raise InputError("--experiment and --run-name say where --log logs: give --log too.")

@@ -1,3 +1,5 @@
+from .assisted import DraftModel as DraftModel
+from .assisted import PromptLookup as PromptLookup
 from .decoder import OnnxDecoder as OnnxDecoder
 from .decoder import Score as Score
 from .encoder import OnnxEncoder as OnnxEncoder

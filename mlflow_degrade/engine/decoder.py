@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..core.errors import (
     EngineError,
@@ -23,10 +23,14 @@ from .forward_pass import Answers, run_plan, run_rows
 from .generation import Sampling, generate
 from .lengths import exact_length, require_exact, stated_length
 from .providers import CUDA, memory_name, on_gpu, resolve_device
+from .query_by_query import query_by_query
 from .schedule import UNPADDED, Limits, Plan, Row, Tokens, batch_cost, make_plan, share
 from .session import DecoderInputs, decoder_inputs, open_derived, read_json, run_error
 from .session_calls import Calls, CapturedCalls, Halving
 from .tokenization import TextEncoder
+
+if TYPE_CHECKING:
+    from .assisted import Assistant
 
 _log = logging.getLogger(__name__)
 
@@ -168,7 +172,7 @@ class OnnxDecoder(EngineModel):
     @cached_property
     def _scoring(self) -> tuple[DerivedGraph, Calls]:
         # By the best form of its graph that onnxruntime runs here.
-        self.__dict__.pop("_fixed", None)  # weights are held once
+        self._forget("_fixed", "checking")  # weights are held once
         file = self.folder / "model.onnx"
         forms: tuple[Form, ...] = ("unmasked", "exported") if self.for_gpu else ("exported",)
         for form in forms:
@@ -219,7 +223,7 @@ class OnnxDecoder(EngineModel):
     @cached_property
     def _fixed(self) -> FixedModel | None:
         """The model with caches in fixed places; None where it does not allow that."""
-        self.__dict__.pop("_scoring", None)  # weights are held once
+        self._forget("_scoring", "checking")  # weights are held once
         try:
             return open_fixed(
                 self.folder, self.providers, threads=self._threads, capture=self.cuda_graphs
@@ -230,6 +234,22 @@ class OnnxDecoder(EngineModel):
         self.for_gpu = False
         self.__dict__.pop("inputs", None)
         return None
+
+    @cached_property
+    def checking(self) -> tuple[Any, DecoderInputs]:
+        """A session that reads several tokens as generating them does, and what it takes."""
+        distinct = self.inputs.distinct  # where that was found to run
+        self._forget("_scoring", "_fixed")  # weights are held once
+        file = self.folder / "model.onnx"
+        try:
+            graph = query_by_query(file, distinct=distinct)
+            session = open_derived(graph, self.providers, threads=self._threads)
+        except ModelError as error:
+            # The CPU lacks kernels for some of it in bfloat16.
+            _log.info("%s: several tokens are read at once: %s", self.folder, error)
+            graph = build_engine_graph(file, distinct=distinct)
+            session = open_derived(graph, self.providers, threads=self._threads)
+        return session, decoder_inputs(session, self.folder)
 
     @cached_property
     def inputs(self) -> DecoderInputs:
@@ -248,8 +268,11 @@ class OnnxDecoder(EngineModel):
 
     def close(self) -> None:
         """Free the session's memory; the next call opens it again."""
-        self.__dict__.pop("_scoring", None)
-        self.__dict__.pop("_fixed", None)
+        self._forget("_scoring", "_fixed", "checking")
+
+    def _forget(self, *sessions: str) -> None:
+        for name in sessions:
+            self.__dict__.pop(name, None)
 
     @property
     def limits(self) -> Limits:
@@ -379,9 +402,11 @@ class OnnxDecoder(EngineModel):
         prompts: Sequence[Tokens],
         sampling: Sampling | None = None,
         on_texts: Callable[[list[tuple[int, str]]], None] | None = None,
+        *,
+        assistant: Assistant | None = None,
     ) -> list[str]:
         """Continue each prompt; see `mlflow_degrade.engine.generation.generate`."""
-        return generate(self, prompts, sampling or Sampling(), on_texts)
+        return generate(self, prompts, sampling or Sampling(), on_texts, assistant=assistant)
 
     def _not_finite(self, row: Row, answers: Answers) -> NonFiniteLogitsError:
         position = answers.first_non_finite()

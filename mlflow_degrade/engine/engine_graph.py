@@ -39,6 +39,9 @@ PAST_ROWS = "degrade_past_rows"
 WRITTEN_AT = "degrade_written_at"
 """Input, int64 ``[batch]``: where in the cache each row's new keys and values begin."""
 
+AT_ONCE = "degrade_at_once"
+"""Input, int64 ``[1]``: how many of the new positions attend together; the others one by one."""
+
 FILLED = "degrade_filled"
 """Input, int64 ``[batch]``: how many entries of the cache are in use after that."""
 

@@ -25,6 +25,7 @@ from ..core.errors import (
 from .distinct_positions import DISTINCT, PLACES
 from .engine_graph import (
     ARGMAX,
+    AT_ONCE,
     FILLED,
     POSITIONS,
     ROW_LOGITS,
@@ -101,14 +102,19 @@ class Stepper:
         places: NDArray[np.int64],
         rows: NDArray[np.int64],
         cache: Sequence[Any],
+        *,
+        layout: Layout | None = None,
+        at_once: int | None = None,
     ) -> NDArray[Any]:
         feeds = {"input_ids": ids, "attention_mask": self._mask, POSITIONS: rows}
         # No log-probability is asked for, but the graph wants to be fed.
         feeds[TARGETS] = np.zeros((len(rows), 1), np.int64)
         if self._inputs.position_ids:
             feeds["position_ids"] = places
+        if self._inputs.at_once:
+            feeds[AT_ONCE] = np.array([ids.shape[1] if at_once is None else at_once], np.int64)
         if self._inputs.distinct:
-            layout = Layout.whole(*ids.shape)
+            layout = layout or Layout.whole(*ids.shape)
             feeds[DISTINCT], feeds[PLACES] = layout.distinct, layout.places
         binding = self._session.io_binding()
         # The binding reads the arrays where they are: `feeds` keeps them alive.

@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from .lengths import attention_window, require_exact
 from .schedule import Tokens
 
 if TYPE_CHECKING:
+    from .assisted import Assistant
     from .decoder import OnnxDecoder
 
 # Sequences decoded together unless the caller says otherwise.
@@ -75,7 +76,7 @@ class Sampling:
 
 
 @dataclass(eq=False)
-class _Running:
+class Running:
     """One prompt, its padded length, how often it was seen before, and what it became."""
 
     index: int
@@ -91,6 +92,8 @@ def generate(
     prompts: Sequence[Tokens],
     sampling: Sampling,
     on_texts: Callable[[list[tuple[int, str]]], None] | None = None,
+    *,
+    assistant: Assistant | None = None,
 ) -> list[str]:
     """Continue each prompt.
 
@@ -105,6 +108,8 @@ def generate(
         How tokens are chosen and when to stop.
     on_texts : callable, optional
         Called after each batch with (index of prompt, text) pairs.
+    assistant : Assistant, optional
+        What proposes tokens (see `mlflow_degrade.engine.assisted`); prompts run one at a time then.
 
     Returns
     -------
@@ -132,6 +137,92 @@ def generate(
     layers with a window, once a text is longer than it: they count keys, and a gap would push as
     many tokens out of the window.
     """
+    texts = [""] * len(prompts)
+    for finished in generated(decoder, prompts, sampling, assistant):
+        for made in finished:
+            texts[made.prompt] = made.text
+        if on_texts is not None:
+            on_texts([(made.prompt, made.text) for made in finished])
+    return texts
+
+
+class Generated(NamedTuple):
+    """What one prompt was continued with."""
+
+    prompt: int  # Its index.
+    tokens: tuple[int, ...]  # With those of the stop.
+    text: str
+
+
+def generated(
+    decoder: OnnxDecoder,
+    prompts: Sequence[Tokens],
+    sampling: Sampling,
+    assistant: Assistant | None = None,
+) -> Iterator[list[Generated]]:
+    """Continue each prompt, batch by batch; see `generate`."""
+    alone = decoder.unpadded or assistant is not None
+    size = 1 if alone else (decoder.batch_size or _ROWS)
+    if assistant is not None:
+        assistant.fit(decoder)
+    stopping = Stopping(decoder, sampling)
+    for batch in _batched(decoder, prompts, sampling, size):
+        if assistant is None:
+            _run_batch(decoder, batch, sampling, stopping)
+        else:
+            from .assisted import continue_text
+
+            continue_text(decoder, batch[0], sampling, stopping, assistant)
+        yield [Generated(s.index, tuple(s.generated), stopping.text(s.generated)) for s in batch]
+
+
+def next_logits(
+    decoder: OnnxDecoder, prompt: Tokens, sampling: Sampling, text: Tokens
+) -> NDArray[np.float32]:
+    """The logits after a prompt and a text, read one token at a time as generating reads them."""
+    stopping = Stopping(decoder, sampling)
+    (batch,) = _batched(decoder, [prompt], sampling, 1)
+    stepper = decoder.stepper(sampling.max_new_tokens)
+    said = stepper.prefill([batch[0].prompt] * stopping.multiple, batch[0].length)
+    for token in text:
+        said = stepper.step([token] * stopping.multiple)
+    logits: NDArray[np.float32] = said[0]
+    return logits
+
+
+class Stopping:
+    """When a text ends."""
+
+    def __init__(self, decoder: OnnxDecoder, sampling: Sampling) -> None:
+        stated = decoder.generation_config.get("eos_token_id")
+        listed = stated if isinstance(stated, list) else [stated]
+        # The tokenizer's own end, and those of the model's generation settings.
+        own = decoder.encoder.end_id
+        self._ends = frozenset({own, *(int(i) for i in listed if i is not None)})
+        self.most, self._stop = sampling.max_new_tokens, sampling.stop
+        self._decode = decoder.encoder.decode
+        self.multiple = 1 if decoder.unpadded else _ROWS_MULTIPLE
+        # Only the tail of a text can contain a stop sequence that has just been completed. A
+        # character takes at most four byte-level tokens.
+        self._tail = max((4 * len(stop) for stop in self._stop), default=0) + 4
+
+    def reached(self, tokens: Sequence[int]) -> bool:
+        """Whether a text has just come to its end."""
+        text = self._decode(tokens[-self._tail :]) if self._stop else ""
+        return tokens[-1] in self._ends or any(stop in text for stop in self._stop)
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, up to the first stop sequence."""
+        text = self._decode(tokens)
+        for stop in self._stop:
+            text = text.split(stop)[0]
+        return text
+
+
+def _batched(
+    decoder: OnnxDecoder, prompts: Sequence[Tokens], sampling: Sampling, size: int
+) -> Iterator[list[Running]]:
+    """Batches of prompts, cut and padded as the model allows."""
     room = decoder.context_length - sampling.max_new_tokens
     if room < 1 or not all(prompts):
         raise InputError(
@@ -144,31 +235,21 @@ def generate(
     multiple = _PROMPT_MULTIPLE if decoder.inputs.position_ids and not decoder.unpadded else 1
     window = attention_window(decoder.config)
     padded_up_to = None if window is None else window - sampling.max_new_tokens
-    size = 1 if decoder.unpadded else (decoder.batch_size or _ROWS)
-    texts = [""] * len(prompts)
-    ends = _end_ids(decoder)
-    for batch in _batches([tuple(p[-room:]) for p in prompts], multiple, size, padded_up_to):
-        _finish(decoder, batch, sampling, ends)
-        finished = [(s.index, _text(decoder, s, sampling)) for s in batch]
-        for index, text in finished:
-            texts[index] = text
-        if on_texts is not None:
-            on_texts(finished)
-    return texts
+    yield from _batches([tuple(p[-room:]) for p in prompts], multiple, size, padded_up_to)
 
 
 def _batches(
     prompts: Sequence[tuple[int, ...]], multiple: int, size: int, most: int | None
-) -> Iterator[list[_Running]]:
+) -> Iterator[list[Running]]:
     """Batches of at most `size` prompts with the same padded length, longest first."""
     # What would be longer than `most` is not padded.
     seen: Counter[tuple[int, ...]] = Counter()
-    groups: dict[int, list[_Running]] = {}
+    groups: dict[int, list[Running]] = {}
     for index, prompt in enumerate(prompts):
         length = -(-len(prompt) // multiple) * multiple
         if most is not None and length > most:
             length = len(prompt)
-        groups.setdefault(length, []).append(_Running(index, prompt, length, seen[prompt]))
+        groups.setdefault(length, []).append(Running(index, prompt, length, seen[prompt]))
         seen[prompt] += 1
     for length in sorted(groups, reverse=True):
         group = groups[length]
@@ -176,93 +257,110 @@ def _batches(
             yield group[start : start + size]
 
 
-def _end_ids(decoder: OnnxDecoder) -> frozenset[int]:
-    """Ids that end a text: the tokenizer's, and those of the model's generation settings."""
-    stated = decoder.generation_config.get("eos_token_id")
-    listed = stated if isinstance(stated, list) else [stated]
-    return frozenset({decoder.encoder.end_id, *(int(i) for i in listed if i is not None)})
-
-
-def _text(decoder: OnnxDecoder, sequence: _Running, sampling: Sampling) -> str:
-    text = decoder.encoder.decode(sequence.generated)
-    for stop in sampling.stop:
-        text = text.split(stop)[0]
-    return text
-
-
-def _finish(
-    decoder: OnnxDecoder, batch: Sequence[_Running], sampling: Sampling, ends: frozenset[int]
+def _run_batch(
+    decoder: OnnxDecoder, batch: Sequence[Running], sampling: Sampling, stopping: Stopping
 ) -> None:
     """Generate for one batch until each of its prompts has stopped."""
-    multiple = 1 if decoder.unpadded else _ROWS_MULTIPLE
-    choose = _chooser(sampling, batch)
-    # Only the tail of a text can contain a stop sequence that has just been completed. A character
-    # takes at most four byte-level tokens.
-    tail = max((4 * len(stop) for stop in sampling.stop), default=0) + 4
+    choices = {running: Choosing(sampling, running) for running in batch}
     stepper = decoder.stepper(sampling.max_new_tokens, greedy=sampling.greedy)
-    rows = _filled(list(batch), multiple)
+    rows = _filled(list(batch), stopping.multiple)
     said = stepper.prefill([row.prompt for row in rows], batch[0].length)
-    for made in range(1, sampling.max_new_tokens + 1):
+    for made in range(1, stopping.most + 1):
         # Repeated rows stand at the end, so the distinct ones pair with the first answers.
         for running, answer in zip(dict.fromkeys(rows), said, strict=False):
             if not running.done:
-                token = choose(running, answer)
-                running.generated.append(token)
-                text = decoder.encoder.decode(running.generated[-tail:]) if sampling.stop else ""
-                running.done = token in ends or any(stop in text for stop in sampling.stop)
+                text = [*running.prompt, *running.generated]
+                running.generated.append(choices[running](text, answer)[0])
+                running.done = stopping.reached(running.generated)
         active = [running for running in batch if not running.done]
-        if not active or made == sampling.max_new_tokens:
+        if not active or made == stopping.most:
             return
         # Finished rows cost as much as others; once half are, the rest goes on without them.
-        remaining = _filled(active, multiple)
+        remaining = _filled(active, stopping.multiple)
         if 2 * len(remaining) <= len(rows):
             stepper.keep([rows.index(running) for running in remaining])
             rows = remaining
         said = stepper.step([running.generated[-1] for running in rows])
 
 
-def _filled(rows: list[_Running], multiple: int) -> list[_Running]:
+def _filled(rows: list[Running], multiple: int) -> list[Running]:
     """Repeat the last row until the rows fill a tile."""
     return rows + [rows[-1]] * (-len(rows) % multiple)
 
 
-def _chooser(sampling: Sampling, batch: Sequence[_Running]) -> Callable[[_Running, Any], int]:
-    """The function that picks a token from one row of logits, or takes the one that was found."""
-    if sampling.greedy:
-        return lambda _, token: int(token)
+class Choosing:
+    """Picks the tokens of one text: the most likely ones, or drawn from its own random stream."""
 
-    import torch
-    from transformers import (
-        LogitsProcessorList,
-        RepetitionPenaltyLogitsProcessor,
-        TemperatureLogitsWarper,
-        TopKLogitsWarper,
-        TopPLogitsWarper,
-    )
+    def __init__(self, sampling: Sampling, sequence: Running) -> None:
+        self.greedy = sampling.greedy
+        self._drawn = sampling.temperature > 0
+        if self.greedy:
+            return
+        import torch
+        from transformers import (
+            LogitsProcessorList,
+            RepetitionPenaltyLogitsProcessor,
+            TemperatureLogitsWarper,
+            TopKLogitsWarper,
+            TopPLogitsWarper,
+        )
 
-    steps = LogitsProcessorList()
-    if sampling.repetition_penalty != 1:
-        steps.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
-    if sampling.temperature > 0:
-        steps.append(TemperatureLogitsWarper(sampling.temperature))
-        if sampling.top_k > 0:
-            steps.append(TopKLogitsWarper(sampling.top_k))
-        if sampling.top_p < 1:
-            steps.append(TopPLogitsWarper(sampling.top_p))
-    streams = {s.index: torch.Generator().manual_seed(_stream(sampling, s)) for s in batch}
+        self._steps = LogitsProcessorList()
+        if sampling.repetition_penalty != 1:
+            self._steps.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+        if self._drawn:
+            self._steps.append(TemperatureLogitsWarper(sampling.temperature))
+            if sampling.top_k > 0:
+                self._steps.append(TopKLogitsWarper(sampling.top_k))
+            if sampling.top_p < 1:
+                self._steps.append(TopPLogitsWarper(sampling.top_p))
+        self._stream = torch.Generator().manual_seed(_stream(sampling, sequence))
 
-    def choose(sequence: _Running, logits: NDArray[np.float32]) -> int:
-        ids = torch.tensor([[*sequence.prompt, *sequence.generated]])
-        scores = steps(ids, torch.from_numpy(logits.copy())[None])
-        if sampling.temperature == 0:
-            return int(scores.argmax())
-        weights = torch.softmax(scores[0], dim=-1)
-        return int(torch.multinomial(weights, 1, generator=streams[sequence.index]))
+    def __call__(self, text: Sequence[int], answer: Any) -> tuple[int, Any]:
+        """The next token, and the distribution it was drawn from, if it was drawn."""
+        if self.greedy:
+            return int(answer), None
+        scores = self._scores(text, answer)
+        if not self._drawn:
+            return int(scores.argmax()), None
+        weights = scores.softmax(dim=-1)
+        return self._draw(weights), weights
 
-    return choose
+    def checked(self, text: Sequence[int], answer: Any, proposed: int, drawn_from: Any) -> int:
+        """The proposed token, or another one that makes up for it."""
+        # `drawn_from` is None of a token that was not drawn, which is one of probability 1.
+        if not self._drawn:
+            return self(text, answer)[0]
+        import torch
+
+        own = self._scores(text, answer).softmax(dim=-1)
+        if drawn_from is None:
+            drawn_from = torch.zeros_like(own)
+            drawn_from[proposed] = 1.0
+        # A model may have more logits than its tokenizer has tokens.
+        size = max(len(own), len(drawn_from))
+        own, other = (
+            torch.nn.functional.pad(each, (0, size - len(each))) for each in (own, drawn_from)
+        )
+        luck = float(torch.rand(1, generator=self._stream, dtype=torch.float64))
+        if luck * float(other[proposed]) < float(own[proposed]):
+            return proposed
+        left = (own - other).clamp(min=0)
+        # Nothing is left where both distributions are one but for roundings.
+        return self._draw(left if float(left.sum()) > 0 else own)
+
+    def _scores(self, text: Sequence[int], answer: NDArray[np.float32]) -> Any:
+        import torch
+
+        return self._steps(torch.tensor([[*text]]), torch.from_numpy(answer.copy())[None])[0]
+
+    def _draw(self, weights: Any) -> int:
+        import torch
+
+        return int(torch.multinomial(weights, 1, generator=self._stream))
 
 
-def _stream(sampling: Sampling, sequence: _Running) -> int:
+def _stream(sampling: Sampling, sequence: Running) -> int:
     """Seed of one prompt's own random stream."""
     text = repr((sampling.seed, sequence.repeat, sequence.prompt))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")

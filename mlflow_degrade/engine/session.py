@@ -12,7 +12,15 @@ import numpy as np
 
 from ..core.errors import EngineError, ModelError, UnsupportedModelError
 from .distinct_positions import DISTINCT, PLACES
-from .engine_graph import FILLED, PAST_ROWS, POSITIONS, TARGETS, WRITTEN_AT, DerivedGraph
+from .engine_graph import (
+    AT_ONCE,
+    FILLED,
+    PAST_ROWS,
+    POSITIONS,
+    TARGETS,
+    WRITTEN_AT,
+    DerivedGraph,
+)
 from .ort_values import ARRAY_TYPES
 from .providers import create_session, session_options
 
@@ -67,6 +75,9 @@ class DecoderInputs:
     distinct: bool = False  # Whether it takes distinct positions and their places.
     # Whether it repeats a cache before many rows itself (see `mlflow_degrade.engine.engine_graph`).
     past_rows: bool = False
+    # Whether it takes how many of the new positions attend together, as
+    # `mlflow_degrade.engine.query_by_query` makes it.
+    at_once: bool = False
 
 
 def open_derived(
@@ -85,7 +96,7 @@ def decoder_inputs(session: Any, folder: Path) -> DecoderInputs:
     """Read a session's inputs."""
     cache = cache_inputs(session, folder)
     all_names = [node.name for node in session.get_inputs()]
-    filled = {POSITIONS, TARGETS, DISTINCT, PLACES, PAST_ROWS, WRITTEN_AT, FILLED}
+    filled = {POSITIONS, TARGETS, DISTINCT, PLACES, PAST_ROWS, WRITTEN_AT, FILLED, AT_ONCE}
     filled |= {entry.name for entry in cache}
     names = [name for name in all_names if name not in filled]
     unknown = sorted(set(names) - {"input_ids", "attention_mask", "position_ids"})
@@ -95,7 +106,11 @@ def decoder_inputs(session: Any, folder: Path) -> DecoderInputs:
             "export it with Optimum's task 'text-generation-with-past'."
         )
     return DecoderInputs(
-        "position_ids" in names, cache, DISTINCT in all_names, PAST_ROWS in all_names
+        "position_ids" in names,
+        cache,
+        DISTINCT in all_names,
+        PAST_ROWS in all_names,
+        AT_ONCE in all_names,
     )
 
 

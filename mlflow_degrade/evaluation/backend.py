@@ -296,10 +296,11 @@ class OnnxLM(EngineLM, TemplateLM):  # type: ignore[misc]
         """Indices of the requests that are decoded alike."""
         groups: dict[Sampling, list[int]] = {}
         for index, request in enumerate(requests):
-            groups.setdefault(self._sampling(request.args[1]), []).append(index)
+            groups.setdefault(self.sampling(request.args[1]), []).append(index)
         return groups
 
-    def _sampling(self, stated: dict[str, Any]) -> Sampling:
+    def sampling(self, stated: dict[str, Any]) -> Sampling:
+        """How texts are generated, by a task's generation arguments."""
         options = dict(normalize_gen_kwargs(stated, self.max_gen_toks))
         unknown = sorted(set(options) - _HANDLED)
         if unknown:

@@ -23,6 +23,9 @@ from .encoder_files import ENCODER_TYPES
 from .suite import SuiteTask
 
 if TYPE_CHECKING:
+    from ..bench.assistance import Request
+    from ..engine.generation import Sampling
+    from .backend import OnnxLM
     from .model_evaluation import Model
 
 # Answers of a task that is not finished, kept so that a killed evaluation can go on.
@@ -360,6 +363,31 @@ def prompts_of(
     model: Model, task: SuiteTask, count: int, *, seed: int, prompting: Prompting
 ) -> list[list[int]]:
     """Token ids of what the model is asked about the first `count` drawn documents."""
+    first = _asked(model, task, count, seed=seed, prompting=prompting)
+    return model.encode(["".join(a for a in args if isinstance(a, str)) for args in first])
+
+
+def texts_to_continue(
+    model: OnnxLM, task: SuiteTask, sampling: Sampling, *, seed: int, prompting: Prompting
+) -> list[Request]:
+    """What a task's drawn documents let a model write; of questions with choices the question."""
+    from ..bench.assistance import Request
+
+    found = []
+    for text, *rest in _asked(model, task, len(task.indices), seed=seed, prompting=prompting):
+        how = sampling
+        if task.output_type == "generate_until":
+            own = model.sampling(rest[0])
+            most = min(own.max_new_tokens, sampling.max_new_tokens)
+            how = replace(sampling, max_new_tokens=most, stop=own.stop)
+        found.append(Request(tuple(model.encode([text])[0]), how))
+    return found
+
+
+def _asked(
+    model: Model, task: SuiteTask, count: int, *, seed: int, prompting: Prompting
+) -> list[tuple[Any, ...]]:
+    """The arguments of the first request about each of the first `count` drawn documents."""
     template = bool(prompting.apply_chat_template)
     with quiet_libraries(), _seeded(seed), only_drawn(task, seed, {}):
         task.task.set_fewshot_seed(seed=seed)
@@ -373,9 +401,7 @@ def prompts_of(
             tokenizer_name=model.tokenizer_name if template else "",
         )
         instances = list(task.task.instances)
-    first = {instance.doc_id: instance.args for instance in reversed(instances)}
-    texts = ["".join(a for a in args if isinstance(a, str)) for args in first.values()]
-    return model.encode(texts)
+    return list({instance.doc_id: instance.args for instance in reversed(instances)}.values())
 
 
 def _results(stated: Mapping[str, Any]) -> dict[str, float]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
+from ..bench.assistance import AssistanceReport
 from ..bench.node_assignment import Placement
 from ..decision.cost_evidence import CostEvidence
 from ..engine.providers import CPU
@@ -101,6 +102,37 @@ def log_findings(made: ModelDirectory) -> None:
         mlflow.log_dict(dict(found), "weights.json")
     if made.sensitivity is not None:
         log_sensitivity(made.sensitivity)
+
+
+# Assisted generation in MLflow.
+
+
+def log_assistance(report: AssistanceReport, *, run_name: str | None = None) -> str:
+    """Log what assisted generation did to a run of its own in the active experiment."""
+    # ``assistance.json`` has everything, the run's note what the terminal shows; metrics are
+    # ``assistance/speedup``, ``…/acceptance``, ``…/tokens_per_pass``, ``…/same`` and, of drawn
+    # texts, ``…/p`` and ``…/detectable``. The tag ``degrade.lossless`` says the verdict.
+    import mlflow
+
+    from ..report.assistance import assistance_view
+
+    tags = {KIND_TAG: "assistance", "degrade.lossless": report.verdict.value}
+    name = run_name or f"{report.model} with {report.assistant}"
+    with tracked_run(name, tags=tags) as run:
+        mlflow.log_params(
+            {
+                "model": report.model,
+                "assistant": report.assistant,
+                "processor": report.processor,
+                "threads": report.threads,
+                "prompts": report.prompts,
+                "rounds": len(report.seconds_alone),
+            }
+        )
+        log_finite_metrics({f"assistance/{k}": v for k, v in report.figures().items()})
+        mlflow.log_dict(report.as_dict(), "assistance.json")
+        mlflow.set_tag("mlflow.note.content", f"```\n{_plain(assistance_view(report))}```")
+    return str(run.info.run_id)
 
 
 KIND = "benchmark"

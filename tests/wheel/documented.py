@@ -20,6 +20,7 @@ NEEDS = (
     (r"^mlflow run recipes/(?!gate)|^mlflow-degrade (?:quantize|sens)|=starter\b|starter-enc",
      "the starter model, for minutes; tests/recipes/test_quantize_starter.py and .ci/run do it"),
     (r"^mlflow-degrade bench", "minutes of measuring; tests/cli/test_bench_command.py does it"),
+    (r"^mlflow-degrade assist", "minutes of generating; tests/cli/test_assist_command.py does it"),
     (r"candidates --plot", "costs that a recipe measured; tests/tracking has such"),
     (r"gate .*tasks[= ]mine\.csv", "registered models that can be asked; tests/tracking has them"),
     (r"cuda|on_a_gpu", "a GPU, and data"),
