@@ -1,4 +1,4 @@
-"""Choosing among candidates on samples of which none decides, and in which order they are confirmed.
+"""Choosing among candidates on samples of which none decides, and the order of confirming them.
 
 Whatever is done here may be wrong without harm: a verdict comes from other samples, at a level that
 pays for every candidate that is tried on them.

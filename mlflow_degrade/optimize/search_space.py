@@ -13,8 +13,8 @@
         scheme: [int4-weight-only-hqq, int4-weight-only-gptq]
         block_size: [32, 64]
 
-Several passes `quantize` are alternatives. Keys are those of recipes, so that whatever a pass can do
-can be searched: a new scheme, or a new option of one, is one more value.
+Several passes `quantize` are alternatives. Keys are those of recipes, so that whatever a pass can
+do can be searched: a new scheme, or a new option of one, is one more value.
 """
 
 from __future__ import annotations
@@ -260,7 +260,9 @@ def _schemes(given: Mapping[str, Any], place: str) -> list[dict[str, Any]]:
     if "scheme" not in given:
         raise InputError(f"{place}: the key 'scheme' is missing.")
     schemes = [str(name) for name in _listed("scheme", given["scheme"], place)]
-    lists = {key: _listed(key, v, place) for key, v in given.items() if key not in ("pass", "scheme")}
+    lists = {
+        key: _listed(key, v, place) for key, v in given.items() if key not in ("pass", "scheme")
+    }
     taken: dict[str, list[Any]] = {key: [] for key in lists}
     found: list[dict[str, Any]] = []
     known: set[str] = set()
@@ -287,8 +289,10 @@ def _schemes(given: Mapping[str, Any], place: str) -> list[dict[str, Any]]:
             taken[key] += fits
             if fits:
                 own[key] = fits
-        for chosen in product(*own.values()):
-            found.append({"pass": "quantize", "scheme": name, **dict(zip(own, chosen, strict=True))})
+        found += [
+            {"pass": "quantize", "scheme": name, **dict(zip(own, chosen, strict=True))}
+            for chosen in product(*own.values())
+        ]
     for key, values in lists.items():
         if key not in known:
             of = f"key of a pass with scheme {' or '.join(map(repr, schemes))}:"
@@ -333,7 +337,11 @@ def _scalar(value: Any) -> Value:
 def _digest(recipe: Recipe) -> str:
     """Of what a recipe does: names have the words of all options, whichever way they were given."""
     last = recipe.quantization
-    texts = None if last is None or last.calibration is None else last.calibration.read_text("utf-8")
+    texts = (
+        None if last is None or last.calibration is None else last.calibration.read_text("utf-8")
+    )
     share = None if last is None else last.min_quantized_share
-    first = [each.model_dump(mode="json", by_alias=True) for each in recipe.before_quantization.passes]
+    first = [
+        each.model_dump(mode="json", by_alias=True) for each in recipe.before_quantization.passes
+    ]
     return digest_json([first, None if last is None else last.name, texts, share])

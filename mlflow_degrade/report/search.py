@@ -1,4 +1,4 @@
-"""A search for the cheapest model that passes: what was tried, the front, and what was confirmed."""
+"""A search for the cheapest model that passes: its trials, the front, and what was confirmed."""
 
 from __future__ import annotations
 
@@ -335,6 +335,7 @@ def pareto_plot(findings: SearchFindings) -> Any:
         panel.axhline(factor * findings.margin, color=_RED, linewidth=1, linestyle="--")
         panel.axhline(0, color=_SOFT, linewidth=1)
         panel.axvline(1, color=_SOFT, linewidth=0.8, linestyle=":")
+        panel.margins(x=0.12)
         panel.set_xlabel(title, fontsize=9)
         panel.tick_params(labelsize=9)
         panel.spines[["right", "top"]].set_visible(False)
@@ -371,7 +372,7 @@ def _to_name(findings: SearchFindings, shown: Sequence[Trial]) -> list[Trial]:
 
 
 def parallel_plot(findings: SearchFindings) -> Any:
-    """A line for each trial through what was chosen and what came of it."""
+    """A line for each trial through what was chosen and what came of it: above is better."""
     from matplotlib.figure import Figure
 
     shown = [trial for trial in findings.trials if trial.objectives]
@@ -379,12 +380,12 @@ def parallel_plot(findings: SearchFindings) -> Any:
     results: list[tuple[str, list[float]]] = [
         ("times as fast", [_speed(trial) for trial in shown]),
         ("times smaller", [_smaller(trial) for trial in shown]),
-        ("drop" + (", pp" if findings.proportion else ""), [_drop_of(t, findings) for t in shown]),
+        ("change" + (", pp" if findings.proportion else ""), [_change(t, findings) for t in shown]),
     ]
     columns = [_choices(name, shown) for name in names] + [_range(*each) for each in results]
     figure = Figure(figsize=(2.2 + 1.7 * len(columns), 4.8), layout="constrained")
     panel = figure.subplots()
-    for kind in reversed(_COLOURS):
+    for kind in reversed(list(_COLOURS)):
         for trial, *places in zip(shown, *(places for _, places, _ in columns), strict=True):
             if findings.kind(trial) == kind:
                 panel.plot(
@@ -442,6 +443,6 @@ def _share(part: float, whole: float) -> float:
     return part / whole if whole else 0.5
 
 
-def _drop_of(trial: Trial, findings: SearchFindings) -> float:
-    drop = trial.damage.drop if trial.damage else 0.0
-    return 100.0 * drop if findings.proportion else drop
+def _change(trial: Trial, findings: SearchFindings) -> float:
+    change = -trial.damage.drop if trial.damage else 0.0
+    return 100.0 * change if findings.proportion else change

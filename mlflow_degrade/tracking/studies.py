@@ -156,16 +156,15 @@ class SearchStudy:
                 seed=seed % 2**32, n_startup_trials=_AT_RANDOM, multivariate=True, group=True,
                 constant_liar=True,
             )  # fmt: skip
-            copy = optuna.create_study(
-                directions=["minimize"] * len(_OBJECTIVES), sampler=sampler
-            )
+            copy = optuna.create_study(directions=["minimize"] * len(_OBJECTIVES), sampler=sampler)
             for trial in done:
-                copy.add_trial(
-                    create_trial(
-                        state=trial.state, params=trial.params, values=trial.values,
-                        distributions=trial.distributions,
-                    )  # fmt: skip
+                again = create_trial(
+                    state=trial.state,
+                    params=trial.params,
+                    values=trial.values,
+                    distributions=trial.distributions,
                 )
+                copy.add_trial(again)
             for _ in range(_DRAWS):
                 found = self._draw(copy.ask(), left)
                 if found is not None:

@@ -134,9 +134,15 @@ class SearchOptions(Questions):
 
     @property
     def goals(self) -> dict[str, float]:
-        """Goals that were given."""
-        given = {"decode_speedup": self.decode_speedup, "size_ratio": self.size_ratio}
-        return {name: value for name, value in given.items() if value is not None}
+        """Goals that were given, or that the policy has."""
+        cost = getattr(self.policy, "cost", None)
+        stated: Mapping[str, float] = {} if cost is None else cost.goals
+        speedups = [stated[name] for name in ("decode_speedup", "encode_speedup") if name in stated]
+        goals = {
+            "decode_speedup": self.decode_speedup or max(speedups, default=None),
+            "size_ratio": self.size_ratio or stated.get("size_ratio"),
+        }
+        return {name: value for name, value in goals.items() if value is not None}
 
     @property
     def confirmed_by(self) -> GatePolicy:
@@ -197,9 +203,7 @@ def _params(options: SearchOptions) -> dict[str, Any]:
     left_out = {"policy", "space", "signing_key", "resume"}
     values = options.model_dump(mode="json", exclude=left_out)
     values["space"] = getattr(options.space, "name", options.space)
-    values |= {
-        f"policy.{k}": v for k, v in options.confirmed_by.model_dump(mode="json").items()
-    }
+    values |= {f"policy.{k}": v for k, v in options.confirmed_by.model_dump(mode="json").items()}
     return values
 
 
@@ -238,7 +242,7 @@ class _Search:
         from ..optimize.source.resolve import resolve_model
         from ..registry.attestation import load_allowed_key
         from ..registry.gate_config import GateConfig
-        from .quantize import _require_template
+        from .quantize import require_template
 
         providers = resolve_device(options.device)
         key = load_allowed_key(options.signing_key, GateConfig.load().signers)
@@ -260,7 +264,7 @@ class _Search:
         say(f"space {space.name}: {len(space.candidates)} candidates")
         selection, confirmation = _suites(options)
         require_disjoint(selection, confirmation)
-        _require_template(options.prompting.completed(options.policy.prompting), options.model)
+        require_template(options.prompting.completed(options.policy.prompting), options.model)
         with step(f"Check that {options.model} answers the tasks"):
             for suite in (selection, confirmation):
                 fitted_suite(suite, source)
@@ -307,9 +311,7 @@ class _Search:
             needed = self.longest + _BOTH * whole + 3 * options.cost_seconds
             spent = time.monotonic() - self.begun
             if spent + needed > 60 * options.minutes:
-                say(
-                    f"the time for trials is over: {spent / 60:.1f} of {options.minutes:g} minutes"
-                )
+                say(f"the time for trials is over: {spent / 60:.1f} of {options.minutes:g} minutes")
                 return None
         candidate = self.study.propose()
         if candidate is None:
@@ -444,7 +446,7 @@ class _Search:
 
     def _tell(self, record: Trial) -> None:
         """How a trial ended, and which is the best so far."""
-        said = [record.outcome]
+        said: list[str] = [record.outcome]
         if record.speed is not None:
             said.append(in_short(record.speed, record.size))
         if record.damage is not None:
@@ -554,7 +556,7 @@ class _Search:
     ) -> tuple[Confirmation, Decision | None]:
         import mlflow
 
-        from .quantize import _registry_name
+        from .quantize import registry_name
 
         options, policy = self.options, self.options.confirmed_by
         mlflow.log_params(recipe_params(candidate.recipe))
@@ -580,7 +582,7 @@ class _Search:
         decision = conclusion.decision
         registered = None
         if decision.verdict is Verdict.PASS:
-            name = _registry_name(options)
+            name = registry_name(options.register_as, options.model)
             registered = steps.log_and_register(
                 conclusion, models, name, run_id=run_id, key=self.key
             )
@@ -803,8 +805,11 @@ def _missed(goals: Mapping[str, float], trial: Trial, *, surely: bool = False) -
     speed = trial.speed if speed is None and not surely else speed
     wanted = goals.get("decode_speedup")
     if wanted is not None and (speed is None or speed < wanted):
-        ends = "" if trial.speed_low is None else f" [{trial.speed_low:.2f}, {trial.speed_high:.2f}]"
-        return f"{trial.speed:.2f}x{ends} in {trial.phase}, and the goal is at least {wanted:g}x"
+        ends = (
+            "" if trial.speed_low is None else f" [{trial.speed_low:.2f}, {trial.speed_high:.2f}]"
+        )
+        found = "no speed" if trial.speed is None else f"{trial.speed:.2f}x{ends}"
+        return f"{found} in {trial.phase}, and the goal is at least {wanted:g}x"
     wanted = goals.get("size_ratio")
     if wanted is not None and (trial.size or math.inf) > wanted:
         return f"a size ratio of {trial.size:.2f}, and the goal is at most {wanted:g}"
