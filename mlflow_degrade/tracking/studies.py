@@ -75,7 +75,6 @@ class SearchStudy:
             known = study.user_attrs.get(_IDENTITY)
             if known is None:
                 study.set_user_attr(_IDENTITY, dict(identity))
-                study.set_metric_names(list(_OBJECTIVES))
         except (SQLAlchemyError, RuntimeError) as error:
             raise TrackingError(
                 f"the state of the search cannot be kept in the tracking database: {error}"
