@@ -117,7 +117,7 @@ def test_a_mistake_is_named(values: Any, says: str) -> None:
 def test_a_mistake_names_its_file(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("passes:\n  - pass: export\n  - pass: graph\n    level: [fusd]\n")
-    with pytest.raises(InputError, match="mine.yaml"):
+    with pytest.raises(InputError, match=r"mine\.yaml"):
         load_space(file)
     file.write_text("passes: []\npasses: []\n")
     with pytest.raises(InputError, match="given twice, in lines 1 and 2"):
@@ -129,7 +129,7 @@ def test_what_is_refused_on_the_device_is_left_out_with_its_reason() -> None:
     left, refused = space.feasible((CUDA,))
     assert _names(left) == ["int8-weight-only"]
     assert "no CUDA kernels" in refused["int8-dynamic"]
-    with pytest.raises(InputError, match="none of the 1 candidates .* is feasible on CUDA"):
+    with pytest.raises(InputError, match=r"none of the 1 candidates .* is feasible on CUDA"):
         _space({"scheme": "int8-dynamic"}).feasible((CUDA,))
     assert len(_space({"scheme": "int8-dynamic"}).feasible((CUDA,), force=True)[0].candidates) == 1
 

@@ -10,7 +10,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -244,8 +243,8 @@ def test_going_on_with_another_search_is_refused(
         changes["space"] = _space(tmp_path, changes["space"])
     with pytest.raises(InputError, match=says):
         search(_options(workshop, resume=first.run_id, **changes))
+    trial = next(iter(_children(store, first.run_id, "trial")))
     with pytest.raises(InputError, match="is not the run of a search"):
-        trial = next(iter(_children(store, first.run_id, "trial")))
         search(_options(workshop, space=_space(tmp_path), resume=trial))
     assert "RUNNING" not in _statuses(store)
 
@@ -327,10 +326,9 @@ def test_another_rule_is_confirmed_by_non_inferiority_and_said(
 
 
 @pytest.fixture
-def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MLFLOW_DEGRADE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "http://127.0.0.1:5000")
-    yield
 
 
 @pytest.mark.usefixtures("elsewhere")
