@@ -9,8 +9,8 @@ import click
 
 from ..workflows.optimize import ExportOptions, OptimizeOptions, export_model, optimize_model
 from ..workflows.quantize import QuantizeOptions, quantize_and_gate
-from ..workflows.search import SearchOptions
 from ..workflows.search import search as search_space
+from ..workflows.search_setup import SearchOptions
 from .options import flag, options_of, read
 
 _QUANTIZE = """Quantize a model and register it only when it is not worse.

@@ -14,7 +14,8 @@
         block_size: [32, 64]
 
 Several passes `quantize` are alternatives. Keys are those of recipes, so that whatever a pass can
-do can be searched: a new scheme, or a new option of one, is one more value.
+do can be searched: a new scheme, or a new option of one, is one more value; ``null`` is what the
+scheme does by itself.
 """
 
 from __future__ import annotations
@@ -285,7 +286,7 @@ def _schemes(given: Mapping[str, Any], place: str) -> list[dict[str, Any]]:
             if key not in options:
                 continue
             choices = options[key]
-            fits = [v for v in values if choices is None or _among(v, choices)]
+            fits = [v for v in values if v is None or choices is None or _among(v, choices)]
             taken[key] += fits
             if fits:
                 own[key] = fits
@@ -317,7 +318,8 @@ def _candidate(
     file: Path | None,
 ) -> SearchCandidate:
     """A candidate from its passes; a pass before the last counts where the space varies it."""
-    recipe = Recipe.from_mapping({"passes": [*start, last]}, name, file=file)
+    stated = {key: value for key, value in last.items() if value is not None}
+    recipe = Recipe.from_mapping({"passes": [*start, stated]}, name, file=file)
     params: dict[str, Value] = {
         f"{each['pass']}.{key}": _scalar(value)
         for each, others in zip(start, before, strict=True)

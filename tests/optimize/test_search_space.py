@@ -66,6 +66,12 @@ def test_what_does_the_same_is_one_candidate_and_one_digest() -> None:
     assert _space({"scheme": "int4-weight-only"}).digest() != space.digest()
 
 
+def test_null_is_what_the_scheme_does_by_itself() -> None:
+    space = _space({"scheme": "int8-dynamic", "target": [None, "vnni"]})
+    assert _names(space) == ["int8-dynamic", "int8-dynamic-vnni"]
+    assert space.choices["target"] == (None, "vnni")
+
+
 def test_the_graph_varies_and_the_baseline_has_its_first_value() -> None:
     space = _space({"scheme": "int8-weight-only"}, graph=["fused", "none"])
     assert _names(space) == [

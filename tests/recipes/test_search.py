@@ -24,7 +24,8 @@ from mlflow_degrade.core.errors import InputError, MissingExtraError
 from mlflow_degrade.report.search import SearchFindings
 from mlflow_degrade.tracking import studies
 from mlflow_degrade.workflows import search as workflow
-from mlflow_degrade.workflows.search import SearchOptions, SearchOutcome, search
+from mlflow_degrade.workflows.search import SearchOutcome, search
+from mlflow_degrade.workflows.search_setup import SearchOptions
 
 TASKS = ("tiny_boats", "tiny_trains")
 _SPACE = """\
