@@ -169,7 +169,7 @@ def in_short(speed: float | None, size: float | None) -> str:
     return ", ".join([*said, *([] if size is None else [f"{1 / size:.2f}x smaller"])])
 
 
-_HEAD = ("candidate", "faster", "smaller", "drop", "samples", "what became of it")
+_HEAD = ("candidate", "faster", "smaller", "change", "samples", "what became of it")
 
 
 def _rows(findings: SearchFindings) -> list[tuple[str, ...]]:
@@ -184,7 +184,7 @@ def _rows(findings: SearchFindings) -> list[tuple[str, ...]]:
             trial.name,
             "–" if trial.speed is None else f"{trial.speed:.2f}x",
             "–" if trial.size is None else f"{1 / trial.size:.2f}x",
-            _drop(trial, findings),
+            _shown_change(trial, findings),
             "–" if trial.damage is None else numbers.count(trial.damage.n),
             _became(trial, trial.digest in place, confirmed.get(trial.digest)),
         )
@@ -192,11 +192,11 @@ def _rows(findings: SearchFindings) -> list[tuple[str, ...]]:
     ]
 
 
-def _drop(trial: Trial, findings: SearchFindings) -> str:
+def _shown_change(trial: Trial, findings: SearchFindings) -> str:
     if trial.damage is None:
         return "–"
-    drop = numbers.change(trial.damage.drop, proportion=findings.proportion)
-    return f"{drop} ± {_plain_number(trial.damage.error, findings)}"
+    change = numbers.change(-trial.damage.drop, proportion=findings.proportion)
+    return f"{change} ± {_plain_number(trial.damage.error, findings)}"
 
 
 def _plain_number(value: float, findings: SearchFindings) -> str:
@@ -226,8 +226,8 @@ def _about(findings: SearchFindings) -> list[str]:
         f"were tried on {numbers.count(chosen)} documents. The front is tried, cheapest first, on "
         f"{numbers.count(confirmed)} others, each at a level that pays for those before it; margin "
         f"{margin}.",
-        "Faster and smaller are measured in turn with the baseline; drops are estimates on the "
-        "samples that were asked, ± one standard error, and no verdict.",
+        "Faster and smaller are measured in turn with the baseline; changes are estimates on "
+        "the samples that were asked, ± one standard error, and no verdict.",
     ]
     if findings.goals:
         said.append(f"Goals: {findings.goals}.")
@@ -310,7 +310,7 @@ def search_figures(findings: SearchFindings) -> dict[str, Any]:
 
 
 def pareto_plot(findings: SearchFindings) -> Any:
-    """Speed and size of every trial against the drop on the selection."""
+    """Speed and size of every trial against the change on the selection."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.5, 4.6), layout="constrained")
@@ -325,14 +325,14 @@ def pareto_plot(findings: SearchFindings) -> Any:
             if not some:
                 continue
             x = [of(trial) for trial in some]
-            y = [factor * trial.damage.drop for trial in some if trial.damage]
+            y = [_change(trial, findings) for trial in some]
             error = [factor * trial.damage.error for trial in some if trial.damage]
             panel.errorbar(
                 x, y, yerr=error, fmt=_MARKERS[kind], color=_COLOURS[kind], elinewidth=0.8,
                 markersize=11 if kind == "registered" else 6, label=_MEANS[kind],
                 zorder=3 if kind in ("registered", "front") else 2,
             )  # fmt: skip
-        panel.axhline(factor * findings.margin, color=_RED, linewidth=1, linestyle="--")
+        panel.axhline(-factor * findings.margin, color=_RED, linewidth=1, linestyle="--")
         panel.axhline(0, color=_SOFT, linewidth=1)
         panel.axvline(1, color=_SOFT, linewidth=0.8, linestyle=":")
         panel.margins(x=0.12)
@@ -341,12 +341,11 @@ def pareto_plot(findings: SearchFindings) -> Any:
         panel.spines[["right", "top"]].set_visible(False)
         for number, trial in enumerate(_to_name(findings, shown)):
             panel.annotate(
-                trial.name, (of(trial), factor * (trial.damage.drop if trial.damage else 0.0)),
+                trial.name, (of(trial), _change(trial, findings)),
                 xytext=(5, 6 if number % 2 else -11), textcoords="offset points", fontsize=7,
                 color=_SOFT, parse_math=False,
             )  # fmt: skip
-    panels[0].set_ylabel(f"drop on the selection, {unit}".rstrip(", "), fontsize=9)
-    panels[0].invert_yaxis()
+    panels[0].set_ylabel(f"change on the selection, {unit}".rstrip(", "), fontsize=9)
     panels[1].legend(fontsize=8, frameon=False, loc="lower left")
     figure.suptitle(
         f"{findings.model}: up and right is better; dashed: margin, bars: one standard error",

@@ -40,7 +40,7 @@ from .search_setup import (
     open_study,
     suites_of,
 )
-from .steps import find_model, log_recipe, recipe_params, recipe_run, say, step
+from .steps import ERROR_TAG, find_model, log_recipe, recipe_params, recipe_run, say, step
 
 if TYPE_CHECKING:
     from ..evaluation.run import EvaluationSettings
@@ -254,7 +254,7 @@ class _Search:
             raise
         except DegradeError as error:
             record = replace(record, outcome="failed", reason=str(error))
-            mlflow.MlflowClient().set_tag(record.run_id, "degrade.error", str(error)[:2_000])
+            mlflow.MlflowClient().set_tag(record.run_id, ERROR_TAG, str(error)[:2_000])
         seconds = time.monotonic() - started
         self.longest, self.made = max(self.longest, seconds), self.made + 1
         record = replace(record, seconds=seconds)
@@ -358,10 +358,8 @@ class _Search:
         if record.speed is not None:
             said.append(in_short(record.speed, record.size))
         if record.damage is not None:
-            said.append(
-                f"{numbers.change(record.damage.drop, proportion=self.proportion)} dropped on "
-                f"{record.damage.n} samples"
-            )
+            change = numbers.change(-record.damage.drop, proportion=self.proportion)
+            said.append(f"{change} on {record.damage.n} samples")
         say("; ".join([*said, *([record.reason] if record.reason else [])]))
         minutes = (time.monotonic() - self.begun) / 60
         likely = [trial for trial in self._front() if self._likely(trial, 1)]
