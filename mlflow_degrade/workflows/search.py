@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,6 +138,9 @@ class _Search:
     longest: float = 0.0  # Of a trial of this process.
     made: int = 0  # Trials of this process.
     skipped: list[Confirmation] = field(default_factory=list)
+    # The baseline's on the selection, with the seconds they took, by how it was run.
+    scores: dict[str, tuple[SampleScores, float]] = field(default_factory=dict)
+    unregistered: set[str] = field(default_factory=set)  # What passed and was to be kept out.
 
     @classmethod
     def prepare(cls, options: SearchOptions, run_id: str) -> _Search:
@@ -190,20 +194,31 @@ class _Search:
 
     def run(self) -> SearchOutcome:
         """Try candidates, confirm the cheapest of the front, and report."""
-        import mlflow
-
-        for trial in self.study.trials:
-            mlflow.MlflowClient().set_tag(trial.run_id, "mlflow.parentRunId", self.run_id)
+        self._adopt()
         self._evaluate_baseline()
         while (candidate := self._next()) is not None:
             self._try(candidate)
-        self._require_goals()
         front = self._front()
-        passed = self._confirm(front)
+        try:
+            self._require_goals()
+            passed = self._confirm(front)
+        except DegradeError:
+            _log(self._findings(front))
+            raise
         findings = self._findings(front)
+        _log(findings)
+        _show(findings)
         registered = findings.winner.registered if findings.winner else None
-        _log_and_show(findings)
         return SearchOutcome(findings, self.run_id, passed, registered)
+
+    def _adopt(self) -> None:
+        """Put the runs of earlier trials below this one."""
+        import mlflow
+        from mlflow.exceptions import MlflowException
+
+        for trial in self.study.trials:
+            with suppress(MlflowException):  # somebody may have deleted it
+                mlflow.MlflowClient().set_tag(trial.run_id, "mlflow.parentRunId", self.run_id)
 
     # -- Trials ---------------------------------------------------------------------------------
 
@@ -313,10 +328,12 @@ class _Search:
     def _baseline_scores(self, path: Any) -> tuple[SampleScores, float]:
         from ..evaluation.run import evaluate_model
 
-        made = evaluate_model(
-            self.baseline, self.selection, settings=self._settings, path=path, label="baseline"
-        )
-        return made.samples, made.timing["seconds"]
+        if path not in self.scores:
+            made = evaluate_model(
+                self.baseline, self.selection, settings=self._settings, path=path, label="baseline"
+            )
+            self.scores[path] = made.samples, made.timing["seconds"]
+        return self.scores[path]
 
     @property
     def _choosing(self) -> GatePolicy:
@@ -421,14 +438,23 @@ class _Search:
 
     def _confirm(self, front: list[Trial]) -> Decision | None:
         """Try the front on samples that nothing was chosen on, until one passes."""
+        from .quantize import registry_name
+
         known = {found.digest: found for found in self.study.confirmations}
         cheaper: list[Trial] = []
         for trial in front:
-            if trial.digest in known and known[trial.digest].passed:
-                say(f"{trial.name} passed before, in run {known[trial.digest].run_id}")
-                break
-            if trial.digest not in known:
+            before = known.get(trial.digest)
+            if before is None:
                 cheaper.append(trial)
+            elif before.passed:
+                say(f"{trial.name} passed before, in run {before.run_id}")
+                if not before.registered and registry_name(
+                    self.options.register_as, self.options.model
+                ):
+                    # The same scores under the same policy: no further attempt.
+                    self.unregistered.add(trial.digest)
+                    cheaper.append(trial)
+                break
         found = first_to_pass(cheaper, self._decide)
         return None if found is None else found[1]
 
@@ -439,7 +465,7 @@ class _Search:
         from ..tracking.runs import tracked_run
 
         attempt = next_attempt(self.documents)
-        if not self._likely(trial, attempt):
+        if trial.digest not in self.unregistered and not self._likely(trial, attempt):
             assert trial.damage is not None
             level = attempt_alpha(self.options.policy.alpha, attempt)
             chance = trial.damage.chance(self.margin, self.confirmation.documents, level)
@@ -518,13 +544,15 @@ class _Search:
 
     def _findings(self, front: list[Trial]) -> SearchFindings:
         known = {found.digest: found for found in [*self.skipped, *self.study.confirmations]}
+        first = [trial.digest for trial in front if trial.digest in known]
+        others = [digest for digest in known if digest not in first]
         findings = SearchFindings(
             model=Path(self.options.model).name,
             space=self.space.name,
             candidates=len(self.space.candidates),
             trials=self.study.trials,
             front=tuple(trial.digest for trial in front),
-            confirmations=tuple(known[t.digest] for t in front if t.digest in known),
+            confirmations=tuple(known[digest] for digest in (*first, *others)),
             margin=self.margin,
             proportion=self.proportion,
             samples=(self.selection.documents, self.confirmation.documents),
@@ -607,14 +635,12 @@ def _next_steps(findings: SearchFindings, options: SearchOptions) -> tuple[str, 
     return ()
 
 
-def _log_and_show(findings: SearchFindings) -> None:
-    """Log the report to the parent run, and print it."""
+def _log(findings: SearchFindings) -> None:
+    """Log the report to the parent run."""
     import mlflow
 
     from ..registry.evidence import collected
-    from ..report.search import save_search_plots, search_html, search_markdown, search_view
-    from ..report.terminal import console
-    from ..tracking.views import where_to_look
+    from ..report.search import save_search_plots, search_html, search_markdown
 
     with collected() as found:
         found.text("search.json", findings.to_json())
@@ -632,6 +658,14 @@ def _log_and_show(findings: SearchFindings) -> None:
             found.tags["degrade.passed"] = findings.winner.name
     if findings.winner is not None and findings.winner.registered:
         mlflow.set_tag("degrade.registered", findings.winner.registered)
+
+
+def _show(findings: SearchFindings) -> None:
+    """Print the report."""
+    from ..report.search import search_view
+    from ..report.terminal import console
+    from ..tracking.views import where_to_look
+
     out = console()
     out.print(search_view(findings))
     for line in ("", *findings.next_steps, "", *where_to_look()):

@@ -143,6 +143,7 @@ def test_the_cheapest_that_passes_is_registered_and_verified(
     assert len(store.search_model_versions("name='tiny'")) == 1
 
 
+@pytest.mark.slow
 def test_a_look_for_a_choice_is_paid_for_by_a_later_verdict(
     store: MlflowClient, workshop: Path, tmp_path: Path
 ) -> None:
@@ -223,35 +224,29 @@ def test_a_killed_process_leaves_no_run_open(
     assert len(store.search_runs(["0"], "tags.`degrade.outcome` = 'measured'")) == 2
 
 
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"space": "[int4-weight-only]"}, r"the space \(2 candidates sha256:\w+ then, 2 cand"),
-        ({"limit": 200}, r"the questions to choose on \(\d+ documents .* then, \d+ documents"),
-        ({"seed": 3}, r"the seed \(0 then, 3 now\)"),
-    ],
-)
 def test_going_on_with_another_search_is_refused(
-    store: MlflowClient,
-    workshop: Path,
-    tmp_path: Path,
-    changes: dict[str, Any],
-    says: str,
+    store: MlflowClient, workshop: Path, tmp_path: Path
 ) -> None:
-    first = search(_options(workshop, space=_space(tmp_path), trials=1))
-    changes = {"space": _space(tmp_path), **changes}
-    if changes["space"].startswith("["):
-        changes["space"] = _space(tmp_path, changes["space"])
-    with pytest.raises(InputError, match=says):
-        search(_options(workshop, resume=first.run_id, **changes))
+    space = _space(tmp_path)
+    first = search(_options(workshop, space=space, trials=1))
+    others: dict[str, dict[str, Any]] = {
+        r"the space \(2 candidates sha256:\w+ then, 2 cand": {
+            "space": _space(tmp_path, "[int4-weight-only]")
+        },
+        r"the questions to choose on \(\d+ documents .* then, \d+ documents": {"limit": 200},
+        r"the seed \(0 then, 3 now\)": {"seed": 3},
+    }
+    for says, changes in others.items():
+        with pytest.raises(InputError, match=says):
+            search(_options(workshop, resume=first.run_id, **{"space": space, **changes}))
     trial = next(iter(_children(store, first.run_id, "trial")))
     with pytest.raises(InputError, match="is not the run of a search"):
-        search(_options(workshop, space=_space(tmp_path), resume=trial))
+        search(_options(workshop, space=space, resume=trial))
     assert "RUNNING" not in _statuses(store)
 
 
 def test_a_goal_that_nothing_meets_names_the_nearest(
-    store: MlflowClient, workshop: Path, tmp_path: Path
+    store: MlflowClient, workshop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     space = _space(tmp_path, "[int8-weight-only, int4-weight-only]", "[32]")
     options = _options(workshop, space=space, size_ratio=0.1)
@@ -264,13 +259,27 @@ def test_a_goal_that_nothing_meets_names_the_nearest(
     (run,) = store.search_runs(["0"], "tags.`degrade.kind` = 'search'")
     assert run.info.status == "FAILED"
     assert "nearest" in run.data.tags["degrade.error"]
+    assert "report.html" in {item.path for item in store.list_artifacts(run.info.run_id)}
     # Where one meets it, the others are not even asked.
-    outcome = search(_options(workshop, space=space, size_ratio=0.4))
+    other = GatePolicy(margin_pp=8)  # another rule than the one that can be spent
+    outcome = search(_options(workshop, space=space, size_ratio=0.4, policy=other))
     by_name = {trial.name: trial for trial in outcome.findings.trials}
     assert by_name["int8-weight-only"].outcome == "goal missed"
     assert by_name["int8-weight-only"].damage is None
     assert outcome.findings.winner is not None
     assert outcome.findings.winner.name == "int4-weight-only"
+    assert outcome.decision is not None
+    assert outcome.decision.policy.rule == "non_inferiority"
+    assert "confirmed by non_inferiority alone" in " ".join(capsys.readouterr().err.split())
+    # What passed and was not to be registered is registered later, without a further attempt.
+    assert outcome.registered is None
+    later = search(
+        _options(workshop, space=space, size_ratio=0.4, policy=other, register_as="kept")
+    )
+    assert later.registered == "models:/kept/1"
+    assert later.decision is not None
+    assert later.decision.attempt == outcome.decision.attempt == 1
+    assert invoke("verify", "models:/kept/1").exit_code == 0
 
 
 def test_splits_that_overlap_are_refused_before_any_work(
@@ -311,19 +320,6 @@ def test_without_optuna_the_command_says_what_to_install(
     with pytest.raises(MissingExtraError, match=r'pip install "mlflow-degrade\[search\]"'):
         search()
     assert store.search_runs(["0"]) == []
-
-
-def test_another_rule_is_confirmed_by_non_inferiority_and_said(
-    workshop: Path, tmp_path: Path, store: MlflowClient, capsys: pytest.CaptureFixture[str]
-) -> None:
-    options = _options(
-        workshop, space=_space(tmp_path, blocks="[32]"), policy=GatePolicy(margin_pp=8)
-    )
-    outcome = search(options)
-    assert outcome.decision is not None
-    assert outcome.decision.policy.rule == "non_inferiority"
-    assert "confirmed by non_inferiority alone" in " ".join(capsys.readouterr().err.split())
-    assert store.get_run(outcome.run_id).data.params["policy.rule"] == "non_inferiority"
 
 
 @pytest.fixture
