@@ -52,7 +52,9 @@ def test_damage_is_the_mean_drop_by_the_weights_of_the_rule() -> None:
 def test_nothing_changed_is_no_certainty() -> None:
     same = {"task": [1.0] * 48}
     found = damage(_pair(same, {"task": [1.0] * 47 + [0.0]}), GatePolicy())
-    none = Damage(48, 0.0, math.sqrt(1 / (50 * 48)), 0.0)
+    rerun = pair(_scores("before", **same), _scores("after", **same), allow=["same-model"])
+    none = damage(rerun, GatePolicy())
+    assert none.drop == none.changed == 0
     assert 0 < none.error <= found.error * 1.01
     assert 0.5 < none.chance(0.05, 800, 0.03) < 0.999
     assert none.chance(0.05, 0, 0.03) == 0
