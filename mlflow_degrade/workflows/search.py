@@ -135,7 +135,6 @@ class _Search:
     seconds: float = 0.0  # Of the baseline's evaluation on the selection.
     proportion: bool = True
     margin: float = 0.0
-    longest: float = 0.0  # Of a trial of this process.
     made: int = 0  # Trials of this process.
     skipped: list[Confirmation] = field(default_factory=list)
     # The baseline's on the selection, with the seconds they took, by how it was run.
@@ -228,10 +227,11 @@ class _Search:
         if options.trials is not None and self.made >= options.trials:
             say(f"{self.made} trials, as many as were asked for")
             return None
-        if self.made:
+        if self.study.trials:
             # The confirmation has to fit in as well.
             whole = self.seconds * self.confirmation.documents / self.selection.documents
-            needed = self.longest + _BOTH * whole + 3 * options.cost_seconds
+            longest = max(trial.seconds for trial in self.study.trials)
+            needed = longest + _BOTH * whole + 3 * options.cost_seconds
             spent = time.monotonic() - self.begun
             if spent + needed > 60 * options.minutes:
                 say(f"the time for trials is over: {spent / 60:.1f} of {options.minutes:g} minutes")
@@ -271,7 +271,7 @@ class _Search:
             record = replace(record, outcome="failed", reason=str(error))
             mlflow.MlflowClient().set_tag(record.run_id, ERROR_TAG, str(error)[:2_000])
         seconds = time.monotonic() - started
-        self.longest, self.made = max(self.longest, seconds), self.made + 1
+        self.made += 1
         record = replace(record, seconds=seconds)
         self.study.finish(entered, record)
         self._tell(record)
