@@ -14,7 +14,14 @@ from pathlib import Path
 
 import mlflow_degrade
 
-_NEEDED = ("py.typed", "report/report.html.j2", "evaluation/starter", "optimize/texts.json")
+_NEEDED = (
+    "py.typed",
+    "optimize/spaces",
+    "report/report.html.j2",
+    "report/search.html.j2",
+    "evaluation/starter",
+    "optimize/texts.json",
+)
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ import click
 from mlflow_degrade.cli import cli
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-NAMES = ("export", "gate", "optimize", "quantize")
+NAMES = ("export", "gate", "optimize", "quantize", "search")
 _WIDTH = 100
 # What is for terminals only.
 _ON_TERMINALS = {"json_", "junit", "markdown", "samples", "presets", "verbose"}

@@ -63,6 +63,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "mlflow_degrade.cli.recipes:quantize",
         "Quantize a model; register it only when it is not worse.",
     ),
+    "search": (
+        "mlflow_degrade.cli.recipes:search",
+        "Find the cheapest model that is not worse, and register it.",
+    ),
     "sensitivity": (
         "mlflow_degrade.cli.sensitivity:sensitivity",
         "Show which layers a scheme hurts.",

@@ -34,7 +34,9 @@ _POLICY_HELP = "Policy file, in place of the five options below."
 EARLY_STOP: dict[str, Any] = {"is_flag": False, "flag_value": next(iter(EARLY_STOPS))}
 _SWITCH: dict[str, Any] = {"is_flag": False, "flag_value": "true"}
 # Parameters that hold a path of the caller's.
-_PATHS = ("model", "baseline_model", "recipe", "include_path", "policy", "signing_key", "cost")
+_PATHS = (
+    "model", "baseline_model", "recipe", "space", "include_path", "policy", "signing_key", "cost",
+)  # fmt: skip
 
 
 def options_of(
@@ -58,7 +60,7 @@ def read(model: type[Options], given: Mapping[str, Any]) -> Options:
     """What the options of a command say, checked; errors name the parameter, value and limit."""
     fields = model.model_fields
     values = {
-        name: [_asked(task) for task in split_tasks(text)] if name == "tasks"
+        name: [_asked(task) for task in split_tasks(text)] if name in ("tasks", "selection_tasks")
         else caller_path(text) if name in _PATHS
         else new_path(text) if name == "output" and text
         else text

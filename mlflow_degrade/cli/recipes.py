@@ -1,11 +1,16 @@
-"""``mlflow-degrade quantize``, ``optimize`` and ``export``, which recipes/ are about."""
+"""``mlflow-degrade quantize``, ``search``, ``optimize`` and ``export``: what recipes/ start."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import click
 
 from ..workflows.optimize import ExportOptions, OptimizeOptions, export_model, optimize_model
 from ..workflows.quantize import QuantizeOptions, quantize_and_gate
+from ..workflows.search import search as search_space
+from ..workflows.search_setup import SearchOptions
 from .options import flag, options_of, read
 
 _QUANTIZE = """Quantize a model and register it only when it is not worse.
@@ -27,6 +32,40 @@ The same as an MLflow project, from a clone of the repository:
 
 Exit codes: 0 done, whatever the verdict; with --strict 0 PASS, 1 FAIL, 2 INCONCLUSIVE; 3 invalid
 input.
+"""
+
+_SEARCH = """Search a space of recipes for the cheapest model that is not worse, and register it.
+
+Documents are split in two. On the first part candidates are compared: each is made, measured in
+turn with the baseline, and asked until it is clear whether it will pass; Optuna proposes the next.
+What no other candidate beats in speed, size and damage is then tried on the second part, cheapest
+first, each at a level that pays for those before it. The first that passes there is registered.
+
+\b
+Examples:
+  mlflow-degrade search
+  mlflow-degrade search --minutes 10 --size-ratio 0.4
+  mlflow-degrade search --space ./space.yaml --decode-speedup 1.5 --limit 500
+  mlflow-degrade search --model starter-encoder --cheapest speed
+  mlflow run recipes/search -P minutes=10                  # as an MLflow project, from a clone
+
+A space is a recipe in which keys may have lists of values:
+
+\b
+  passes:
+    - pass: export
+    - pass: graph
+    - pass: quantize
+      scheme: [int8-weight-only, int4-weight-only]
+      symmetric: [true, false]
+    - pass: quantize                # another alternative
+      scheme: int4-weight-only-hqq
+      block_size: [32, 64]
+
+What was tried is kept: the same command goes on after a Ctrl-C, and tries nothing twice.
+
+Exit codes: 0 done, whether or not a candidate passed; with --strict 0 one passed, 2 none did;
+3 invalid input, or a goal that no candidate meets.
 """
 
 _OPTIMIZE = """Apply a recipe to a model, measure the result and log it; nothing is judged.
@@ -97,23 +136,37 @@ _PRESETS = click.option(
 )
 
 
+def _strict(help_: str) -> Callable[[Any], Any]:
+    return click.option(
+        "--strict",
+        default="false",
+        show_default=True,
+        is_flag=False,
+        flag_value="true",
+        metavar="[true|false]",
+        help=help_,
+    )
+
+
 @click.command(help=_QUANTIZE)
 @options_of(QuantizeOptions)
-@click.option(
-    "--strict",
-    default="false",
-    show_default=True,
-    is_flag=False,
-    flag_value="true",
-    metavar="[true|false]",
-    help="End with exit code 1 on FAIL and 2 on INCONCLUSIVE.",
-)
+@_strict("End with exit code 1 on FAIL and 2 on INCONCLUSIVE.")
 @_PRESETS
 def quantize(strict: str, **given: str) -> None:
     ends = flag("strict", strict)
     outcome = quantize_and_gate(read(QuantizeOptions, given))
     if ends:
         click.get_current_context().exit(outcome.decision.exit_code)
+
+
+@click.command(help=_SEARCH)
+@options_of(SearchOptions)
+@_strict("End with exit code 2 where no candidate passes.")
+def search(strict: str, **given: str) -> None:
+    ends = flag("strict", strict)
+    outcome = search_space(read(SearchOptions, given))
+    if ends and outcome.findings.winner is None:
+        click.get_current_context().exit(2)
 
 
 @click.command(help=_OPTIMIZE)

@@ -19,6 +19,7 @@ from ..core.question_names import absolute, names_questions
 from ..engine.conversation import has_template
 from ..engine.family import model_family
 from .question_tasks import QuestionOptions, question_tasks
+from .splits import Part
 from .starter import include_path as starter_path
 from .task_fit import note_literal_templates, refuse_unfit_metrics
 
@@ -207,6 +208,8 @@ class Suite:
     prompting: Prompting = field(default_factory=Prompting)
     # How files and data sets of questions were read and asked.
     questions: QuestionOptions = field(default_factory=QuestionOptions)
+    # Which part of the drawn documents it has; all of them by default.
+    part: Part | None = None
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -220,6 +223,7 @@ class Suite:
             "num_fewshot": self.num_fewshot,
             **self.prompting.stated(),
             **(self.questions.asked if own else {}),
+            **({} if self.part is None else {"part": self.part.stated()}),
         }
 
     @property
@@ -298,8 +302,9 @@ def load_suite(
     num_fewshot: int | None = None,
     prompting: Prompting | None = None,
     questions: QuestionOptions | None = None,
+    part: Part | None = None,
 ) -> Suite:
-    """Load tasks and draw their documents."""
+    """Load tasks and draw their documents; of these take a part."""
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}, it must be at least 1: leave it out to take all.")
     asked = prompting or Prompting()
@@ -313,6 +318,13 @@ def load_suite(
                 task.set_config(key="generation_kwargs", value=asked.gen_kwargs, update=True)
             available = _count(name, task)
             drawn = SuiteTask(name, task, available, draw(name, available, limit, seed))
+            if part is not None:
+                drawn = replace(drawn, indices=part.of(drawn))
+                if not drawn.indices:
+                    raise InputError(
+                        f"task {name!r}: none of its documents is for the {part.name}: draw more "
+                        "with limit, or change selection_share."
+                    )
             note_literal_templates(name, task, drawn.documents())
             tasks.append(drawn)
     where = None if include_path is None else str(Path(include_path).absolute())
@@ -325,6 +337,7 @@ def load_suite(
         where,
         asked,
         questions or QuestionOptions(),
+        part,
     )
 
 

@@ -290,6 +290,7 @@ def _packaged(side: Subject, files: ModelFiles) -> dict[str, Any]:
 
 def _suite(asked: Mapping[str, Any], policy: GatePolicy) -> Suite:
     from ..evaluation.question_tasks import QuestionOptions
+    from ..evaluation.splits import Part
     from ..evaluation.suite import load_suite
 
     if "tasks" not in asked:
@@ -302,6 +303,7 @@ def _suite(asked: Mapping[str, Any], policy: GatePolicy) -> Suite:
         include_path=asked.get("include_path"),
         prompting=Prompting.read(asked).completed(policy.prompting),
         questions=QuestionOptions.of(asked),
+        part=Part.read(asked.get("part")),
         **{name: asked[name] for name in _ASKED if asked.get(name) is not None},
     )
 

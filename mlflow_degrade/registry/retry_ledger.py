@@ -131,6 +131,21 @@ def begun_tags(
     return {**tags, ORDER_TAG: order.digest}
 
 
+def chosen_on_tags(baseline: SampleScores, model: str) -> dict[str, str]:
+    """What enters a run into the ledger that looked at a candidate in order to choose."""
+    # No verdict comes of it; a later one on the same samples pays for the look.
+    sketch = DocumentSketch.of_table(baseline.table.select(_KNOWN_BY))
+    key = digest_json(["chosen on", baseline.digest(), model])
+    return {DOCUMENTS_TAG: sketch.text(), DECISION_KEY_TAG: key}
+
+
+def next_attempt(documents: Collection[str]) -> int:
+    """Number that a further attempt on some documents, given by their hashes, would get."""
+    names = pa.chunked_array([sorted(documents)], pa.string())
+    sketch = DocumentSketch(np.unique(text_keys(names))[:_KEPT])
+    return count_attempt({DOCUMENTS_TAG: sketch.text(), DECISION_KEY_TAG: ""})
+
+
 def _begun_key(baseline: SampleScores, model: str, policy: GatePolicy, order: PlannedOrder) -> str:
     return digest_json([baseline.digest(), model, policy.digest(), order.digest])
 

@@ -211,7 +211,7 @@ def _run(options: QuantizeOptions, run_id: str) -> Outcome:
     )
     for sentence in suite.sentences:
         say(sentence)
-    _require_template(prompting, options.model, options.baseline_model)
+    require_template(prompting, options.model, options.baseline_model)
     for model in filter(None, (options.model, options.baseline_model)):
         with step(
             f"Check that {model} answers the tasks"
@@ -240,14 +240,14 @@ def _run(options: QuantizeOptions, run_id: str) -> Outcome:
     conclusion = steps.conclude(compared, options.policy, lambda plan: measure(plan=plan))
     registered = None
     if conclusion.decision.verdict is Verdict.PASS:
-        name = _registry_name(options)
+        name = registry_name(options.register_as, options.model)
         registered = steps.log_and_register(conclusion, models, name, run_id=run_id, key=key)
     steps.report(conclusion, models, registered)
     steps.put_into(options.output, models.candidate)
     return Outcome(conclusion.decision, run_id, models.candidate, registered)
 
 
-def _require_template(prompting: Prompting, *models: str | None) -> None:
+def require_template(prompting: Prompting, *models: str | None) -> None:
     """Raise before any work unless each model has the chat template that is asked for."""
     from ..engine.conversation import template_of
     from ..optimize.source.resolve import resolve_model
@@ -257,10 +257,11 @@ def _require_template(prompting: Prompting, *models: str | None) -> None:
             template_of(resolve_model(model).path, choice)
 
 
-def _registry_name(options: QuantizeOptions) -> str | None:
-    if options.register_as != "auto":
-        return options.register_as
-    model = _STARTER_NAMES.get(options.model, Path(options.model).name)
+def registry_name(register_as: str | None, model: str) -> str | None:
+    """The registered model that is meant; None where nothing is to be registered."""
+    if register_as != "auto":
+        return register_as
+    model = _STARTER_NAMES.get(model, Path(model).name)
     return re.sub(r"[^\w.-]+", "-", model).strip("-").lower() + "-onnx"
 
 

@@ -33,6 +33,9 @@ from ..tracking.runs import joined_run_id
 
 # The MLflow run of a recipe, and what every recipe logs to it.
 
+ERROR_TAG = "degrade.error"
+"""What was wrong, of a run that failed."""
+
 
 @contextmanager
 def recipe_run(name: str, params: Mapping[str, Any], *, kind: str = "recipe") -> Iterator[str]:
@@ -52,7 +55,7 @@ def recipe_run(name: str, params: Mapping[str, Any], *, kind: str = "recipe") ->
             try:
                 yield str(run.info.run_id)
             except DegradeError as error:
-                mlflow.set_tag("degrade.error", str(error)[:2_000])
+                mlflow.set_tag(ERROR_TAG, str(error)[:2_000])
                 raise
 
 

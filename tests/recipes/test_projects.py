@@ -27,7 +27,7 @@ def _command(name: str) -> click.Command:
 def test_project_files_are_those_the_commands_make() -> None:
     script = _ROOT / "scripts" / "generate_projects.py"
     subprocess.run([sys.executable, str(script), "--check"], check=True)
-    assert _NAMES == ["export", "gate", "optimize", "quantize"]
+    assert _NAMES == ["export", "gate", "optimize", "quantize", "search"]
 
 
 @pytest.mark.parametrize("name", _NAMES)
