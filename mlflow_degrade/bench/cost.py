@@ -265,8 +265,8 @@ def measure_cost(
         for bench in reversed(benches):
             bench.reopen(device, threads, shapes)
 
-    # Who is warmed up first is some per cent slower all along, in calls of a millisecond. Where a
-    # goal is to be decided, the second half is measured the other way round.
+    # Who is opened and warmed up first is some per cent slower, in calls of a millisecond.
+    # Where a goal is to be decided, the second half is measured the other way round.
     halves = other_way_round if min_rounds > MIN_ROUNDS and len(benches) > 1 else None
     rounds = _run_rounds(benches, shapes, seconds, warm_up, seed, tell, least, halves)
     if roof is not None:
