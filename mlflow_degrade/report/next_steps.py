@@ -110,6 +110,9 @@ class NextStep:
     line: str
 
 
+_OTHERS = NextStep("See how other candidates did:", "mlflow-degrade candidates")
+
+
 def next_steps(decision: Decision, provenance: Provenance | None = None) -> list[NextStep]:
     """What to do now, exactly; empty where nobody said what was run."""
     facts = provenance or {}
@@ -174,7 +177,7 @@ def _after_pass(facts: Provenance, command: Command | None) -> Iterable[NextStep
             f"mlflow-degrade gate --candidate {version} --baseline models:/{name}@champion "
             "--alias champion",
         )
-    elif command is not None and not target and command.takes in ("gate", "quantize"):
+    elif command is not None and not target and command.takes in ("gate", "quantize", "search"):
         changes = {"register_as": "NAME"}
         if command.takes == "gate":
             changes["alias"] = "champion"
@@ -194,12 +197,14 @@ def _after_fail(command: Command, scheme: str | None) -> NextStep:
             f"Try a gentler scheme, {gentler} instead of {scheme}:",
             command.changed(recipe=None, min_quantized_share=None, scheme=gentler).text,
         )
-    if command.takes == "quantize":
-        return NextStep("See how other candidates did:", "mlflow-degrade candidates")
+    if command.takes in ("quantize", "search"):
+        return _OTHERS
     return NextStep("Read more of the samples that got worse:", command.changed(samples=20).text)
 
 
 def _after_inconclusive(decision: Decision, command: Command) -> NextStep:
+    if command.takes == "search":
+        return _OTHERS  # it goes on with the next by itself
     costs = [each for each in decisive(decision) if each.kind == "cost"]
     if costs:
         return _measure(decision, costs, command)

@@ -339,11 +339,14 @@ def pareto_plot(findings: SearchFindings) -> Any:
         panel.set_xlabel(title, fontsize=9)
         panel.tick_params(labelsize=9)
         panel.spines[["right", "top"]].set_visible(False)
-        for number, trial in enumerate(_to_name(findings, shown)):
+        middle = sum(panel.get_xlim()) / 2
+        named = sorted(_to_name(findings, shown), key=lambda trial: -_change(trial, findings))
+        for number, trial in enumerate(named):  # the best above its mark, the next below, …
+            right = of(trial) > middle  # a name to the right of it would leave the axes
             panel.annotate(
                 trial.name, (of(trial), _change(trial, findings)),
-                xytext=(5, 6 if number % 2 else -11), textcoords="offset points", fontsize=7,
-                color=_SOFT, parse_math=False,
+                xytext=(-7 if right else 7, -14 if number % 2 else 9), textcoords="offset points",
+                ha="right" if right else "left", fontsize=7, color=_SOFT, parse_math=False,
             )  # fmt: skip
     panels[0].set_ylabel(f"change on the selection, {unit}".rstrip(", "), fontsize=9)
     panels[1].legend(fontsize=8, frameon=False, loc="lower left")

@@ -246,8 +246,9 @@ def describe_model(folder: Path) -> None:
             f"note: the format is simulated. {made.simulated_bytes / 1e6:.0f} MB is what it "
             "would take; this file is no smaller and no faster than the export"
         )
-    if made.sensitivity is not None:
-        kept = made.recipe[-1]["kept_in_float"]
+    # A scheme that decides by the table may as well give layers other forms than float.
+    kept = made.recipe[-1].get("kept_in_float")
+    if made.sensitivity is not None and kept is not None:
         say(f"{len(kept)} of {len(made.sensitivity.layers)} layers stay in float")
 
 

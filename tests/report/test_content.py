@@ -347,6 +347,19 @@ def test_every_verdict_ends_in_an_exact_command_with_the_same_words_everywhere()
                 assert step.line in text.replace("&#39;", "'").replace("&#34;", '"')
 
 
+def test_within_a_search_no_command_is_named_that_it_does_not_take() -> None:
+    facts = {"command": Command("mlflow-degrade search", (), {"minutes": 5}), "scheme": "int4-x"}
+    lines = {
+        verdict: [step.line for step in next_steps(cases.case(verdict)[0], facts)][-1]
+        for verdict in ("FAIL", "INCONCLUSIVE", "PASS")
+    }
+    assert lines == {
+        "FAIL": "mlflow-degrade candidates",
+        "INCONCLUSIVE": "mlflow-degrade candidates",
+        "PASS": "mlflow-degrade search --minutes 5 --register-as NAME",
+    }
+
+
 def test_the_limit_that_is_named_is_per_task_and_enough() -> None:
     decision, _ = cases.case("INCONCLUSIVE")
     needed, tasks = decision.power.samples_needed, len(decision.tasks)
