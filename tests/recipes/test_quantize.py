@@ -191,7 +191,11 @@ def test_worse_candidate_fails_and_registers_nothing(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["fp16", "int4-weight-only", "int8-dynamic"])
+@pytest.mark.parametrize(
+    "scheme",
+    ["fp16", "int4-weight-only", "int4-weight-only-merged", "int8-dynamic",
+     "mixed-weight-only-bits9-nearest"],
+)  # fmt: skip
 def test_every_scheme_reaches_a_verdict(store: MlflowClient, workshop: Path, scheme: str) -> None:
     outcome = quantize_and_gate(_options(workshop, scheme=scheme, limit=40, register_as=None))
     facts = {
@@ -199,7 +203,8 @@ def test_every_scheme_reaches_a_verdict(store: MlflowClient, workshop: Path, sch
         for side, run in _children(store, outcome.run_id).items()
     }
     logged = {item.path for item in store.list_artifacts(outcome.run_id)}
-    assert ("sensitivity.png" in logged) == (scheme == "int8-dynamic")
+    measured = scheme == "int8-dynamic" or scheme.startswith("mixed")
+    assert ("sensitivity.png" in logged) == measured
     assert facts["baseline"]["path"] == facts["candidate"]["path"]
     for side in facts:
         probe = facts[side]["probe"]

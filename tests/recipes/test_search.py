@@ -78,7 +78,8 @@ def test_the_cheapest_that_passes_is_registered_and_verified(
 ) -> None:
     schemes = "[int8-weight-only, int4-weight-only]"
     space = _space(tmp_path, schemes, "[32, 128, 64]")  # 128 does not divide the tiny model
-    outcome = search(_options(workshop, space=space, register_as="tiny", cheapest="size"))
+    asked = {"space": space, "register_as": "tiny", "cheapest": "size", "size_ratio": 0.95}
+    outcome = search(_options(workshop, **asked))
     findings, parent = outcome.findings, store.get_run(outcome.run_id)
     assert _statuses(store) <= {"FINISHED", "FAILED"}
     assert parent.info.status == "FINISHED"
@@ -108,6 +109,9 @@ def test_the_cheapest_that_passes_is_registered_and_verified(
     assert outcome.decision is not None
     assert outcome.decision.verdict.value == "PASS"
     assert outcome.registered == "models:/tiny/1"
+    # What is promised of it is part of what was decided.
+    (goal,) = outcome.decision.requirements
+    assert (goal.name, goal.status, goal.goal) == ("size_ratio", "met", 0.95)
     winner = findings.winner
     assert winner is not None
     names = {trial.digest: trial for trial in findings.trials}
@@ -135,7 +139,7 @@ def test_the_cheapest_that_passes_is_registered_and_verified(
         assert connection.execute("SELECT count(*) FROM trials").fetchone() == (6,)
 
     # The same again finds everything done, and spends nothing.
-    again = search(_options(workshop, space=space, register_as="tiny", cheapest="size"))
+    again = search(_options(workshop, **asked))
     assert [t.run_id for t in again.findings.trials] == [t.run_id for t in findings.trials]
     assert again.findings.confirmations == findings.confirmations
     assert _children(store, again.run_id, "recipe") == {}
