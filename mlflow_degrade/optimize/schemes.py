@@ -101,12 +101,17 @@ def simulated_scheme(name: str) -> Scheme:
 _Variants = Mapping[str, Mapping[str, Any]]
 _BLOCKS: _Variants = {f"block{size}": {"block_size": size} for size in BLOCK_SIZES}
 _MERGED: _Variants = {"merged": {"merged": True}}
+# The two ends of a language model.
+_EMBEDDING: _Variants = {"embedding8": {"embedding_bits": 8}}
+_HEAD: _Variants = {"head8": {"head_bits": 8}}
 # Measuring is asked for, never done unasked: the same recipe makes the same bytes everywhere.
 _LEVELS: _Variants = {
     "level0": {"accuracy_level": 0},
     "tuned": {"accuracy_level": MEASURED},
 }
-_ROUNDED_BLOCKS: _Variants = {**_BLOCKS, "asym": {"symmetric": False}, **_MERGED, **_LEVELS}
+_ROUNDED_BLOCKS: _Variants = {
+    **_BLOCKS, "asym": {"symmetric": False}, **_MERGED, **_LEVELS, **_EMBEDDING
+}  # fmt: skip
 # Schemes that a mixture takes layers from, each word with what has 4 bits in it.
 _MIXED_FROM: Mapping[str, tuple[str, ...]] = {
     "gptq": ("int8-weight-only", "int4-weight-only-gptq"),
@@ -167,7 +172,7 @@ SCHEMES: Mapping[str, Scheme] = {
             "weights in 4 bits, blocks of 32, float activations",
             quantize_weights,
             {"bits": 4, "block_size": 32, "symmetric": True, "accuracy_level": 4},
-            variants=_ROUNDED_BLOCKS,
+            variants={**_ROUNDED_BLOCKS, **_HEAD},
             **_BLOCKWISE,
         ),
         Scheme(
@@ -175,7 +180,7 @@ SCHEMES: Mapping[str, Scheme] = {
             "the same with zero points fitted to the weights (HQQ); the vocabulary in 8 bits",
             quantize_weights,
             {**_CHOSEN_INTEGERS, "algorithm": "hqq"},
-            variants={**_BLOCKS, **_MERGED, **_LEVELS},
+            variants={**_BLOCKS, **_MERGED, **_LEVELS, **_EMBEDDING},
             **_BLOCKWISE,
         ),
         Scheme(
@@ -184,7 +189,7 @@ SCHEMES: Mapping[str, Scheme] = {
             quantize_weights,
             {**_CHOSEN_INTEGERS, "algorithm": "gptq"},
             calibrated=True,
-            variants={**_BLOCKS, **_MERGED, **_LEVELS},
+            variants={**_BLOCKS, **_MERGED, **_LEVELS, **_EMBEDDING, **_HEAD},
             **_BLOCKWISE,
         ),
         Scheme(

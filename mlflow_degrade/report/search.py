@@ -242,6 +242,7 @@ def search_view(findings: SearchFindings) -> RenderableType:
     shown = table(
         _HEAD[0], *((name, a) if a else name for name, a in zip(_HEAD[1:], align[1:], strict=True))
     )
+    shown.columns[0].no_wrap = True
     for name, *cells in _rows(findings):
         shown.add_row(Text(name), *map(Text, cells))
     about = "\n".join(_about(findings))

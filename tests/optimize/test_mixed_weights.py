@@ -11,13 +11,14 @@ import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import numpy_helper
+from onnx import ModelProto, numpy_helper
 from tiny_models import SENTENCES
 
 from mlflow_degrade.core.errors import InputError, QuantizationError, UnknownNameError
 from mlflow_degrade.engine.decoder import OnnxDecoder
 from mlflow_degrade.optimize.onnx_graph.files import load_graph
 from mlflow_degrade.optimize.passes.mixed_weights import Form, Unit, cheapest_steps
+from mlflow_degrade.optimize.passes.weight_only import quantize_weights
 from mlflow_degrade.optimize.recipe import Recipe
 from mlflow_degrade.optimize.schemes import apply_scheme, find_scheme
 from mlflow_degrade.optimize.source.model_directory import ModelDirectory
@@ -190,3 +191,56 @@ def test_a_recipe_reaches_it_by_keys() -> None:
         find_scheme("mixed-weight-only", options={"bits": 3})
     with pytest.raises(InputError, match="twice"):
         find_scheme("mixed-weight-only-bits6-bits7")
+
+
+def _bits(model: ModelProto) -> dict[bool, set[int]]:
+    """Bits of the products, by whether they are the projection to the vocabulary."""
+    found: dict[bool, set[int]] = {True: set(), False: set()}
+    for node in model.graph.node:
+        if node.op_type == "MatMulNBits":
+            bits = next(a.i for a in node.attribute if a.name == "bits")
+            found["logits" in node.output].add(bits)
+    return found
+
+
+@pytest.mark.parametrize("algorithm", ["", "-gptq"])
+def test_both_ends_may_have_more_bits_than_the_rest(tiny_base: Path, algorithm: str) -> None:
+    plain, ends = (
+        ModelDirectory.load(apply_scheme(tiny_base, f"int4-weight-only{words}", progress=False))
+        for words in (algorithm, f"{algorithm}-embedding8-head8")
+    )
+    assert _bits(load_graph(plain.path)) == {True: {4}, False: {4}}
+    model = load_graph(ends.path)
+    assert _bits(model) == {True: {8}, False: {4}}
+    lookup = next(n for n in model.graph.node if n.op_type == "GatherBlockQuantized")
+    head = next(n for n in model.graph.node if n.op_type == "MatMulNBits" and "logits" in n.output)
+    assert lookup.input[0] == head.input[1]  # one matrix for both
+    assert ends.size_bytes < plain.size_bytes
+    assert ends.manifest["parity"]["mean_kl"] < plain.manifest["parity"]["mean_kl"]
+
+
+def test_an_embedding_in_8_bits_beside_a_head_in_4(tiny_base: Path) -> None:
+    made = ModelDirectory.load(
+        apply_scheme(tiny_base, "int4-weight-only-embedding8", progress=False)
+    )
+    assert made.recipe[-1]["embedding"] == "8 bits"
+    assert _bits(load_graph(made.path)) == {True: {4}, False: {4}}
+    whole = ModelDirectory.load(
+        apply_scheme(tiny_base, "int8-weight-only-embedding8", progress=False)
+    )
+    assert whole.recipe[-1]["embedding"] == "8 bits, shared with the projection"
+    assert whole.manifest["parity"]["mean_kl"] < 0.01
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"embedding_bits": 4}, "embedding of 4 bits cannot be looked up: use 8 or 16"),
+        ({"head_bits": 6}, "weights of 6 bits have no kernel"),
+    ],
+)
+def test_ends_without_a_kernel_are_refused(options: dict[str, int], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        quantize_weights(
+            ModelProto(), bits=4, block_size=32, symmetric=True, accuracy_level=4, **options
+        )

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...core.errors import InputError, QuantizationError
-from ..embeddings import head_output, narrow_embedding, untie_head
+from ..embeddings import head_output, narrow_embedding, quantize_embedding, untie_head
 from .blockwise import Blocks, Matrix, gptq, half_quadratic, replace_product
 from .calibration import Calibration
 from .merged_products import merge_products
@@ -38,29 +38,37 @@ def quantize_weights(
     symmetric: bool,
     accuracy_level: int,
     algorithm: str = "nearest",
+    head_bits: int | None = None,
+    embedding_bits: int = 16,
     merged: bool = False,
     calibration: Calibration | None = None,
 ) -> dict[str, Any]:
     """Replace every ``MatMul`` by a constant matrix with ``MatMulNBits``, in place."""
-    _require_options(bits, block_size, symmetric, algorithm, calibration)
+    for width in (bits, head_bits or bits):
+        _require_options(width, block_size, symmetric, algorithm, calibration)
+    if embedding_bits not in (8, 16):
+        raise InputError(f"an embedding of {embedding_bits} bits cannot be looked up: use 8 or 16.")
     untied = untie_head(model)
     replace_gemm(model)
     products = constant_products(model)
     _require_division(products, block_size)
+    head = head_output(model)
     findings: dict[str, Any] = {"untied_head": untied}
     if algorithm == "nearest":
-        _nearest(model, bits, block_size, symmetric, accuracy_level)
+        _nearest(model, bits, head_bits, head, block_size, symmetric, accuracy_level)
     else:
         solved: Iterable[tuple[Any, Blocks, int]]
         if algorithm == "gptq" and calibration is not None:
             findings["calibration_tokens"] = calibration.n_tokens
-            solved = _solve_gptq(products, bits, block_size, calibration)
+            solved = _solve_gptq(products, bits, head_bits, head, block_size, calibration)
         else:
-            solved = _solve_hqq(products, bits, block_size, head_output(model))
+            solved = _solve_hqq(products, bits, block_size, head)
         for node, blocks, used in solved:
             replace_product(model, node, blocks, used, accuracy_level)
     if merged:
         findings["merged_products"] = merge_products(model)
+    if embedding_bits == 8:
+        findings["embedding"] = quantize_embedding(model, block_size, tied=untied)
     findings["half_embeddings"] = narrow_embedding(model)
     return findings
 
@@ -72,20 +80,36 @@ def replace_gemm(model: Any) -> None:
     ONNXModel(model).replace_gemm_with_matmul()
 
 
-def _nearest(model: Any, bits: int, block_size: int, symmetric: bool, accuracy_level: int) -> None:
+def _nearest(
+    model: Any,
+    bits: int,
+    head_bits: int | None,
+    head: str | None,
+    block_size: int,
+    symmetric: bool,
+    accuracy_level: int,
+) -> None:
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
-    quantizer = MatMulNBitsQuantizer(
-        model,
-        bits=bits,
-        block_size=block_size,
-        is_symmetric=symmetric,
-        accuracy_level=accuracy_level,
-    )
-    quantizer.process()
-    rewritten = quantizer.model.model
-    if rewritten is not model:
-        model.CopyFrom(rewritten)
+    def quantize(width: int, left: Sequence[str]) -> None:
+        quantizer = MatMulNBitsQuantizer(
+            model,
+            bits=width,
+            block_size=block_size,
+            is_symmetric=symmetric,
+            accuracy_level=accuracy_level,
+            nodes_to_exclude=list(left),
+        )
+        quantizer.process()
+        rewritten = quantizer.model.model
+        if rewritten is not model:
+            model.CopyFrom(rewritten)
+
+    names = [node.name for node in model.graph.node if node.output[0] == head]
+    other = head_bits is not None and head_bits != bits
+    quantize(bits, names if other else ())
+    if other and head_bits is not None:
+        quantize(head_bits, ())
 
 
 def constant_products(model: Any) -> list[tuple[Any, Any]]:
@@ -116,7 +140,12 @@ def _solve_hqq(
 
 
 def _solve_gptq(
-    products: list[tuple[Any, Any]], bits: int, block_size: int, calibration: Calibration
+    products: list[tuple[Any, Any]],
+    bits: int,
+    head_bits: int | None,
+    head: str | None,
+    block_size: int,
+    calibration: Calibration,
 ) -> Iterable[tuple[Any, Blocks, int]]:
     readers: dict[str, list[tuple[Any, Any]]] = {}
     for node, tensor in products:
@@ -126,12 +155,15 @@ def _solve_gptq(
         # Layers that read the same activations are solved as one: the factor is the same.
         together = readers[name]
         rows = [_rows(tensor) for _, tensor in together]
-        blocks = gptq(np.concatenate(rows), moment, bits, block_size)
+        # The projection to the vocabulary reads what no other product does.
+        last = any(node.output[0] == head for node, _ in together)
+        used = head_bits or bits if last else bits
+        blocks = gptq(np.concatenate(rows), moment, used, block_size)
         starts = np.cumsum([0, *map(len, rows)])
         for (node, _), start, stop in zip(together, starts, starts[1:], strict=False):
             part = slice(int(start), int(stop))
             found = Blocks(blocks.codes[part], blocks.scales[part], blocks.zeros[part])
-            yield node, found, bits
+            yield node, found, used
 
 
 def _rows(tensor: Any) -> Matrix:
