@@ -114,6 +114,13 @@ def _in_run(reference: str) -> Iterable[CostEvidence]:
     return found
 
 
+def logged_cost(run_id: str) -> CostEvidence | None:
+    """The rounds that a run's decision was made with, if there were any."""
+    from mlflow import MlflowClient
+
+    return next(iter(_of_run(MlflowClient().get_run(run_id))), None)
+
+
 def _of_run(run: Any) -> Iterable[CostEvidence]:
     from ..core.errors import DegradeError
 

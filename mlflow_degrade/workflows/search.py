@@ -140,7 +140,8 @@ class _Search:
     skipped: list[Confirmation] = field(default_factory=list)
     # The baseline's on the selection, with the seconds they took, by how it was run.
     scores: dict[str, tuple[SampleScores, float]] = field(default_factory=dict)
-    unregistered: set[str] = field(default_factory=set)  # What passed and was to be kept out.
+    # What passed and was to be kept out of the registry, and the run of that.
+    unregistered: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def prepare(cls, options: SearchOptions, run_id: str) -> _Search:
@@ -453,7 +454,7 @@ class _Search:
                     self.options.register_as, self.options.model
                 ):
                     # The same scores under the same policy: no further attempt.
-                    self.unregistered.add(trial.digest)
+                    self.unregistered[trial.digest] = before.run_id
                     cheaper.append(trial)
                 break
         found = first_to_pass(cheaper, self._decide)
@@ -490,6 +491,7 @@ class _Search:
     ) -> tuple[Confirmation, Decision | None]:
         import mlflow
 
+        from ..registry.measured_cost import logged_cost
         from .quantize import registry_name
 
         options = self.options
@@ -502,6 +504,10 @@ class _Search:
             models, device=options.device, seconds=2 * options.cost_seconds,
             plan=plan_cost(policy, attempt_alpha(policy.alpha, attempt)),
         )  # fmt: skip
+        if before := self.unregistered.get(trial.digest):
+            # Other rounds would be another attempt.
+            rounds = logged_cost(before)
+            measured = measured if rounds is None else replace(measured, rounds=rounds)
         costs = costs_of(measured.figures)
         found = Confirmation(
             trial.name, trial.digest, "goal not shown", run_id=run_id,
@@ -517,7 +523,7 @@ class _Search:
             fresh=options.fresh, policy=policy,
         )  # fmt: skip
         self._require_untouched(compared.samples("baseline"))
-        conclusion = steps.conclude(compared, policy, lambda _plan: measured)
+        conclusion = steps.conclude(compared, policy, measured)
         decision = conclusion.decision
         registered = None
         if decision.verdict is Verdict.PASS:

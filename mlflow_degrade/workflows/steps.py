@@ -337,7 +337,7 @@ def measure_cost(
 def conclude(
     compared: Comparison,
     policy: GatePolicy,
-    measure: Callable[[CostPlan], Measured] | None = None,
+    measure: Measured | Callable[[CostPlan], Measured] | None = None,
 ) -> Conclusion:
     """Pair, test, measure the cost, decide, and log the evidence to the active run."""
     # Without a measurement what is known of the cost is shown, and no goal is decided.
@@ -350,11 +350,14 @@ def conclude(
 
     with step("Pair the samples, test and decide"):
         paired = policy.pair(compared.samples("baseline"), compared.samples("candidate"))
-        attempt = count_attempt(enter_ledger(paired, policy))
+        known = measure.rounds if isinstance(measure, Measured) else None
+        attempt = count_attempt(enter_ledger(paired, policy, known))
         scores = decide(paired, policy, attempt=attempt)
     measured = Measured({side: dict(figures) for side, figures in compared.cost.items()})
     if measure is None:
         pass
+    elif isinstance(measure, Measured):
+        measured = measure
     elif policy.cost is not None and scores.verdict is Verdict.FAIL:
         say("speed and memory are not measured: the scores have failed already")
     else:

@@ -49,6 +49,7 @@ KL_BELOW = {
     "int4-weight-only": 1.5,
     "int4-weight-only-hqq": 1.5,
     "int4-weight-only-gptq": 1.5,
+    "mixed-weight-only": 0.03,  # .01 where nothing is said
     "int8-dynamic": 0.03,
     "int8-static": 0.1,
     "int8-static-symmetric": 0.1,
@@ -61,6 +62,7 @@ SMALLER_BY = {
     "int4-weight-only": 2.5,
     "int4-weight-only-hqq": 2.5,
     "int4-weight-only-gptq": 2.5,
+    "mixed-weight-only": 2.5,
     "int8-dynamic": 1.3,
     "int8-static": 2.4,
     "int8-static-symmetric": 2.4,
