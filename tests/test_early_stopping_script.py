@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_it_stops_where_decide_does() -> None:
     # It compares both for every rule, kind of unit and claim before it replays anything.

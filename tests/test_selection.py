@@ -141,7 +141,9 @@ def test_the_first_that_passes_ends_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "searches", [20, pytest.param(500, marks=pytest.mark.slow)], ids=["few", "many"]
+    "searches",
+    [20, pytest.param(500, marks=[pytest.mark.slow, pytest.mark.exhaustive])],
+    ids=["few", "many"],
 )
 def test_a_search_over_candidates_at_the_margin_registers_none_too_often(searches: int) -> None:
     import search_simulation as simulation

@@ -444,6 +444,7 @@ def test_size_over_seeds(claim: str) -> None:
     assert max(wrong.values()) / runs <= limit, wrong
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize("claim", ["population", "suite"])
 def test_a_drop_within_the_margin_is_rarely_given_up(claim: str) -> None:

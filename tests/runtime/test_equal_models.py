@@ -17,6 +17,7 @@ from mlflow_degrade.stats._paired_rounds import PairedRounds, least_rounds
 _RUNS, _GOAL, _ALPHA = 200, 1.05, 0.05
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_copy_is_hardly_ever_five_per_cent_faster(model_dir: ModelDir, tmp_path: Path) -> None:
     # Two sessions and two files each time: where either lies in memory must not decide.
