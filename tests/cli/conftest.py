@@ -12,7 +12,6 @@ import pandas as pd
 import pytest
 
 from mlflow_degrade.cli import run
-from mlflow_degrade.decision.cost_evidence import BothSides, CostEvidence, PhaseRounds
 
 
 @dataclass(frozen=True)
@@ -77,15 +76,6 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sides = (frame[keys].assign(model="fp32"), int8[keys].assign(model="int8"))
     pd.concat(sides).to_csv(folder / "all.csv", index=False)
     (folder / "policy.yaml").write_text("margin_pp: 1.5\ntasks:\n  gsm8k: {tier: advisory}\n")
-    rounds = PhaseRounds(
-        baseline=(2.0,) * 30, candidate=(1.0,) * 30,
-        phase="decode", batch_size=1, length=64, new_tokens=16,
-    )  # fmt: skip
-    cost = CostEvidence(
-        baseline_digest=None, candidate_digest=None, device="cpu", processor="x86_64", threads=2,
-        seed=0, size_bytes=BothSides(baseline=(4.0,), candidate=(1.0,)), phases=(rounds,),
-    )  # fmt: skip
-    (folder / "bench.json").write_text(cost.to_json())
     again = ["noise", str(folder / "fp32.csv"), str(folder / "fp32_again.csv")]
     assert run([*again, "--json", str(folder / "noise.json")]) in (0, 1, 2)
     return folder

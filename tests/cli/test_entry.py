@@ -16,6 +16,7 @@ import pytest
 
 from mlflow_degrade import cli
 from mlflow_degrade.cli import COMMANDS
+from mlflow_degrade.decision.cost_evidence import BothSides, CostEvidence, PhaseRounds
 
 ROOT = Path(__file__).parents[2]
 
@@ -145,6 +146,15 @@ RUNNABLE = [e for e in examples() if e.split()[1] in ("compare", "plan")]
 
 @pytest.mark.parametrize("example", RUNNABLE)
 def test_the_examples_in_the_help_run(example: str, there: Path, call: Callable[..., Any]) -> None:
+    rounds = PhaseRounds(
+        baseline=(2.0,) * 30, candidate=(1.0,) * 30,
+        phase="decode", batch_size=1, length=64, new_tokens=16,
+    )  # fmt: skip
+    cost = CostEvidence(
+        baseline_digest=None, candidate_digest=None, device="cpu", processor="x86_64", threads=2,
+        seed=0, size_bytes=BothSides(baseline=(4.0,), candidate=(1.0,)), phases=(rounds,),
+    )  # fmt: skip
+    (there / "bench.json").write_text(cost.to_json())
     result = call(*shlex.split(example)[1:])
     assert result.code in (0, 1, 2), result.err
     for name in re.findall(r"(?:--report|--plot) (\S+)", example):
