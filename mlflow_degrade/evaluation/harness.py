@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -185,7 +186,8 @@ def run_lm_eval(
         manager.load = lambda _specs: {"tasks": some, "groups": {}, "group_map": {}}
         return _evaluate(
             model, name, arguments, manager, specs, settings,
-            samples=documents, use_cache=str(kept_answers),
+            # A name may stand for other weights by the time that this goes on.
+            samples=documents, use_cache=None if digest is None else str(kept_answers),
         )  # fmt: skip
 
     run = _in_order(order, loaded["tasks"], ask, made)
@@ -216,10 +218,24 @@ def _answers_of(
     baseline: SampleScores,
 ) -> Path:
     """Where lm-eval keeps the answers of an evaluation look by look, in case it is broken off."""
-    key = [repr(settings), {k: str(v) for k, v in arguments.items()}, digest, baseline.digest()]
+    from ..bench.machine import current_processor
+
+    # What another version or processor answered would be the answers of another model.
+    versions = [_version(name) for name in ("lm_eval", "transformers", "torch", settings.model)]
+    place = current_processor().model_dump(mode="json")
+    given = {name: str(value) for name, value in arguments.items()}
+    key = [repr(settings), given, digest, baseline.digest(), versions, place]
     folder = cache_root() / "lm-eval"
     folder.mkdir(parents=True, exist_ok=True)
     return folder / digest_json(key).removeprefix("sha256:")[:24]
+
+
+def _version(distribution: str) -> str:
+    """Of what answers, where it is installed."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return ""
 
 
 def _in_order(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import pandas as pd
 import pytest
 import safetensors.torch
 from lm_eval_cases import all_runs
@@ -15,6 +16,8 @@ from local_tasks import write_choice_task
 from recipe_cases import make_items
 from tiny_models import make_tiny_llama
 
+from mlflow_degrade import SampleScores
+from mlflow_degrade.evaluation import harness
 from mlflow_degrade.registry import comparison
 from mlflow_degrade.tracking.evaluations import load_samples
 
@@ -124,6 +127,18 @@ class TestEarlyEvaluate:
         finished = [run for run in all_runs() if run.info.status == "FINISHED"]
         assert [f"runs:/{run.info.run_id}" for run in finished] == [baseline]
         assert not [run for run in all_runs() if run.info.status == "RUNNING"]
+
+    def test_answers_of_another_version_are_not_taken_up(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setenv("MLFLOW_DEGRADE_CACHE", str(tmp_path))
+        frame = pd.DataFrame({"task": "a", "doc_id": ["0"], "metric": "acc", "score": [1.0]})
+        asked = harness.HarnessSettings("hf", "pretrained=x", ("a",))
+        given = (asked, {"pretrained": "x"}, "sha256:1", SampleScores.from_pandas(frame))
+        first = harness._answers_of(*given)
+        assert harness._answers_of(*given) == first
+        monkeypatch.setattr(harness, "version", lambda name: f"99 {name}")
+        assert harness._answers_of(*given) != first
 
     def test_a_policy_goes_with_a_baseline(self, place: Path, call: Any) -> None:
         code, _, err = call(*_args(place, "close", "--policy", str(place / "policy.yaml")))
