@@ -24,6 +24,7 @@ from ..core.errors import (
     UnknownNameError,
     UnsupportedModelError,
 )
+from ..core.interrupts import uninterrupted
 from ..core.progress import quiet_work
 from ..engine.encoder import OnnxEncoder
 from ..engine.family import UNSCORED_HEADS, Family, architecture, model_family, unscored_task
@@ -303,9 +304,10 @@ def export_onnx(
     if task is not None and task != (usual := _usual_task(source)):
         _require_task(source, task, usual)
         key.append(task)
-    return cached_directory(
-        "export", key, lambda to: _export(source, to, task or _usual_task(source), progress)
-    )
+    wanted = task or _usual_task(source)
+    # An exception within torch's tracer may end the process, or come out as another error.
+    with uninterrupted(f"the export of {source.name}"):
+        return cached_directory("export", key, lambda to: _export(source, to, wanted, progress))
 
 
 def require_dtype(dtype: str) -> None:

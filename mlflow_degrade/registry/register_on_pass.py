@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import RegistryError
+from ..core.interrupts import uninterrupted
 from ..decision.cost_evidence import CostEvidence
 from ..decision.noise import NoiseFindings
 from ..decision.policy import GatePolicy
@@ -216,7 +217,6 @@ def place(
 ) -> Placement:
     """Register a passing model, or find it registered, and point an alias to it."""
     from ..report.markdown import model_card
-    from ..tracking.runs import uninterrupted
     from ..tracking.views import report_address
     from .registration import verdict_tags
 

@@ -115,26 +115,6 @@ def _alive(process: str) -> bool:
         return False
 
 
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Let a few calls that belong together come to their end before SIGTERM or Ctrl-C counts."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    arrived: list[int] = []
-    kept = {
-        number: signal.signal(number, lambda signum, _frame: arrived.append(signum))
-        for number in (signal.SIGTERM, signal.SIGINT)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
-        for signum in arrived[:1]:
-            signal.raise_signal(signum)
-
-
 def check_tag(key: str, value: str) -> str:
     """Return the tag's value, or raise rather than let MLflow cut it silently."""
     if len(value) > _TAG_LIMIT:

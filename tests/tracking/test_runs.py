@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
+from mlflow_degrade.core.interrupts import uninterrupted
 from mlflow_degrade.tracking.runs import (
     PROCESS_TAG,
     Terminated,
@@ -20,7 +21,6 @@ from mlflow_degrade.tracking.runs import (
     check_tag,
     terminate_gracefully,
     tracked_run,
-    uninterrupted,
 )
 
 
@@ -116,6 +116,27 @@ def test_calls_that_belong_together_are_finished_first() -> None:
         work()
     assert done == ["together"]
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(("signals", "done"), [(1, ["all of it"]), (2, [])])
+def test_a_second_signal_does_not_wait_for_long_work(
+    signals: int, done: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished = []
+
+    def work() -> None:
+        with uninterrupted("a long export"):
+            for _ in range(signals):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.01)
+            finished.append("all of it")
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert finished == done
+    assert signal.getsignal(signal.SIGINT) is before
+    assert capsys.readouterr().err == "\nStops after a long export; once more stops at once.\n"
 
 
 def test_long_tags_are_refused_not_cut() -> None:
