@@ -191,7 +191,11 @@ class SuiteTask:
     def documents(self) -> list[dict[str, Any]]:
         """The drawn documents, in order of their index."""
         docs = self.task.eval_docs
-        return [docs[i] for i in self.indices]
+        if not hasattr(docs, "select"):
+            return [docs[i] for i in self.indices]
+        # Of a data set, all at once: row by row takes ten times as long.
+        columns = docs[list(self.indices)]
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 @dataclass(frozen=True)

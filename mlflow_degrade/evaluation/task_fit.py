@@ -247,6 +247,8 @@ def fit_tasks(tasks: dict[str, Any], folder: Path | None) -> bool:
 
 def fitted_suite(suite: Suite, folder: Path) -> Suite:
     """A suite as it is put to the model in a directory; see `fit_tasks`."""
-    tasks = {task.name: task.task for task in suite.tasks}
-    fit_tasks(tasks, folder)
-    return replace(suite, tasks=tuple(replace(t, task=tasks[t.name]) for t in suite.tasks))
+    put = {task.name: task.task for task in suite.tasks}
+    fit_tasks(put, folder)
+    # A task that is put as it is stays the same, with its digest.
+    tasks = (t if put[t.name] is t.task else replace(t, task=put[t.name]) for t in suite.tasks)
+    return replace(suite, tasks=tuple(tasks))
