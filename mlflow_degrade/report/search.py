@@ -93,7 +93,9 @@ class Confirmation:
     attempt: int | None = None
     change: str = ""
     registered: str | None = None
-    speed: float | None = None  # Measured anew, as `size`.
+    speed: float | None = None  # Measured anew, as what follows.
+    speed_low: float | None = None
+    speed_high: float | None = None
     size: float | None = None
 
     @property
@@ -142,8 +144,9 @@ class SearchFindings:
         """The outcome in a sentence."""
         winner = self.winner
         if winner is not None:
-            cost = in_short(winner.speed, winner.size)
-            return f"{winner.name} passes: {cost}, {winner.change} on samples of its own"
+            return (
+                f"{winner.name} passes: {in_short(winner)}, {winner.change} on samples of its own"
+            )
         if any(found.attempt is not None for found in self.confirmations):
             return "No candidate passed."
         if not self.front:
@@ -163,10 +166,13 @@ class SearchFindings:
         return json.dumps(self.as_dict(), indent=2, default=str) + "\n"
 
 
-def in_short(speed: float | None, size: float | None) -> str:
+def in_short(of: Trial | Confirmation) -> str:
     """Speed and size against the baseline in a few words."""
-    said = [] if speed is None else [f"{speed:.2f}x as fast"]
-    return ", ".join([*said, *([] if size is None else [f"{1 / size:.2f}x smaller"])])
+    said = []
+    if of.speed is not None:
+        ends = "" if of.speed_low is None else f" [{of.speed_low:.2f}, {of.speed_high:.2f}]"
+        said.append(f"{of.speed:.2f}x{ends} as fast")
+    return ", ".join([*said, *([] if of.size is None else [f"{1 / of.size:.2f}x smaller"])])
 
 
 _HEAD = ("candidate", "faster", "smaller", "change", "samples", "what became of it")
@@ -207,7 +213,8 @@ def _became(trial: Trial, on_front: bool, confirmed: Confirmation | None) -> str
     if confirmed is not None:
         said = confirmed.outcome
         if confirmed.attempt is not None:
-            said += f" (attempt {confirmed.attempt}, {confirmed.change})"
+            said += f" (attempt {confirmed.attempt}, {confirmed.change}"
+            said += f"; measured anew: {in_short(confirmed)})" if confirmed.passed else ")"
         if confirmed.registered:
             said += f", {confirmed.registered}"
         return said + (f": {confirmed.reason}" if confirmed.reason else "")
@@ -426,7 +433,7 @@ def _choices(name: str, trials: Sequence[Trial]) -> _Column:
     """Places of values that are words, and the words."""
     said = [str(trial.params.get(name, "–")) for trial in trials]
     known = list(dict.fromkeys(said))
-    known.sort(key=lambda text: (not text.isdigit(), int(text) if text.isdigit() else 0))
+    known.sort(key=lambda t: (t != "–", not t.isdigit(), int(t) if t.isdigit() else 0))
     place = {text: _share(i, len(known) - 1) for i, text in enumerate(known)}
     return name, [place[text] for text in said], [(p, text) for text, p in place.items()]
 

@@ -375,7 +375,7 @@ class _Search:
         """How a trial ended, and which is the best so far."""
         said: list[str] = [record.outcome]
         if record.speed is not None:
-            said.append(in_short(record.speed, record.size))
+            said.append(in_short(record))
         if record.damage is not None:
             change = numbers.change(-record.damage.drop, proportion=self.proportion)
             said.append(f"{change} on {record.damage.n} samples")
@@ -384,7 +384,7 @@ class _Search:
         likely = [trial for trial in self._front() if self._likely(trial, 1)]
         best = f"best so far: {likely[0].name}" if likely else "none is likely to pass so far"
         if likely:
-            best += f", {in_short(likely[0].speed, likely[0].size)}"
+            best += f", {in_short(likely[0])}"
         say(f"{minutes:.1f} of {self.options.minutes:g} minutes; {best}")
         self._log_progress(likely[0] if likely else None)
 
@@ -414,7 +414,7 @@ class _Search:
         raise InputError(
             f"no candidate meets the goal {goals_in_words(self.options.goals)}: of {len(measured)} "
             f"that were measured {nearest.name} is the nearest, "
-            f"{in_short(nearest.speed, nearest.size)} (size ratio {nearest.size:.2f}). Lower the "
+            f"{in_short(nearest)} (size ratio {nearest.size:.2f}). Lower the "
             "goal, or widen the space."
         )
 
@@ -511,7 +511,7 @@ class _Search:
         costs = costs_of(measured.figures)
         found = Confirmation(
             trial.name, trial.digest, "goal not shown", run_id=run_id,
-            speed=costs["speed"], size=costs["size"],
+            **{name: value for name, value in costs.items() if name != "phase"},
         )  # fmt: skip
         # An attempt is spent only where the goals, which the policy asks for as well, are in reach.
         if missed := missed_goal(options.goals, replace(trial, **costs), surely=True):

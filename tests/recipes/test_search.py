@@ -21,7 +21,7 @@ from recipe_cases import invoke, make_items, write_task
 
 from mlflow_degrade import GatePolicy
 from mlflow_degrade.core.errors import InputError, MissingExtraError
-from mlflow_degrade.report.search import SearchFindings
+from mlflow_degrade.report.search import Confirmation, SearchFindings
 from mlflow_degrade.tracking import studies
 from mlflow_degrade.workflows import search as workflow
 from mlflow_degrade.workflows.search import SearchOutcome, search
@@ -114,6 +114,7 @@ def test_the_cheapest_that_passes_is_registered_and_verified(
     assert (goal.name, goal.status, goal.goal) == ("size_ratio", "met", 0.95)
     winner = findings.winner
     assert winner is not None
+    assert winner.speed_low is not None
     names = {trial.digest: trial for trial in findings.trials}
     sizes = [names[digest].size for digest in findings.front]
     assert sizes == sorted(sizes)  # type: ignore[type-var]
@@ -343,3 +344,12 @@ def test_behind_a_server_the_state_lies_beside(tmp_path: Path) -> None:
 def test_findings_say_when_nothing_was_worth_an_attempt() -> None:
     findings = SearchFindings("m", "s", 1, (), (), (), 0.02, True, (1, 1))
     assert "none was measured whole" in findings.headline
+
+
+def test_the_outcome_says_how_sure_its_speed_is() -> None:
+    passed = Confirmation(
+        "int8", "sha256:1", "PASS", attempt=1, change="0.00 pp",
+        speed=2.5, speed_low=2.2, speed_high=2.7, size=0.5,
+    )  # fmt: skip
+    findings = SearchFindings("m", "s", 1, (), (), (passed,), 0.02, True, (1, 1))
+    assert "2.50x [2.20, 2.70] as fast, 2.00x smaller" in findings.headline
