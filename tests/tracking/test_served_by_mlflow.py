@@ -47,7 +47,9 @@ def _environment() -> dict[str, str]:
 def test_an_example_and_a_signature(logged: Any, caplog: pytest.LogCaptureFixture) -> None:
     assert not [r for r in caplog.records if "Failed to validate serving input" in r.getMessage()]
     model = mlflow.pyfunc.load_model(logged.model_uri)
-    assert model.metadata.signature.inputs.input_names() == ["prompt", "messages", "choices"]
+    assert model.metadata.signature.inputs.input_names() == [
+        "prompt", "messages", "choices", "logprobs", "stop",
+    ]  # fmt: skip
     example = model.input_example
     assert list(example) == ["prompt"]
     (answer,) = model.predict(example, params={"max_new_tokens": 2})["text"]
