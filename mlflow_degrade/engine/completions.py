@@ -194,7 +194,8 @@ class Listing:
                 twice = spelled in top or (spelled == name and other != token)
                 top[f"token_id:{other}" if twice else spelled] = value
         own = None if score is None else score.logprob
-        for column, value in zip(self.columns.values(), (name, own, top, offset), strict=True):
+        row: tuple[Any, ...] = (name, own, top, offset)
+        for column, value in zip(self.columns.values(), row, strict=True):
             column.append(value)
 
 
