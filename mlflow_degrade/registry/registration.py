@@ -84,7 +84,7 @@ def log_model(
     """
     import mlflow
 
-    called = _NOT_IN_NAMES.sub("-", name).strip("-") or "model"
+    called = logged_name(name)
     with served_package() as code:
         return mlflow.pyfunc.log_model(
             name=called,
@@ -103,6 +103,11 @@ def log_model(
             input_example=(_example(model_dir), {"max_new_tokens": 1}),
             metadata=dict(metadata or {}),
         )
+
+
+def logged_name(name: str) -> str:
+    """A name as MLflow takes it for a logged model."""
+    return _NOT_IN_NAMES.sub("-", name).strip("-") or "model"
 
 
 def log_files(model_dir: Path) -> str:
