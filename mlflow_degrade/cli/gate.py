@@ -29,6 +29,8 @@ Examples:
   mlflow-degrade gate --candidate runs:/1f3c9ab2 --baseline runs:/77d0e4c1 --register-as none
   mlflow-degrade gate --candidate models:/chat/7 --baseline models:/chat@champion \\
       --policy policy.yaml --cost bench.json
+  mlflow-degrade gate --candidate runs:/1f3c9ab2 --baseline models:/chat@champion \\
+      --files ./chat-awq --alias champion
   mlflow run recipes/gate -P candidate=runs:/1f3c9ab2 -P baseline=models:/chat@champion
 
 Exit codes: 0 PASS, 1 FAIL, 2 INCONCLUSIVE, 3 invalid input.

@@ -33,7 +33,7 @@ from ..samples.row_index import RowIndex, table_digest
 from ..samples.table import SampleScores
 from ..tracking.evaluations import MODEL_URI_TAG, find_evaluation, log_evaluation
 from ..tracking.runs import check_tag, terminate_gracefully, tracked_run
-from .references import content_digest
+from .references import logged_content
 
 # What an lm-eval run says about itself, in MLflow's terms: key, metrics, params and note.
 
@@ -441,11 +441,11 @@ def _log(output: LmEvalOutput, key: Mapping[str, Any], metrics: Mapping[str, flo
 
 def _of_model(output: LmEvalOutput, model_uri: str) -> LmEvalOutput:
     """The same, said to be of a model in MLflow."""
-    samples, digest = output.samples, content_digest(model_uri)
-    evaluated = samples.model_digest
+    samples, content = output.samples, logged_content(model_uri)
+    digest, evaluated = content.digest, samples.model_digest
     ours = (output.newest.get("config") or {}).get("model") == _ENGINE
-    # Of an ONNX directory the digest is the same wherever it lies.
-    if ours and evaluated not in (None, digest):
+    # Of an ONNX directory or an engine's files the digest is the same wherever they lie.
+    if (ours or content.engine_files) and evaluated not in (None, digest):
         raise RegistryError(
             f"{model_uri} is not the model that was evaluated: its bytes have digest {digest}, "
             f"those that answered {evaluated}. Name the model that was evaluated."

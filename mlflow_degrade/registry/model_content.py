@@ -1,7 +1,8 @@
 """What a logged model consists of: digests of the very bytes that would be served.
 
-Of a model that this package logged, the ONNX directory is what was tested; the code around it
-decides what is run, and is checked as well. Of any other model all files count.
+Of a model that this package logged, the ONNX directory or another engine's files are what was
+tested; the code around it decides what is run, and is checked as well. Of any other model all files
+count.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ BINDING_FILE = "artifact.json"
 # MLflow writes this one into its own copy whenever it resolves a registered model.
 _NOT_CONTENT = ("registered_model_meta",)
 _EVIDENCE = "evidence"
-_MANIFEST = "degrade.json"
+MANIFEST = "degrade.json"
+ENGINE_FILES = "engine_files"
+"""What MLflow calls the artifact with another engine's files."""
+ENGINE_SCRIPT = Path(__file__).with_name("engine_files_model.py")
 _BYTECODE = "__pycache__"
 _OURS = "model_dir"
 _LOADER = "mlflow.pyfunc.loaders.code_model"
@@ -51,11 +55,12 @@ class ModelContent:
 
     # Of all its files, byte code and MLflow's notes on the registration left out.
     artifact_digest: str
-    # Of the ONNX directory inside, without its manifest; None for a model of another kind.
-    onnx_digest: str | None
+    # Of the ONNX directory or the engine's files inside, without a manifest; None for a model of
+    # another kind.
+    tested_digest: str | None
     # What the model itself says its digest is: not to be trusted, only to be compared.
     declared: str | None
-    # Files around the ONNX directory that are not those of the installed package.
+    # Files around what was tested that are not those of the installed package.
     wrapper_differences: tuple[str, ...]
     # What makes the digests say nothing, such as links to places outside.
     problems: tuple[str, ...]
@@ -63,11 +68,12 @@ class ModelContent:
     # Digest of each file that `artifact_digest` is about, by its name in the model.
     files: Mapping[str, str] = field(repr=False, default_factory=dict)
     size: int = 0  # Bytes of all its files: whoever checks them needs the time to read them.
+    engine_files: str | None = None  # Where another engine's files are in it, if they are.
 
     @property
     def digest(self) -> str:
-        """The digest evidence is about: of the ONNX directory where there is one, else of all."""
-        return self.onnx_digest or self.artifact_digest
+        """The digest evidence is about: of what was tested in it, else of all."""
+        return self.tested_digest or self.artifact_digest
 
 
 def read_content(directory: Path) -> ModelContent:
@@ -78,17 +84,23 @@ def read_content(directory: Path) -> ModelContent:
         for p in sorted(directory.rglob("*"))
         if p.is_symlink()
     ]
-    onnx = _onnx_directory(directory, flavor, problems)
+    onnx = _inside(directory, flavor, _OURS, problems)
+    engine = None if onnx is not None else _inside(directory, flavor, ENGINE_FILES, problems)
+    tested = onnx or engine
     digests = _file_digests(directory)
+    around: list[str] = []
+    if tested is not None:
+        around = _differences(directory, flavor, _OURS if onnx else ENGINE_FILES)
     return ModelContent(
         artifact_digest=_listing_digest(digests, directory),
-        onnx_digest=None if onnx is None else _onnx_digest(digests, onnx),
+        tested_digest=None if tested is None else _tested_digest(digests, tested),
         declared=None if onnx is None else _declared(onnx),
-        wrapper_differences=() if onnx is None else tuple(_differences(directory, flavor)),
+        wrapper_differences=tuple(around),
         problems=tuple(problems),
         bytecode=tuple(str(p.relative_to(directory)) for p in sorted(_bytecode(directory))),
         files={p.relative_to(directory).as_posix(): d for p, d in digests.items()},
         size=sum(path.stat().st_size for path in digests),
+        engine_files=None if engine is None else engine.relative_to(directory).as_posix(),
     )
 
 
@@ -134,11 +146,16 @@ def _python_flavor(directory: Path) -> Mapping[str, Any]:
     return flavor if isinstance(flavor, Mapping) else {}
 
 
-def _onnx_directory(directory: Path, flavor: Mapping[str, Any], problems: list[str]) -> Path | None:
-    """The directory that our pyfunc model hands to ONNX Runtime."""
+def _inside(
+    directory: Path, flavor: Mapping[str, Any], name: str, problems: list[str]
+) -> Path | None:
+    """What our pyfunc model hands to ONNX Runtime, or tells people to start an engine with."""
     artifacts = flavor.get("artifacts")
-    entry = artifacts.get(_OURS) if isinstance(artifacts, Mapping) else None
-    if not isinstance(entry, Mapping) or not (directory / str(entry.get("path"))).is_dir():
+    entry = artifacts.get(name) if isinstance(artifacts, Mapping) else None
+    if not isinstance(entry, Mapping):
+        return None
+    path = directory / str(entry.get("path"))
+    if not (path.is_dir() or (name == ENGINE_FILES and path.is_file())):
         return None
     relative = Path(os.path.normpath(str(entry["path"])))
     if relative.is_absolute() or ".." in relative.parts:
@@ -189,34 +206,37 @@ def _listing_digest(digests: Mapping[Path, str], base: Path) -> str:
     return digest_json([[p.relative_to(base).as_posix(), d] for p, d in digests.items()])
 
 
-def _onnx_digest(digests: Mapping[Path, str], onnx: Path) -> str:
-    inside = {p: d for p, d in digests.items() if onnx in p.parents and p.name != _MANIFEST}
-    return _listing_digest(inside, onnx)
+def _tested_digest(digests: Mapping[Path, str], tested: Path) -> str:
+    if tested in digests:  # the one file of an engine
+        return digests[tested]
+    inside = {p: d for p, d in digests.items() if tested in p.parents and p.name != MANIFEST}
+    return _listing_digest(inside, tested)
 
 
 def _declared(onnx: Path) -> str | None:
     try:
-        return str(json.loads((onnx / _MANIFEST).read_text(encoding="utf-8"))["digest"])
+        return str(json.loads((onnx / MANIFEST).read_text(encoding="utf-8"))["digest"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _differences(directory: Path, flavor: Mapping[str, Any]) -> list[str]:
-    """How the code around the ONNX directory differs from the one installed here."""
+def _differences(directory: Path, flavor: Mapping[str, Any], kind: str) -> list[str]:
+    """How the code around what was tested differs from the one installed here."""
+    script, files = (SCRIPT, served_files()) if kind == _OURS else (ENGINE_SCRIPT, {})
     code = os.path.basename(str(flavor.get("model_code_path")))
     found = []
     if (
         flavor.get("loader_module") != _LOADER
-        or flavor.get("code") != "code"
-        or code != SCRIPT.name
+        or flavor.get("code") != ("code" if files else None)
+        or code != script.name
     ):
         found.append("MLmodel: another loader")
-    if set(flavor.get("artifacts", ())) != {_OURS}:
+    if set(flavor.get("artifacts", ())) != {kind}:
         found.append("MLmodel: further artifacts")
-    installed = {f"code/{name}": path for name, path in served_files().items()}
+    installed = {f"code/{name}": path for name, path in files.items()}
     carried = {p.relative_to(directory).as_posix() for p in _source_files(directory / "code")}
     found += [f"{name} is not part of the package" for name in sorted(carried - set(installed))]
-    for name, own in {SCRIPT.name: SCRIPT, **installed}.items():
+    for name, own in {script.name: script, **installed}.items():
         path = directory / name
         if not path.is_file():
             found.append(f"{name} is missing")

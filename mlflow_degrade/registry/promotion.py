@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
 
-from ..core.errors import RegistryError, SameModelError, TrackingError
+from ..core.errors import InputError, RegistryError, SameModelError, TrackingError
 from ..decision.cost_evidence import CostEvidence
 from ..decision.noise import NoiseFindings
 from ..decision.policy import GatePolicy
@@ -20,6 +20,7 @@ from ..samples.pairing import PairedScores
 from ..tracking.artifact_access import read_json
 from ..tracking.evaluations import is_genai
 from .comparison import SIDES, Comparison, evaluate_missing
+from .engine_artifacts import EngineFiles, log_engine_files
 from .evidence import EVIDENCE, EVIDENCE_TAG, GATE, EvaluationSource
 from .gate_config import TrustedExperiments
 from .measured_cost import cost_beside, find_cost, read_cost
@@ -79,6 +80,7 @@ def promote(
     register_as: str | None = "auto",
     alias: str | None = None,
     model_uri: str | None = None,
+    files: str | os.PathLike[str] | None = None,
     questions: Mapping[str, Any] | None = None,
     device: str = "auto",
     fresh: bool = False,
@@ -101,6 +103,9 @@ def promote(
         Alias to point to the passing version.
     model_uri : str, optional
         The candidate's logged model, where the run does not tell.
+    files : path, optional
+        The candidate's files for another engine, a directory for vLLM or a GGUF file, as its
+        evaluation has hashed them. On PASS they are logged, and become the version.
     questions : mapping, optional
         What to ask where no evaluation of both models is logged: the arguments of
         `mlflow_degrade.evaluation.suite.load_suite`, those of its `prompting` by their names. By
@@ -161,16 +166,20 @@ def promote(
     trusted = TrustedExperiments.of(policy)
     sides = _only_trusted(sides[0], trusted), _only_trusted(sides[1], trusted)
     uri = model_uri or sides[1].model_uri
-    if name is not None and uri is None:
+    given = None
+    if files is not None:
+        _require_place_for_files(name, candidate, uri)
+        given = EngineFiles.read(files)
+    elif name is not None and uri is None:
         raise TrackingError(
-            f"{candidate} has no logged model to register as {name!r}: name it with model_uri, or "
-            "only decide (register_as none)."
+            f"{candidate} has no logged model to register as {name!r}: name it with model_uri, the "
+            "files of another engine with files, or only decide (register_as none)."
         )
-    with ModelFiles() as files:
+    with ModelFiles() as copies:
         used = _evaluations(
             *sides,
             policy,
-            files=files,
+            files=copies,
             questions=questions,
             device=device,
             fresh=fresh,
@@ -179,7 +188,7 @@ def promote(
         uris = sides[0].model_uri, uri
         paired = policy.pair(
             *(
-                samples_of(used.evaluated[side].run, its, scorers=scorers, files=files)
+                samples_of(used.evaluated[side].run, its, scorers=scorers, files=copies)
                 for side, its in zip(SIDES, uris, strict=True)
             )
         )
@@ -192,8 +201,11 @@ def promote(
             rounds = cost_beside(used.evaluated["candidate"].run, paired)
         content = None
         if name is not None and uri is not None:
-            content = tested_content(uri, paired.candidate, files)
-    unsigned = content is not None and bool(signers) and key is None
+            content = tested_content(uri, paired.candidate, copies)
+    if given is not None:
+        given.require_tested(paired.candidate)
+    registers = content is not None or given is not None
+    unsigned = registers and bool(signers) and key is None
     own = sides[1].registered
     version = own[1] if own is not None and own[0] == name else None
     target = (
@@ -205,8 +217,11 @@ def promote(
         paired, policy, used, sides, content, trusted.ids, rounds,
         anew=not unsigned, target=target,
     )  # fmt: skip
-    if done.decision.verdict is not Verdict.PASS or None in (name, uri, content):
+    if done.decision.verdict is not Verdict.PASS or not registers:
         return done
+    if given is not None:
+        called = paired.candidate.model or given.path.name
+        uri, content = log_engine_files(given, done.run_id, called)
     placed = place(
         done.decision,
         done.evidence,
@@ -222,6 +237,20 @@ def promote(
         is_model=name in {side.registered[0] for side in sides if side.registered is not None},
     )
     return replace(done, placement=placed)
+
+
+def _require_place_for_files(name: str | None, candidate: str, uri: str | None) -> None:
+    """Refuse files where they could not become a version of their own."""
+    if name is None:
+        raise InputError(
+            "files are registered on PASS, and no registered model is known: name one with "
+            "register_as, or leave the files out."
+        )
+    if uri is not None:
+        raise InputError(
+            f"{candidate} is the logged model {uri} already, so files cannot be its model: leave "
+            "one of the two out."
+        )
 
 
 def _only_trusted(side: Subject, trusted: TrustedExperiments) -> Subject:
@@ -307,7 +336,7 @@ def _known_runs(side: Subject, files: ModelFiles, experiments: Collection[str]) 
     content = files.content(uri)
     found = evaluations_of(content.digest, experiments)
     # Models of this package are asked for text and scores, not by mlflow.genai.evaluate.
-    return found if found or content.onnx_digest else genai_runs_of(uri, experiments)
+    return found if found or content.tested_digest else genai_runs_of(uri, experiments)
 
 
 def _decide(
@@ -370,7 +399,7 @@ def _decide(
         )
         run_id = str(run.info.run_id)
         made = Promotion(decision, paired, run_id, evidence, False, used.sources, noise=noise)
-        return made, True
+        return made, content is not None
 
 
 def _repeated(

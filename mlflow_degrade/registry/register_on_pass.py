@@ -224,8 +224,9 @@ def place(
         seal(decision, run_id, content, key, bound=bound)
         stated = {**verdict_tags(decision, evidence, run_id, content), **(tags or {})}
         card = partial(
-            model_card, decision, name, made_by=made_by, cost=cost, report=report_address(run_id)
-        )
+            model_card, decision, name, made_by=made_by, cost=cost, report=report_address(run_id),
+            engine_files=content.engine_files,
+        )  # fmt: skip
         found, created = _version(card, stated, name, model_uri, version, fresh)
         with patience(content.size):
             moved = alias is not None and _point(

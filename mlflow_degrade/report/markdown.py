@@ -92,10 +92,12 @@ def model_card(
     made_by: str = "",
     cost: CostFigures | None = None,
     report: str = "",
+    engine_files: str | None = None,
 ) -> str:
     """The description of a registered version; `VERSION` stands for its number.
 
-    `report` is the address of the full report in MLflow's pages.
+    `report` is the address of the full report in MLflow's pages; `engine_files` says where files of
+    another engine are in the model.
     """
     version = f"models:/{name}/{VERSION}"
     parts = [f"{content.SIGNS[decision.verdict]} **{decision.verdict.value}**: {_plain(decision)}"]
@@ -104,11 +106,18 @@ def model_card(
     parts.append(_fitting_table(decision, _CARD_TABLE))
     if priced := costs_in_brief(cost):
         parts.append(_text("; ".join(f"{word}: {said}" for word, said in priced.items())) + ".")
-    lines = (
-        f'model = mlflow.pyfunc.load_model("{version}")      # load\n'
-        f"mlflow models serve -m {version} --env-manager local    # serve\n"
-        f"mlflow-degrade verify {version}    # does the verdict hold for these files?"
-    )
+    if engine_files is None:
+        lines = (
+            f'model = mlflow.pyfunc.load_model("{version}")      # load\n'
+            f"mlflow models serve -m {version} --env-manager local    # serve\n"
+        )
+    else:
+        start = "llama-server -m" if engine_files.endswith(".gguf") else "vllm serve"
+        lines = (
+            f"mlflow artifacts download -u {version} -d model    # load\n"
+            f"{start} model/{engine_files}    # serve\n"
+        )
+    lines += f"mlflow-degrade verify {version}    # does the verdict hold for these files?"
     parts.append(_fence(lines))
     if report:
         parts.append(f"[Why, which tasks, which samples: the report]({report})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import model_validator
@@ -32,6 +33,9 @@ class GateOptions(Questions):
         Alias to point to a version that passes.
     model_uri : str, optional
         The candidate's logged model, where its run does not tell.
+    files : Path, optional
+        The candidate's files for another engine, a directory for vLLM or a GGUF file, as its
+        evaluation has hashed them; on PASS they become the version.
     scorers : str, optional
         Of mlflow.genai.evaluate runs: scorers to decide on, comma-separated, each a task.
     tasks : tuple of str
@@ -55,6 +59,7 @@ class GateOptions(Questions):
     register_as: RegisteredName = "auto"
     alias: str | None = None
     model_uri: str | None = None
+    files: Path | None = None
     scorers: str | None = None
     device: Device = "auto"
     cost: str | None = None
@@ -93,6 +98,7 @@ def gate(options: GateOptions) -> Promotion:
             register_as=options.register_as,
             alias=options.alias,
             model_uri=options.model_uri,
+            files=options.files,
             questions=options.questions if options.tasks else None,
             device=options.device,
             fresh=options.fresh,
