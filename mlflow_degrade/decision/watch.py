@@ -421,4 +421,3 @@ def first_alarms(
             total[near] += part @ shares
         found[rows[total >= threshold]] = n
     return found
-
