@@ -22,7 +22,7 @@ from mlflow_degrade.decision.watch import WEEKS, WatchPolicy, first_alarms
 
 CHAMPION, CHALLENGER = "fp32", "int4-weight-only"
 SERVED = ("fp32", "int8-weight-only", "int4-weight-only")
-NEW_TOKENS = 24
+NEW_TOKENS = 16
 PER_WEEK = 50
 SWAPS = 400
 Numbers = np.ndarray
@@ -35,7 +35,7 @@ def main() -> None:
 
 @main.command()
 @click.argument("output", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--limit", default=40, show_default=True, help="Questions of each task.")
+@click.option("--limit", default=10, show_default=True, help="Questions of each task.")
 def make(output: Path, limit: int) -> None:
     """Let each scheme write, and read what it wrote with all of them."""
     from mlflow_degrade.engine.decoder import OnnxDecoder
@@ -64,6 +64,7 @@ def make(output: Path, limit: int) -> None:
     for scheme, decoder in decoders.items():
         ids = decoder.encoder.encode(prompts)
         texts = decoder.generate(ids, Sampling(max_new_tokens=NEW_TOKENS))
+        click.echo(f"{scheme} wrote {len(texts)} texts", err=True)
         decoder.close()
         for by, other in decoders.items():
             pairs = encoded(other, list(zip(prompts, texts, strict=True)), NEW_TOKENS)

@@ -17,10 +17,10 @@ from .output import json_option, write_json
 if TYPE_CHECKING:
     from ..workflows.watch import Watched
 
-_HELP = """Say from traces of a served model whether it is still the champion, and when to roll back.
+_HELP = """Say from traces whether a served model is still the champion, and when to roll back.
 
-Traces of an MLflow experiment are drawn by their ids, and champion and challenger read each
-served text token by token. Where their likeliest tokens differ, the served one is either's: if the
+Traces of an MLflow experiment are drawn by their ids, and champion and challenger read each served
+text token by token. Where their likeliest tokens differ, the served one is either's: if the
 champion wrote the text, it is the challenger's at most half the time. Evidence against that is kept
 for a year, may be read after every trace, and raises a false alarm in that year with probability at
 most --alpha. With --tolerance texts of a model that nobody named are found as well: those that
@@ -64,7 +64,7 @@ def _moment(_: click.Context, option: click.Parameter, text: str | None) -> int 
 @click.option("--filter", "condition", metavar="TEXT",
               help="Which of its traces, as in mlflow.search_traces.")  # fmt: skip
 @click.option("--since", "since_ms", callback=_moment, metavar="TIME",
-              help="First traces of a new watch.  [default: since the version was made]")  # fmt: skip
+              help="When a new watch begins.  [default: the version's making]")  # fmt: skip
 @click.option("--alpha", type=float, default=0.05, show_default=True,
               help="Probability of any false alarm in a year.")  # fmt: skip
 @click.option("--tolerance", type=float,

@@ -404,7 +404,7 @@ def first_alarms(
 
         def since(values: np.ndarray, rows: Any = rows, n: int = n, b: Any = before,
                   first: Any = first) -> np.ndarray:  # fmt: skip
-            return values[rows, n][:, None] - np.where(first, 0, values[rows][:, b])
+            return np.asarray(values[rows, n][:, None] - np.where(first, 0, values[rows][:, b]))
 
         if grown is not None:
             log_e = special.logsumexp([since(g) for g in grown], axis=0) - math.log(stakes.size)
