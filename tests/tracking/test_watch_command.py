@@ -60,8 +60,13 @@ def _serve(model: Any, prompts: Iterator[str], count: int, *, at_once: int = 20)
         rows = [{"prompt": prompt} for prompt in asked]
         texts = list(model.predict(rows, params={"max_new_tokens": 12})["text"])
         for prompt, text in zip(asked, texts, strict=True):
-            mlflow.trace(lambda prompt, text=text: text, name="chat")(prompt)
-    mlflow.flush_trace_async_logging()
+            _log({"prompt": prompt}, text)
+
+
+def _log(inputs: Any, output: Any) -> None:
+    with mlflow.start_span("chat") as span:
+        span.set_inputs(inputs)
+        span.set_outputs(output)
 
 
 def _runs(client: MlflowClient) -> list[Any]:
@@ -140,7 +145,7 @@ def test_no_name_is_needed_with_a_tolerance(
         asked = [next(prompts) for _ in range(count)]
         texts = decoder.generate(decoder.encoder.encode(asked), Sampling(max_new_tokens=12))
         for prompt, text in zip(asked, texts, strict=True):
-            mlflow.trace(lambda prompt, text=text: {"content": text}, name="chat")(prompt)
+            _log({"prompt": prompt}, {"content": text})
 
     given = ("--champion", model_dir("fp32"), "--traces", "production", "--tolerance", "0.25",
              "--tokens", "12")  # fmt: skip
@@ -159,9 +164,6 @@ class TestBadInput:
         return ("--champion", str(model_dir("fp32")), "--challenger",
                 str(model_dir("int4-weight-only")), "--traces", "production")  # fmt: skip
 
-    def _trace(self, inputs: Any, output: Any) -> None:
-        mlflow.trace(lambda asked: output, name="chat")(inputs)
-
     def test_no_traces(self, given: tuple[str, ...], store: MlflowClient, call: Call) -> None:
         code, _, err = call(*given)
         assert code == 3
@@ -174,9 +176,9 @@ class TestBadInput:
     def test_traces_without_texts(
         self, given: tuple[str, ...], store: MlflowClient, call: Call
     ) -> None:
-        self._trace("a prompt", None)
-        self._trace("a prompt", "")
-        self._trace({"a": 1, "b": 2}, "a text")
+        _log({"prompt": "a prompt"}, None)
+        _log({"prompt": "a prompt"}, "")
+        _log({"a": 1, "b": 2}, "a text")
         code, _, err = call(*given)
         assert code == 3
         assert "none of 3 traces" in err
@@ -192,7 +194,7 @@ class TestBadInput:
     @pytest.mark.usefixtures("store")
     def test_another_tokenizer(self, given: tuple[str, ...], call: Call, tmp_path: Path) -> None:
         other = make_tiny_llama(tmp_path / "other", vocab=300)
-        self._trace("a prompt", "a text")
+        _log({"prompt": "a prompt"}, "a text")
         code, _, err = call(*given[:3], str(other), *given[4:])
         assert code == 3
         assert "different tokenizers" in err
@@ -225,7 +227,7 @@ class TestBadInput:
         self, given: tuple[str, ...], store: MlflowClient, call: Call,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:  # fmt: skip
-        self._trace("Seven plus five", " is twelve")
+        _log({"prompt": "Seven plus five"}, " is twelve")
         import mlflow_degrade.evaluation.teacher_forcing as reading
 
         with monkeypatch.context() as patch:
