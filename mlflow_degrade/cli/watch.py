@@ -36,7 +36,7 @@ Examples:
   mlflow-degrade watch --champion models:/chat/1 --challenger models/int4 --traces production \\
       --tolerance 0.1 --rate 0.05 --since 2026-11-01
   mlflow-degrade watch --champion models:/chat/1 --challenger models:/chat/2 --traces production \\
-      --filter "tags.endpoint = 'chat'" --roll-back champion --json watch.json
+      --filter "trace.name = 'chat'" --roll-back champion --json watch.json
 
 Exit codes: 0 no alarm, 1 roll back, 2 too little to tell so far, 3 invalid input.
 """

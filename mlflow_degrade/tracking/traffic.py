@@ -131,7 +131,7 @@ def _infos(client: Any, experiment_id: str, since_ms: int, condition: str | None
             if condition and error.error_code == "INVALID_PARAMETER_VALUE":
                 raise InputError(
                     f"--filter {condition!r}: {error}. Write it as for mlflow.search_traces, e.g. "
-                    "\"tags.endpoint = 'chat'\"."
+                    "\"trace.name = 'chat'\"."
                 ) from error
             raise TrackingError(f"the traces cannot be searched: {error}") from error
         yield from (trace.info for trace in page)
