@@ -75,6 +75,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
         "mlflow_degrade.cli.verify:verify",
         "Compute a registered version's verdict again.",
     ),
+    "watch": (
+        "mlflow_degrade.cli.watch:watch",
+        "Say from traces whether the approved model is served.",
+    ),
 }
 
 

@@ -116,3 +116,21 @@ def check_messages(messages: Any) -> list[dict[str, str]]:
             "to be answered."
         )
     return found
+
+
+def conversation_prompt(
+    tokenizer: Any, messages: Any, folder: Path, prompting: Mapping[str, Any]
+) -> str:
+    """The prompt of a conversation as a model was asked when it was evaluated."""
+    choice = prompting.get("apply_chat_template") or True
+    template = choose_template(tokenizer, choice, folder)
+    given = check_messages(messages)
+    instruction = prompting.get("system_instruction")
+    if instruction is None or given[0]["role"] == "system":
+        return render(tokenizer, given, template, folder)
+    try:
+        whole = [{"role": "system", "content": instruction}, *given]
+        return render(tokenizer, whole, template, folder)
+    except InputError:
+        # A template that knows no system message was evaluated without it.
+        return render(tokenizer, given, template, folder)

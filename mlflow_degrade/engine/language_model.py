@@ -16,7 +16,7 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from ..core.cache import digest_directory
 from ..core.errors import DegradeError, InputError
 from .completions import complete, read_body
-from .conversation import check_messages, choose_template, render
+from .conversation import conversation_prompt
 from .decoder import OnnxDecoder
 from .encoder import OnnxEncoder
 from .family import model_family
@@ -127,18 +127,7 @@ class OnnxLanguageModel(PythonModel):
         if not isinstance(self._model, OnnxDecoder):
             raise InputError("an encoder or classifier holds no conversation: give prompts.")
         tokenizer = self._model.encoder.tokenizer
-        choice = self._prompting.get("apply_chat_template") or True
-        template = choose_template(tokenizer, choice, self._folder)
-        messages = check_messages(given)
-        instruction = self._prompting.get("system_instruction")
-        if instruction is None or messages[0]["role"] == "system":
-            return render(tokenizer, messages, template, self._folder)
-        whole = [{"role": "system", "content": instruction}, *messages]
-        try:
-            return render(tokenizer, whole, template, self._folder)
-        except InputError:
-            # A template that knows no system message was evaluated without it.
-            return render(tokenizer, messages, template, self._folder)
+        return conversation_prompt(tokenizer, given, self._folder, self._prompting)
 
     def _score(self, rows: list[tuple[str, Any, bool]]) -> list[tuple[str, list[float]]]:
         pairs = []
