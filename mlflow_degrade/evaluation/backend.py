@@ -230,7 +230,7 @@ class TextLM(TemplateLM):  # type: ignore[misc]
 
 
 @register_model(NAME)
-class OnnxLM(EngineLM, TextLM):  # type: ignore[misc]
+class OnnxLM(EngineLM, TextLM):
     """Decoder in ONNX Runtime behind lm-eval's interface."""
 
     def __init__(

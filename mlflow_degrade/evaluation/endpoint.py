@@ -166,8 +166,7 @@ class Endpoint:
         about = by_name[name]
         owner = str(about.get("owned_by") or "")
         found, its_version = self._version(owner)
-        meta = about.get("meta") if isinstance(about.get("meta"), Mapping) else {}
-        context = about.get("max_model_len") or meta.get("n_ctx") or meta.get("n_ctx_train")
+        context = about.get("max_model_len") or _of(about.get("meta"), "n_ctx_train")
         return Identity(
             engine=engine or found,
             version=its_version or version or "",
@@ -206,7 +205,7 @@ class Endpoint:
         def read() -> Any:
             answer = self._session.get(url, timeout=min(self._timeout, 60.0))
             if answer.status_code >= 500 or answer.status_code in _BUSY:
-                raise _AgainError(f"{url} answers {answer.status_code}", busy=answer)
+                raise AgainError(f"{url} answers {answer.status_code}", busy=answer)
             if answer.status_code >= 400:
                 raise RefusedError(answer.status_code, answer.text, url)
             return answer.json() if json else answer.text
@@ -217,7 +216,7 @@ class Endpoint:
             if not needed:
                 return None
             raise EngineError(f"{error} {self._remedy(error.status)}") from error
-        except (_AgainError, requests.RequestException, ValueError):
+        except (AgainError, requests.RequestException, ValueError):
             if needed:
                 raise
             return None
@@ -287,10 +286,14 @@ class Endpoint:
         count = len(prompt) if many else 1
 
         def read() -> list[dict[str, Any]]:
-            return _in_order(self._post(body), count)
+            answer = self._post(body)
+            choices = _in_order(answer, count)
+            if count == 1:
+                choices[0]["usage"] = answer.get("usage")
+            return choices
 
         try:
-            choices = read() if once else self._patiently(read)
+            choices = self._patiently(read, internal=not once)
         except RefusedError as error:
             if once:
                 raise
@@ -308,33 +311,33 @@ class Endpoint:
             where, sent = f"{self.base}/completions", {"model": self.identity.model, **body}
         answer = self._session.post(where, json=sent, timeout=self._timeout)
         if answer.status_code in _BUSY or answer.status_code >= 500:
-            raise _AgainError(
-                f"{where} answers {answer.status_code}: {_short(answer.text)}", answer
-            )
+            raise AgainError(f"{where} answers {answer.status_code}: {_short(answer.text)}", answer)
         if answer.status_code >= 400:
             raise RefusedError(answer.status_code, answer.text, where)
         try:
             found = answer.json()
         except ValueError as error:
-            raise _AgainError(f"{where} answers no JSON: {_short(answer.text)}") from error
+            raise AgainError(f"{where} answers no JSON: {_short(answer.text)}") from error
         if not isinstance(found, dict) or not isinstance(found.get("choices"), list):
-            raise _AgainError(f"{where} answers without choices: {_short(answer.text)}")
+            raise AgainError(f"{where} answers without choices: {_short(answer.text)}")
         named = str(found.get("model") or "")
-        if self.protocol == "mlflow" and hasattr(self, "identity") and self.identity.digest:
-            if named != f"{self.identity.model}@{self.identity.digest}":
-                raise EngineError(
-                    f"the answer is of {named}, and at the beginning {self.identity} answered: "
-                    "nothing was logged; evaluate again, and let one model answer."
-                )
+        known = self.identity if hasattr(self, "identity") else None
+        if known and known.digest and named != f"{known.model}@{known.digest}":
+            raise EngineError(
+                f"the answer is of {named}, and at the beginning {known} answered: nothing was "
+                "logged; evaluate again, and let one model answer."
+            )
         return found
 
-    def _patiently(self, read: Callable[[], Any]) -> Any:
+    def _patiently(self, read: Callable[[], Any], *, internal: bool = True) -> Any:
         """What comes after as many tries as the patience allows."""
         begin, tries = time.monotonic(), 0
         while True:
             try:
                 return read()
-            except (_AgainError, requests.RequestException) as error:
+            except (AgainError, requests.RequestException) as error:
+                if not internal and getattr(error, "status", None) == 500:
+                    raise
                 waited = time.monotonic() - begin
                 if waited >= self._patience or self._stopped():
                     raise EngineError(
@@ -371,7 +374,7 @@ class Endpoint:
 
     def _wait(self, error: Exception, tries: int, left: float) -> None:
         stated = getattr(error, "after", None)
-        pause = min(_LONGEST_WAIT, 0.1 * 2**tries) * random.uniform(0.75, 1.25)  # noqa: S311
+        pause = min(_LONGEST_WAIT, 0.1 * 2**tries) * random.uniform(0.75, 1.25)
         pause = min(max(pause, stated or 0.0), max(left, 0.05))
         if threading.current_thread() is threading.main_thread():
             time.sleep(pause)
@@ -399,7 +402,7 @@ class Endpoint:
         return "It is not asked again, as the answer would be the same."
 
 
-class _AgainError(Exception):
+class AgainError(Exception):
     """A try that may be worth another."""
 
     def __init__(self, text: str, busy: requests.Response | None = None) -> None:
@@ -421,7 +424,7 @@ def _in_order(answer: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
     choices = answer["choices"]
     places = [choice.get("index", 0) for choice in choices if isinstance(choice, dict)]
     if sorted(places) != list(range(count)):
-        raise _AgainError(f"{count} prompts were sent, and the answer has the choices {places}")
+        raise AgainError(f"{count} prompts were sent, and the answer has the choices {places}")
     return [choice for _, choice in sorted(zip(places, choices, strict=True), key=lambda p: p[0])]
 
 
@@ -430,7 +433,7 @@ def _of(stated: Any, name: str) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {_short(str(error))}".removeprefix("_AgainError: ")
+    return f"{type(error).__name__}: {_short(str(error))}".removeprefix("AgainError: ")
 
 
 def _short(text: str) -> str:

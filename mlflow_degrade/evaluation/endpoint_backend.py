@@ -18,7 +18,7 @@ from ..engine.lengths import stated_length
 from ..engine.session import read_json
 from ..engine.tokenization import TextEncoder
 from .backend import TextLM
-from .endpoint import Endpoint, Protocol, RefusedError
+from .endpoint import AgainError, Endpoint, Protocol, RefusedError
 from .endpoint_probes import (
     TOP,
     DisagreementError,
@@ -62,7 +62,7 @@ def files_digest(files: str | Path) -> str:
 
 
 @register_model(NAME)
-class EndpointLM(TextLM):  # type: ignore[misc]
+class EndpointLM(TextLM):
     """A server behind lm-eval's interface."""
 
     metrics: frozenset[str] | None = None
@@ -119,7 +119,7 @@ class EndpointLM(TextLM):  # type: ignore[misc]
             patience=float(patience),
         )
         given = 16 if protocol == "mlflow" else 1
-        self._batch = int(batch_size) if str(batch_size or "").isdecimal() else given
+        self._batch = int(str(batch_size)) if str(batch_size).isdecimal() else given
         self._length = self._context(max_length)
         self._reading = Reading(self.encoder, self.endpoint.root)
         self._as_text: bool | None = None
@@ -160,8 +160,8 @@ class EndpointLM(TextLM):  # type: ignore[misc]
 
     @property
     def max_length(self) -> int:
-        """Most tokens of a text."""
-        return self._length
+        """Most tokens of a text without its last, as lm-eval counts."""
+        return self._length - 1
 
     def _context(self, given: int | None) -> int:
         config = read_json(self.folder, "config.json", needed=False)
@@ -177,7 +177,9 @@ class EndpointLM(TextLM):  # type: ignore[misc]
     # -- requests -------------------------------------------------------------------------
 
     def loglikelihood(
-        self, requests: list[Instance], disable_tqdm: bool = False
+        self,
+        requests: list[Instance],
+        disable_tqdm: bool = False,  # noqa: ARG002 - part of lm-eval's interface
     ) -> list[tuple[float, bool]]:
         """Log-likelihood of each (context, continuation), and whether greedy decoding finds it."""
         pairs = self.encoder.encode_pairs([request.args for request in requests])
@@ -185,13 +187,19 @@ class EndpointLM(TextLM):  # type: ignore[misc]
         return self._resumed("loglikelihood", requests, super().loglikelihood)
 
     def loglikelihood_rolling(
-        self, requests: list[Instance], disable_tqdm: bool = False
+        self,
+        requests: list[Instance],
+        disable_tqdm: bool = False,  # noqa: ARG002 - part of lm-eval's interface
     ) -> list[float]:
         """Log-likelihood of whole texts."""
         self._settle("scoring", self.encoder.encode([request.args[0] for request in requests]))
         return self._resumed("loglikelihood_rolling", requests, super().loglikelihood_rolling)
 
-    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+    def generate_until(
+        self,
+        requests: list[Instance],
+        disable_tqdm: bool = False,  # noqa: ARG002 - part of lm-eval's interface
+    ) -> list[str]:
         """Continue each context until a stop sequence, greedily or sampled."""
         self._settle("generation", self.encoder.encode([request.args[0] for request in requests]))
         return self._resumed("generate_until", requests, self._generate)
@@ -414,7 +422,7 @@ class EndpointLM(TextLM):  # type: ignore[misc]
                 if error.status in (401, 403, 404):
                     self.endpoint.ask_one(body)  # says what is missing
                 break
-            except Exception:  # some servers call a wrong type an internal error
+            except AgainError:  # some servers call a wrong type an internal error
                 if not again:
                     break
                 continue
@@ -452,7 +460,7 @@ class EndpointLM(TextLM):  # type: ignore[misc]
         raise found or EngineError("no prompt was read: this is a mistake in mlflow-degrade.")
 
     def _read(self, choice: dict[str, Any] | None, prompt: list[int]) -> dict[str, Any]:
-        """Ask for the likelihood of a prompt, or read what was answered; refused where it is none."""
+        """What is answered of a prompt, asked or given; refused where it has no likelihoods."""
         try:
             if choice is None:
                 [choice] = self.endpoint.ask_one(self._scoring([prompt], 1))
@@ -516,13 +524,7 @@ class EndpointLM(TextLM):  # type: ignore[misc]
             bodies = [self._next(prompt, None, _NEW_TOKENS) for prompt in few]
             texts: list[dict[int, str]] = [{}, {}]
             for place, width in enumerate((1, wide)):
-                self.endpoint.ask(
-                    bodies,
-                    lambda at, choices, place=place: texts[place].update(
-                        {at: str(choices[0].get("text"))}
-                    ),
-                    concurrency=width,
-                )
+                self.endpoint.ask(bodies, _kept(texts[place]), concurrency=width)
             changes = sum(texts[0][at] != texts[1][at] for at in texts[0])
             alone = together = [Score(0.0, True)]
         return BatchInvariance.between(
@@ -577,6 +579,11 @@ def _scores(echoes: Sequence[Echo]) -> list[Score]:
                 likely = top is not None and value >= max(top.values(), default=value)
                 found.append(Score(value, likely))
     return found
+
+
+def _kept(texts: dict[int, str]) -> Callable[[int, list[dict[str, Any]]], None]:
+    """Puts the text of an answer into its place."""
+    return lambda at, choices: texts.update({at: str(choices[0].get("text"))})
 
 
 def _until(text: str, stops: Sequence[str]) -> str:

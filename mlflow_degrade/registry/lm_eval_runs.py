@@ -28,7 +28,7 @@ from ..core.errors import (
 )
 from ..samples.readers._lm_eval_files import results_files, sample_files
 from ..samples.readers._reader import ReaderNote
-from ..samples.readers.lm_eval import READER, LmEvalOutput, read_output
+from ..samples.readers.lm_eval import OWN_FACTS, READER, LmEvalOutput, read_output
 from ..samples.row_index import RowIndex, table_digest
 from ..samples.table import SampleScores
 from ..tracking.evaluations import MODEL_URI_TAG, find_evaluation, log_evaluation
@@ -67,6 +67,8 @@ def evaluation_key(output: LmEvalOutput) -> dict[str, Any]:
         "transformers": newest.get("transformers_version"),
         **{name: config.get(name) for name in _HOW},
     }
+    if (endpoint := _own(output).get("endpoint")) is not None:
+        model["endpoint"] = endpoint
     origin = output.samples.origin
     return {
         "model": model,
@@ -81,6 +83,11 @@ def evaluation_key(output: LmEvalOutput) -> dict[str, Any]:
         "fewshot_as_multiturn": template and bool(newest.get("fewshot_as_multiturn")),
         **{name: newest.get(name) for name in _ASKED},
     }
+
+
+def _own(output: LmEvalOutput) -> dict[str, Any]:
+    """What this package added to the results."""
+    return dict(output.newest.get(OWN_FACTS) or {})
 
 
 def _question(output: LmEvalOutput, task: str) -> dict[str, Any]:
@@ -147,6 +154,7 @@ def run_params(output: LmEvalOutput) -> dict[str, str]:
         "tasks": ",".join(output.samples.tasks),
         "num_fewshot": next(iter(distinct)) if len(distinct) == 1 else shots,
         "apply_chat_template": bool(newest.get("chat_template_sha")),
+        **_endpoint_params(output),
     }
     texts = {
         name: value if isinstance(value, str) else json.dumps(value, sort_keys=True)
@@ -154,6 +162,14 @@ def run_params(output: LmEvalOutput) -> dict[str, str]:
         if value not in (None, "", [], {})
     }
     return {name: _param(text) for name, text in texts.items()}
+
+
+def _endpoint_params(output: LmEvalOutput) -> dict[str, Any]:
+    """Who answered over the network, and whose word the digest of its weights is."""
+    stated = dict(_own(output).get("endpoint") or {})
+    weights = stated.pop("weights", None) or {}
+    stated |= {"digest": weights.get("digest"), "digest_by": weights.get("by")}
+    return {f"endpoint.{name}": value for name, value in stated.items() if value is not None}
 
 
 def _param(text: str) -> str:
@@ -174,12 +190,13 @@ def run_note(output: LmEvalOutput) -> str:
         f"limit {config['limit']}" if config.get("limit") else "",
         "chat template" if newest.get("chat_template_sha") else "",
         f"lm-eval {newest['lm_eval_version']}" if newest.get("lm_eval_version") else "",
+        _inline(" ".join(params.get(f"endpoint.{name}", "") for name in ("engine", "version"))),
     ]
     lines = [
         f"**{_inline(samples.model or 'lm-eval')}** on {len(samples.tasks)} "
         f"task{'s' * (len(samples.tasks) != 1)}",
         "",
-        " · ".join(part for part in said if part),
+        " · ".join(part for part in said if part.strip()),
         "",
         "| task | metric | value | ± stderr |",
         "|---|---|---:|---:|",
@@ -431,6 +448,7 @@ def _log(output: LmEvalOutput, key: Mapping[str, Any], metrics: Mapping[str, flo
     mlflow.set_tag("mlflow.note.content", check_tag("mlflow.note.content", run_note(output)))
     seconds = output.newest.get("total_evaluation_time_seconds")
     facts = {"results": {task: output.newest["results"].get(task) for task in output.samples.tasks}}
+    facts |= {name: value for name, value in _own(output).items() if name.startswith("endpoint")}
     log_evaluation(
         output.samples,
         key,
