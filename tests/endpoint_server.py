@@ -1,4 +1,4 @@
-"""A small server with OpenAI's completions, which a real model answers and which can have troubles."""
+"""A small server with OpenAI's completions: a real model answers, and it can have troubles."""
 
 from __future__ import annotations
 
@@ -89,12 +89,13 @@ class TinyServer:
         top = body.get("logprobs")
         if top is None or not self.gives_likelihoods:
             return {**choice, "logprobs": None}
+        moved = int(self.shifted and bool(body.get("echo")))
         first = len(begin) if body.get("echo") else len(whole)
         columns: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": []}
         for place in range(first, len(whole) + len(new)):
             token = (whole + new)[place]
             columns["tokens"].append(self._name(token))
-            row = table[place if self.shifted else place - 1] if place else None
+            row = table[place - 1 + moved] if place else None
             likely = None if row is None else torch.topk(row, max(top, 1)).indices.tolist()
             columns["token_logprobs"].append(None if row is None else self._value(row[token]))
             columns["top_logprobs"].append(

@@ -388,6 +388,8 @@ class EndpointLM(TextLM):
             bar(1, 0)
             if self._as_text is None:
                 self._as_text = self._takes_text(some[0], scored=use == "scoring")
+                if use == "scoring" and not self._as_text:
+                    self._require_same_tokens(some)
             if self._journal is None:
                 self._journal = self._opened()
             if use == "scoring" and self.fidelity is None:
@@ -435,6 +437,23 @@ class EndpointLM(TextLM):
         else:
             self.endpoint.ask_one(self._next(prompt, None))
         return True
+
+    def _require_same_tokens(self, prompts: Sequence[list[int]]) -> None:
+        """Refuse a server that would read the texts in other tokens than those it is sent."""
+        begin = [self.encoder.prefix_id]
+        own = [prompt[1:] if self._bos and prompt[:1] == begin else prompt for prompt in prompts]
+        texts = [self.tokenizer.decode(p, clean_up_tokenization_spaces=False) for p in own]
+        whole = self.encoder.encode(texts, add_special_tokens=False)
+        # One that was cut may be read otherwise.
+        read = [p for p, again in zip(own, whole, strict=True) if begin + again == p or again == p]
+        self._as_text = True
+        try:
+            for prompt in read[:_FIDELITY_PROMPTS]:
+                self._read_as_text(prompt)
+        except NoLikelihoodsError:
+            return  # it takes tokens only
+        finally:
+            self._as_text, self._bare = False, False
 
     def _read_as_text(self, prompt: list[int]) -> None:
         """Whether the server puts a token before a text, and the tokenizer as well."""
