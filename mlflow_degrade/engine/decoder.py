@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -57,6 +57,21 @@ class Score(NamedTuple):
 
     logprob: float
     is_greedy: bool
+
+
+class TokenScore(NamedTuple):
+    """Log-probability of one token of a text.
+
+    Attributes
+    ----------
+    logprob : float
+        Natural logarithm of its probability given the tokens before it.
+    top : tuple of (int, float)
+        The most likely tokens in its place and their log-probabilities, best first.
+    """
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
 
 
 class EngineModel:
@@ -375,27 +390,68 @@ class OnnxDecoder(EngineModel):
         tokens of a causal model and so cannot reach them. Only the hidden states in front of the
         wanted tokens go through the LM head, and the softmax is float32.
         """
-        plan = self.last_plan = plan or self.plan(requests)
-        self._halving.count = 0
-        asking: list[list[int]] = [[] for _ in plan.rows]
-        for index, (row, _) in enumerate(plan.places):
-            asking[row].append(index)
         scores: list[Score | None] = [None] * len(requests)
-        continues = plan.sharing is not None and self.token_bytes > 0
-        run = run_plan(plan, self.calls, self.inputs, self._halving, continues=continues)
-        for answered in run:
+        plan = plan or self.plan(requests)
+        for answered in self._answers(plan):
             finished = []
-            for row, answers in answered:
-                for index in asking[row]:
-                    score = _score(answers, plan.places[index][1], requests[index][1])
-                    if not math.isfinite(score.logprob):
-                        raise self._not_finite(plan.rows[row], answers)
-                    finished.append((index, score))
+            for index, answers in answered:
+                row, first = plan.places[index]
+                score = _score(answers, first, requests[index][1])
+                if not math.isfinite(score.logprob):
+                    raise self._not_finite(plan.rows[row], answers)
+                finished.append((index, score))
             for index, score in finished:
                 scores[index] = score
             if on_scores is not None:
                 on_scores(finished)
         return [score for score in scores if score is not None]
+
+    def token_scores(self, texts: Sequence[Tokens], *, top: int = 0) -> list[list[TokenScore]]:
+        """Log-probability of each token of each text but its first, given those before it.
+
+        Parameters
+        ----------
+        texts : sequence of tokens
+            Token ids, at least one each; at most one more than the context length.
+        top : int
+            How many of the most likely tokens are wanted at each place.
+
+        Returns
+        -------
+        list of list of TokenScore
+            Of each text one less than it has tokens.
+
+        Raises
+        ------
+        NonFiniteLogitsError, EngineError, InputError
+            As for `score`, which computes the same numbers.
+        """
+        long = [index for index, text in enumerate(texts) if len(text) > 1]
+        found: list[list[TokenScore]] = [[] for _ in texts]
+        if not long:
+            return found
+        plan = self.plan([(texts[index][:1], texts[index][1:]) for index in long])
+        for answered in self._answers(plan, top):
+            for index, answers in answered:
+                row, first = plan.places[index]
+                scores = found[long[index]]
+                for place, token in enumerate(texts[long[index]][1:], start=first):
+                    scores.append(TokenScore(answers.at(place, token)[0], answers.top(place)))
+                if not all(math.isfinite(score.logprob) for score in scores):
+                    raise self._not_finite(plan.rows[row], answers)
+        return found
+
+    def _answers(self, plan: Plan, top: int = 0) -> Iterator[list[tuple[int, Answers]]]:
+        """Indices of requests, with what the model said about their rows, batch by batch."""
+        self.last_plan = plan
+        self._halving.count = 0
+        asking: list[list[int]] = [[] for _ in plan.rows]
+        for index, (row, _) in enumerate(plan.places):
+            asking[row].append(index)
+        continues = plan.sharing is not None and self.token_bytes > 0
+        run = run_plan(plan, self.calls, self.inputs, self._halving, continues=continues, top=top)
+        for answered in run:
+            yield [(index, answers) for row, answers in answered for index in asking[row]]
 
     def generate(
         self,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .distinct_positions import DISTINCT, PLACES
-from .engine_graph import ARGMAX, PAST_ROWS, POSITIONS, TARGET_LOGPROBS, TARGETS
+from .engine_graph import ARGMAX, PAST_ROWS, POSITIONS, ROW_LOGITS, TARGET_LOGPROBS, TARGETS
 from .schedule import Batch, Group, Layout, Plan, Row, right_padded
 from .session import DecoderInputs
 from .session_calls import Calls, Halving
@@ -22,12 +23,13 @@ _PIECE = 512
 
 
 def run_plan(
-    plan: Plan, calls: Calls, inputs: DecoderInputs, halving: Halving, *, continues: bool
+    plan: Plan, calls: Calls, inputs: DecoderInputs, halving: Halving, *, continues: bool, top: int
 ) -> Iterator[list[tuple[int, Answers]]]:
     """Rows with what the model said about them, batch by batch."""
     # `continues`: whether long rows may be read in pieces, each continued from a cache.
     shared = plan.sharing is not None
-    forward = partial(run_rows, calls, inputs, multiple=plan.limits.multiple, share=shared)
+    multiple = plan.limits.multiple
+    forward = partial(run_rows, calls, inputs, multiple=multiple, share=shared, top=top)
 
     def read(row: Row, past: Cache | None) -> tuple[Answers, Cache]:
         # Attention to all positions of a long row at once, and the logits of all that are wanted,
@@ -67,10 +69,19 @@ Cache = list[Any]
 on the device where the graph takes `mlflow_degrade.engine.engine_graph.PAST_ROWS`."""
 
 
+class Said(NamedTuple):
+    """What the model said about one position."""
+
+    values: Mapping[int, float]  # Log-probabilities of the tokens that were asked for.
+    winner: int
+    # The most likely tokens, best first, where they were asked for.
+    top: tuple[tuple[int, float], ...] = ()
+
+
 class Answers:
     """What the model said about one row."""
 
-    def __init__(self, found: Mapping[int, tuple[Mapping[int, float], int]]) -> None:
+    def __init__(self, found: Mapping[int, Said]) -> None:
         self._found = found
 
     @classmethod
@@ -84,15 +95,19 @@ class Answers:
 
     def at(self, position: int, token: int) -> tuple[float, bool]:
         """Log-probability of `token` after `position`, and whether it is the most likely."""
-        values, winner = self._found[position]
-        return values[token], token == winner
+        said = self._found[position]
+        return said.values[token], token == said.winner
+
+    def top(self, position: int) -> tuple[tuple[int, float], ...]:
+        """The most likely tokens after `position` with their log-probabilities, best first."""
+        return self._found[position].top
 
     def first_non_finite(self) -> int:
         """First position with a log-probability that is not a finite number."""
         return next(
             position
-            for position, (values, _) in sorted(self._found.items())
-            if not all(map(math.isfinite, values.values()))
+            for position, said in sorted(self._found.items())
+            if not all(map(math.isfinite, said.values.values()))
         )
 
 
@@ -110,9 +125,10 @@ def run_rows(
     share: bool = False,
     past: Cache | None = None,
     keep_cache: bool = False,
+    top: int = 0,
 ) -> tuple[list[Answers], Cache]:
     """Run rows, right-padded to one length, and read what is wanted of each."""
-    if keep_cache or past is not None:
+    if keep_cache or past is not None or top:
         calls = calls.exact
     count, length = calls.size(len(rows)), calls.size(length)
     given, rows = len(rows), [*rows, *[_NOTHING] * (count - len(rows))]
@@ -165,18 +181,44 @@ def run_rows(
             spec.output: (spec.shape_after(count, before + length), spec.dtype)
             for spec in inputs.cache
         }
+    if top:
+        outputs[ROW_LOGITS] = ((size,), "float32")  # what is not captured has no fixed shape
     stay = [spec.output for spec in inputs.cache] if keep_cache and inputs.past_rows else []
     logprobs, best, *cache = calls.run(feeds, outputs, stay=stay)
 
     said = {
-        place: (dict(zip(tokens, values.tolist(), strict=False)), int(winner))
+        place: Said(dict(zip(tokens, values.tolist(), strict=False)), int(winner))
         for (place, tokens), values, winner in zip(wanted.items(), logprobs, best, strict=False)
     }
+    if top:
+        for place, logits in zip(wanted, cache.pop(), strict=False):
+            said[place] = said[place]._replace(top=_most_likely(logits, said[place], top))
     answers = [
         Answers({p: said[int(layout.places[index, p])] for p in row.wanted})
         for index, row in enumerate(rows[:given])
     ]
     return answers, cache
+
+
+def _most_likely(
+    logits: NDArray[np.float32], said: Said, count: int
+) -> tuple[tuple[int, float], ...]:
+    """The most likely tokens, on the scale of the log-probability that the graph has computed."""
+    order = [said.winner]
+    if count > 1:
+        found = np.argpartition(-logits, min(count, len(logits) - 1))[: count + 1]
+        ranked = found[np.lexsort((found, -logits[found]))].tolist()
+        order = [said.winner, *(token for token in ranked if token != said.winner)][:count]
+    token, own = next(iter(said.values.items()))
+    shift = float(logits[token]) - own
+    listed = []
+    for other in order:
+        value = said.values.get(other, float(logits[other]) - shift)
+        if logits[other] > logits[token]:
+            # By the last digit of a float32 it could come out below the token that it beats.
+            value = max(value, math.nextafter(own, math.inf))
+        listed.append((other, value))
+    return tuple(listed)
 
 
 def _shape(value: Any) -> Sequence[int]:

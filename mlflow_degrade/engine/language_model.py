@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import threading
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from ..core.errors import InputError
+from ..core.cache import digest_directory
+from ..core.errors import DegradeError, InputError
+from .completions import complete, read_body
 from .conversation import check_messages, choose_template, render
 from .decoder import OnnxDecoder
 from .encoder import OnnxEncoder
@@ -30,14 +36,44 @@ class OnnxLanguageModel(PythonModel):
         self._model.unpadded = bool(config.get("one_by_one", False))
         self._folder = Path(folder)
         self._prompting = dict(config.get("prompting") or {})
+        self._name = str(config.get("name") or "model")
+        # MLflow's server answers in several threads, and a session on a GPU has fixed buffers.
+        self._lock = threading.Lock()
 
     def predict(
         self,
         context: PythonModelContext,  # noqa: ARG002 - part of MLflow's interface
         model_input: pd.DataFrame,
         params: dict[str, Any] | None = None,
+    ) -> pd.DataFrame | dict[str, Any]:
+        """Answer each row, or a body of OpenAI's completions."""
+        with self._lock:
+            body = _completion(model_input, params or {})
+            if body is None:
+                return self._answer_rows(model_input, params)
+            try:
+                return self._complete(body)
+            except DegradeError as error:
+                # Of other errors MLflow's server shows but the stack.
+                code = INVALID_PARAMETER_VALUE if isinstance(error, InputError) else INTERNAL_ERROR
+                raise MlflowException(str(error), code) from error
+
+    def _complete(self, body: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(self._model, OnnxDecoder):
+            raise InputError(
+                "an encoder or classifier completes no text: leave out echo and logprobs."
+            )
+        asked = read_body(self._model, self._served, body)
+        return complete(self._model, asked, self._served)
+
+    @cached_property
+    def _served(self) -> str:
+        """What answers: a name for people, and the digest of the files."""
+        return f"{self._name}@{digest_directory(self._folder, ignore=('degrade.json',))}"
+
+    def _answer_rows(
+        self, model_input: pd.DataFrame, params: dict[str, Any] | None
     ) -> pd.DataFrame:
-        """Answer each row."""
         model_input = _rows(model_input)
         prompts = self._prompts(model_input)
         # After a template nothing is put before a choice, as in the evaluation.
@@ -130,6 +166,37 @@ class OnnxLanguageModel(PythonModel):
             return []
         tokens = self._model.encoder.encode(prompts)
         return self._model.generate(tokens, Sampling(max_new_tokens=max_new_tokens))
+
+
+def _completion(given: pd.DataFrame, params: dict[str, Any]) -> dict[str, Any] | None:
+    """The body of a completion, which `echo` or `logprobs` make it; None for rows."""
+    body = {
+        name: [None if isinstance(value, float) and np.isnan(value) else value for value in column]
+        for name, column in given.items()
+        if name in ("prompt", "logprobs", "stop")
+    }
+    asked = params.get("echo") is not None or any(
+        each is not None for each in body.get("logprobs", ())
+    )
+    others = [*_column(given, "messages"), *_column(given, "choices")]
+    if not asked or "prompt" not in given or any(each is not None for each in others):
+        return None
+    prompts = body["prompt"]
+    settings = {name: _shared(name, body.get(name, [None])) for name in ("logprobs", "stop")}
+    count = params.get("max_tokens")
+    count = params.get("max_new_tokens", 64) if count is None else count
+    prompt = prompts[0] if len(prompts) == 1 else prompts
+    return {**params, **settings, "prompt": prompt, "max_tokens": count}
+
+
+def _shared(name: str, values: list[Any]) -> Any:
+    """What all rows of a body say."""
+    if any(str(value) != str(values[0]) for value in values):
+        raise MlflowException(
+            f"{name} differs between rows: send those in a body of their own.",
+            INVALID_PARAMETER_VALUE,
+        )
+    return values[0]
 
 
 _BODY = '{"dataframe_records": [{"prompt": "…"}]}'

@@ -34,6 +34,18 @@ _SERVING = (
     "pydantic",
 )
 
+# What MLflow's server hands on of a body of OpenAI's completions, by its types.
+_COMPLETION = {
+    "max_tokens": "integer",
+    "echo": "boolean",
+    "temperature": "double",
+    "top_p": "double",
+    "seed": "long",
+    "n": "integer",
+    "stream": "boolean",
+    "model": "string",
+}
+
 
 def log_model(
     model_dir: Path,
@@ -67,19 +79,25 @@ def log_model(
     -----
     ``predict`` generates text for the rows of a column ``prompt`` or ``messages``, or scores the
     strings of a column ``choices`` as its continuations, and gives an encoder's embeddings; see
-    `mlflow_degrade.engine.language_model`.
+    `mlflow_degrade.engine.language_model`. With ``echo`` or ``logprobs`` it answers as OpenAI's
+    completions do; see `mlflow_degrade.engine.completions`.
     """
     import mlflow
 
+    called = _NOT_IN_NAMES.sub("-", name).strip("-") or "model"
     with served_package() as code:
         return mlflow.pyfunc.log_model(
-            name=_NOT_IN_NAMES.sub("-", name).strip("-") or "model",
+            name=called,
             # Models from code: MLflow runs this file where the model is loaded, nothing is pickled.
             python_model=str(SCRIPT),
             artifacts={"model_dir": str(model_dir)},
             code_paths=[str(code)],
             pip_requirements=[f"{name}=={version(name)}" for name in _serving_packages()],
-            model_config={"one_by_one": one_by_one, "prompting": dict(prompting or {})},
+            model_config={
+                "one_by_one": one_by_one,
+                "prompting": dict(prompting or {}),
+                "name": called,
+            },
             signature=_signature(),
             # MLflow loads what was logged and answers this, and warns where that fails.
             input_example=(_example(model_dir), {"max_new_tokens": 1}),
@@ -264,8 +282,9 @@ def _example(model_dir: Path) -> Any:
 def _signature() -> Any:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
-    from mlflow.types.schema import Array, DataType, Object, Property
+    from mlflow.types.schema import AnyType, Array, DataType, Object, Property
 
+    anything: Any = AnyType  # MLflow does not annotate it
     message = Object([Property(name, DataType.string) for name in ("role", "content")])
     return ModelSignature(
         inputs=Schema(
@@ -273,6 +292,10 @@ def _signature() -> Any:
                 ColSpec(DataType.string, "prompt", required=False),
                 ColSpec(Array(message), "messages", required=False),
                 ColSpec(Array(DataType.string), "choices", required=False),
+                # Of completions. As parameters they would be of one type, and chats that are
+                # answered without them, with `"logprobs": true` say, would be refused.
+                ColSpec(anything(), "logprobs", required=False),
+                ColSpec(anything(), "stop", required=False),
             ]
         ),
         outputs=Schema(
@@ -282,5 +305,10 @@ def _signature() -> Any:
                 ColSpec(Array(DataType.double), "embedding", required=False),
             ]
         ),
-        params=ParamSchema([ParamSpec("max_new_tokens", DataType.integer, 64)]),
+        params=ParamSchema(
+            [
+                ParamSpec("max_new_tokens", DataType.integer, 64),
+                *(ParamSpec(name, kind, None) for name, kind in _COMPLETION.items()),
+            ]
+        ),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -47,7 +48,9 @@ def _environment() -> dict[str, str]:
 def test_an_example_and_a_signature(logged: Any, caplog: pytest.LogCaptureFixture) -> None:
     assert not [r for r in caplog.records if "Failed to validate serving input" in r.getMessage()]
     model = mlflow.pyfunc.load_model(logged.model_uri)
-    assert model.metadata.signature.inputs.input_names() == ["prompt", "messages", "choices"]
+    assert model.metadata.signature.inputs.input_names() == [
+        "prompt", "messages", "choices", "logprobs", "stop",
+    ]  # fmt: skip
     example = model.input_example
     assert list(example) == ["prompt"]
     (answer,) = model.predict(example, params={"max_new_tokens": 2})["text"]
@@ -88,6 +91,13 @@ def test_mlflow_models_predict(logged: Any, tmp_path: Path) -> None:
     assert [row["text"] for row in found] == list(own["text"])
 
 
+def _documented_body() -> bytes:
+    """The body of the example with curl."""
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    (body,) = re.findall(r"/invocations.*\n    -d '(.*)'", page)
+    return str(body).encode()
+
+
 @pytest.mark.slow
 def test_mlflow_models_serve(logged: Any) -> None:
     with socket.socket() as free:
@@ -110,6 +120,13 @@ def test_mlflow_models_serve(logged: Any) -> None:
         with urllib.request.urlopen(request, timeout=60) as reply:
             (answer,) = json.load(reply)["predictions"]
         assert isinstance(answer["text"], str)
+        request.data = _documented_body()
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            said = json.load(reply)
+        (choice,) = said["choices"]
+        assert choice["text"] == "The capital of France is Paris."
+        assert len(choice["logprobs"]["token_logprobs"]) == said["usage"]["prompt_tokens"]
+        assert re.fullmatch(r"model@sha256:[0-9a-f]{64}", said["model"])
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(30)
