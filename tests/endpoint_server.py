@@ -192,3 +192,24 @@ class TinyServer:
         finally:
             server.shutdown()
             server.server_close()
+
+
+@contextmanager
+def scoring_server(model_uri: str) -> Iterator[str]:
+    """MLflow's scoring server around a logged model, as ``mlflow models serve`` runs it."""
+    import mlflow
+    import uvicorn
+    from mlflow.pyfunc.scoring_server import init
+
+    app = init(mlflow.pyfunc.load_model(model_uri))
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.05)
+    try:
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(10)

@@ -118,6 +118,12 @@ class EndpointLM(TextLM):
             timeout=float(timeout),
             patience=float(patience),
         )
+        served = self.endpoint.identity.digest
+        if self._weights and served and served != self._weights:
+            raise ModelError(
+                f"the server says that it serves {served}, and files {files} have digest "
+                f"{self._weights}: name the files that are served, or serve these."
+            )
         given = 16 if protocol == "mlflow" else 1
         self._batch = int(str(batch_size)) if str(batch_size).isdecimal() else given
         self._length = self._context(max_length)
@@ -367,6 +373,7 @@ class EndpointLM(TextLM):
         return {
             "prompt": self._sent(tokens),
             "max_tokens": most,
+            "echo": False,
             "temperature": float(options["temperature"]) if options["do_sample"] else 0.0,
             "seed": int(options.get("seed", 0)),
             # More are not taken everywhere; the text is cut here in any case.
@@ -495,7 +502,7 @@ class EndpointLM(TextLM):
     def _next(self, prompt: Sequence[int], top: int | None, count: int = 1) -> dict[str, Any]:
         """A body that asks for what comes after a prompt."""
         body: dict[str, Any] = {
-            "prompt": self._sent(prompt), "max_tokens": count, "temperature": 0
+            "prompt": self._sent(prompt), "max_tokens": count, "temperature": 0, "echo": False
         }  # fmt: skip
         return body if top is None else {**body, "logprobs": top}
 

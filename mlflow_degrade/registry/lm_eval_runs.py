@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow.compute as pc
@@ -26,6 +26,7 @@ from ..core.errors import (
     TrackingError,
     redact_setting,
 )
+from ..optimize.source.model_directory import MANIFEST_FILE
 from ..samples.readers._lm_eval_files import results_files, sample_files
 from ..samples.readers._reader import ReaderNote
 from ..samples.readers.lm_eval import OWN_FACTS, READER, LmEvalOutput, read_output
@@ -33,7 +34,7 @@ from ..samples.row_index import RowIndex, table_digest
 from ..samples.table import SampleScores
 from ..tracking.evaluations import MODEL_URI_TAG, find_evaluation, log_evaluation
 from ..tracking.runs import check_tag, terminate_gracefully, tracked_run
-from .references import content_digest
+from .references import logged_content
 
 # What an lm-eval run says about itself, in MLflow's terms: key, metrics, params and note.
 
@@ -457,9 +458,28 @@ def _log(output: LmEvalOutput, key: Mapping[str, Any], metrics: Mapping[str, flo
     )
 
 
+def _parts(files: Mapping[str, str]) -> set[str]:
+    """Digests of a model's files and of its directories, as an endpoint's are taken."""
+    found = set(files.values())
+    for folder in {parent for name in files for parent in PurePosixPath(name).parents}:
+        inside = sorted(name for name in map(PurePosixPath, files) if name.is_relative_to(folder))
+        listed = [[n.relative_to(folder).as_posix(), files[n.as_posix()]] for n in inside]
+        found.add(digest_json([each for each in listed if each[0] != MANIFEST_FILE]))
+    return found
+
+
 def _of_model(output: LmEvalOutput, model_uri: str) -> LmEvalOutput:
     """The same, said to be of a model in MLflow."""
-    samples, digest = output.samples, content_digest(model_uri)
+    samples, content = output.samples, logged_content(model_uri)
+    digest = content.digest
+    weights = (_own(output).get("endpoint") or {}).get("weights") or {}
+    if weights.get("digest") not in (None, digest, *_parts(content.files)):
+        raise RegistryError(
+            f"{model_uri} is not what the endpoint served: no file or directory of it has digest "
+            f"{weights['digest']}, which is that of the weights by the word of "
+            f"{'files=' if weights['by'] == 'files' else 'the server'}. Name the model that was "
+            "evaluated."
+        )
     evaluated = samples.model_digest
     ours = (output.newest.get("config") or {}).get("model") == _ENGINE
     # Of an ONNX directory the digest is the same wherever it lies.

@@ -140,7 +140,7 @@ def test_what_a_server_refuses_is_said_and_not_asked_again(server, address, fold
     model = _opened(address, folders[0])
     model.loglikelihood(_asked(PAIRS[:2]))
     server.troubles.append("400")
-    with pytest.raises(EngineError, match="answers 400: .*told to say 400.*not asked again"):
+    with pytest.raises(EngineError, match=r"answers 400: .*told to say 400.*not asked again"):
         model.loglikelihood(_asked())
     assert model.endpoint.retries == 0
 
@@ -149,9 +149,9 @@ def test_a_server_that_stays_away_is_waited_for_as_long_as_said(server, folders)
     with server.running() as address:
         model = _opened(address, folders[0], patience=0.5)
         model.loglikelihood(_asked(PAIRS[:2]))
-    with pytest.raises(EngineError, match="did not answer in .* tries .*goes on where it stopped"):
+    with pytest.raises(EngineError, match=r"did not answer in .* tries .*goes on where it stopped"):
         model.loglikelihood(_asked())
-    with pytest.raises(EngineError, match="did not answer"):
+    with pytest.raises(EngineError, match=r"did not answer"):
         _opened(address, folders[0], patience=0.2)
 
 
@@ -161,7 +161,7 @@ def test_an_evaluation_that_was_broken_off_goes_on(server, address, folders, exp
     broken.loglikelihood(_asked(PAIRS[:1]))
     server.answered.clear()
     server.troubles.extend([*[""] * 9, "400"])
-    with pytest.raises(EngineError, match="400"):
+    with pytest.raises(EngineError, match=r"400"):
         broken.loglikelihood(_asked())
     done = {prompt for prompt, times in server.answered.items() if times}
     again = _opened(address, folders[0])
@@ -191,7 +191,7 @@ def test_another_model_in_the_middle_stops_it(server, address, folders, name):
     model.loglikelihood(_asked(PAIRS[:2]))
     server.swap_after = (5, folders[1], name)
     said = "another one than before.*'other'.*'tiny'" if name == "other" else "other log-prob"
-    with pytest.raises(EngineError, match=f"{said}.*Nothing was logged"):
+    with pytest.raises(EngineError, match=rf"{said}.*Nothing was logged"):
         model.loglikelihood(_asked())
     assert len(model._journal) <= 3  # the canary and what was confirmed before
 
@@ -199,7 +199,7 @@ def test_another_model_in_the_middle_stops_it(server, address, folders, name):
 def test_a_server_without_likelihoods_is_refused_before_the_first_sample(server, address, folders):
     server.gives_likelihoods = False
     model = _opened(address, folders[0])
-    with pytest.raises(NoLikelihoodsError, match="logits_all true.*tasks that generate"):
+    with pytest.raises(NoLikelihoodsError, match=r"logits_all true.*tasks that generate"):
         model.loglikelihood(_asked())
     assert model.endpoint.requests == 1
     texts = [Instance("generate_until", {}, (SENTENCES[0], {"until": ["."], "max_gen_toks": 4}), 0)]
@@ -208,13 +208,13 @@ def test_a_server_without_likelihoods_is_refused_before_the_first_sample(server,
 
 def test_a_shifted_server_is_refused(server, address, folders):
     server.shifted = True
-    with pytest.raises(EngineError, match="of the one before it.*kv_overrides"):
+    with pytest.raises(EngineError, match=r"of the one before it.*kv_overrides"):
         _opened(address, folders[0]).loglikelihood(_asked())
 
 
 def test_rounded_likelihoods_are_refused_or_said(server, address, folders, capsys):
     server.decimals = 2
-    with pytest.raises(EngineError, match="rounds log-probabilities to 2 decimals.*at least 3"):
+    with pytest.raises(EngineError, match=r"rounds log-probabilities to 2 decimals.*at least 3"):
         _opened(address, folders[0]).loglikelihood(_asked())
     server.decimals = 4
     model = _opened(address, folders[0])
@@ -233,7 +233,7 @@ def test_another_tokenizer_is_refused_with_the_first_difference(server, address,
 
 def test_a_server_that_puts_a_token_before_a_text_is_refused_or_followed(server, address, folders):
     server.takes_ids, server.puts_begin = False, True
-    with pytest.raises(DisagreementError, match="puts a token before each text.*bos=true"):
+    with pytest.raises(DisagreementError, match=r"puts a token before each text.*bos=true"):
         _opened(address, folders[0]).loglikelihood(_asked())
     found = _opened(address, folders[0], bos=True).loglikelihood(_asked())
     begin = server.tokenizer.bos_token
@@ -261,21 +261,21 @@ def test_the_key_is_sent_and_never_said(server, address, folders, monkeypatch):
 
 
 def test_what_is_wrong_in_a_word_is_said(address, folders, tmp_path):
-    with pytest.raises(InputError, match="needs an address"):
+    with pytest.raises(InputError, match=r"needs an address"):
         EndpointLM()
-    with pytest.raises(InputError, match="needs the tokenizer"):
+    with pytest.raises(InputError, match=r"needs the tokenizer"):
         EndpointLM(base_url=address)
-    with pytest.raises(InputError, match="no address of a server"):
+    with pytest.raises(InputError, match=r"no address of a server"):
         _opened("localhost:8000", folders[0])
-    with pytest.raises(InputError, match="concurrency is 0, the least is 1"):
+    with pytest.raises(InputError, match=r"concurrency is 0, the least is 1"):
         _opened(address, folders[0], concurrency=0)
-    with pytest.raises(UnknownNameError, match="protocol"):
+    with pytest.raises(UnknownNameError, match=r"protocol"):
         _opened(address, folders[0], protocol="grpc")
-    with pytest.raises(UnknownNameError, match="model of .*: .*tiny"):
+    with pytest.raises(UnknownNameError, match=r"model of .*: .*tiny"):
         _opened(address, folders[0], model="tinny")
     with pytest.raises(EngineError, match=r"404.*base_url ends in /v1"):
         _opened(address + "/nothing", folders[0])
-    with pytest.raises(ModelError, match="does not exist"):
+    with pytest.raises(ModelError, match=r"does not exist"):
         _opened(address, folders[0], files=str(tmp_path / "away"))
 
 
