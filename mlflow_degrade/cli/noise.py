@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,9 @@ draw their answers at random. Of each rerun the flips are told, and of all toget
 the share of samples that change by nothing the candidate did. plan --noise takes it for planning,
 compare --noise shows it beside a candidate's flips, and with --log gates and recipes find it.
 
+With --model endpoint a server is asked (docs/endpoints.md), and the reruns have other numbers of
+requests at a time: --concurrency.
+
 FIRST and SECOND instead are two evaluations of the same file: logs that compare reads, or
 runs:/<run id>, e.g. of the machine it was judged on and of the one it is deployed to.
 
@@ -46,6 +49,8 @@ Examples:
   mlflow-degrade noise --model models/fp32 --batch-sizes 1,4,32 --threads 1,2 --log
   mlflow-degrade noise --model models/fp32 --tasks gsm8k --limit 500 \\
       --gen-kwargs do_sample=true,temperature=0.7 --seeds 1,2,3 --batch-sizes ""
+  mlflow-degrade noise --model endpoint --tasks arc_easy --limit 500 --concurrency 1,4,16 \\
+      --model-args base_url=http://localhost:8000/v1,tokenizer=./chat
   mlflow-degrade evaluate --model onnx --model-args pretrained=models/int8 --tasks starter \\
       --output-path here                      # and on the other machine, to there
   mlflow-degrade noise here there
@@ -58,6 +63,9 @@ of that policy. A rerun that was interrupted goes on where it stopped.
 Exit codes: 0 PASS, 1 FAIL, 2 INCONCLUSIVE, 3 invalid input.
 """
 
+_ENDPOINT = "endpoint"
+# What this package's engine can do otherwise, and a server does as it was started.
+_OF_ENGINE = ("batch_sizes", "threads", "paths", "devices", "seeds", "device", "fresh")
 _OF_LOGS = ("format_", "options", "baseline_options", "candidate_options", "average")
 
 
@@ -78,7 +86,19 @@ def _words(_: click.Context, __: click.Parameter, text: str | None) -> tuple[str
 @click.option(
     "--model",
     metavar="MODEL",
-    help="Run this one again: a model directory, or what the recipes take, e.g. starter.",
+    help="Run this one again: a model directory, or what the recipes take, e.g. starter; endpoint "
+    "for a server.",
+)
+@click.option(
+    "--model-args",
+    metavar="KEY=VALUE,…",
+    help="Of --model endpoint: base_url, tokenizer and more, as evaluate takes them.",
+)
+@click.option(
+    "--concurrency",
+    callback=_numbers,
+    metavar="N,…",
+    help="Of --model endpoint: reruns with so many requests at a time.  [default: 1,16]",
 )
 @click.option(
     "--batch-sizes",
@@ -127,6 +147,8 @@ def noise(
     first: str | None,
     second: str | None,
     model: str | None,
+    model_args: str | None,
+    concurrency: tuple[int, ...] | None,
     policy: str | None,
     alpha: float | None,
     margin_pp: float | None,
@@ -148,6 +170,12 @@ def noise(
         | {name: value for name, value in given.items() if value is not None},
         "options" if policy is None else f"{policy} and options",
     )
+    if model == _ENDPOINT:
+        beside = "--model endpoint", "runs on its server, and is asked there"
+        _refuse(_given(("first", *_OF_LOGS, *_OF_ENGINE)), *beside)
+        _rerun_endpoint(model_args or "", concurrency, asked, how, log, json_)
+        return
+    _refuse(_given(("model_args", "concurrency")), model or "FIRST and SECOND", "is no endpoint")
     if model is not None:
         _refuse(_given(("first", *_OF_LOGS)), "--model", "is evaluated here, and no log is read")
         _rerun(model, asked, how, log, json_)
@@ -234,12 +262,9 @@ def _rerun(
 ) -> None:
     """A model, evaluated and run again."""
     from ..core.progress import counted_steps
-    from ..decision.noise import NoiseRecord
-    from ..decision.rerun import compare_runs, overall
+    from ..decision.rerun import compare_runs
     from ..evaluation.reruns import Asked, conditions, rerun
     from ..evaluation.run import EvaluationSettings, evaluate_model, scoring_path
-    from ..report.rerun_view import floor_view, reruns_view
-    from ..report.terminal import console
     from ..tracking.connection import require_tracking_server
     from ..workflows.steps import say, step
     from .references import model_folder
@@ -273,12 +298,75 @@ def _rerun(
                 again = rerun(folder, suite, settings, condition).with_model(reference)
                 _keep(kept, condition.name.replace(" ", "-"), again)
                 found[condition.name] = compare_runs(first, again, each)
+    _say(found, json_, lambda record: _log(reference, first, made, suite, record) if log else None)
+
+
+def _rerun_endpoint(
+    model_args: str,
+    levels: tuple[int, ...] | None,
+    policy: GatePolicy,
+    how: dict[str, Any],
+    log: bool,
+    json_: str | None,
+) -> None:
+    """A server, asked as usual and again with other numbers of requests at a time."""
+    from ..core.progress import counted_steps
+    from ..decision.rerun import compare_runs
+    from ..evaluation.endpoint_reruns import CONCURRENCY, run_endpoint, settings_of
+    from ..registry.lm_eval_runs import log_lm_eval
+    from ..tracking.connection import require_tracking_server
+    from ..tracking.evaluations import log_noise
+    from ..workflows.steps import step
+
+    kept = how.pop("output_path")
+    questions = read(Questions, {name: how[name] for name in Questions.model_fields if name in how})
+    wanted = tuple(dict.fromkeys(CONCURRENCY if levels is None else levels))
+    if not wanted or min(wanted) < 1:
+        raise InputError(
+            f"--concurrency {','.join(map(str, wanted)) or 'names none'}: name numbers of requests "
+            "at a time, the least is 1."
+        )
+    settings = settings_of(
+        model_args, vars(questions), questions.prompting.completed(policy.prompting)
+    )
+    if log:
+        require_tracking_server()
+    each = policy.model_copy(update={"alpha": policy.alpha / len(wanted)})
+    found = {}
+    with counted_steps(1 + len(wanted)):
+        with step("Evaluate the endpoint"):
+            made = run_endpoint(settings, None)
+            first = made.output.samples
+            _keep(kept, "first", first)
+        for level in wanted:
+            name = f"concurrency {level}"
+            with step(f"Rerun: {name}"):
+                again = run_endpoint(settings, level).output.samples
+                _keep(kept, name.replace(" ", "-"), again)
+                found[name] = compare_runs(first, again, each)
+
+    def put(record: NoiseRecord) -> str:
+        run_id = log_lm_eval(made.output, fresh=True).run_id
+        log_noise(run_id, record)
+        return run_id
+
+    _say(found, json_, put if log else lambda _record: None)
+
+
+def _say(
+    found: dict[str, Rerun], json_: str | None, put: Callable[[NoiseRecord], str | None]
+) -> None:
+    """Show what reruns changed, log it where that was asked for, and exit as they say."""
+    from ..decision.noise import NoiseRecord
+    from ..decision.rerun import overall
+    from ..report.rerun_view import floor_view, reruns_view
+    from ..report.terminal import console
+
     record = NoiseRecord.of(found)
     out = console(stderr=json_ == "-")
     out.print(reruns_view(found))
     out.print(floor_view(record))
-    if log:
-        run_id = _log(reference, first, made, suite, record)
+    if (run_id := put(record)) is not None:
         click.echo(f"logged beside runs:/{run_id}", err=True)
     verdict = overall([comparison.verdict for comparison in found.values()])
     document = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from lm_eval.api.instance import Instance
@@ -18,6 +19,7 @@ from ..engine.conversation import choose_template, render
 from ..engine.decoder import OnnxDecoder, Score
 from ..engine.encoder import OnnxEncoder
 from ..engine.generation import Sampling
+from ..engine.tokenization import TextEncoder
 from .probes import (
     SHORTEST_PROMPT,
     BatchInvariance,
@@ -83,67 +85,54 @@ class EngineLM(LM):  # type: ignore[misc]
         return str(self.tokenizer.name_or_path).replace("/", "__")
 
 
-@register_model(NAME)
-class OnnxLM(EngineLM, TemplateLM):  # type: ignore[misc]
-    """Decoder in ONNX Runtime behind lm-eval's interface."""
+class TextLM(TemplateLM):  # type: ignore[misc]
+    """What reads texts by a tokenizer of its own, whoever computes their likelihoods."""
 
     # Tokenization, truncation, special tokens, stop sequences and default lengths follow lm-eval's
-    # Hugging Face backend. Results go to lm-eval's cache batch by batch, so that with
-    # ``use_cache`` an evaluation that was killed continues where it stopped.
+    # Hugging Face backend. Results go to lm-eval's cache as they come, so that an evaluation that
+    # was killed continues where it stopped.
 
-    def __init__(
+    encoder: TextEncoder
+    folder: Path
+    _template: str | None = None
+    _told = False
+
+    def _score(
         self,
-        pretrained: str | OnnxDecoder,
-        device: str = "auto",
-        batch_size: int | str = "auto",
-        path: ScoringPath | Literal["auto"] = "auto",
-        max_batch_size: int | None = None,  # noqa: ARG002 - part of lm-eval's interface
-        advance: Advance | None = None,
-    ) -> None:
-        self.decoder = (
-            pretrained
-            if isinstance(pretrained, OnnxDecoder)
-            else OnnxDecoder(pretrained, device=device, batch_size=batch_size)
-        )
-        super().__init__(self.decoder, path, advance)
-        self.tokenizer = self.decoder.encoder.tokenizer
-        self.probes: dict[str, BatchInvariance] = {}
-        self.equivalence: PathEquivalence | None = None
-        self.sampling_seed: int | None = None  # In place of what tasks say.
-        self._template: str | None = None
-        self._told = False
+        pairs: Sequence[tuple[list[int], list[int]]],
+        keep: Callable[[int, Score], None],
+    ) -> list[tuple[float, bool]]:
+        """Scores of (context, continuation), each handed to `keep` with its place."""
+        raise NotImplementedError
 
-    def take(self, path: ScoringPath) -> None:
-        """Score by this path from now on."""
-        super().take(path)
-        self.decoder.reuse_prefixes = path == "shared-prefix"
+    def _keep(self, kind: str, request: tuple[Any, ...], result: Any) -> None:
+        self.cache_hook.add_partial(kind, request, result)
+
+    @property
+    def max_length(self) -> int:
+        """The model's context length in tokens."""
+        raise NotImplementedError
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Names the tokenizer in lm-eval's cache of built prompts."""
+        return str(self.tokenizer.name_or_path).replace("/", "__")
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text."""
-        return self.decoder.encoder.encode(texts)
-
-    def probe(
-        self, prompts: Sequence[Sequence[int]], *, generation: bool = False
-    ) -> BatchInvariance:
-        """Whether this model's scores depend on the batch."""
-        return probe_batch_invariance(self.decoder, prompts, generation=generation)
+        return self.encoder.encode(texts)
 
     # -- what lm-eval asks about the model ------------------------------------------------
 
     @property
     def eot_token_id(self) -> int:
         """Id of the end-of-text token."""
-        return self.decoder.encoder.end_id
+        return self.encoder.end_id
 
     @property
     def prefix_token_id(self) -> int:
         """Id of the token that stands for an empty context."""
-        return self.decoder.encoder.prefix_id
-
-    @property
-    def max_length(self) -> int:
-        """The model's context length in tokens."""
-        return self.decoder.context_length
+        return self.encoder.prefix_id
 
     @property
     def max_gen_toks(self) -> int:
@@ -154,7 +143,7 @@ class OnnxLM(EngineLM, TemplateLM):  # type: ignore[misc]
         self, string: str, add_special_tokens: bool | None = None, **_: Any
     ) -> list[int]:
         """Token ids of one text."""
-        return self.decoder.encoder.encode([string], add_special_tokens=add_special_tokens)[0]
+        return self.encoder.encode([string], add_special_tokens=add_special_tokens)[0]
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """Use a template of the tokenizer from now on: a named one, or the default."""
@@ -163,17 +152,17 @@ class OnnxLM(EngineLM, TemplateLM):  # type: ignore[misc]
         # `mlflow_degrade.engine.conversation.choose_template`.
         self._template = None
         if chat_template:
-            self._template = choose_template(self.tokenizer, chat_template, self.decoder.folder)
+            self._template = choose_template(self.tokenizer, chat_template, self.folder)
         return self._template
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
         """The prompt text of a conversation, by the tokenizer's chat template."""
-        template = self._template or choose_template(self.tokenizer, True, self.decoder.folder)
+        template = self._template or choose_template(self.tokenizer, True, self.folder)
 
         def prompt(messages: list[dict[str, str]]) -> str:
-            folder = self.decoder.folder
+            folder = self.folder
             return render(self.tokenizer, messages, template, folder, reply=add_generation_prompt)
 
         try:
@@ -198,7 +187,7 @@ class OnnxLM(EngineLM, TemplateLM):  # type: ignore[misc]
     ) -> list[tuple[float, bool]]:
         """Log-likelihood of each (context, continuation), and whether greedy decoding finds it."""
         pairs = [request.args for request in requests]
-        encoded = self.decoder.encoder.encode_pairs(pairs)
+        encoded = self.encoder.encode_pairs(pairs)
         return self._score(encoded, lambda i, s: self._keep("loglikelihood", pairs[i], tuple(s)))
 
     def _loglikelihood_tokens(
@@ -221,7 +210,7 @@ class OnnxLM(EngineLM, TemplateLM):  # type: ignore[misc]
         texts = [request.args[0] for request in requests]
         windows: list[tuple[list[int], list[int]]] = []
         owners: list[int] = []
-        for index, tokens in enumerate(self.decoder.encoder.encode(texts)):
+        for index, tokens in enumerate(self.encoder.encode(texts)):
             parts = get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, 1)
             disjoint = [make_disjoint_window(part) for part in parts]
             windows += disjoint
@@ -238,6 +227,48 @@ class OnnxLM(EngineLM, TemplateLM):  # type: ignore[misc]
 
         self._score(windows, keep)
         return totals
+
+
+@register_model(NAME)
+class OnnxLM(EngineLM, TextLM):
+    """Decoder in ONNX Runtime behind lm-eval's interface."""
+
+    def __init__(
+        self,
+        pretrained: str | OnnxDecoder,
+        device: str = "auto",
+        batch_size: int | str = "auto",
+        path: ScoringPath | Literal["auto"] = "auto",
+        max_batch_size: int | None = None,  # noqa: ARG002 - part of lm-eval's interface
+        advance: Advance | None = None,
+    ) -> None:
+        self.decoder = (
+            pretrained
+            if isinstance(pretrained, OnnxDecoder)
+            else OnnxDecoder(pretrained, device=device, batch_size=batch_size)
+        )
+        super().__init__(self.decoder, path, advance)
+        self.encoder, self.folder = self.decoder.encoder, self.decoder.folder
+        self.tokenizer = self.encoder.tokenizer
+        self.probes: dict[str, BatchInvariance] = {}
+        self.equivalence: PathEquivalence | None = None
+        self.sampling_seed: int | None = None  # In place of what tasks say.
+
+    def take(self, path: ScoringPath) -> None:
+        """Score by this path from now on."""
+        super().take(path)
+        self.decoder.reuse_prefixes = path == "shared-prefix"
+
+    def probe(
+        self, prompts: Sequence[Sequence[int]], *, generation: bool = False
+    ) -> BatchInvariance:
+        """Whether this model's scores depend on the batch."""
+        return probe_batch_invariance(self.decoder, prompts, generation=generation)
+
+    @property
+    def max_length(self) -> int:
+        """The model's context length in tokens."""
+        return self.decoder.context_length
 
     def generate_until(
         self,
@@ -324,6 +355,3 @@ class OnnxLM(EngineLM, TemplateLM):  # type: ignore[misc]
             seed=int(options.get("seed", 0)) if self.sampling_seed is None else self.sampling_seed,
             **chosen,
         )
-
-    def _keep(self, kind: str, request: tuple[Any, ...], result: Any) -> None:
-        self.cache_hook.add_partial(kind, request, result)

@@ -34,6 +34,7 @@ from .suite import Spec, SuiteTask, find_tasks, load
 from .task_fit import fit_tasks, note_literal_templates
 
 _ONNX = "onnx"
+_ENDPOINT = "endpoint"
 _log = logging.getLogger(__name__)
 
 
@@ -161,6 +162,8 @@ def run_lm_eval(
     # Nor are the data loaded a second time.
     manager.load = lambda _specs: loaded
     digest = _local_digest(arguments)
+    if settings.model == _ENDPOINT:
+        digest = _served_digest(arguments)
     order = None if begin is None else begin(digest)
     if order is not None:
         _require_tasks(order.baseline, loaded["tasks"])
@@ -172,13 +175,18 @@ def run_lm_eval(
             keep_metrics(found, kept)
         samples = found["samples"]
         results = _results({k: v for k, v in found.items() if k != "samples"}, tracker)
+        facts = _served(model, tracker, results) if settings.model == _ENDPOINT else {}
         if digest is not None:
-            results[OWN_FACTS] = {"model_digest": digest, **_where(settings, arguments)}
+            facts |= {"model_digest": digest, **_where(settings, arguments)}
+        if facts:
+            results[OWN_FACTS] = facts
         return HarnessRun(output_of(results, samples, date), samples, tracker)
 
     if order is None:
         found, tracker = _evaluate(model, name, arguments, manager, specs, settings)
-        return None if found is None else made(found, tracker)
+        run = None if found is None else made(found, tracker)
+        _finish(model)
+        return run
     kept_answers = _answers_of(settings, arguments, digest, order.baseline)
 
     def ask(documents: Mapping[str, list[int]]) -> tuple[dict[str, Any] | None, Any]:
@@ -186,14 +194,23 @@ def run_lm_eval(
         manager.load = lambda _specs: {"tasks": some, "groups": {}, "group_map": {}}
         return _evaluate(
             model, name, arguments, manager, specs, settings,
-            # A name may stand for other weights by the time that this goes on.
-            samples=documents, use_cache=None if digest is None else str(kept_answers),
+            # A name may stand for other weights by the time that this goes on; and an endpoint
+            # keeps its answers itself.
+            samples=documents,
+            use_cache=None if digest is None or settings.model == _ENDPOINT else str(kept_answers),
         )  # fmt: skip
 
     run = _in_order(order, loaded["tasks"], ask, made)
+    _finish(model)
     for file in kept_answers.parent.glob(f"{kept_answers.name}*"):
         file.unlink()
     return run
+
+
+def _finish(model: Any) -> None:
+    """Let a model forget what it kept in case that the evaluation is broken off."""
+    if callable(finish := getattr(model, "finish", None)):
+        finish()
 
 
 def _require_tasks(baseline: SampleScores, tasks: Mapping[str, Any]) -> None:
@@ -310,6 +327,20 @@ def _local_digest(arguments: Mapping[str, Any]) -> str | None:
     return None if folder is None or {"peft", "delta"} & set(arguments) else model_digest(folder)
 
 
+def _served_digest(arguments: Mapping[str, Any]) -> str | None:
+    """Digest of the files that an endpoint serves, as far as the user names them."""
+    from .endpoint_backend import files_digest
+
+    return files_digest(str(arguments["files"])) if arguments.get("files") else None
+
+
+def _served(model: Any, tracker: Any, results: dict[str, Any]) -> dict[str, Any]:
+    """Who answered, how it was asked and what probes showed of it."""
+    name = model.endpoint.identity.model
+    results["model_name"] = tracker.general_config_tracker.model_name = name
+    return {"endpoint": model.facts(), "endpoint_findings": model.findings()}
+
+
 def _folder(arguments: Mapping[str, Any]) -> Path | None:
     """The local directory that is meant, if it is one."""
     folder = Path(str(arguments.get("pretrained", ""))).expanduser()
@@ -333,11 +364,11 @@ def _model_name(given: str) -> str:
         from lm_eval.api.registry import model_registry
     except ImportError as error:
         raise MissingExtraError("lm_eval", "cpu") from error
-    from . import backend
+    from . import backend, endpoint_backend  # registers them
 
     if given == _ONNX:
         return backend.NAME
-    known = sorted(model_registry.keys())
+    known = sorted({*model_registry.keys(), endpoint_backend.NAME})
     if given not in known:
         raise UnknownNameError("lm-eval model", given, [_ONNX, *known])
     return given

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow.compute as pc
@@ -26,9 +26,10 @@ from ..core.errors import (
     TrackingError,
     redact_setting,
 )
+from ..optimize.source.model_directory import MANIFEST_FILE
 from ..samples.readers._lm_eval_files import results_files, sample_files
 from ..samples.readers._reader import ReaderNote
-from ..samples.readers.lm_eval import READER, LmEvalOutput, read_output
+from ..samples.readers.lm_eval import OWN_FACTS, READER, LmEvalOutput, read_output
 from ..samples.row_index import RowIndex, table_digest
 from ..samples.table import SampleScores
 from ..tracking.evaluations import MODEL_URI_TAG, find_evaluation, log_evaluation
@@ -67,6 +68,8 @@ def evaluation_key(output: LmEvalOutput) -> dict[str, Any]:
         "transformers": newest.get("transformers_version"),
         **{name: config.get(name) for name in _HOW},
     }
+    if (endpoint := _own(output).get("endpoint")) is not None:
+        model["endpoint"] = endpoint
     origin = output.samples.origin
     return {
         "model": model,
@@ -81,6 +84,11 @@ def evaluation_key(output: LmEvalOutput) -> dict[str, Any]:
         "fewshot_as_multiturn": template and bool(newest.get("fewshot_as_multiturn")),
         **{name: newest.get(name) for name in _ASKED},
     }
+
+
+def _own(output: LmEvalOutput) -> dict[str, Any]:
+    """What this package added to the results."""
+    return dict(output.newest.get(OWN_FACTS) or {})
 
 
 def _question(output: LmEvalOutput, task: str) -> dict[str, Any]:
@@ -147,6 +155,7 @@ def run_params(output: LmEvalOutput) -> dict[str, str]:
         "tasks": ",".join(output.samples.tasks),
         "num_fewshot": next(iter(distinct)) if len(distinct) == 1 else shots,
         "apply_chat_template": bool(newest.get("chat_template_sha")),
+        **_endpoint_params(output),
     }
     texts = {
         name: value if isinstance(value, str) else json.dumps(value, sort_keys=True)
@@ -154,6 +163,14 @@ def run_params(output: LmEvalOutput) -> dict[str, str]:
         if value not in (None, "", [], {})
     }
     return {name: _param(text) for name, text in texts.items()}
+
+
+def _endpoint_params(output: LmEvalOutput) -> dict[str, Any]:
+    """Who answered over the network, and whose word the digest of its weights is."""
+    stated = dict(_own(output).get("endpoint") or {})
+    weights = stated.pop("weights", None) or {}
+    stated |= {"digest": weights.get("digest"), "digest_by": weights.get("by")}
+    return {f"endpoint.{name}": value for name, value in stated.items() if value is not None}
 
 
 def _param(text: str) -> str:
@@ -174,12 +191,13 @@ def run_note(output: LmEvalOutput) -> str:
         f"limit {config['limit']}" if config.get("limit") else "",
         "chat template" if newest.get("chat_template_sha") else "",
         f"lm-eval {newest['lm_eval_version']}" if newest.get("lm_eval_version") else "",
+        _inline(" ".join(params.get(f"endpoint.{name}", "") for name in ("engine", "version"))),
     ]
     lines = [
         f"**{_inline(samples.model or 'lm-eval')}** on {len(samples.tasks)} "
         f"task{'s' * (len(samples.tasks) != 1)}",
         "",
-        " · ".join(part for part in said if part),
+        " · ".join(part for part in said if part.strip()),
         "",
         "| task | metric | value | ± stderr |",
         "|---|---|---:|---:|",
@@ -431,6 +449,7 @@ def _log(output: LmEvalOutput, key: Mapping[str, Any], metrics: Mapping[str, flo
     mlflow.set_tag("mlflow.note.content", check_tag("mlflow.note.content", run_note(output)))
     seconds = output.newest.get("total_evaluation_time_seconds")
     facts = {"results": {task: output.newest["results"].get(task) for task in output.samples.tasks}}
+    facts |= {name: value for name, value in _own(output).items() if name.startswith("endpoint")}
     log_evaluation(
         output.samples,
         key,
@@ -439,10 +458,28 @@ def _log(output: LmEvalOutput, key: Mapping[str, Any], metrics: Mapping[str, flo
     )
 
 
+def _parts(files: Mapping[str, str]) -> set[str]:
+    """Digests of a model's files and of its directories, as an endpoint's are taken."""
+    found = set(files.values())
+    for folder in {parent for name in files for parent in PurePosixPath(name).parents}:
+        inside = sorted(name for name in map(PurePosixPath, files) if name.is_relative_to(folder))
+        listed = [[n.relative_to(folder).as_posix(), files[n.as_posix()]] for n in inside]
+        found.add(digest_json([each for each in listed if each[0] != MANIFEST_FILE]))
+    return found
+
+
 def _of_model(output: LmEvalOutput, model_uri: str) -> LmEvalOutput:
     """The same, said to be of a model in MLflow."""
     samples, content = output.samples, logged_content(model_uri)
     digest, evaluated = content.digest, samples.model_digest
+    weights = (_own(output).get("endpoint") or {}).get("weights") or {}
+    if weights.get("digest") not in (None, digest, *_parts(content.files)):
+        raise RegistryError(
+            f"{model_uri} is not what the endpoint served: no file or directory of it has digest "
+            f"{weights['digest']}, which is that of the weights by the word of "
+            f"{'files=' if weights['by'] == 'files' else 'the server'}. Name the model that was "
+            "evaluated."
+        )
     ours = (output.newest.get("config") or {}).get("model") == _ENGINE
     # Of an ONNX directory or an engine's files the digest is the same wherever they lie.
     if (ours or content.engine_files) and evaluated not in (None, digest):
