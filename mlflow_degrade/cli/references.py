@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..optimize.source.resolve import SourceModel
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+Result = TypeVar("Result")
 
 _RUN = "runs:/"
 
@@ -66,8 +67,12 @@ def read_sides(
     *,
     average: str | None = None,
     allow_same: bool,
+    stream: bool | None = False,
 ) -> list[SampleScores]:
-    """Read both sides; what the readers had to decide is said on standard error."""
+    """Read both sides; what the readers had to decide is said on standard error.
+
+    They stay in their files where `stream` says so, or is None and they are large.
+    """
     if average is not None:
         options = [*options, f"average={average}"]
     given = _of_sides(options, baseline_options, candidate_options)
@@ -86,10 +91,10 @@ def read_sides(
             "is which with -b and -c, e.g. -b model=fp16 -c model=int4, or -b score_column=… "
             "-c score_column=…."
         )
-    sides = [
+    sides = _streamed(references, format_, given, stream) or [
         _read(reference, format_, own) for reference, own in zip(references, given, strict=True)
     ]
-    if not allow_same and sides[0].table.equals(sides[1].table):
+    if not allow_same and not sides[0].streamed and sides[0].table.equals(sides[1].table):
         shared = _files(references[0]) & _files(references[1])
         if shared:
             raise SameModelError(
@@ -108,6 +113,45 @@ def read_sides(
         side if side.model is not None else side.with_model(name)
         for side, name in zip(sides, names, strict=True)
     ]
+
+
+def _streamed(
+    references: Sequence[str],
+    format_: str | None,
+    options: Sequence[dict[str, str]],
+    asked: bool | None,
+) -> list[SampleScores]:
+    """Both sides left in their files; none where they are read into memory."""
+    if asked is False or any(reference.startswith(_RUN) for reference in references):
+        if asked:
+            raise InputError("--stream reads files, and runs:/ is a run: download its samples.")
+        return []
+    from ..samples.readers.parquet_files import parquet_parts
+
+    parts = []
+    for reference, own in zip(references, options, strict=True):
+        found = parquet_parts(Path(reference).expanduser(), format_, own)
+        if isinstance(found, str):
+            if asked:
+                raise InputError(f"--stream: {found}. Leave the option out.")
+            return []
+        parts.append(found)
+    if not all(parts):
+        return []  # The reader says which options it does not take.
+    from ..samples.streaming import StreamedScores, needs_streaming
+
+    if not asked and not needs_streaming([part for own in parts for part in own]):
+        return []
+    sides = _with_notes(
+        lambda: [StreamedScores(own, name) for own, name in zip(parts, references, strict=True)]
+    )
+    rows = " and ".join(f"{len(side):,}" for side in sides)
+    click.echo(
+        f"note: {rows} rows stay in their files (see docs/scale.md): subgroups and log-likelihoods "
+        "are not looked at.",
+        err=True,
+    )
+    return list(sides)
 
 
 def read_one(reference: str) -> SampleScores:
@@ -153,17 +197,24 @@ def _of_sides(options: Sequence[str], *own: Sequence[str]) -> tuple[dict[str, st
 
 
 def _read(reference: str, format_: str | None, options: dict[str, str]) -> SampleScores:
+    return _with_notes(lambda: read_samples(reference, format=format_, **options))
+
+
+def _with_notes(read: Callable[[], Result]) -> Result:
+    """What reading gives; what a reader had to decide is said once."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ReaderNote)
-        scores = read_samples(reference, format=format_, **options)
+        result = read()
+    said = set()
     for warning in caught:
-        if issubclass(warning.category, ReaderNote):
-            click.echo(f"note: {warning.message}", err=True)
-        else:
+        if not issubclass(warning.category, ReaderNote):
             warnings.warn_explicit(
                 warning.message, warning.category, warning.filename, warning.lineno
             )
-    return scores
+        elif (text := str(warning.message)) not in said:
+            said.add(text)
+            click.echo(f"note: {text}", err=True)
+    return result
 
 
 def _canonical(reference: str) -> str:

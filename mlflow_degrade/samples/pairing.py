@@ -114,6 +114,7 @@ def refuse_same_answers(
     baseline: SampleScores,
     candidate: SampleScores,
     allowed: tuple[str, ...],
+    same_texts: Callable[[PairedTask], bool | None] | None = None,
 ) -> tuple[list[str], str]:
     """Refuse one log on both sides, known by all its scores and answers."""
     # Two models may have the same scores on a few samples, or give the same few answers to all of
@@ -122,7 +123,11 @@ def refuse_same_answers(
     if "same-model" in allowed or (None not in digests and digests[0] != digests[1]):
         return [], ""
     alike = [t for t in tasks if not t.difference.any() and t.unscored[:2] == (0, 0)]
-    found = {task.name: _same_answers(task, baseline, candidate) for task in alike}
+    look = same_texts or (lambda task: _same_texts(task, baseline, candidate))
+    found = {}
+    for task in alike:
+        known = [side.answer_digests.get(task.name) for side in (baseline, candidate)]
+        found[task.name] = look(task) if None in known else known[0] == known[1]
     same = [name for name, equal in found.items() if equal]
     if len(alike) < len(tasks) or False in found.values():
         return [f"{name}: all scores and answers are the same on both sides" for name in same], ""
@@ -140,21 +145,25 @@ def refuse_same_answers(
     )
 
 
-def _same_answers(task: PairedTask, baseline: SampleScores, candidate: SampleScores) -> bool | None:
+def _same_texts(task: PairedTask, baseline: SampleScores, candidate: SampleScores) -> bool | None:
     """Whether both sides gave the same answers; None where these are too few to tell."""
-    known = [side.answer_digests.get(task.name) for side in (baseline, candidate)]
-    if None not in known:
-        return known[0] == known[1]
     sides = ((baseline, task.baseline_row), (candidate, task.candidate_row))
     left, right = (side.table["response"].take(pa.array(rows)) for side, rows in sides)
     if left.null_count == task.n or right.null_count == task.n:
         return None
     if not left.equals(right):
         return False
-    # Labels repeat themselves, and a few words may be the only right answer.
     distinct = pc.unique(left.drop_null())
     written = pc.sum(pc.utf8_length(distinct)).as_py() or 0
-    return True if 2 * len(distinct) > task.n and written >= _TELLING_CHARACTERS else None
+    return same_answers(True, len(distinct), written, task.n)
+
+
+def same_answers(equal: bool, distinct: int, written: int, n: int) -> bool | None:
+    """Whether answers that are all equal, or not, tell that they are of one model."""
+    if not equal:
+        return False
+    # Labels repeat themselves, and a few words may be the only right answer.
+    return True if 2 * distinct > n and written >= _TELLING_CHARACTERS else None
 
 
 def common_tasks(
@@ -404,6 +413,10 @@ class PairedTask:
         """Number of paired items."""
         return int(self.difference.size)
 
+    def worst(self, limit: int) -> IntArray:
+        """Positions of the items that lost most, the first of the baseline's first among equals."""
+        return np.argsort(self.difference, kind="stable")[:limit]
+
     @cached_property
     def binary(self) -> bool:
         """Whether every item is a single right-or-wrong outcome, independent of the others."""
@@ -518,6 +531,30 @@ class PairedScores:
         codes = texts.indices.to_numpy(zero_copy_only=False).astype(np.int64)
         return np.split(codes, np.cumsum([task.n for task in chosen])[:-1])
 
+    @cached_property
+    def _answers(self) -> tuple[pa.ChunkedArray | None, pa.ChunkedArray | None]:
+        left, right = self.baseline.table, self.candidate.table
+        return bare_answers(left["response"]), bare_answers(right["response"])
+
+    def changed_answers(self, task: PairedTask) -> tuple[int, int | None] | None:
+        """Items of a task that were answered differently, and those of them wrong before and after.
+
+        None where not all answers of both sides are known; the second number is None where scores
+        are not right or wrong.
+        """
+        before, after = self._answers
+        if before is None or after is None:
+            return None
+        sides = before.take(pa.array(task.baseline_row)), after.take(pa.array(task.candidate_row))
+        # Where answers are known for some items only, that may depend on their being right.
+        if sides[0].null_count or sides[1].null_count:
+            return None
+        changed: npt.NDArray[np.bool_] = pc.not_equal(*sides).to_numpy()
+        if not task.right_or_wrong:
+            return int(changed.sum()), None
+        wrong = (task.baseline == 0.0) & (task.candidate == 0.0)
+        return int(changed.sum()), int((changed & wrong).sum())
+
     def items(self, task: str, where: npt.NDArray[Any] | None = None) -> pd.DataFrame:
         """Items of one task with prompts, targets, both answers and features.
 
@@ -538,15 +575,15 @@ class PairedScores:
         if chosen is None:
             raise UnknownNameError("task", task, [t.name for t in self.tasks])
         index = np.arange(chosen.n) if where is None else np.arange(chosen.n)[where]
-        left = self.baseline.table.take(pa.array(chosen.baseline_row[index]))
-        right = self.candidate.table.take(pa.array(chosen.candidate_row[index]))
+        left = self.baseline.rows(chosen.baseline_row[index])
+        right = self.candidate.rows(chosen.candidate_row[index])
         columns: dict[str, Any] = {
             "task": [task] * len(index),
             "doc_id": left["doc_id"].to_pylist(),
             "doc_hash": left["doc_hash"].to_pylist(),
-            "baseline": chosen.baseline[index],
-            "candidate": chosen.candidate[index],
-            "difference": chosen.difference[index],
+            "baseline": chosen.baseline[index].astype(np.float64),
+            "candidate": chosen.candidate[index].astype(np.float64),
+            "difference": chosen.difference[index].astype(np.float64),
             "prompt": left["prompt"].to_pylist(),
             "target": left["target"].to_pylist(),
             "baseline_response": left["response"].to_pylist(),
@@ -594,6 +631,14 @@ class PairedScores:
             return pd.DataFrame(columns=["task", "doc_id", "baseline", "candidate", "difference"])
         frame = pd.concat(parts, ignore_index=True)
         return frame.sort_values("difference", kind="stable", ignore_index=True)[:limit]
+
+
+def bare_answers(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    """Answers without the blanks around them; None where nothing was logged."""
+    if column.null_count == len(column):
+        return None
+    # Offsets of 64 bits, because taking rows puts chunks together.
+    return pc.utf8_trim_whitespace(column.cast(pa.large_string()))
 
 
 def _part(task: PairedTask, keep: npt.NDArray[np.bool_]) -> PairedTask:
@@ -675,6 +720,10 @@ def pair(
         for name in wanted if isinstance(wanted, Mapping) else ():
             if name not in names:
                 raise UnknownNameError("task", name, names)
+    if baseline.streamed or candidate.streamed:
+        from .streaming import pair_streams
+
+        return pair_streams(baseline, candidate, names, notes, allowed, metric, filter, part=part)
     alignment = align(baseline, candidate)
     left, right = Side(baseline), Side(candidate)
     tasks = []
