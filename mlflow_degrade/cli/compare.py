@@ -34,7 +34,8 @@ _HELP = """Decide whether CANDIDATE is worse than BASELINE on the samples both a
 
 Each is a directory or file of per-sample scores: lm-eval output written with --log_samples, CSV or
 Parquet with the columns task, prompt_id and score (or one <task>.csv per task), JSON, logs of
-many other tools, or samples of an MLflow run (runs:/<run id>). CANDIDATE may be left out where one
+many other tools, or samples of an MLflow run (runs:/<run id>), on this machine or at an address
+(s3://, gs://, hf://, https://). CANDIDATE may be left out where one
 log holds both sides: -b and -c say which part is which.
 
 \b
@@ -52,6 +53,7 @@ Examples:
   mlflow-degrade compare scores.csv -b score_column=fp32 -c score_column=int8
   mlflow-degrade compare all.csv -b model=fp32 -c model=int8
   mlflow-degrade compare fp32.parquet int8.parquet --stream
+  mlflow-degrade compare s3://evals/fp32 s3://evals/int8
 
 What --by, --noise and --rerun find is a diagnostic: it does not enter the verdict, nor the JSON of
 the decision. A

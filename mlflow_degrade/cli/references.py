@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ..core.errors import InputError, SameModelError
+from ..core.remote_files import is_remote, local_copy, shown_address
 from ..samples.readers import ReaderNote, read_samples, reader_names
 from ..samples.readers._reader import files_below
 from ..samples.readers.mlflow_runs import whole_reference
@@ -81,12 +82,14 @@ def read_sides(
 
         require_tracking_server(create=False)
         references = [whole_reference(reference) for reference in references]
+    called = [shown_address(reference) for reference in references]
+    references = [str(_local(r)) if is_remote(r) else r for r in references]
     one = _canonical(references[0]) == _canonical(references[1]) and given[0] == given[1]
     if one and not allow_same:
         # A log that holds both sides says how they are told apart.
         _read(references[0], format_, given[0])
         raise SameModelError(
-            f"baseline and candidate are the same log ({references[0]}): a model is never worse "
+            f"baseline and candidate are the same log ({called[0]}): a model is never worse "
             "than itself. Check the two references. If this log holds both sides, say which part "
             "is which with -b and -c, e.g. -b model=fp16 -c model=int4, or -b score_column=… "
             "-c score_column=…."
@@ -101,7 +104,7 @@ def read_sides(
                 f"baseline and candidate are the same log, {min(shared)}: a model is never worse "
                 "than itself. Check the two references."
             )
-    names = list(references)
+    names = called
     if names[0] == names[1]:
         # One log with both sides: what tells them apart names them.
         names = [
@@ -170,7 +173,7 @@ def read_noise(reference: str) -> NoiseRecord:
 
     if not reference.startswith(_RUN):
         try:
-            text = Path(reference).expanduser().read_text(encoding="utf-8")
+            text = _local(reference).expanduser().read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
                 f"the noise run {reference} cannot be read ({error}): write one with "
@@ -183,6 +186,17 @@ def read_noise(reference: str) -> NoiseRecord:
 
     require_tracking_server(create=False)
     return logged_noise_of(split_reference(reference)[0])
+
+
+def _local(reference: str) -> Path:
+    """Where a file lies on this machine; what lies elsewhere is copied for as long as a command."""
+    if not is_remote(reference):
+        return Path(reference)
+    context = click.get_current_context()
+    copies: dict[str, Path] = context.meta.setdefault(__name__, {})
+    if reference not in copies:
+        copies[reference] = context.with_resource(local_copy(reference))
+    return copies[reference]
 
 
 def _of_sides(options: Sequence[str], *own: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
