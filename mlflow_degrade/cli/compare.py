@@ -34,7 +34,8 @@ _HELP = """Decide whether CANDIDATE is worse than BASELINE on the samples both a
 
 Each is a directory or file of per-sample scores: lm-eval output written with --log_samples, CSV or
 Parquet with the columns task, prompt_id and score (or one <task>.csv per task), JSON, logs of
-many other tools, or samples of an MLflow run (runs:/<run id>). CANDIDATE may be left out where one
+many other tools, or samples of an MLflow run (runs:/<run id>), on this machine or at an address
+(s3://, gs://, hf://, https://). CANDIDATE may be left out where one
 log holds both sides: -b and -c say which part is which.
 
 \b
@@ -51,6 +52,8 @@ Examples:
   mlflow-degrade compare fp32.jsonl int8.jsonl -o id_column=example_id --json -
   mlflow-degrade compare scores.csv -b score_column=fp32 -c score_column=int8
   mlflow-degrade compare all.csv -b model=fp32 -c model=int8
+  mlflow-degrade compare fp32.parquet int8.parquet --stream
+  mlflow-degrade compare s3://evals/fp32 s3://evals/int8
 
 What --by, --noise and --rerun find is a diagnostic: it does not enter the verdict, nor the JSON of
 the decision. A
@@ -132,6 +135,12 @@ Exit codes: 0 PASS, 1 FAIL, 2 INCONCLUSIVE, 3 invalid input.
     metavar="FILE",
     help="Write what --rerun found as JSON, beside the decision.",
 )
+@click.option(
+    "--stream/--no-stream",
+    default=None,
+    help="Leave Parquet in its files and pair it part by part; by default where it would take more "
+    "memory than is free.",
+)
 @json_option("the decision")
 @document_options
 @click.option(
@@ -162,6 +171,7 @@ def compare(
     rerun: str | None,
     cost: str | None,
     rerun_json: str | None,
+    stream: bool | None,
     json_: str | None,
     markdown: str | None,
     junit: str | None,
@@ -203,7 +213,15 @@ def compare(
         candidate_options,
         average=average,
         allow_same="same-model" in asked.allow,
+        stream=stream,
     )
+    streamed = sides[0].streamed
+    if streamed and (first := next(filter(None, (features and "--by", noise and "--noise",
+                                                 rerun and "--rerun")), None)):  # fmt: skip
+        raise InputError(
+            f"{first} needs all samples in memory, and these stay in their files: leave it out, "
+            "compare a part of the samples, or give --no-stream."
+        )
     paired = asked.pair(*sides)
     reruns = None
     if noise is not None:
@@ -224,7 +242,11 @@ def compare(
     # Standard output belongs to the document where that was asked for.
     out = console(stderr=to_stderr)
     out.print(decision_view(decision, paired, samples=samples, noise=reruns))
-    found = look_for_subgroups(decision, paired, features) if features or report else None
+    found = (
+        look_for_subgroups(decision, paired, features)
+        if features or (report and not streamed)
+        else None
+    )
     if found is not None and features:
         out.print(subgroup_view(found, decision))
         if subgroups_json is not None:

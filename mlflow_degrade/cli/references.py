@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ..core.errors import InputError, SameModelError
+from ..core.remote_files import is_remote, local_copy, shown_address
 from ..samples.readers import ReaderNote, read_samples, reader_names
 from ..samples.readers._reader import files_below
 from ..samples.readers.mlflow_runs import whole_reference
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from ..optimize.source.resolve import SourceModel
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+Result = TypeVar("Result")
 
 _RUN = "runs:/"
 
@@ -66,8 +68,12 @@ def read_sides(
     *,
     average: str | None = None,
     allow_same: bool,
+    stream: bool | None = False,
 ) -> list[SampleScores]:
-    """Read both sides; what the readers had to decide is said on standard error."""
+    """Read both sides; what the readers had to decide is said on standard error.
+
+    They stay in their files where `stream` says so, or is None and they are large.
+    """
     if average is not None:
         options = [*options, f"average={average}"]
     given = _of_sides(options, baseline_options, candidate_options)
@@ -76,27 +82,29 @@ def read_sides(
 
         require_tracking_server(create=False)
         references = [whole_reference(reference) for reference in references]
+    called = [shown_address(reference) for reference in references]
+    references = [str(_local(r)) if is_remote(r) else r for r in references]
     one = _canonical(references[0]) == _canonical(references[1]) and given[0] == given[1]
     if one and not allow_same:
         # A log that holds both sides says how they are told apart.
         _read(references[0], format_, given[0])
         raise SameModelError(
-            f"baseline and candidate are the same log ({references[0]}): a model is never worse "
+            f"baseline and candidate are the same log ({called[0]}): a model is never worse "
             "than itself. Check the two references. If this log holds both sides, say which part "
             "is which with -b and -c, e.g. -b model=fp16 -c model=int4, or -b score_column=… "
             "-c score_column=…."
         )
-    sides = [
+    sides = _streamed(references, format_, given, stream) or [
         _read(reference, format_, own) for reference, own in zip(references, given, strict=True)
     ]
-    if not allow_same and sides[0].table.equals(sides[1].table):
+    if not allow_same and not sides[0].streamed and sides[0].table.equals(sides[1].table):
         shared = _files(references[0]) & _files(references[1])
         if shared:
             raise SameModelError(
                 f"baseline and candidate are the same log, {min(shared)}: a model is never worse "
                 "than itself. Check the two references."
             )
-    names = list(references)
+    names = called
     if names[0] == names[1]:
         # One log with both sides: what tells them apart names them.
         names = [
@@ -108,6 +116,45 @@ def read_sides(
         side if side.model is not None else side.with_model(name)
         for side, name in zip(sides, names, strict=True)
     ]
+
+
+def _streamed(
+    references: Sequence[str],
+    format_: str | None,
+    options: Sequence[dict[str, str]],
+    asked: bool | None,
+) -> list[SampleScores]:
+    """Both sides left in their files; none where they are read into memory."""
+    if asked is False or any(reference.startswith(_RUN) for reference in references):
+        if asked:
+            raise InputError("--stream reads files, and runs:/ is a run: download its samples.")
+        return []
+    from ..samples.readers.parquet_files import parquet_parts
+
+    parts = []
+    for reference, own in zip(references, options, strict=True):
+        found = parquet_parts(Path(reference).expanduser(), format_, own)
+        if isinstance(found, str):
+            if asked:
+                raise InputError(f"--stream: {found}. Leave the option out.")
+            return []
+        parts.append(found)
+    if not all(parts):
+        return []  # The reader says which options it does not take.
+    from ..samples.streaming import StreamedScores, needs_streaming
+
+    if not asked and not needs_streaming([part for own in parts for part in own]):
+        return []
+    sides = _with_notes(
+        lambda: [StreamedScores(own, name) for own, name in zip(parts, references, strict=True)]
+    )
+    rows = " and ".join(f"{len(side):,}" for side in sides)
+    click.echo(
+        f"note: {rows} rows stay in their files (see docs/scale.md): subgroups and log-likelihoods "
+        "are not looked at.",
+        err=True,
+    )
+    return list(sides)
 
 
 def read_one(reference: str) -> SampleScores:
@@ -126,7 +173,7 @@ def read_noise(reference: str) -> NoiseRecord:
 
     if not reference.startswith(_RUN):
         try:
-            text = Path(reference).expanduser().read_text(encoding="utf-8")
+            text = _local(reference).expanduser().read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
                 f"the noise run {reference} cannot be read ({error}): write one with "
@@ -141,6 +188,17 @@ def read_noise(reference: str) -> NoiseRecord:
     return logged_noise_of(split_reference(reference)[0])
 
 
+def _local(reference: str) -> Path:
+    """Where a file lies on this machine; what lies elsewhere is copied for as long as a command."""
+    if not is_remote(reference):
+        return Path(reference)
+    context = click.get_current_context()
+    copies: dict[str, Path] = context.meta.setdefault(__name__, {})
+    if reference not in copies:
+        copies[reference] = context.with_resource(local_copy(reference))
+    return copies[reference]
+
+
 def _of_sides(options: Sequence[str], *own: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
     """What each side's reader is told."""
     shared = dict(map(parse_option, options))
@@ -153,17 +211,24 @@ def _of_sides(options: Sequence[str], *own: Sequence[str]) -> tuple[dict[str, st
 
 
 def _read(reference: str, format_: str | None, options: dict[str, str]) -> SampleScores:
+    return _with_notes(lambda: read_samples(reference, format=format_, **options))
+
+
+def _with_notes(read: Callable[[], Result]) -> Result:
+    """What reading gives; what a reader had to decide is said once."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ReaderNote)
-        scores = read_samples(reference, format=format_, **options)
+        result = read()
+    said = set()
     for warning in caught:
-        if issubclass(warning.category, ReaderNote):
-            click.echo(f"note: {warning.message}", err=True)
-        else:
+        if not issubclass(warning.category, ReaderNote):
             warnings.warn_explicit(
                 warning.message, warning.category, warning.filename, warning.lineno
             )
-    return scores
+        elif (text := str(warning.message)) not in said:
+            said.add(text)
+            click.echo(f"note: {text}", err=True)
+    return result
 
 
 def _canonical(reference: str) -> str:

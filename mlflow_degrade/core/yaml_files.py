@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError
+from .remote_files import is_remote, local_copy
 
 _DEEPEST = 100
 _LARGEST = 1_000_000
@@ -20,7 +21,11 @@ def read_yaml(path: str | os.PathLike[str], name: str, error: type[InputError] =
     import yaml
 
     try:
-        text = _read(Path(path))
+        if is_remote(path):
+            with local_copy(str(path)) as copied:
+                text = _read(copied)
+        else:
+            text = _read(Path(path))
         if _depth(text) > _DEEPEST:
             raise error(f"{name} is nested more than {_DEEPEST} levels deep: write it flatter.")
         root = yaml.compose(text, yaml.SafeLoader)

@@ -596,6 +596,11 @@ class GatePolicy(Prompting):
         common = sorted(set(baseline.tasks) & set(candidate.tasks))
         judges = {}
         if self.judge is not None or any(entry.judge for entry in self.tasks.values()):
+            if baseline.streamed or candidate.streamed:
+                raise PolicyError(
+                    "a judge that people's labels correct needs all samples in memory, and these "
+                    "stay in their files: compare with --no-stream, or take 'judge' out."
+                )
             sides = baseline.metrics_of_tasks(), candidate.metrics_of_tasks()
             judges = self.judges({name: sides[0][name] & sides[1][name] for name in common})
         judged = {name: judge.metric for name, judge in judges.items()}

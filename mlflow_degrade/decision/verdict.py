@@ -10,9 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from ..core.errors import PolicyError
 from ..core.prompting import in_words
@@ -124,16 +121,12 @@ def _counts(found: Agreement, origin: Origin, policy: GatePolicy, power: PowerRe
 
 # How many answers changed, which scores do not tell: one wrong answer can replace another.
 
-# Arrow's types are unknown to type checkers.
-_Side = Any
-
 
 def add_answer_changes(
     paired: PairedScores, tasks: Sequence[TaskResult], aggregate: AggregateResult
 ) -> tuple[tuple[TaskResult, ...], AggregateResult]:
     """The same results with the rate of changed answers, where both sides' answers are known."""
-    sides = _answers(paired.baseline.table), _answers(paired.candidate.table)
-    found = [_compare(task, *sides) for task in paired.tasks]
+    found = [_changes(paired, task) for task in paired.tasks]
     gating = [c for c, task in zip(found, tasks, strict=True) if task.tier == "gating"]
     total = None
     if None not in gating:
@@ -157,34 +150,14 @@ class _Changes(NamedTuple):
     between_wrong: int | None
 
 
-def _answers(table: pa.Table) -> _Side:
-    """Answers without the blanks around them; None where nothing was logged."""
-    column = table["response"]
-    if column.null_count == len(column):
+def _changes(paired: PairedScores, task: PairedTask) -> _Changes | None:
+    found = paired.changed_answers(task)
+    if found is None:
         return None
-    # Offsets of 64 bits, because taking rows puts chunks together.
-    return pc.utf8_trim_whitespace(column.cast(pa.large_string()))
-
-
-def _compare(task: PairedTask, baseline: _Side, candidate: _Side) -> _Changes | None:
-    if baseline is None or candidate is None:
-        return None
-    before, after = (
-        side.take(pa.array(rows))
-        for side, rows in ((baseline, task.baseline_row), (candidate, task.candidate_row))
-    )
-    # Where answers are known for some items only, that may depend on their being right.
-    if before.null_count or after.null_count:
-        return None
-    changed: npt.NDArray[np.bool_] = pc.not_equal(before, after).to_numpy()
     # Items of one cluster need not be answered independently.
     cluster = task.cluster
     effective = task.n if cluster is None else effective_count(np.bincount(cluster))
-    between_wrong = None
-    if task.right_or_wrong:
-        wrong = (task.baseline == 0.0) & (task.candidate == 0.0)
-        between_wrong = int((changed & wrong).sum())
-    return _Changes(task.n, int(changed.sum()), effective, between_wrong)
+    return _Changes(task.n, found[0], effective, found[1])
 
 
 def _record(parts: Sequence[_Changes], confidence: float) -> AnswerChanges:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import InputError
+from ..core.remote_files import is_remote, local_copy
 from ..decision.cost_evidence import CostEvidence
 from ..samples.pairing import PairedScores
 from ..tracking.artifact_access import read_json
@@ -26,7 +27,12 @@ def read_cost(reference: str, paired: PairedScores) -> CostEvidence:
     InputError
         There is no measurement there, or none of these two models.
     """
-    found = list(_in_run(reference) if reference.startswith(_RUN) else _in_file(Path(reference)))
+    if is_remote(reference):
+        with local_copy(reference) as copied:
+            found = list(_in_file(copied))
+    else:
+        in_run = reference.startswith(_RUN)
+        found = list(_in_run(reference) if in_run else _in_file(Path(reference)))
     fitting = [each for each in found if _fits(each, paired)]
     if len(fitting) == 1:
         return fitting[0]

@@ -7,8 +7,6 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from ..core import numbers
 from ..decision.results import Decision, TaskResult
 from ..samples.pairing import PairedScores
@@ -45,8 +43,7 @@ def worst_flips(decision: Decision, paired: PairedScores, limit: int) -> list[Fl
     share = math.ceil(limit / max(1, len(served_first)))
     shown: list[FlippedSample] = []
     for task in ordered:
-        difference = pairs[task.task].difference
-        worst = np.argsort(difference, kind="stable")[: min(share, task.regressions)]
+        worst = pairs[task.task].worst(min(share, task.regressions))
         records = paired.items(task.task, worst[: limit - len(shown)]).to_dict("records")
         shown += [_sample(record, task) for record in records]
         if len(shown) >= limit:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -89,10 +89,11 @@ class TaskRows:
         """Numbers of a column on both sides; nulls become NaN."""
         return [column.to_numpy() for column in self.columns(name)]
 
-    def first_ids(self, side: int, where: IntArray) -> list[str]:
-        """The first three of some of one side's rows, for messages."""
-        ids: list[str] = self.sides[side].column("doc_id", self.rows[side][where[:3]]).to_pylist()
-        return ids
+    def some(self, side: int, where: IntArray, count: int | None = None) -> Some:
+        """Some of one side's rows, by their positions."""
+        rows = self.rows[side][where[:3]]
+        ids = tuple(self.sides[side].column("doc_id", rows).to_pylist())
+        return Some(where.size if count is None else count, tuple(rows.tolist()), ids)
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,51 @@ def _span(rows: IntArray) -> slice | IntArray:
 
 
 @dataclass(frozen=True)
+class Some:
+    """How many rows of a side something holds of, with the first three for messages."""
+
+    count: int = 0
+    rows: tuple[int, ...] = ()
+    ids: tuple[str, ...] = ()
+
+    def __add__(self, other: Some) -> Some:
+        first = sorted(zip(self.rows + other.rows, self.ids + other.ids, strict=True))[:3]
+        rows, ids = (tuple(part) for part in zip(*first, strict=True)) if first else ((), ())
+        return Some(self.count + other.count, rows, ids)
+
+
+TwoSides = tuple[Some, Some]
+_NONE: TwoSides = (Some(), Some())
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What pairing found out about a task, or about a part of it: parts are added up."""
+
+    pairs: int = 0
+    surplus: tuple[int, int] = (0, 0)  # Samples that share their document with another one.
+    repeated: TwoSides = _NONE  # Those that share their id and repeat as well.
+    alone: TwoSides = _NONE  # Rows without a partner.
+    runs: tuple[int, int] = (1, 1)  # Largest number of a row's repeats.
+    # Pairs that differ, by column.
+    differing: dict[str, Some] = field(default_factory=dict)
+
+    def __add__(self, other: Facts) -> Facts:
+        columns = {*self.differing, *other.differing}
+        return Facts(
+            self.pairs + other.pairs,
+            (self.surplus[0] + other.surplus[0], self.surplus[1] + other.surplus[1]),
+            (self.repeated[0] + other.repeated[0], self.repeated[1] + other.repeated[1]),
+            (self.alone[0] + other.alone[0], self.alone[1] + other.alone[1]),
+            (max(self.runs[0], other.runs[0]), max(self.runs[1], other.runs[1])),
+            {
+                name: self.differing.get(name, Some()) + other.differing.get(name, Some())
+                for name in columns
+            },
+        )
+
+
+@dataclass(frozen=True)
 class Match:
     """The pairs of one task."""
 
@@ -164,8 +210,7 @@ class Match:
     candidate: IntArray  # Rows of the two tables, in the order of the baseline.
     # Code of the item each pair is a run of; None when every pair is an item of its own.
     item: IntArray | None
-    surplus: int  # Samples that share their document with another one.
-    notes: list[str]
+    facts: Facts
     same: tuple[str, ...] = ()  # Columns that are known to be equal in all pairs.
     # Code of each pair's document; None when every item has one of its own.
     document: IntArray | None = None
@@ -178,31 +223,39 @@ class Match:
         return None if found.size == pairs.size else codes.reshape(-1).astype(np.int64)
 
 
-def match(pair: TaskRows, alignment: Alignment | None) -> Match:
-    """Pair the rows of a task by document and repeat, or say which ones have no partner."""
+def match(pair: TaskRows, alignment: Alignment | None, *, by_id: bool = False) -> Match:
+    """Pair the rows of a task by document and repeat; what to refuse is among the facts.
+
+    `by_id` says that documents occur several times in rows of the task that are not here.
+    """
     rows = pair.rows
-    if alignment is not None and _all_differ(pair.sides[0].index, rows[0]):
-        return Match(rows[0], alignment.partner[_span(rows[0])], None, 0, [], alignment.same)
-    notes: list[str] = []
-    item, document, surplus = None, None, 0
+    if alignment is not None and not by_id and _all_differ(pair.sides[0].index, rows[0]):
+        partner = alignment.partner[_span(rows[0])]
+        return Match(rows[0], partner, None, Facts(rows[0].size), alignment.same)
+    item, document, surplus = None, None, (0, 0)
+    repeated = _NONE
     repeats = _both(pair.numbers("repeat"))
-    paired = None if repeats[0].any() or repeats[1].any() else _pair_distinct(pair)
+    distinct = not (by_id or repeats[0].any() or repeats[1].any())
+    paired = _pair_distinct(pair) if distinct else None
     if paired is None:
         originals = documents = _exact_codes("doc_hash", pair)
         keys = _join(documents, repeats)
-        surplus = max(count_repeated(key) for key in keys)
-        if surplus:
+        surplus = count_repeated(keys[0]), count_repeated(keys[1])
+        if any(surplus) or by_id:
             # The same document twice: its id tells the copies apart.
             documents = _join(documents, _exact_codes("doc_id", pair))
             keys = _join(documents, repeats)
-            documents, keys = _number_duplicates(pair, documents, keys, notes)
+            documents, keys, repeated = _number_duplicates(pair, documents, keys)
         paired = _intersect(keys)
         item = documents[0][paired[0]]
-        document = originals[0][paired[0]] if surplus else None
+        document = originals[0][paired[0]] if any(surplus) or by_id else None
+    alone = _NONE
     if paired[0].size < max(rows[0].size, rows[1].size):
-        _report_unpaired(pair, paired, repeats, notes)
+        alone = _without_partner(pair, paired)
+    runs = 1 + int(repeats[0].max(initial=0)), 1 + int(repeats[1].max(initial=0))
     left, right = pair.at(*paired).rows
-    return Match(left, right, item, surplus, notes, document=document)
+    facts = Facts(left.size, surplus, repeated, alone, runs)
+    return Match(left, right, item, facts, document=document)
 
 
 def _both(arrays: Iterable[npt.NDArray[Any]]) -> Both:
@@ -258,36 +311,51 @@ def _occurrence(key: IntArray) -> IntArray:
     return np.asarray(pd.Series(key).groupby(key).cumcount(), dtype=np.int64)
 
 
-def _number_duplicates(
-    pair: TaskRows, documents: Both, keys: Both, notes: list[str]
-) -> tuple[Both, Both]:
-    """Tell samples with the same key apart by their order, if that is allowed."""
+def _number_duplicates(pair: TaskRows, documents: Both, keys: Both) -> tuple[Both, Both, TwoSides]:
+    """Tell samples with the same key apart by their order; which ones had to be."""
     count = [count_repeated(key) for key in keys]
     if not any(count):
-        return documents, keys
+        return documents, keys, _NONE
     occurrence = _occurrence(keys[0]), _occurrence(keys[1])
-    if "duplicates" not in pair.allowed:
+    repeated = (
+        pair.some(0, np.flatnonzero(occurrence[0]), count[0]),
+        pair.some(1, np.flatnonzero(occurrence[1]), count[1]),
+    )
+    return _join(documents, occurrence), _join(keys, occurrence), repeated
+
+
+def _without_partner(pair: TaskRows, paired: Both) -> TwoSides:
+    left, right = (
+        np.setdiff1d(np.arange(own.size), used) for own, used in zip(pair.rows, paired, strict=True)
+    )
+    return pair.some(0, left), pair.some(1, right)
+
+
+def refuse_duplicates(task: str, facts: Facts, allowed: tuple[str, ...]) -> list[str]:
+    """Refuse samples that share all that tells samples apart, unless that is allowed."""
+    count = [side.count for side in facts.repeated]
+    if not any(count):
+        return []
+    if "duplicates" not in allowed:
         side = 0 if count[0] else 1
-        first = pair.first_ids(side, np.flatnonzero(occurrence[side]))
         raise DuplicateSampleError(
-            f"task {pair.task!r}: {count[side]} samples of the {SIDE_NAMES[side]} repeat the key "
-            f"(document, id, repeat) of another one, first doc_ids: {first}. Number repeated runs "
+            f"task {task!r}: {count[side]} samples of the {SIDE_NAMES[side]} repeat the key "
+            f"(document, id, repeat) of another one, first doc_ids: "
+            f"{list(facts.repeated[side].ids)}. Number repeated runs "
             "in 'repeat', combine several raters with average=<their column>, or allow "
             "'duplicates' to match them in file order."
         )
-    notes.append(f"{max(count)} samples with a repeated id are matched in file order")
-    return _join(documents, occurrence), _join(keys, occurrence)
+    return [f"{max(count)} samples with a repeated id are matched in file order"]
 
 
-def _report_unpaired(pair: TaskRows, paired: Both, repeats: Both, notes: list[str]) -> None:
-    alone = [
-        np.setdiff1d(np.arange(own.size), used) for own, used in zip(pair.rows, paired, strict=True)
-    ]
-    if pair.part and not alone[1].size:
-        return
-    examples = [pair.first_ids(side, where) for side, where in enumerate(alone)]
-    task, both, allowed = pair.task, paired[0].size, "unpaired" in pair.allowed
-    runs = [1 + int(own.max(initial=0)) for own in repeats]
+def refuse_unpaired(
+    task: str, facts: Facts, allowances: tuple[str, ...], *, part: bool
+) -> list[str]:
+    """Refuse samples on one side only, unless that is allowed."""
+    alone = facts.alone
+    if not (alone[0].count or alone[1].count) or (part and not alone[1].count):
+        return []
+    both, allowed, runs = facts.pairs, "unpaired" in allowances, facts.runs
     if runs[0] != runs[1] and both and not allowed:
         raise UnpairedSamplesError(
             f"task {task!r}: up to {runs[0]} runs of a sample in the {SIDE_NAMES[0]}, {runs[1]} in "
@@ -295,12 +363,12 @@ def _report_unpaired(pair: TaskRows, paired: Both, repeats: Both, notes: list[st
             "'unpaired' to test the runs that both have."
         )
     text = (
-        f"{alone[0].size} samples only in the baseline (doc_ids {examples[0]}), "
-        f"{alone[1].size} only in the candidate (doc_ids {examples[1]}), {both} in both"
+        f"{alone[0].count} samples only in the baseline (doc_ids {list(alone[0].ids)}), "
+        f"{alone[1].count} only in the candidate (doc_ids {list(alone[1].ids)}), {both} in both"
     )
     if not allowed or both == 0:
         remedy = "." if both == 0 else ", or allow 'unpaired' to test the common samples."
         raise UnpairedSamplesError(
             f"task {task!r}: {text}. Evaluate both models on the same samples{remedy}"
         )
-    notes.append(text)
+    return [text]

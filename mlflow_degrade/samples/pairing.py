@@ -7,7 +7,7 @@ offending samples and the option that allows it where allowing makes sense.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,18 @@ from ..core import numbers
 from ..core.display import card
 from ..core.errors import EmptySamplesError, UnknownNameError
 from ..stats._exchangeable_units import link
-from .matching import Alignment, Side, TaskRows, align, match
+from .matching import (
+    Alignment,
+    Facts,
+    Match,
+    Side,
+    Some,
+    TaskRows,
+    align,
+    match,
+    refuse_duplicates,
+    refuse_unpaired,
+)
 from .row_index import count_repeated
 from .schema import FEATURE_PREFIX, TRACE
 from .table import SampleScores
@@ -103,6 +114,7 @@ def refuse_same_answers(
     baseline: SampleScores,
     candidate: SampleScores,
     allowed: tuple[str, ...],
+    same_texts: Callable[[PairedTask], bool | None] | None = None,
 ) -> tuple[list[str], str]:
     """Refuse one log on both sides, known by all its scores and answers."""
     # Two models may have the same scores on a few samples, or give the same few answers to all of
@@ -111,7 +123,11 @@ def refuse_same_answers(
     if "same-model" in allowed or (None not in digests and digests[0] != digests[1]):
         return [], ""
     alike = [t for t in tasks if not t.difference.any() and t.unscored[:2] == (0, 0)]
-    found = {task.name: _same_answers(task, baseline, candidate) for task in alike}
+    look = same_texts or (lambda task: _same_texts(task, baseline, candidate))
+    found = {}
+    for task in alike:
+        known = [side.answer_digests.get(task.name) for side in (baseline, candidate)]
+        found[task.name] = look(task) if None in known else known[0] == known[1]
     same = [name for name, equal in found.items() if equal]
     if len(alike) < len(tasks) or False in found.values():
         return [f"{name}: all scores and answers are the same on both sides" for name in same], ""
@@ -129,21 +145,25 @@ def refuse_same_answers(
     )
 
 
-def _same_answers(task: PairedTask, baseline: SampleScores, candidate: SampleScores) -> bool | None:
+def _same_texts(task: PairedTask, baseline: SampleScores, candidate: SampleScores) -> bool | None:
     """Whether both sides gave the same answers; None where these are too few to tell."""
-    known = [side.answer_digests.get(task.name) for side in (baseline, candidate)]
-    if None not in known:
-        return known[0] == known[1]
     sides = ((baseline, task.baseline_row), (candidate, task.candidate_row))
     left, right = (side.table["response"].take(pa.array(rows)) for side, rows in sides)
     if left.null_count == task.n or right.null_count == task.n:
         return None
     if not left.equals(right):
         return False
-    # Labels repeat themselves, and a few words may be the only right answer.
     distinct = pc.unique(left.drop_null())
     written = pc.sum(pc.utf8_length(distinct)).as_py() or 0
-    return True if 2 * len(distinct) > task.n and written >= _TELLING_CHARACTERS else None
+    return same_answers(True, len(distinct), written, task.n)
+
+
+def same_answers(equal: bool, distinct: int, written: int, n: int) -> bool | None:
+    """Whether answers that are all equal, or not, tell that they are of one model."""
+    if not equal:
+        return False
+    # Labels repeat themselves, and a few words may be the only right answer.
+    return True if 2 * distinct > n and written >= _TELLING_CHARACTERS else None
 
 
 def common_tasks(
@@ -189,16 +209,12 @@ def processor_notes(baseline: SampleScores, candidate: SampleScores) -> list[str
 
 def choose(
     column: str,
-    pair: TaskRows,
+    task: str,
+    present: Sequence[set[str]],
     wanted: str | Mapping[str, str] | None,
     preference: tuple[str, ...],
-) -> tuple[str, TaskRows]:
-    """The metric or filter to pair, and the rows that have it."""
-    task = pair.task
-    labels = [side.labels(column, own) for side, own in zip(pair.sides, pair.rows, strict=True)]
-    present = [
-        {names[code] for code in np.flatnonzero(np.bincount(codes))} for names, codes in labels
-    ]
+) -> str:
+    """The metric or filter to pair, of those that each side has."""
     common = present[0] & present[1]
     name = wanted.get(task) if isinstance(wanted, Mapping) else wanted
     if name is not None and name not in common:
@@ -213,6 +229,21 @@ def choose(
                 f"candidate {sorted(present[1])}. Score both models with the same {column}."
             )
         name = next((p for p in preference if p in common), min(common))
+    return name
+
+
+def _chosen(
+    column: str,
+    pair: TaskRows,
+    wanted: str | Mapping[str, str] | None,
+    preference: tuple[str, ...],
+) -> tuple[str, TaskRows]:
+    """The metric or filter to pair, and the rows that have it."""
+    labels = [side.labels(column, own) for side, own in zip(pair.sides, pair.rows, strict=True)]
+    present = [
+        {names[code] for code in np.flatnonzero(np.bincount(codes))} for names, codes in labels
+    ]
+    name = choose(column, pair.task, present, wanted, preference)
     left, right = (
         own if len(here) == 1 else own[codes == names.index(name)]
         for (names, codes), own, here in zip(labels, pair.rows, present, strict=True)
@@ -220,36 +251,58 @@ def choose(
     return name, replace(pair, rows=(left, right))
 
 
-def direction(pair: TaskRows, metric: str) -> bool:
+def direction(task: str, metric: str, found: Sequence[list[bool]]) -> bool:
     """Whether higher is better, which both sides must agree on."""
-    found = [pc.unique(side).sort().to_pylist() for side in pair.columns("higher_is_better")]
     if found[0] != found[1] or len(found[0]) != 1:
         raise MetricMismatchError(
-            f"task {pair.task!r}, metric {metric!r}: higher_is_better is {found[0]} for the "
+            f"task {task!r}, metric {metric!r}: higher_is_better is {found[0]} for the "
             f"{SIDE_NAMES[0]} and {found[1]} for the {SIDE_NAMES[1]}; it must be one value on both."
         )
     return bool(found[0][0])
 
 
-def refuse_different(column: str, allowance: str, pair: TaskRows, notes: list[str]) -> None:
-    """Refuse partners whose prompts or targets differ; what is not recorded does not count."""
-    left, right = (side.table[column] for side in pair.sides)
-    if left.null_count == len(left) or right.null_count == len(right):
-        return
-    differs = pc.fill_null(pc.not_equal(*pair.columns(column)), False)
-    count = pc.sum(differs).as_py() or 0
-    if not count:
-        return
-    if allowance not in pair.allowed:
-        ids = pair.first_ids(0, np.flatnonzero(differs.to_numpy()))
-        turns = differences(*(SampleScores(s.table).prompting for s in pair.sides)).get(_TURNS)
-        why = f"{_TURNS} is {turns[0]} and {turns[1]}" if turns else _USUAL_CHANGES
-        raise PromptMismatchError(
-            f"task {pair.task!r}: {count} of {len(differs)} samples have different {allowance} on "
-            f"the two sides, first doc_ids: {ids}. {why}; evaluate both models alike, or allow "
-            f"'{allowance}'."
-        )
-    notes.append(f"{count} samples have different {allowance}")
+#: Columns in which partners must agree, and what is in them.
+_SAME = (("prompt_hash", "prompts"), ("target_hash", "targets"))
+
+
+def find_differing(pair: TaskRows, same: tuple[str, ...]) -> dict[str, Some]:
+    """Pairs whose prompts or targets differ; what is not recorded does not count."""
+    found = {}
+    for column, _ in _SAME:
+        left, right = (side.table[column] for side in pair.sides)
+        if column in same or left.null_count == len(left) or right.null_count == len(right):
+            continue
+        differs = pc.fill_null(pc.not_equal(*pair.columns(column)), False)
+        count = pc.sum(differs).as_py() or 0
+        if count:
+            found[column] = pair.some(0, np.flatnonzero(differs.to_numpy()), count)
+    return found
+
+
+def refuse_pairs(
+    task: str,
+    facts: Facts,
+    allowed: tuple[str, ...],
+    sides: tuple[SampleScores, SampleScores],
+    *,
+    part: bool,
+) -> list[str]:
+    """Refuse a task by what its pairing found, or note what was allowed."""
+    notes = refuse_duplicates(task, facts, allowed)
+    notes += refuse_unpaired(task, facts, allowed, part=part)
+    for column, allowance in _SAME:
+        found = facts.differing.get(column, Some())
+        if found.count and allowance not in allowed:
+            turns = differences(*(side.prompting for side in sides)).get(_TURNS)
+            why = f"{_TURNS} is {turns[0]} and {turns[1]}" if turns else _USUAL_CHANGES
+            raise PromptMismatchError(
+                f"task {task!r}: {found.count} of {facts.pairs} samples have different {allowance} "
+                f"on the two sides, first doc_ids: {list(found.ids)}. {why}; evaluate both models "
+                f"alike, or allow '{allowance}'."
+            )
+        if found.count:
+            notes.append(f"{found.count} samples have different {allowance}")
+    return [f"{task}: {note}" for note in notes]
 
 
 # From pairs of rows to the items of a task: repeats averaged, dependent items marked.
@@ -359,6 +412,10 @@ class PairedTask:
     def n(self) -> int:
         """Number of paired items."""
         return int(self.difference.size)
+
+    def worst(self, limit: int) -> IntArray:
+        """Positions of the items that lost most, the first of the baseline's first among equals."""
+        return np.argsort(self.difference, kind="stable")[:limit]
 
     @cached_property
     def binary(self) -> bool:
@@ -474,6 +531,30 @@ class PairedScores:
         codes = texts.indices.to_numpy(zero_copy_only=False).astype(np.int64)
         return np.split(codes, np.cumsum([task.n for task in chosen])[:-1])
 
+    @cached_property
+    def _answers(self) -> tuple[pa.ChunkedArray | None, pa.ChunkedArray | None]:
+        left, right = self.baseline.table, self.candidate.table
+        return bare_answers(left["response"]), bare_answers(right["response"])
+
+    def changed_answers(self, task: PairedTask) -> tuple[int, int | None] | None:
+        """Items of a task that were answered differently, and those of them wrong before and after.
+
+        None where not all answers of both sides are known; the second number is None where scores
+        are not right or wrong.
+        """
+        before, after = self._answers
+        if before is None or after is None:
+            return None
+        sides = before.take(pa.array(task.baseline_row)), after.take(pa.array(task.candidate_row))
+        # Where answers are known for some items only, that may depend on their being right.
+        if sides[0].null_count or sides[1].null_count:
+            return None
+        changed: npt.NDArray[np.bool_] = pc.not_equal(*sides).to_numpy()
+        if not task.right_or_wrong:
+            return int(changed.sum()), None
+        wrong = (task.baseline == 0.0) & (task.candidate == 0.0)
+        return int(changed.sum()), int((changed & wrong).sum())
+
     def items(self, task: str, where: npt.NDArray[Any] | None = None) -> pd.DataFrame:
         """Items of one task with prompts, targets, both answers and features.
 
@@ -494,15 +575,15 @@ class PairedScores:
         if chosen is None:
             raise UnknownNameError("task", task, [t.name for t in self.tasks])
         index = np.arange(chosen.n) if where is None else np.arange(chosen.n)[where]
-        left = self.baseline.table.take(pa.array(chosen.baseline_row[index]))
-        right = self.candidate.table.take(pa.array(chosen.candidate_row[index]))
+        left = self.baseline.rows(chosen.baseline_row[index])
+        right = self.candidate.rows(chosen.candidate_row[index])
         columns: dict[str, Any] = {
             "task": [task] * len(index),
             "doc_id": left["doc_id"].to_pylist(),
             "doc_hash": left["doc_hash"].to_pylist(),
-            "baseline": chosen.baseline[index],
-            "candidate": chosen.candidate[index],
-            "difference": chosen.difference[index],
+            "baseline": chosen.baseline[index].astype(np.float64),
+            "candidate": chosen.candidate[index].astype(np.float64),
+            "difference": chosen.difference[index].astype(np.float64),
             "prompt": left["prompt"].to_pylist(),
             "target": left["target"].to_pylist(),
             "baseline_response": left["response"].to_pylist(),
@@ -550,6 +631,14 @@ class PairedScores:
             return pd.DataFrame(columns=["task", "doc_id", "baseline", "candidate", "difference"])
         frame = pd.concat(parts, ignore_index=True)
         return frame.sort_values("difference", kind="stable", ignore_index=True)[:limit]
+
+
+def bare_answers(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    """Answers without the blanks around them; None where nothing was logged."""
+    if column.null_count == len(column):
+        return None
+    # Offsets of 64 bits, because taking rows puts chunks together.
+    return pc.utf8_trim_whitespace(column.cast(pa.large_string()))
 
 
 def _part(task: PairedTask, keep: npt.NDArray[np.bool_]) -> PairedTask:
@@ -631,6 +720,10 @@ def pair(
         for name in wanted if isinstance(wanted, Mapping) else ():
             if name not in names:
                 raise UnknownNameError("task", name, names)
+    if baseline.streamed or candidate.streamed:
+        from .streaming import pair_streams
+
+        return pair_streams(baseline, candidate, names, notes, allowed, metric, filter, part=part)
     alignment = align(baseline, candidate)
     left, right = Side(baseline), Side(candidate)
     tasks = []
@@ -650,47 +743,71 @@ def _pair_task(
     filter: str | Mapping[str, str] | None,
 ) -> tuple[PairedTask, list[str]]:
     task = pair.task
-    metric_name, pair = choose("metric", pair, metric, METRIC_PREFERENCE)
-    filter_name, pair = choose("filter", pair, filter, FILTER_PREFERENCE)
-    higher = direction(pair, metric_name)
+    metric_name, pair = _chosen("metric", pair, metric, METRIC_PREFERENCE)
+    filter_name, pair = _chosen("filter", pair, filter, FILTER_PREFERENCE)
+    given = [pc.unique(side).sort().to_pylist() for side in pair.columns("higher_is_better")]
+    higher = direction(task, metric_name, given)
     found = match(pair, alignment)
-    pair, notes = replace(pair, rows=(found.baseline, found.candidate)), found.notes
-    for column, what in (("prompt_hash", "prompts"), ("target_hash", "targets")):
-        if column not in found.same:
-            refuse_different(column, what, pair, notes)
+    pair = replace(pair, rows=(found.baseline, found.candidate))
+    facts = replace(found.facts, differing=find_differing(pair, found.same))
+    left, right = pair.sides
+    both = SampleScores(left.table), SampleScores(right.table)
+    notes = refuse_pairs(task, facts, pair.allowed, both, part=pair.part)
     scores = [side.astype(np.float64) for side in pair.numbers("score")]
-    unscored = np.isnan(scores[0]), np.isnan(scores[1])
-    missing = (
-        int(np.count_nonzero(unscored[0] & ~unscored[1])),
-        int(np.count_nonzero(unscored[1] & ~unscored[0])),
-        int(np.count_nonzero(unscored[0] & unscored[1])),
+    paired = items_of_task(
+        (task, metric_name, filter_name),
+        replace(found, facts=facts),
+        (scores[0], scores[1]),
+        lambda first: left.column("cluster", found.baseline[first]),
+        higher=higher,
     )
-    scored = np.flatnonzero(~(unscored[0] | unscored[1]))
-    if not scored.size:
+    return paired, notes
+
+
+def unscored_pairs(scores: tuple[FloatArray, FloatArray]) -> tuple[int, int, int]:
+    """How many pairs lack a score: on the baseline's side only, the candidate's only, on both."""
+    left, right = np.isnan(scores[0]), np.isnan(scores[1])
+    both = int(np.count_nonzero(left & right))
+    return int(np.count_nonzero(left)) - both, int(np.count_nonzero(right)) - both, both
+
+
+def refuse_unscored(task: str, pairs: int, missing: tuple[int, int, int]) -> None:
+    """Refuse a task of which no pair has both scores."""
+    if pairs == sum(missing):
         raise EmptySamplesError(
-            f"task {task!r}: none of the {len(scores[0])} pairs is scored on both sides "
+            f"task {task!r}: none of the {pairs} pairs is scored on both sides "
             f"(baseline only {missing[1]}, candidate only {missing[0]}, neither {missing[2]})."
         )
+
+
+def items_of_task(
+    names: tuple[str, str, str],
+    found: Match,
+    scores: tuple[FloatArray, FloatArray],
+    clusters: Callable[[IntArray], pa.ChunkedArray],
+    *,
+    higher: bool,
+) -> PairedTask:
+    """From the pairs of a task, with their scores, to its items."""
+    missing = unscored_pairs(scores)
+    refuse_unscored(names[0], scores[0].size, missing)
+    scored = np.flatnonzero(~(np.isnan(scores[0]) | np.isnan(scores[1])))
     item = None if found.item is None else found.item[scored]
     averaged = average(scores[0][scored], scores[1][scored], item)
     first = scored[averaged.first]
     document = found.documents_of(first)
-    baseline_row, candidate_row = pair.at(first, first).rows
-    paired = PairedTask(
-        name=task,
-        metric=metric_name,
-        filter=filter_name,
+    return PairedTask(
+        *names,
         higher_is_better=higher,
         baseline=averaged.baseline,
         candidate=averaged.candidate,
         difference=(1.0 if higher else -1.0) * (averaged.candidate - averaged.baseline),
-        cluster=join_clusters(pair.sides[0].column("cluster", baseline_row), document),
+        cluster=join_clusters(clusters(first), document),
         document=document,
         repeats=averaged.repeats,
         run_variance=averaged.run_variance,
         unscored=missing,
-        duplicates=found.surplus,
-        baseline_row=baseline_row,
-        candidate_row=candidate_row,
+        duplicates=max(found.facts.surplus),
+        baseline_row=found.baseline[first],
+        candidate_row=found.candidate[first],
     )
-    return paired, [f"{task}: {note}" for note in notes]

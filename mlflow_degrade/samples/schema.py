@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -95,6 +95,11 @@ _OPTIONAL: tuple[pa.Field, ...] = (
 )
 _DEFAULTS: Mapping[str, Any] = {"filter": "none", "repeat": 0}
 _REQUIRED = ("task", "doc_id", "metric", "score")
+
+
+def fields_named(names: Iterable[str]) -> list[pa.Field]:
+    """Some of the fields that every sample table has."""
+    return [next(field for field in _FIELDS if field.name == name) for name in names]
 
 
 def conform(table: pa.Table) -> tuple[list[pa.Field], list[pa.ChunkedArray]]:

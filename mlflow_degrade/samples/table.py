@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,12 +30,12 @@ SCHEMA_VERSION = "1"
 _METADATA_KEY = b"mlflow_degrade"
 
 # What `SampleScores.digest` covers: the keys and the scores, not the texts people read.
-_DIGESTED = (
+DIGESTED = (
     "task", "filter", "doc_id", "repeat", "metric", "doc_hash", "prompt_hash", "target_hash",
     "higher_is_better", "cluster", "score",
 )  # fmt: skip
-_DIGEST_ORDER = _DIGESTED[:5]
-_LABELS = ("task", "filter", "metric")
+_DIGEST_ORDER = DIGESTED[:5]
+LABELS = ("task", "filter", "metric")
 
 
 class SampleScores:
@@ -67,6 +68,8 @@ class SampleScores:
     >>> scores.tasks, scores.metrics("qa"), len(scores)
     (('qa',), ('acc',), 2)
     """
+
+    streamed = False  # Whether the rows stay in their files, see `streaming`.
 
     def __init__(self, table: pa.Table) -> None:
         self.table = table
@@ -117,21 +120,15 @@ class SampleScores:
         Without ``doc_hash`` a document is taken to be what its task and ``doc_id`` say it is.
         Prompts and targets without a hash get the SHA-256 of their text, which is lm-eval's rule.
         """
-        fields, columns = conform(table)
-        metadata = {
-            "schema_version": SCHEMA_VERSION,
-            "model": model,
-            "model_digest": model_digest,
-            "task_versions": dict(task_versions or {}),
-            **({} if origin is None else {"origin": origin.model_dump(mode="json")}),
-        }
-        stated = {"answer_digests": answer_digests, "prompting": prompting}
-        metadata |= {name: dict(value) for name, value in stated.items() if value}
-        schema = pa.schema(fields, metadata=_encoded(metadata))
-        result = pa.Table.from_arrays(columns, schema=schema)
-        if not _metadata(table):
-            # A table that was a sample table before keeps its digest.
-            result = with_text_hashes(result)
+        result = conformed(
+            table,
+            model=model,
+            model_digest=model_digest,
+            task_versions=task_versions,
+            origin=origin,
+            answer_digests=answer_digests,
+            prompting=prompting,
+        )
         refuse_useless_scores(result)
         return cls(result)
 
@@ -248,19 +245,7 @@ class SampleScores:
             table = pq.read_table(path, partitioning=None)
         except (pa.ArrowInvalid, OSError) as error:
             raise SampleSchemaError(f"{path} is not a readable Parquet file: {error}") from error
-        metadata = _metadata(table)
-        version = metadata.get("schema_version")
-        if version is not None and int(version) > int(SCHEMA_VERSION):
-            raise SampleSchemaError(
-                f"{path} has sample schema {version}; this version reads up to {SCHEMA_VERSION}: "
-                "upgrade mlflow-degrade."
-            )
-        named = ("model", "model_digest", "task_versions", "answer_digests", "prompting")
-        return cls.from_table(
-            table,
-            origin=Origin.of(metadata.get("origin"), path),
-            **{name: metadata.get(name) for name in named},
-        )
+        return cls.from_table(table, **facts_of_file(table.schema, path))
 
     # -- reading --------------------------------------------------------------------------
 
@@ -273,33 +258,33 @@ class SampleScores:
     @property
     def model(self) -> str | None:
         """Name of the scored model."""
-        return _metadata(self.table).get("model")
+        return _metadata(self.table.schema).get("model")
 
     @property
     def model_digest(self) -> str | None:
         """Content digest of the scored model."""
-        value = _metadata(self.table).get("model_digest")
+        value = _metadata(self.table.schema).get("model_digest")
         return None if value is None else str(value)
 
     @property
     def task_versions(self) -> dict[str, str]:
         """Version of each task's definition, where the harness states one."""
-        return dict(_metadata(self.table).get("task_versions") or {})
+        return dict(_metadata(self.table.schema).get("task_versions") or {})
 
     @property
     def origin(self) -> Origin | None:
         """Where the scores were computed, if that is known."""
-        return Origin.of(_metadata(self.table).get("origin"), "the table")
+        return Origin.of(_metadata(self.table.schema).get("origin"), "the table")
 
     @property
     def answer_digests(self) -> dict[str, str]:
         """Digest of all that was answered to each task, where the log has more than it shows."""
-        return dict(_metadata(self.table).get("answer_digests") or {})
+        return dict(_metadata(self.table.schema).get("answer_digests") or {})
 
     @property
     def prompting(self) -> dict[str, Any] | None:
         """How the model was asked, if that is known."""
-        return _metadata(self.table).get("prompting")
+        return _metadata(self.table.schema).get("prompting")
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -357,13 +342,17 @@ class SampleScores:
         return self._stating(origin=origin.model_dump(mode="json"))
 
     def _stating(self, **facts: Any) -> SampleScores:
-        encoded = _encoded({**_metadata(self.table), **facts})
+        encoded = _encoded({**_metadata(self.table.schema), **facts})
         return SampleScores(self.table.replace_schema_metadata(encoded))
 
     def to_pandas(self) -> pd.DataFrame:
         """The table as a data frame."""
         frame: pd.DataFrame = self.table.to_pandas()
         return frame
+
+    def rows(self, positions: npt.NDArray[np.int64]) -> pa.Table:
+        """Some rows of the table, by their positions."""
+        return self.table.take(pa.array(positions))
 
     def means(self) -> dict[tuple[str, str, str], float]:
         """Mean score of the scored rows per (task, metric, filter)."""
@@ -388,11 +377,56 @@ class SampleScores:
     @cached_property
     def row_index(self) -> RowIndex:
         """Order and keys of the rows, which pairing and digest share; not meant for users."""
-        return RowIndex(self.table.select(list(_DIGESTED)), _DIGEST_ORDER, _LABELS)
+        return RowIndex(self.table.select(list(DIGESTED)), _DIGEST_ORDER, LABELS)
 
 
-def _metadata(table: pa.Table) -> dict[str, Any]:
-    raw = (table.schema.metadata or {}).get(_METADATA_KEY)
+def conformed(
+    table: pa.Table,
+    *,
+    model: str | None = None,
+    model_digest: str | None = None,
+    task_versions: Mapping[str, str] | None = None,
+    origin: Origin | None = None,
+    answer_digests: Mapping[str, str] | None = None,
+    prompting: Mapping[str, Any] | None = None,
+) -> pa.Table:
+    """A table, or a part of one, in the schema; its scores are not checked yet."""
+    fields, columns = conform(table)
+    metadata = {
+        "schema_version": SCHEMA_VERSION,
+        "model": model,
+        "model_digest": model_digest,
+        "task_versions": dict(task_versions or {}),
+        **({} if origin is None else {"origin": origin.model_dump(mode="json")}),
+    }
+    stated = {"answer_digests": answer_digests, "prompting": prompting}
+    metadata |= {name: dict(value) for name, value in stated.items() if value}
+    schema = pa.schema(fields, metadata=_encoded(metadata))
+    result = pa.Table.from_arrays(columns, schema=schema)
+    if not _metadata(table.schema):
+        # A table that was a sample table before keeps its digest.
+        result = with_text_hashes(result)
+    return result
+
+
+def facts_of_file(schema: pa.Schema, path: object) -> dict[str, Any]:
+    """What a file of samples says about all of them, as `SampleScores.from_table` takes it."""
+    metadata = _metadata(schema)
+    version = metadata.get("schema_version")
+    if version is not None and int(version) > int(SCHEMA_VERSION):
+        raise SampleSchemaError(
+            f"{path} has sample schema {version}; this version reads up to {SCHEMA_VERSION}: "
+            "upgrade mlflow-degrade."
+        )
+    named = ("model", "model_digest", "task_versions", "answer_digests", "prompting")
+    return {
+        "origin": Origin.of(metadata.get("origin"), path),
+        **{name: metadata.get(name) for name in named},
+    }
+
+
+def _metadata(schema: pa.Schema) -> dict[str, Any]:
+    raw = (schema.metadata or {}).get(_METADATA_KEY)
     return {} if raw is None else dict(json.loads(raw))
 
 

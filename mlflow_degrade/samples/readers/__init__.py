@@ -19,6 +19,7 @@ from typing import Any
 
 from ...core.errors import DegradeError, SampleSchemaError, UnknownNameError
 from ...core.plugins import Plugins, PluginWarning
+from ...core.remote_files import is_remote, local_copy
 from ..table import SampleScores
 from . import mlflow_runs
 from ._reader import Reader, ReaderNote, files_below, note
@@ -60,8 +61,9 @@ def read_samples(
     Parameters
     ----------
     reference : str or path
-        A file or directory of one of the `READERS`, or ``runs:/<run id>[/<artifact path>]`` for
-        an MLflow run: its samples, or the traces that ``mlflow.genai.evaluate`` scored in it.
+        A file or directory of one of the `READERS`, ``runs:/<run id>[/<artifact path>]`` for
+        an MLflow run (its samples, or the traces that ``mlflow.genai.evaluate`` scored in it), or
+        an address that fsspec knows: ``s3://``, ``gs://``, ``hf://``, ``https://``.
     format : str, optional
         Name of the reader, where recognizing the format is not wanted.
     **options
@@ -104,6 +106,9 @@ def read_samples(
             samples = _read_path(path, format, options)
         run_id, _ = mlflow_runs.split_reference(str(reference))
         return mlflow_runs.with_agreements(samples, run_id)
+    if is_remote(reference):
+        with local_copy(str(reference)) as path:
+            return _read_path(path, format, options)
     return _read_path(Path(reference).expanduser(), format, options)
 
 

@@ -290,7 +290,13 @@ class Origin:
         return SampleSchemaError(text)
 
 
-def to_samples(
+def to_samples(table: pa.Table, origin: Origin, **options: Any) -> SampleScores:
+    """Rename, fill and check a table; the options are those of `to_columns`."""
+    columns, model = to_columns(table, origin, **options)
+    return SampleScores.from_table(columns, model=model)
+
+
+def to_columns(
     table: pa.Table,
     origin: Origin,
     *,
@@ -306,8 +312,8 @@ def to_samples(
     average: str | None = None,
     raters: str = "mean",
     **columns: str,
-) -> SampleScores:
-    """Rename, fill and check a table."""
+) -> tuple[pa.Table, str | None]:
+    """The columns of a sample table from one with other names, and the name of the model."""
     stated = source_columns(columns)
     if prediction_column is not None:
         stated["response"] = prediction_column
@@ -325,7 +331,7 @@ def to_samples(
     arrays["score"] = _without_unscored(table, scores, origin)
     if "doc_id" not in arrays:
         arrays["doc_id"] = _ids_of_prompts(arrays.get("prompt"), origin)
-    _refuse_totals(arrays["doc_id"].to_pylist(), origin)
+    _refuse_totals(arrays["doc_id"], origin)
     turns = next((name for name in _REPEATS if name in names), None)
     if "repeat" not in arrays and turns is not None and _repeated(arrays["doc_id"]):
         arrays["repeat"] = table[turns]
@@ -352,7 +358,7 @@ def to_samples(
             raise origin.lacks(f"{average!r} (average)", "Check its name.")
         arrays.pop(f"{FEATURE_PREFIX}{average}", None)
         arrays = one_score_a_sample(arrays, table[average], raters, origin.name)
-    return SampleScores.from_table(pa.table(arrays), model=name_of_model)
+    return pa.table(arrays), name_of_model
 
 
 def usual_form(name: str) -> str:
@@ -492,12 +498,12 @@ def _ids_of_prompts(prompts: pa.ChunkedArray | None, origin: Origin) -> pa.Chunk
     raise origin.lacks(wanted, "Name it with id_column=…")
 
 
-def _refuse_totals(ids: list[Any], origin: Origin) -> None:
+def _refuse_totals(ids: pa.ChunkedArray, origin: Origin) -> None:
     """The last row of a table may be no sample."""
-    last = str(ids[-1]).strip().lower() if len(ids) > 1 else ""
-    if last in _TOTALS and ids.count(ids[-1]) == 1:
+    last = ids[-1].as_py() if len(ids) > 1 else ""
+    if str(last).strip().lower() in _TOTALS and ids.to_pylist().count(last) == 1:
         raise SampleSchemaError(
-            f"{origin.name} ends in a row called {ids[-1]!r}, which is no sample: remove it."
+            f"{origin.name} ends in a row called {last!r}, which is no sample: remove it."
         )
 
 
