@@ -22,10 +22,18 @@ _PIECE = 512
 
 
 def run_plan(
-    plan: Plan, calls: Calls, inputs: DecoderInputs, halving: Halving, *, continues: bool
+    plan: Plan,
+    calls: Calls,
+    inputs: DecoderInputs,
+    halving: Halving,
+    *,
+    continues: bool,
+    prefixes: dict[tuple[int, ...], Cache] | None = None,
 ) -> Iterator[list[tuple[int, Answers]]]:
     """Rows with what the model said about them, batch by batch."""
     # `continues`: whether long rows may be read in pieces, each continued from a cache.
+    # `prefixes`: the cache of the latest beginning, kept between the parts of one plan.
+    known = {} if prefixes is None else prefixes
     shared = plan.sharing is not None
     forward = partial(run_rows, calls, inputs, multiple=plan.limits.multiple, share=shared)
 
@@ -57,7 +65,12 @@ def run_plan(
 
     for group in [Group((), plan.batches)] if plan.sharing is None else plan.sharing.groups:
         start = len(group.prefix)
-        past = cache_of(Row(group.prefix)) if group.prefix else None
+        past = None
+        if group.prefix:
+            past = known.get(group.prefix)
+            if past is None:
+                known.clear()
+                past = known[group.prefix] = cache_of(Row(group.prefix))
         for batch in group.batches:
             yield [(row, found.after(start)) for row, found in answered(batch, start, past)]
 
@@ -86,6 +99,10 @@ class Answers:
         """Log-probability of `token` after `position`, and whether it is the most likely."""
         values, winner = self._found[position]
         return values[token], token == winner
+
+    def items(self) -> Iterable[tuple[int, tuple[Mapping[int, float], int]]]:
+        """By position: log-probabilities of tokens, and the most likely token."""
+        return self._found.items()
 
     def first_non_finite(self) -> int:
         """First position with a log-probability that is not a finite number."""

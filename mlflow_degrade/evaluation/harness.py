@@ -30,6 +30,7 @@ from ..samples.readers.lm_eval import OWN_FACTS, LmEvalOutput, output_of
 from ..samples.table import SampleScores
 from .lm_eval_task import Questions, keep_metrics, only_drawn
 from .question_tasks import QuestionOptions
+from .shards import Workers
 from .suite import Spec, SuiteTask, find_tasks, load
 from .task_fit import fit_tasks, note_literal_templates
 
@@ -135,11 +136,13 @@ class InOrder(Protocol):
 
 
 def run_lm_eval(
-    settings: HarnessSettings, begin: Callable[[str | None], InOrder] | None = None
+    settings: HarnessSettings,
+    begin: Callable[[str | None], InOrder] | None = None,
+    workers: Workers | None = None,
 ) -> HarnessRun | None:
     """Evaluate a model with lm-eval."""
     # `begin` is given the digest of the model's files, where they are local, and says in what
-    # order to ask; without it everything is asked.
+    # order to ask; without it everything is asked. `workers` run the batches of `"onnx"`.
     name, arguments = _model_name(settings.model), _arguments(settings.model_args)
     manager, specs = find_tasks(
         settings.tasks,
@@ -155,6 +158,11 @@ def run_lm_eval(
             note_literal_templates(task_name, task, list(islice(task.eval_docs, 200)))
     if settings.model == _ONNX:
         name = _engine(arguments, loaded["tasks"])
+    elif workers is not None:
+        raise InputError(
+            f"--ray deals out what this package's engine runs, and the model is {settings.model}: "
+            "evaluate with --model onnx, or leave --ray out."
+        )
     else:
         fit_tasks(loaded["tasks"], None)
         _look_at(settings.model, arguments)
@@ -164,7 +172,9 @@ def run_lm_eval(
     order = None if begin is None else begin(digest)
     if order is not None:
         _require_tasks(order.baseline, loaded["tasks"])
-    model = _load_model(name, arguments, settings)
+    threads = None if workers is None else workers.threads
+    place = _where(settings, arguments, threads)
+    model = _load_model(name, _dealt_out(workers, arguments, settings, digest, place), settings)
     date = datetime.now().isoformat().replace(":", "-")
 
     def made(found: dict[str, Any], tracker: Any) -> HarnessRun:
@@ -173,13 +183,16 @@ def run_lm_eval(
         samples = found["samples"]
         results = _results({k: v for k, v in found.items() if k != "samples"}, tracker)
         if digest is not None:
-            results[OWN_FACTS] = {"model_digest": digest, **_where(settings, arguments)}
+            results[OWN_FACTS] = {"model_digest": digest, **place}
         return HarnessRun(output_of(results, samples, date), samples, tracker)
 
     if order is None:
         found, tracker = _evaluate(model, name, arguments, manager, specs, settings)
-        return None if found is None else made(found, tracker)
-    kept_answers = _answers_of(settings, arguments, digest, order.baseline)
+        whole = None if found is None else made(found, tracker)
+        if workers is not None:
+            model.discard()
+        return whole
+    kept_answers = _answers_of(settings, arguments, digest, order.baseline, threads)
 
     def ask(documents: Mapping[str, list[int]]) -> tuple[dict[str, Any] | None, Any]:
         some = {task: loaded["tasks"][task] for task in documents}
@@ -193,6 +206,8 @@ def run_lm_eval(
     run = _in_order(order, loaded["tasks"], ask, made)
     for file in kept_answers.parent.glob(f"{kept_answers.name}*"):
         file.unlink()
+    if workers is not None:
+        model.discard()
     return run
 
 
@@ -216,6 +231,7 @@ def _answers_of(
     arguments: Mapping[str, Any],
     digest: str | None,
     baseline: SampleScores,
+    threads: int | None,
 ) -> Path:
     """Where lm-eval keeps the answers of an evaluation look by look, in case it is broken off."""
     from ..bench.machine import current_processor
@@ -225,6 +241,7 @@ def _answers_of(
     place = current_processor().model_dump(mode="json")
     given = {name: str(value) for name, value in arguments.items()}
     key = [repr(settings), given, digest, baseline.digest(), versions, place]
+    key += [] if threads is None else [threads]
     folder = cache_root() / "lm-eval"
     folder.mkdir(parents=True, exist_ok=True)
     return folder / digest_json(key).removeprefix("sha256:")[:24]
@@ -316,7 +333,31 @@ def _folder(arguments: Mapping[str, Any]) -> Path | None:
     return folder if "pretrained" in arguments and folder.is_dir() else None
 
 
-def _where(settings: HarnessSettings, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _dealt_out(
+    workers: Workers | None,
+    arguments: dict[str, Any],
+    settings: HarnessSettings,
+    digest: str | None,
+    place: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The arguments, with a model whose batches workers run in place of its directory."""
+    if workers is None:
+        return arguments
+    from ..engine.family import model_family
+    from .model_evaluation import BACKEND
+    from .shards import ShardedDecoder, ShardedEncoder, Sharding
+
+    folder = Path(str(arguments["pretrained"]))
+    sharding = Sharding(workers, {"model": digest, "backend": BACKEND, **place})
+    kind = ShardedDecoder if model_family(folder) == "decoder" else ShardedEncoder
+    size = settings.batch_size or arguments.get("batch_size", "auto")
+    device = settings.device or str(arguments.get("device", "auto"))
+    return {**arguments, "pretrained": kind(folder, sharding, device=device, batch_size=size)}
+
+
+def _where(
+    settings: HarnessSettings, arguments: Mapping[str, Any], threads: int | None = None
+) -> dict[str, Any]:
     """Where this package's engine computed; of other libraries' kernels nothing is known here."""
     if settings.model != _ONNX:
         return {}
@@ -324,7 +365,7 @@ def _where(settings: HarnessSettings, arguments: Mapping[str, Any]) -> dict[str,
 
     folder = Path(str(arguments["pretrained"])).expanduser()
     device = settings.device or str(arguments.get("device", "auto"))
-    return {"origin": origin_of(folder, device).model_dump(mode="json")}
+    return {"origin": origin_of(folder, device, threads).model_dump(mode="json")}
 
 
 def _model_name(given: str) -> str:

@@ -12,6 +12,7 @@ from ..samples.table import SampleScores
 from .model_evaluation import Arm
 from .probes import BatchInvariance, PathEquivalence, ScoringPath
 from .scoring_path import PathChoice, choose
+from .shards import Workers
 from .suite import Suite
 
 
@@ -28,6 +29,12 @@ class EvaluationSettings:
     # What a rerun does otherwise than an evaluation does. Part of the key: no answer of another
     # evaluation may stand in for one of a rerun, nor the other way round.
     rerun: str = ""
+    # Who runs the batches, if not this process; each of them with its own share of the cores.
+    workers: Workers | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers is not None:
+            object.__setattr__(self, "threads", self.workers.threads)
 
 
 @dataclass(frozen=True)
