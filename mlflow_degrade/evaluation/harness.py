@@ -11,7 +11,7 @@ from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..core.cache import cache_root, digest_json
 from ..core.errors import (
@@ -30,9 +30,11 @@ from ..samples.readers.lm_eval import OWN_FACTS, LmEvalOutput, output_of
 from ..samples.table import SampleScores
 from .lm_eval_task import Questions, keep_metrics, only_drawn
 from .question_tasks import QuestionOptions
-from .shards import Workers
 from .suite import Spec, SuiteTask, find_tasks, load
 from .task_fit import fit_tasks, note_literal_templates
+
+if TYPE_CHECKING:
+    from .shards import Workers
 
 _ONNX = "onnx"
 _log = logging.getLogger(__name__)
@@ -158,11 +160,6 @@ def run_lm_eval(
             note_literal_templates(task_name, task, list(islice(task.eval_docs, 200)))
     if settings.model == _ONNX:
         name = _engine(arguments, loaded["tasks"])
-    elif workers is not None:
-        raise InputError(
-            f"--ray deals out what this package's engine runs, and the model is {settings.model}: "
-            "evaluate with --model onnx, or leave --ray out."
-        )
     else:
         fit_tasks(loaded["tasks"], None)
         _look_at(settings.model, arguments)
@@ -240,7 +237,7 @@ def _answers_of(
     versions = [_version(name) for name in ("lm_eval", "transformers", "torch", settings.model)]
     place = current_processor().model_dump(mode="json")
     given = {name: str(value) for name, value in arguments.items()}
-    key = [repr(settings), given, digest, baseline.digest(), versions, place]
+    key: list[Any] = [repr(settings), given, digest, baseline.digest(), versions, place]
     key += [] if threads is None else [threads]
     folder = cache_root() / "lm-eval"
     folder.mkdir(parents=True, exist_ok=True)

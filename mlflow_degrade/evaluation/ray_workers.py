@@ -60,6 +60,7 @@ class RayWorkers:
         # On other machines the same path may hold something else.
         self.shared_files = address == LOCAL
         self._expected = worker_facts(threads)
+        self.pids: list[int] = []  # of all workers so far, on whatever machine
         self._busy: dict[Any, tuple[Any, int | None]] = {}  # call → actor and unit, if any
         self._idle: list[Any] = []
         self._died = 0  # since one answered
@@ -119,14 +120,13 @@ class RayWorkers:
         self._start()
 
     def _check(self, facts: dict[str, Any]) -> None:
-        there = {n: v for n, v in facts.items() if n != "host"}
-        here = {n: v for n, v in self._expected.items() if n != "host"}
-        if there != here:
-            said = "; ".join(
-                f"{name}: {there[name]} there, {here[name]} here"
-                for name in here
-                if there[name] != here[name]
-            )
+        said = "; ".join(
+            f"{name} {facts[name]!s} there and {here!s} here"
+            for name, here in self._expected.items()
+            if facts[name] != here
+        )
+        self.pids.append(facts["pid"])
+        if said:
             raise InputError(
                 f"the worker on {facts['host']} would not compute what this machine does ({said}): "
                 "use machines of one kind with the same versions, and start the command on one of "

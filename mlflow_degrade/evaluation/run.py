@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..engine.integer_probe import KernelCheck
 from ..samples.table import SampleScores
 from .model_evaluation import Arm
 from .probes import BatchInvariance, PathEquivalence, ScoringPath
 from .scoring_path import PathChoice, choose
-from .shards import Workers
 from .suite import Suite
+
+if TYPE_CHECKING:
+    from .shards import Workers
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,16 @@
 
 What is run, and in which batches, is decided by the requests alone
 (`mlflow_degrade.engine.schedule`), before it is known who runs it. A shard is some of these batches
-in a row. So a score is computed with the very neighbours that it has in one process, and the table that comes out is the same. A
-shard's answers are a Parquet file named by everything that they depend on: whoever starts again
-asks only for those that are not there.
+in a row. So a score is computed with the very neighbours that it has in one process, and the table
+that comes out is the same. A shard's answers are a Parquet file named by everything that they
+depend on: whoever starts again asks only for those that are not there.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -172,7 +173,7 @@ def _cost(plan: Plan, batch: Batch) -> float:
     """Work of a batch, in positions."""
     if plan.sharing is None:
         return CALL_COST + batch.positions
-    distinct, before = 0, ()
+    distinct, before = 0, plan.rows[batch.rows[0]].tokens[:0]
     for row in batch.rows:
         tokens = plan.rows[row].tokens
         distinct += min(batch.length, len(tokens)) - common_length(before, tokens)
@@ -193,8 +194,8 @@ class Answering:
         self._prefixes: dict[tuple[int, ...], Cache] = {}
 
     def facts(self, threads: int) -> dict[str, Any]:
-        """What must be the same everywhere."""
-        return worker_facts(threads)
+        """What must be the same everywhere, and where this is."""
+        return {**worker_facts(threads), "host": platform.node(), "pid": os.getpid()}
 
     def inputs(self, place: Place) -> DecoderInputs:
         """What a decoder takes."""
@@ -242,7 +243,6 @@ def worker_facts(threads: int) -> dict[str, Any]:
     return {
         "mlflow-degrade": version("mlflow-degrade"),
         "processor": current_processor().model_copy(update={"threads": threads}),
-        "host": os.uname().nodename if hasattr(os, "uname") else "",
     }
 
 
@@ -255,7 +255,7 @@ def _require_files(place: Place) -> None:
     folder = Path(place.folder)
     if place.digest is None:
         return
-    here = os.uname().nodename
+    here = platform.node()
     if not folder.is_dir():
         raise ModelError(
             f"the model's directory {folder} is not on the worker's machine {here}: put it on a "

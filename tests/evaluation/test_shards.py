@@ -17,6 +17,7 @@ from local_tasks import ALL
 from tiny_models import SENTENCES
 
 from mlflow_degrade.core.errors import EngineError, ModelError
+from mlflow_degrade.engine import decoder
 from mlflow_degrade.engine.decoder import OnnxDecoder
 from mlflow_degrade.engine.encoder import OnnxEncoder
 from mlflow_degrade.engine.schedule import Batch, Limits, Plan, Row
@@ -72,6 +73,7 @@ def _evaluate(folder: Path, tasks: Path, workers: Here | None = None, **how: Any
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that tiny tasks make several."""
     monkeypatch.setattr(shards, "_MOST", 150)
+    monkeypatch.setattr(decoder, "_ON_CPU", (48, 24))
 
 
 @pytest.mark.usefixtures("small_shards")
@@ -105,13 +107,11 @@ def test_a_second_start_asks_only_for_what_is_missing(
     whole = _evaluate(model_dir("fp32"), task_folder, first, **asked)
     for file in (own_cache / "evaluation").rglob("*.*"):
         file.unlink()
-    probes = 64  # more than are asked before the first shard is kept
-
     broken = Counting(seed=1, stop_after=len(first.asked) - 2)
     with pytest.raises(Broken):
         _evaluate(model_dir("fp32"), task_folder, broken, **asked)
     kept = list((own_cache / "shards").rglob("*.parquet"))
-    assert 0 < len(kept) <= probes
+    assert len(kept) > 2
     # One file was being written when the machine went down, under its final name or not.
     kept[0].write_bytes(kept[0].read_bytes()[:-9])
     (kept[0].parent / f".{kept[0].name}.1.abc").write_bytes(b"half")
@@ -125,7 +125,7 @@ def test_a_second_start_asks_only_for_what_is_missing(
 
 
 def test_encoders_are_dealt_out_alike(own_cache: Path, tiny_encoder: TinyModel) -> None:
-    folder = tiny_encoder.model_dir("fp32")
+    folder = tiny_encoder.made("fp32")
     texts = [s[: 8 + 3 * i] for i, s in enumerate(SENTENCES * 3)]
     whole = OnnxEncoder(folder, device="cpu", threads=1)
     dealt = ShardedEncoder(folder, Sharding(Counting(5), {}), device="cpu", batch_size="auto")
@@ -178,11 +178,11 @@ def test_parts_cover_the_line_and_shrink_towards_its_end() -> None:
 def test_what_many_batches_continue_is_kept_by_a_worker(model_dir: ModelDir) -> None:
     # A beginning that all prompts share would else be read again for every shard.
     folder = model_dir("fp32")
-    decoder = OnnxDecoder(folder, device="cpu", threads=1)
-    decoder.reuse_prefixes = True
-    text = decoder.encoder.encode([" ".join(SENTENCES)])[0][:120]
+    engine = OnnxDecoder(folder, device="cpu", threads=1)
+    engine.reuse_prefixes = True
+    text = engine.encoder.encode([" ".join(SENTENCES)])[0][:120]
     requests = [([*text, 5 + i % 50, 7 + i % 11], [9]) for i in range(200)]
-    plan = decoder.plan(requests, always_continue=True)
+    plan = engine.plan(requests, always_continue=True)
     units, rows = reading_units(plan)
     assert len(units) > 1
     assert all(group.prefix for unit in units for group in unit.plan.sharing.groups)  # type: ignore[union-attr]
