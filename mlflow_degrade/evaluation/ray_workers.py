@@ -239,13 +239,20 @@ def _connect(ray: Any, address: str, wait: float) -> None:
     # Ray would report the use of it to its makers.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address == LOCAL:
-        ray.init(
-            address=LOCAL,
-            num_cpus=cpu_count(),
-            include_dashboard=False,
-            object_store_memory=128 << 20,
-            **quiet,
-        )
+        try:
+            ray.init(
+                address=LOCAL,
+                num_cpus=cpu_count(),
+                include_dashboard=False,
+                object_store_memory=128 << 20,
+                **quiet,
+            )
+        except Exception as error:  # Ray raises plain exceptions here
+            raise EngineError(
+                f"Ray does not start on this machine ({_first_line(error)}): it gives up after "
+                "30 s, so try again when the machine is less busy, or leave --ray out. Nothing was "
+                "evaluated."
+            ) from error
         return
     if "://" in address:
         raise InputError(

@@ -45,7 +45,8 @@ from ..engine.schedule import (
     Tokens,
     common_length,
 )
-from ..engine.session import DecoderInputs
+from ..engine.session import DecoderInputs, read_json
+from ..engine.tokenization import TextEncoder
 from ..optimize.source.model_directory import MANIFEST_FILE
 
 # A shard takes this share of what is left, so that the last ones are small and nobody waits long
@@ -184,6 +185,22 @@ def _cost(plan: Plan, batch: Batch) -> float:
 # What a worker does, wherever it is.
 
 
+class _Reader(OnnxDecoder):
+    """A decoder that reads token ids; its tokenizer takes seconds to import, and only texts it."""
+
+    def __init__(
+        self, folder: str | Path, *, device: str, batch_size: int | str, threads: int
+    ) -> None:
+        EngineModel.__init__(self, folder, device, batch_size, threads)
+        self.generation_config = read_json(self.folder, "generation_config.json", needed=False)
+        self.reuse_prefixes = self.for_gpu = self.cuda_graphs = False
+
+    @cached_property
+    def encoder(self) -> TextEncoder:  # type: ignore[override]
+        """The tokenizer, which tells where a text ends."""
+        return TextEncoder(self.folder)
+
+
 class Answering:
     """Models that a worker has open, and what it is asked of them."""
 
@@ -225,7 +242,7 @@ class Answering:
             _require_files(place)
             while len(self._open) >= self._MOST_OPEN:
                 self._open.pop(next(iter(self._open))).close()
-            kind = OnnxEncoder if place.encodes else OnnxDecoder
+            kind = OnnxEncoder if place.encodes else _Reader
             model = kind(
                 place.folder,
                 device=place.device,
