@@ -237,6 +237,8 @@ class Answering:
         return table.replace_schema_metadata({"halved": str(model.halved - before)})
 
     def _model(self, place: Place) -> OnnxDecoder | OnnxEncoder:
+        if next(reversed(self._open), None) != place:
+            self._prefixes.clear()  # those of another model
         model = self._open.pop(place, None)
         if model is None:
             _require_files(place)
@@ -249,8 +251,6 @@ class Answering:
                 batch_size=place.batch_size,
                 threads=place.threads,
             )
-        if next(reversed(self._open), None) != place:
-            self._prefixes.clear()  # those of another model
         self._open[place] = model
         return model
 

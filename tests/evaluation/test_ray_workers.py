@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any
 import pytest
 from engine_models import ModelDir
 
+from mlflow_degrade.cli import run
 from mlflow_degrade.core.errors import InputError, MissingExtraError
 from mlflow_degrade.engine import decoder
 from mlflow_degrade.engine.decoder import OnnxDecoder, Score
@@ -70,6 +69,28 @@ def test_no_worker_is_refused() -> None:
         pass
 
 
+def test_evaluate_says_so_before_anything_is_logged(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    own_cache: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("ray", reason='pip install "mlflow-degrade[ray]" brings Ray')
+    monkeypatch.chdir(tmp_path)
+    address = f"127.0.0.1:{_free_port()}"
+    asked = ["evaluate", "--model", "onnx", "--model-args", "pretrained=nowhere"]
+    asked += ["--tasks", "starter", "--device", "cpu"]
+    for more, says in (
+        (["--ray", address], f"no Ray cluster at {address}"),
+        (["--ray", "ray://there:1"], "give HOST:PORT of the cluster's head"),
+        (["--ray-workers", "2"], "--ray-workers goes with --ray"),
+        (["--ray", "local", "--model", "hf"], "evaluate with --model onnx"),
+    ):
+        assert run([*asked, *more]) == 3
+        assert says in capfd.readouterr().err
+    assert not own_cache.exists()
+
+
 Requests = list[tuple[list[int], list[int]]]
 
 
@@ -94,7 +115,7 @@ def _dealt(folder: Path, workers: Any) -> ShardedDecoder:
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_loses_and_doubles_nothing(
-    model_dir: ModelDir, requests: Requests, own_cache: Path
+    model_dir: ModelDir, requests: Requests, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = model_dir("fp32")
     told: list[int] = []
@@ -117,8 +138,13 @@ def test_a_worker_that_is_killed_loses_and_doubles_nothing(
         # What is kept is not asked again.
         told.clear()
         asked: list[int] = []
-        monkey = workers.answers
-        workers.answers = lambda place, units: (asked.append(len(units)), monkey(place, units))[1]  # type: ignore[method-assign]
+        call = workers._calls
+
+        def count(name: str, given: list[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+            asked.append(len(given))
+            return call(name, given)
+
+        monkeypatch.setattr(workers, "_calls", count)
         assert model.score(requests, tell) == found
         assert asked == [0]
         model.discard()
@@ -129,13 +155,12 @@ def test_a_worker_that_is_killed_loses_and_doubles_nothing(
 def cluster() -> Iterator[str]:
     """A head on this machine."""
     program = Path(sys.executable).with_name("ray")
-    command = [str(program)] if program.exists() else [shutil.which("ray") or ""]
-    if not command[0]:
-        command = [sys.executable, "-m", "ray.scripts.scripts"]
+    module = [sys.executable, "-m", "ray.scripts.scripts"]  # where it is on the path alone
+    command = [str(program)] if program.exists() else module
     address = f"127.0.0.1:{(port := _free_port())}"
     arguments = (
-        "start", "--head", "--block", f"--port={port}", "--num-cpus=2", "--node-ip-address=127.0.0.1",
-        "--include-dashboard=false", "--disable-usage-stats",
+        "start", "--head", "--block", f"--port={port}", "--num-cpus=2",
+        "--node-ip-address=127.0.0.1", "--include-dashboard=false", "--disable-usage-stats",
     )  # fmt: skip
     head = subprocess.Popen(
         [*command, *arguments],
@@ -174,17 +199,16 @@ def test_a_cluster_answers_as_one_process_and_checks_the_files(
 
 
 @pytest.mark.slow
-def test_what_listens_but_is_no_ray_is_refused(requests: Requests) -> None:
+@pytest.mark.usefixtures("requests")
+def test_what_listens_but_is_no_ray_is_refused() -> None:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
         address = f"127.0.0.1:{listening.getsockname()[1]}"
-        stop = threading.Event()
         begin = time.monotonic()
         with (
             pytest.raises(InputError, match=f"no Ray cluster at {address}"),
             ray_workers.ray_workers(address, 2, device="cpu", wait=10),
         ):
             pass
-        stop.set()
         assert time.monotonic() - begin < 120
