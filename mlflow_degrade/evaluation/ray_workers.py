@@ -259,24 +259,40 @@ def _connect(ray: Any, address: str, wait: float) -> None:
             f"--ray {address}: give HOST:PORT of the cluster's head, as in 10.0.0.1:6379, and "
             "start the command on a machine of the cluster."
         )
-    _require_listening(address, wait)
+    _require_head(address, wait, ray.util.get_node_ip_address())
     try:
         ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise _absent(address, wait, str(error)) from error
 
 
-def _require_listening(address: str, wait: float) -> None:
-    """Ask for a connection first: Ray itself tries for minutes and ends the process."""
+# What a client of HTTP/2, and so of gRPC, says first; a server answers with its settings.
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+_SETTINGS = 4
+
+
+def _require_head(address: str, wait: float, here: str = "") -> None:
+    """Ask whether somebody is there who speaks as a head does: Ray itself tries for minutes."""
     host, colon, port = address.rpartition(":")
     if not colon or not host or not port.isdecimal():
         raise InputError(
             f"--ray {address!r} is neither 'local' nor HOST:PORT such as 10.0.0.1:6379: {_HEAD}."
         )
-    try:
-        socket.create_connection((host, int(port)), timeout=wait).close()
-    except (OSError, OverflowError) as error:
-        raise _absent(address, wait, str(error)) from error
+    # Ray takes this machine's own address for the loopback.
+    hosts = [host, *([here] if here and host in ("127.0.0.1", "localhost") else ())]
+    reason = ""
+    for name in hosts:
+        try:
+            with socket.create_connection((name, int(port)), timeout=wait) as head:
+                head.sendall(_HELLO)
+                said = head.recv(9)
+        except (OSError, OverflowError) as error:
+            reason = str(error)
+            continue
+        if said[3:4] == bytes((_SETTINGS,)):
+            return
+        reason = "what listens there is no head of Ray"
+    raise _absent(address, wait, reason)
 
 
 def _absent(address: str, wait: float, reason: str) -> InputError:
