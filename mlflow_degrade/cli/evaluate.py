@@ -110,6 +110,11 @@ Examples:
       --columns question=Frage,answer=Antwort
   mlflow-degrade evaluate --model hf --model-args pretrained=./int8 --tasks arc_easy,piqa \\
       --against runs:/0a1b2c --policy policy.yaml
+  mlflow-degrade evaluate --model onnx --model-args pretrained=models/int8 --tasks arc_easy \\
+      --ray 10.0.0.1:6379 --ray-workers 8
+
+With --ray the answers are those of one process with as many threads as a worker has, to the bit;
+what is answered is kept, and the same command goes on with it after it was broken off.
 
 With --against the samples of an earlier evaluation are asked in the order of the policy's key
 sequential, and only until they decide; seed and order are logged before the first one.
@@ -143,6 +148,12 @@ _QUESTIONS = ("tasks", "include_path", "columns", "max_gen_toks")
     help="Stop as soon as the samples decide against this evaluation of the baseline.",
 )
 @click.option("--policy", metavar="FILE", help="With --against: the policy, with sequential in it.")
+@click.option(
+    "--ray",
+    metavar="local|HOST:PORT",
+    help="Deal the batches out to workers of Ray, here or in a cluster; with --model onnx.",
+)
+@click.option("--ray-workers", type=int, metavar="N", help="How many; one per processor without.")
 @click.option("--output-path", metavar="DIR", help="Keep lm-eval's own files as well.")
 @logging_options
 def evaluate(
@@ -150,6 +161,8 @@ def evaluate(
     confirm_run_unsafe_code: bool,
     against: str | None,
     policy: str | None,
+    ray: str | None,
+    ray_workers: int | None,
     output_path: str | None,
     experiment: str | None,
     run_name: str | None,
@@ -162,6 +175,7 @@ def evaluate(
 ) -> None:
     from ..evaluation.harness import HarnessSettings, run_lm_eval
     from ..evaluation.question_tasks import QuestionOptions
+    from ..evaluation.ray_workers import ray_workers as connected
     from ..registry.lm_eval_runs import choose_experiment, log_lm_eval
     from ..registry.references import content_digest
     from ..tracking.connection import require_tracking_server
@@ -189,7 +203,20 @@ def evaluate(
     if model_uri is not None:
         content_digest(model_uri)
     early = _early(against, policy, limit)
-    with terminate_gracefully(), ExitStack() as stack:
+    with ExitStack() as stack:
+        workers = None
+        if ray is not None:
+            if model != "onnx":
+                raise InputError(
+                    f"--ray deals out what this package's engine runs, and the model is {model}: "
+                    "evaluate with --model onnx, or leave --ray out."
+                )
+            workers = stack.enter_context(
+                connected(ray, ray_workers, device=asked.device or "auto")
+            )
+        elif ray_workers is not None:
+            raise InputError("--ray-workers goes with --ray local or --ray HOST:PORT.")
+        stack.enter_context(terminate_gracefully())
         begun = None
         if early is not None:
 
@@ -199,7 +226,7 @@ def evaluate(
                 stack.enter_context(run)
                 return order
 
-        run = run_lm_eval(asked, begun)
+        run = run_lm_eval(asked, begun, workers)
         if run is None:
             return
         if output_path is not None:

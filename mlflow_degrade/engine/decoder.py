@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,8 +19,8 @@ from ..core.errors import (
 )
 from .engine_graph import DerivedGraph, Form, build_engine_graph
 from .fixed_stepping import FixedModel, FixedStepper, Stepper, open_fixed
-from .forward_pass import Answers, run_plan, run_rows
-from .generation import Sampling, generate
+from .forward_pass import Answers, Cache, run_plan, run_rows
+from .generation import Generated, Running, Sampling, generate, run_batches
 from .lengths import exact_length, require_exact, stated_length
 from .providers import CUDA, memory_name, on_gpu, resolve_device
 from .query_by_query import query_by_query
@@ -93,6 +93,17 @@ class EngineModel:
     def halved(self) -> int:
         """How many batches of the latest call were halved because memory did not suffice."""
         return self._halving.count
+
+    # What runs batches elsewhere keeps their answers there, for another start.
+
+    keeps_answers = False
+
+    def replayed(self) -> float:
+        """Share of what was asked since this was last called that was known before."""
+        return 0.0
+
+    def discard(self) -> None:
+        """Forget what is kept for another start: the evaluation is kept as a whole."""
 
     def _limits(
         self, cpu: tuple[int, int], gpu: tuple[int, int], longest: int, **options: int
@@ -448,10 +459,23 @@ class OnnxDecoder(EngineModel):
         asking: list[list[int]] = [[] for _ in plan.rows]
         for index, (row, _) in enumerate(plan.places):
             asking[row].append(index)
-        continues = plan.sharing is not None and self.token_bytes > 0
-        run = run_plan(plan, self.calls, self.inputs, self._halving, continues=continues, top=top)
-        for answered in run:
+        for answered in self.run(plan, top=top):
             yield [(index, answers) for row, answers in answered for index in asking[row]]
+
+    def run(
+        self, plan: Plan, prefixes: dict[tuple[int, ...], Cache] | None = None, *, top: int = 0
+    ) -> Iterator[list[tuple[int, Answers]]]:
+        """Rows of a plan with what the model said about them, batch by batch."""
+        # `prefixes` keeps the cache of the latest beginning for another plan that continues it.
+        continues = plan.sharing is not None and self.token_bytes > 0
+        parts = plan, self.calls, self.inputs, self._halving
+        return run_plan(*parts, continues=continues, prefixes=prefixes, top=top)
+
+    def run_batches(
+        self, batches: Iterable[Sequence[Running]], sampling: Sampling
+    ) -> Iterator[list[Generated]]:
+        """Continue batches of prompts one after the other."""
+        return run_batches(self, batches, sampling)
 
     def generate(
         self,

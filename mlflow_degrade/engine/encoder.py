@@ -9,7 +9,7 @@ means what it means for a decoder; the numbers themselves do not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -314,9 +314,9 @@ class OnnxEncoder(EngineModel):
         for index, (row, _) in enumerate(places):
             asking[row].append(index)
         found: list[Vectors | None] = [None] * len(texts)
-        for batch in batches:
+        for answered in self.run(rows, batches):
             finished = []
-            for row, vector in self.run_batch(rows, batch):
+            for row, vector in answered:
                 if not np.isfinite(vector).all():
                     raise self._not_finite(rows[row])
                 for index in asking[row]:
@@ -403,6 +403,12 @@ class OnnxEncoder(EngineModel):
         )
 
     # -- one batch ------------------------------------------------------------------------
+
+    def run(
+        self, rows: Sequence[Row], batches: Sequence[Batch]
+    ) -> Iterator[Iterable[tuple[int, Vectors]]]:
+        """Vectors by row, batch by batch."""
+        return (self.run_batch(rows, batch) for batch in batches)
 
     def run_batch(self, rows: Sequence[Row], batch: Batch) -> Iterator[tuple[int, Vectors]]:
         """Vectors of one batch by row; it is halved as long as memory does not suffice."""

@@ -23,10 +23,19 @@ _PIECE = 512
 
 
 def run_plan(
-    plan: Plan, calls: Calls, inputs: DecoderInputs, halving: Halving, *, continues: bool, top: int
+    plan: Plan,
+    calls: Calls,
+    inputs: DecoderInputs,
+    halving: Halving,
+    *,
+    continues: bool,
+    prefixes: dict[tuple[int, ...], Cache] | None = None,
+    top: int = 0,
 ) -> Iterator[list[tuple[int, Answers]]]:
     """Rows with what the model said about them, batch by batch."""
     # `continues`: whether long rows may be read in pieces, each continued from a cache.
+    # `prefixes`: the cache of the latest beginning, kept between the parts of one plan.
+    known = {} if prefixes is None else prefixes
     shared = plan.sharing is not None
     multiple = plan.limits.multiple
     forward = partial(run_rows, calls, inputs, multiple=multiple, share=shared, top=top)
@@ -59,7 +68,12 @@ def run_plan(
 
     for group in [Group((), plan.batches)] if plan.sharing is None else plan.sharing.groups:
         start = len(group.prefix)
-        past = cache_of(Row(group.prefix)) if group.prefix else None
+        past = None
+        if group.prefix:
+            past = known.get(group.prefix)
+            if past is None:
+                known.clear()
+                past = known[group.prefix] = cache_of(Row(group.prefix))
         for batch in group.batches:
             yield [(row, found.after(start)) for row, found in answered(batch, start, past)]
 
@@ -101,6 +115,10 @@ class Answers:
     def top(self, position: int) -> tuple[tuple[int, float], ...]:
         """The most likely tokens after `position` with their log-probabilities, best first."""
         return self._found[position].top
+
+    def items(self) -> Iterable[tuple[int, Said]]:
+        """What was said about each position."""
+        return self._found.items()
 
     def first_non_finite(self) -> int:
         """First position with a log-probability that is not a finite number."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -163,17 +163,26 @@ def generated(
     """Continue each prompt, batch by batch; see `generate`."""
     alone = decoder.unpadded or assistant is not None
     size = 1 if alone else (decoder.batch_size or _ROWS)
-    if assistant is not None:
-        assistant.fit(decoder)
-    stopping = Stopping(decoder, sampling)
-    for batch in _batched(decoder, prompts, sampling, size):
-        if assistant is None:
-            _run_batch(decoder, batch, sampling, stopping)
-        else:
-            from .assisted import continue_text
+    if assistant is None:
+        yield from decoder.run_batches(_batched(decoder, prompts, sampling, size), sampling)
+        return
+    from .assisted import continue_text
 
-            continue_text(decoder, batch[0], sampling, stopping, assistant)
-        yield [Generated(s.index, tuple(s.generated), stopping.text(s.generated)) for s in batch]
+    assistant.fit(decoder)
+    stopping = Stopping(decoder, sampling)
+    for (running,) in _batched(decoder, prompts, sampling, size):
+        continue_text(decoder, running, sampling, stopping, assistant)
+        yield [stopping.generated(running)]
+
+
+def run_batches(
+    decoder: OnnxDecoder, batches: Iterable[Sequence[Running]], sampling: Sampling
+) -> Iterator[list[Generated]]:
+    """Continue batches of prompts one after the other."""
+    stopping = Stopping(decoder, sampling)
+    for batch in batches:
+        _run_batch(decoder, batch, sampling, stopping)
+        yield [stopping.generated(running) for running in batch]
 
 
 def next_logits(
@@ -210,6 +219,10 @@ class Stopping:
         """Whether a text has just come to its end."""
         text = self._decode(tokens[-self._tail :]) if self._stop else ""
         return tokens[-1] in self._ends or any(stop in text for stop in self._stop)
+
+    def generated(self, running: Running) -> Generated:
+        """What a prompt became."""
+        return Generated(running.index, tuple(running.generated), self.text(running.generated))
 
     def text(self, tokens: Sequence[int]) -> str:
         """The text of tokens, up to the first stop sequence."""

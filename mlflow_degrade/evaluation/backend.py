@@ -74,6 +74,20 @@ class EngineLM(LM):  # type: ignore[misc]
         """Free the session's memory."""
         self._engine.close()
 
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        """Tell somebody of each answer, unless the engine keeps them itself."""
+        # A second start would ask for the rest alone then, in other batches.
+        if not self._engine.keeps_answers:
+            super().set_cache_hook(cache_hook)
+
+    def replayed(self) -> float:
+        """Share of what was asked since this was last called that was known before."""
+        return self._engine.replayed()
+
+    def discard(self) -> None:
+        """Forget what the engine keeps for another start."""
+        self._engine.discard()
+
     def _keep_plan(self) -> None:
         """Record what the latest call ran."""
         if self._engine.last_plan is not None:

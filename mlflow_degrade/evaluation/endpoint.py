@@ -292,6 +292,7 @@ class Endpoint:
                 choices[0]["usage"] = answer.get("usage")
             return choices
 
+        choices: list[dict[str, Any]]
         try:
             choices = self._patiently(read, internal=not once)
         except RefusedError as error:

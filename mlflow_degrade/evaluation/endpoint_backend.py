@@ -225,7 +225,7 @@ class EndpointLM(TextLM):
                 answers[place] = answer
         return answers
 
-    def finish(self) -> None:
+    def discard(self) -> None:
         """Forget the answers that were kept in case the evaluation is broken off."""
         if self._journal is not None:
             self._journal.__exit__(None, None, None)

@@ -11,7 +11,7 @@ from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..core.cache import cache_root, digest_json
 from ..core.errors import (
@@ -32,6 +32,9 @@ from .lm_eval_task import Questions, keep_metrics, only_drawn
 from .question_tasks import QuestionOptions
 from .suite import Spec, SuiteTask, find_tasks, load
 from .task_fit import fit_tasks, note_literal_templates
+
+if TYPE_CHECKING:
+    from .shards import Workers
 
 _ONNX = "onnx"
 _ENDPOINT = "endpoint"
@@ -136,11 +139,13 @@ class InOrder(Protocol):
 
 
 def run_lm_eval(
-    settings: HarnessSettings, begin: Callable[[str | None], InOrder] | None = None
+    settings: HarnessSettings,
+    begin: Callable[[str | None], InOrder] | None = None,
+    workers: Workers | None = None,
 ) -> HarnessRun | None:
     """Evaluate a model with lm-eval."""
     # `begin` is given the digest of the model's files, where they are local, and says in what
-    # order to ask; without it everything is asked.
+    # order to ask; without it everything is asked. `workers` run the batches of `"onnx"`.
     name, arguments = _model_name(settings.model), _arguments(settings.model_args)
     manager, specs = find_tasks(
         settings.tasks,
@@ -167,7 +172,9 @@ def run_lm_eval(
     order = None if begin is None else begin(digest)
     if order is not None:
         _require_tasks(order.baseline, loaded["tasks"])
-    model = _load_model(name, arguments, settings)
+    threads = None if workers is None else workers.threads
+    place = _where(settings, arguments, threads)
+    model = _load_model(name, _dealt_out(workers, arguments, settings, digest, place), settings)
     date = datetime.now().isoformat().replace(":", "-")
 
     def made(found: dict[str, Any], tracker: Any) -> HarnessRun:
@@ -177,17 +184,17 @@ def run_lm_eval(
         results = _results({k: v for k, v in found.items() if k != "samples"}, tracker)
         facts = _served(model, tracker, results) if settings.model == _ENDPOINT else {}
         if digest is not None:
-            facts |= {"model_digest": digest, **_where(settings, arguments)}
+            facts |= {"model_digest": digest, **place}
         if facts:
             results[OWN_FACTS] = facts
         return HarnessRun(output_of(results, samples, date), samples, tracker)
 
     if order is None:
         found, tracker = _evaluate(model, name, arguments, manager, specs, settings)
-        run = None if found is None else made(found, tracker)
-        _finish(model)
-        return run
-    kept_answers = _answers_of(settings, arguments, digest, order.baseline)
+        whole = None if found is None else made(found, tracker)
+        _discard(model)
+        return whole
+    kept_answers = _answers_of(settings, arguments, digest, order.baseline, threads)
 
     def ask(documents: Mapping[str, list[int]]) -> tuple[dict[str, Any] | None, Any]:
         some = {task: loaded["tasks"][task] for task in documents}
@@ -201,16 +208,16 @@ def run_lm_eval(
         )  # fmt: skip
 
     run = _in_order(order, loaded["tasks"], ask, made)
-    _finish(model)
+    _discard(model)
     for file in kept_answers.parent.glob(f"{kept_answers.name}*"):
         file.unlink()
     return run
 
 
-def _finish(model: Any) -> None:
+def _discard(model: Any) -> None:
     """Let a model forget what it kept in case that the evaluation is broken off."""
-    if callable(finish := getattr(model, "finish", None)):
-        finish()
+    if callable(discard := getattr(model, "discard", None)):
+        discard()
 
 
 def _require_tasks(baseline: SampleScores, tasks: Mapping[str, Any]) -> None:
@@ -233,6 +240,7 @@ def _answers_of(
     arguments: Mapping[str, Any],
     digest: str | None,
     baseline: SampleScores,
+    threads: int | None,
 ) -> Path:
     """Where lm-eval keeps the answers of an evaluation look by look, in case it is broken off."""
     from ..bench.machine import current_processor
@@ -241,7 +249,8 @@ def _answers_of(
     versions = [_version(name) for name in ("lm_eval", "transformers", "torch", settings.model)]
     place = current_processor().model_dump(mode="json")
     given = {name: str(value) for name, value in arguments.items()}
-    key = [repr(settings), given, digest, baseline.digest(), versions, place]
+    key: list[Any] = [repr(settings), given, digest, baseline.digest(), versions, place]
+    key += [] if threads is None else [threads]
     folder = cache_root() / "lm-eval"
     folder.mkdir(parents=True, exist_ok=True)
     return folder / digest_json(key).removeprefix("sha256:")[:24]
@@ -347,7 +356,31 @@ def _folder(arguments: Mapping[str, Any]) -> Path | None:
     return folder if "pretrained" in arguments and folder.is_dir() else None
 
 
-def _where(settings: HarnessSettings, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _dealt_out(
+    workers: Workers | None,
+    arguments: dict[str, Any],
+    settings: HarnessSettings,
+    digest: str | None,
+    place: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The arguments, with a model whose batches workers run in place of its directory."""
+    if workers is None:
+        return arguments
+    from ..engine.family import model_family
+    from .model_evaluation import BACKEND
+    from .shards import ShardedDecoder, ShardedEncoder, Sharding
+
+    folder = Path(str(arguments["pretrained"]))
+    sharding = Sharding(workers, {"model": digest, "backend": BACKEND, **place})
+    kind = ShardedDecoder if model_family(folder) == "decoder" else ShardedEncoder
+    size = settings.batch_size or arguments.get("batch_size", "auto")
+    device = settings.device or str(arguments.get("device", "auto"))
+    return {**arguments, "pretrained": kind(folder, sharding, device=device, batch_size=size)}
+
+
+def _where(
+    settings: HarnessSettings, arguments: Mapping[str, Any], threads: int | None = None
+) -> dict[str, Any]:
     """Where this package's engine computed; of other libraries' kernels nothing is known here."""
     if settings.model != _ONNX:
         return {}
@@ -355,7 +388,7 @@ def _where(settings: HarnessSettings, arguments: Mapping[str, Any]) -> dict[str,
 
     folder = Path(str(arguments["pretrained"])).expanduser()
     device = settings.device or str(arguments.get("device", "auto"))
-    return {"origin": origin_of(folder, device).model_dump(mode="json")}
+    return {"origin": origin_of(folder, device, threads).model_dump(mode="json")}
 
 
 def _model_name(given: str) -> str:

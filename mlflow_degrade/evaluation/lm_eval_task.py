@@ -92,9 +92,13 @@ class ResumedModel:
     """A model that is asked only what the journal does not answer."""
 
     def __init__(
-        self, model: Any, journal: Journal, found: Callable[[Sequence[Any], Sequence[Any]], None]
+        self,
+        model: Any,
+        journal: Journal,
+        found: Callable[[Sequence[Any], Sequence[Any]], None],
+        replayed: Callable[[Sequence[Any], float], None],
     ) -> None:
-        self._model, self._journal, self._found = model, journal, found
+        self._model, self._journal, self._found, self._replayed = model, journal, found, replayed
         model.set_cache_hook(journal)
 
     def __getattr__(self, name: str) -> Any:
@@ -107,7 +111,9 @@ class ResumedModel:
         open_ones = [i for i, answer in enumerate(answers) if answer is None]
         self._found(requests, answers)
         if open_ones:
-            asked = getattr(self._model, kind)([requests[i] for i in open_ones])
+            rest = [requests[i] for i in open_ones]
+            asked = getattr(self._model, kind)(rest)
+            self._replayed(rest, self._model.replayed())
             for index, answer in zip(open_ones, asked, strict=True):
                 answers[index] = answer
         return answers
@@ -268,6 +274,10 @@ def run_tasks(
         resumed.update(known)
         started(len(asked), len(known))
 
+    def count_replayed(asked: Sequence[Any], share: float) -> None:
+        for name, number in Counter(request.task_name for request in asked).items():
+            resumed[name] += round(share * number)
+
     model.plans.clear()
     kept: Questions = {} if questions is None else questions
     with ExitStack() as stack:
@@ -278,7 +288,7 @@ def run_tasks(
             stack.enter_context(only_drawn(task, seed, kept))
         model.chat_template(prompting.apply_chat_template or False)
         found = evaluate(
-            lm=ResumedModel(model, journal, count),
+            lm=ResumedModel(model, journal, count, count_replayed),
             task_dict={"tasks": {t.name: t.task for t in tasks}, "groups": {}, "group_map": {}},
             samples={t.name: list(t.indices) for t in tasks if len(t.indices) < t.available},
             # Intervals are this package's own business; lm-eval's bootstrap takes minutes.

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .backend import OnnxLM
     from .encoder_backend import OnnxEncoderLM
     from .run import EvaluationSettings
+    from .shards import Sharding
 
     Model: TypeAlias = OnnxLM | OnnxEncoderLM
 import json
@@ -120,6 +121,7 @@ def _cut_off(samples: Path) -> bool:
 
 # Raised when the engine computes other numbers than before: older results are not reused then.
 _ENGINE = 3
+BACKEND = f"mlflow-degrade-onnx/{_ENGINE}"
 # Raised when a row says more than before of the same answers: 1, log-likelihoods. Probes keep.
 _COLUMNS = 1
 
@@ -158,7 +160,7 @@ class Arm:
         versions = library_versions()
         return {
             "model": model_digest(self.folder),
-            "backend": f"mlflow-degrade-onnx/{_ENGINE}",
+            "backend": BACKEND,
             "provider": resolve_device(self._settings.device)[0],
             # What one processor computed is not taken for what another would.
             "processor": self._origin.processor.model_dump(mode="json"),
@@ -220,13 +222,27 @@ class Arm:
         }
 
     @cached_property
+    def _sharding(self) -> Sharding | None:
+        """How batches are dealt out to others, if they are."""
+        from .shards import Sharding
+
+        settings = self._settings
+        if settings.workers is None:
+            return None
+        progress, resume = settings.progress, settings.resume
+        return Sharding(settings.workers, self._common, progress=progress, resume=resume)
+
+    @cached_property
     def _model(self) -> Model:
+        from .shards import ShardedDecoder, ShardedEncoder
+
         settings = self._settings
         opened: dict[str, Any] = {
             "device": settings.device,
             "batch_size": settings.batch_size,
-            "threads": settings.threads,
         }
+        if self._sharding is None:
+            opened["threads"] = settings.threads
 
         def advance(count: int) -> None:
             self._advance(count)
@@ -235,13 +251,21 @@ class Arm:
         if model_family(self.folder) == "decoder":
             from .backend import OnnxLM
 
-            decoder = OnnxDecoder(self.folder, **opened)
+            decoder: OnnxDecoder = (
+                OnnxDecoder(self.folder, **opened)
+                if self._sharding is None
+                else ShardedDecoder(self.folder, self._sharding, **opened)
+            )
             model = OnnxLM(decoder, path="batched", advance=advance)
             model.sampling_seed = settings.sampling_seed
             return model
         from .encoder_backend import OnnxEncoderLM
 
-        encoder = OnnxEncoder(self.folder, **opened)
+        encoder: OnnxEncoder = (
+            OnnxEncoder(self.folder, **opened)
+            if self._sharding is None
+            else ShardedEncoder(self.folder, self._sharding, **opened)
+        )
         return OnnxEncoderLM(encoder, path="batched", advance=advance)
 
     @cached_property
@@ -351,11 +375,15 @@ class Arm:
         return entry
 
     def _run_one(self, task: SuiteTask, entry: Entry, path: ScoringPath) -> dict[str, Any]:
-        with progress_bar(f"{task.name} ({self._label})", self._settings.progress) as bar:
+        title, visible = f"{task.name} ({self._label})", self._settings.progress
+        if self._sharding is not None:  # there is one bar at a time
+            self._sharding.title, visible = f"{title}, shards", False
+        with progress_bar(title, visible) as bar:
             self._advance = lambda count: bar(0, count)
             outcome = self._outcomes([task], entry, path, bar)[task.name]
         facts = {"results": outcome.results, "run": outcome.facts}
         entry.finish(facts, self._scores([task], {task.name: outcome}))
+        self._model.discard()
         return facts
 
     def _run_some(
@@ -364,6 +392,7 @@ class Arm:
         outcomes = self._outcomes(tasks, entry, path, lambda _total, _done: None)
         facts = {"runs": {name: outcome.facts for name, outcome in outcomes.items()}}
         entry.finish(facts, self._scores(tasks, outcomes))
+        self._model.discard()
         return facts
 
     def _outcomes(

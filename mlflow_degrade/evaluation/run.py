@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..engine.integer_probe import KernelCheck
 from ..samples.table import SampleScores
@@ -13,6 +13,9 @@ from .model_evaluation import Arm
 from .probes import BatchInvariance, PathEquivalence, ScoringPath
 from .scoring_path import PathChoice, choose
 from .suite import Suite
+
+if TYPE_CHECKING:
+    from .shards import Workers
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,12 @@ class EvaluationSettings:
     # What a rerun does otherwise than an evaluation does. Part of the key: no answer of another
     # evaluation may stand in for one of a rerun, nor the other way round.
     rerun: str = ""
+    # Who runs the batches, if not this process; each of them with its own share of the cores.
+    workers: Workers | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers is not None:
+            object.__setattr__(self, "threads", self.workers.threads)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -18,6 +18,9 @@ from ..engine.providers import Device
 from ..optimize.recipe import NamedRecipe, Recipe
 from .questions import Questions, RegisteredName, Tasks
 from .steps import find_model, log_recipe, recipe_params, recipe_run, say, step
+
+if TYPE_CHECKING:
+    from ..evaluation.shards import Workers
 
 DEFAULT_SCHEME = "int8-weight-only"
 
@@ -62,6 +65,11 @@ class QuantizeOptions(Questions):
         Evaluate again even where MLflow already has the evaluation.
     min_quantized_share : float, optional
         Least share of the weights in products that the scheme must have quantized; 0.5 by default.
+    ray : str, optional
+        ``local``, or ``HOST:PORT`` of a Ray cluster: both evaluations are dealt out to its workers,
+        see docs/ray.md.
+    ray_workers : int, optional
+        How many workers; one per processor by default.
     cost_seconds : float
         Time for measuring speed side by side, see `mlflow_degrade.bench.cost.measure_cost`.
     signing_key : str, optional
@@ -83,6 +91,8 @@ class QuantizeOptions(Questions):
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     fresh: bool = False
     min_quantized_share: float | None = Field(default=None, ge=0, le=1)
+    ray: str | None = None
+    ray_workers: Annotated[int, Field(ge=1)] | None = None
     cost_seconds: float = Field(default=8.0, ge=0, le=3_600)
     signing_key: str | None = None
 
@@ -177,6 +187,15 @@ def _steps(options: QuantizeOptions) -> int:
 
 
 def _run(options: QuantizeOptions, run_id: str) -> Outcome:
+    if options.ray is None:
+        return _gated(options, run_id, None)
+    from ..evaluation.ray_workers import ray_workers
+
+    with ray_workers(options.ray, options.ray_workers, device=options.device) as workers:
+        return _gated(options, run_id, workers)
+
+
+def _gated(options: QuantizeOptions, run_id: str, workers: Workers | None) -> Outcome:
     from ..engine.providers import resolve_device
     from ..evaluation.question_tasks import QuestionOptions, unanswered
     from ..evaluation.suite import load_suite
@@ -231,6 +250,7 @@ def _run(options: QuantizeOptions, run_id: str) -> Outcome:
         batch_size=options.batch_size,
         fresh=options.fresh,
         policy=options.policy,
+        workers=workers,
     )
     for sentence in unanswered(compared.samples("baseline")):
         say(f"note: baseline: {sentence}")

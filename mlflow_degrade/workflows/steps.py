@@ -20,6 +20,7 @@ from ..engine.providers import CPU
 from ..samples.pairing import PairedScores
 
 if TYPE_CHECKING:
+    from ..evaluation.shards import Workers
     from ..evaluation.suite import Suite
     from ..optimize.pass_table import QuantizePass
     from ..optimize.recipe import Recipe
@@ -271,13 +272,16 @@ def evaluate_both(
     batch_size: int | str,
     fresh: bool,
     policy: GatePolicy | None = None,
+    workers: Workers | None = None,
 ) -> Comparison:
     """Evaluate both models alike, each in a child run, or take evaluations MLflow already has."""
     from ..evaluation.run import EvaluationSettings
     from ..registry.comparison import SIDES, Side, compare_models
     from ..registry.references import SIDE_TAG
 
-    settings = EvaluationSettings(device=device, batch_size=batch_size, resume=not fresh)
+    settings = EvaluationSettings(
+        device=device, batch_size=batch_size, resume=not fresh, workers=workers
+    )
     tasks = ", ".join(task.name for task in suite.tasks)
     with step(f"Evaluate both models on {suite.documents} samples: {tasks}"):
         schemes = {"baseline": "fp32", "candidate": models.scheme}

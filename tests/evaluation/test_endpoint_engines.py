@@ -108,7 +108,7 @@ def test_vllm_answers_as_transformers_do(vllm: str, folder: Path) -> None:
         found = model.loglikelihood(_asked(PAIRS))
         assert [v for v, _ in found] == pytest.approx([v for v, _ in expected], abs=1e-4)
         assert [g for _, g in found] == [g for _, g in expected]
-        model.finish()
+        model.discard()
     assert model.generate_until(texts) == local.generate_until(texts, disable_tqdm=True)
     facts = model.facts()
     assert (facts["engine"], facts["root"], facts["context"]) == ("vllm", str(folder), 256)

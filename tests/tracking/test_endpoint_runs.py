@@ -190,9 +190,8 @@ def _script(folder: Path) -> str:
     return str(path)
 
 
-def test_our_own_served_model_is_asked_as_other_engines_are(
-    model_dir: ModelDir, tasks: Path
-) -> None:
+@pytest.mark.usefixtures("tasks")
+def test_our_own_served_model_is_asked_as_other_engines_are(model_dir: ModelDir) -> None:
     """A logged model behind MLflow's scoring server, by protocol=mlflow."""
     from endpoint_server import scoring_server
     from lm_eval.api.instance import Instance
