@@ -270,6 +270,8 @@ def evaluate_missing(
     from ..evaluation.run import EvaluationSettings
 
     subjects: dict[SideName, Subject] = {"baseline": baseline, "candidate": candidate}
+    for its in subjects.values():
+        _refuse_other_engines(its, files)
     suite = _suite(questions or _packaged(candidate, files), policy)
     sides = {
         side: Side(its.reference, _directory(its, files), f"evaluate {its.reference}")
@@ -317,6 +319,16 @@ def _require_same_questions(suite: Suite, asked: Mapping[str, Any], folder: Path
             f"the tasks {', '.join(asked['tasks'])} are no longer what the earlier evaluation "
             "asked (another lm-eval, other data or another definition): evaluate both models "
             "again, with fresh."
+        )
+
+
+def _refuse_other_engines(side: Subject, files: ModelFiles) -> None:
+    """Refuse a model that this package does not run."""
+    if side.model_uri is not None and files.content(side.model_uri).engine_files is not None:
+        raise ModelError(
+            f"{side.reference} is files of another engine, which is asked over HTTP: start it, and "
+            "log the evaluation with mlflow-degrade evaluate --model endpoint and files=… in "
+            "--model-args."
         )
 
 

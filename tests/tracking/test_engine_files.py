@@ -234,6 +234,22 @@ def test_what_no_engine_could_serve_is_refused(
 
 
 @pytest.mark.usefixtures("champion")
+def test_a_version_of_them_is_a_side_as_any_other(tmp_path: Path) -> None:
+    files = _gguf(tmp_path)
+    promote(_evaluated(files), CHAMPION, alias="champion", files=files)
+    # Its evaluations are found by its bytes: as a baseline, say.
+    better = _directory(tmp_path)
+    done = promote(_evaluated(better, 9), CHAMPION, alias="champion", files=better)
+    assert done.sources["baseline"].run_id != done.sources["candidate"].run_id
+    assert done.placement is not None
+    assert done.placement.version == "models:/chat/3"
+    assert verify_version("chat", 3).digests["baseline_model"] == _digest(files)
+    # It is not asked by this package.
+    with pytest.raises(ModelError, match="models:/chat/3 is files of another engine"):
+        promote("models:/chat/3", "models:/chat/2", fresh=True, questions={"tasks": ["starter"]})
+
+
+@pytest.mark.usefixtures("champion")
 def test_a_logged_model_of_an_engines_files_was_registered_all_along(tmp_path: Path) -> None:
     """By whoever logs it first: all files of the logged model count then."""
     from mlflow_degrade.registry.references import content_digest
