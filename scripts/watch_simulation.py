@@ -23,8 +23,9 @@ from mlflow_degrade.decision.watch import WEEKS, WatchPolicy, first_alarms
 CHAMPION, CHALLENGER = "fp32", "int4-weight-only"
 SERVED = ("fp32", "int8-weight-only", "int4-weight-only")
 NEW_TOKENS = 16
-PER_WEEK = 50
-SWAPS = 400
+#: Traces of a week, for false alarms and for swaps.
+PER_WEEK = 25, 50
+SWAPS = 200
 Numbers = np.ndarray
 
 
@@ -119,8 +120,8 @@ def _read_table(texts: dict[str, dict[str, Numbers]]) -> str:
     return markdown(head, rows, f"Champion {CHAMPION}, challenger {CHALLENGER}; greedy answers.")
 
 
-def _year(rng: Any, one: dict[str, Numbers], years: int) -> dict[str, Numbers]:
-    drawn = rng.integers(0, one["tokens"].size, (years, WEEKS * PER_WEEK))
+def _year(rng: Any, one: dict[str, Numbers], years: int, per_week: int) -> dict[str, Numbers]:
+    drawn = rng.integers(0, one["tokens"].size, (years, WEEKS * per_week))
     return {name: values[drawn] for name, values in one.items()}
 
 
@@ -131,21 +132,21 @@ def _alarms(texts: dict[str, dict[str, Numbers]], years: int) -> str:
     calm = WatchPolicy()
     tolerant = WatchPolicy(tolerance=edge)
     cases = []
-    year = _year(rng, good, years)
+    year = _year(rng, good, years, PER_WEEK[0])
     cases.append(("its own texts", calm, year, True))
     cases.append((f"its own texts, tolerance {edge:.3f}", tolerant, year, True))
-    year = _year(rng, good, years)
+    year = _year(rng, good, years, PER_WEEK[0])
     flips = year["against"] + year["agreeing"]
     year["against"] = rng.binomial(flips, 0.5)
     year["agreeing"] = flips - year["against"]
     cases.append(("edge of the swap: each such token either way", calm, year, True))
-    year = _year(rng, other, years)
+    year = _year(rng, other, years, PER_WEEK[0])
     cases.append((f"edge of the tolerance: int8, mean {edge:.3f}", tolerant, year, False))
     rows = []
     for name, policy, drawn, challenged in cases:
         share = drawn["differing"] / drawn["tokens"]
         found = first_alarms(
-            drawn["against"], drawn["agreeing"], share, policy, per_week=PER_WEEK,
+            drawn["against"], drawn["agreeing"], share, policy, per_week=PER_WEEK[0],
             challenged=challenged,
         )  # fmt: skip
         rate = float(np.mean(found >= 0))
@@ -153,7 +154,7 @@ def _alarms(texts: dict[str, dict[str, Numbers]], years: int) -> str:
         rows.append([name, f"{years:,}", f"{np.sum(found >= 0):,}", f"{rate:.3f}", f"{error:.3f}"])
         click.echo(f"{name}: {rate:.4f}", err=True)
     head = ["what is served", "years", "years with an alarm", "share", "standard error"]
-    return markdown(head, rows, f"{PER_WEEK} traces a week, alpha = 0.05. Where no year had an "
+    return markdown(head, rows, f"{PER_WEEK[0]} traces a week, alpha = 0.05. Where no year had an "
                     "alarm, the error is that of one.")  # fmt: skip
 
 
@@ -169,14 +170,17 @@ def _swaps(texts: dict[str, dict[str, Numbers]]) -> str:
             (f"tolerance {edge:.3f}", WatchPolicy(tolerance=edge), False),
         ):
             rng = np.random.default_rng(1)
-            before, after = _year(rng, texts[CHAMPION], SWAPS), _year(rng, texts[served], SWAPS)
-            last = WEEKS * PER_WEEK - 500
+            before, after = (
+                _year(rng, texts[CHAMPION], SWAPS, PER_WEEK[1]),
+                _year(rng, texts[served], SWAPS, PER_WEEK[1]),
+            )
+            last = WEEKS * PER_WEEK[1] - 500
             when = rng.integers(0, last, SWAPS)
-            swapped = np.arange(WEEKS * PER_WEEK) >= when[:, None]
+            swapped = np.arange(WEEKS * PER_WEEK[1]) >= when[:, None]
             drawn = {key: np.where(swapped, after[key], before[key]) for key in before}
             found = first_alarms(
                 drawn["against"], drawn["agreeing"], drawn["differing"] / drawn["tokens"], policy,
-                per_week=PER_WEEK, challenged=challenged,
+                per_week=PER_WEEK[1], challenged=challenged,
             )  # fmt: skip
             early, delay = (found >= 0) & (found < when), found - when + 1
             seen = (found >= when) & (delay <= 500)
@@ -188,7 +192,8 @@ def _swaps(texts: dict[str, dict[str, Numbers]]) -> str:
             )  # fmt: skip
             click.echo(f"{rows[-1]}", err=True)
     head = ["swapped in", "watched by", "seen within 500", "alarms before", "median", "95%", "most"]
-    return markdown(head, rows, f"Traces until the alarm, {SWAPS} years each with a swap from "
+    return markdown(head, rows, f"Traces until the alarm, {PER_WEEK[1]} a week; {SWAPS} years "
+                    f"each with a swap from "
                     f"{CHAMPION} at a random trace.")  # fmt: skip
 
 
