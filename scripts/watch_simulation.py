@@ -23,9 +23,8 @@ from mlflow_degrade.decision.watch import WEEKS, WatchPolicy, first_alarms
 CHAMPION, CHALLENGER = "fp32", "int4-weight-only"
 SERVED = ("fp32", "int8-weight-only", "int4-weight-only")
 NEW_TOKENS = 16
-#: Traces of a week, for false alarms and for swaps.
-PER_WEEK = 25, 50
-SWAPS = 200
+PER_WEEK = 25
+SWAPS = 100
 Numbers = np.ndarray
 
 
@@ -98,11 +97,15 @@ def _counts(read: list[list[dict[str, Any]]]) -> dict[str, Numbers]:
 def judge(served: Path, years: int, write: Path | None) -> None:
     """Draw years, and swaps in them."""
     texts = {name: _counts(read) for name, read in json.loads(served.read_text()).items()}
-    tables = {"read": _read_table(texts), "alarms": _alarms(texts, years), "swaps": _swaps(texts)}
-    for name, table in tables.items():
+    for name, make_table in (
+        ("read", lambda: _read_table(texts)),
+        ("swaps", lambda: _swaps(texts)),
+        ("alarms", lambda: _alarms(texts, years)),
+    ):
+        table = make_table()
         click.echo(f"\n{name}\n{table}")
-    if write is not None:
-        write.write_text(replace_between_markers(write.read_text(), tables))
+        if write is not None:
+            write.write_text(replace_between_markers(write.read_text(), {name: table}))
 
 
 def _read_table(texts: dict[str, dict[str, Numbers]]) -> str:
@@ -132,21 +135,21 @@ def _alarms(texts: dict[str, dict[str, Numbers]], years: int) -> str:
     calm = WatchPolicy()
     tolerant = WatchPolicy(tolerance=edge)
     cases = []
-    year = _year(rng, good, years, PER_WEEK[0])
+    year = _year(rng, good, years, PER_WEEK)
     cases.append(("its own texts", calm, year, True))
     cases.append((f"its own texts, tolerance {edge:.3f}", tolerant, year, True))
-    year = _year(rng, good, years, PER_WEEK[0])
+    year = _year(rng, other, years, PER_WEEK)
+    cases.append((f"edge of the tolerance: int8, mean {edge:.3f}", tolerant, year, False))
+    year = _year(rng, good, years, PER_WEEK)
     flips = year["against"] + year["agreeing"]
     year["against"] = rng.binomial(flips, 0.5)
     year["agreeing"] = flips - year["against"]
     cases.append(("edge of the swap: each such token either way", calm, year, True))
-    year = _year(rng, other, years, PER_WEEK[0])
-    cases.append((f"edge of the tolerance: int8, mean {edge:.3f}", tolerant, year, False))
     rows = []
     for name, policy, drawn, challenged in cases:
         share = drawn["differing"] / drawn["tokens"]
         found = first_alarms(
-            drawn["against"], drawn["agreeing"], share, policy, per_week=PER_WEEK[0],
+            drawn["against"], drawn["agreeing"], share, policy, per_week=PER_WEEK,
             challenged=challenged,
         )  # fmt: skip
         rate = float(np.mean(found >= 0))
@@ -154,7 +157,7 @@ def _alarms(texts: dict[str, dict[str, Numbers]], years: int) -> str:
         rows.append([name, f"{years:,}", f"{np.sum(found >= 0):,}", f"{rate:.3f}", f"{error:.3f}"])
         click.echo(f"{name}: {rate:.4f}", err=True)
     head = ["what is served", "years", "years with an alarm", "share", "standard error"]
-    return markdown(head, rows, f"{PER_WEEK[0]} traces a week, alpha = 0.05. Where no year had an "
+    return markdown(head, rows, f"{PER_WEEK} traces a week, alpha = 0.05. Where no year had an "
                     "alarm, the error is that of one.")  # fmt: skip
 
 
@@ -171,16 +174,16 @@ def _swaps(texts: dict[str, dict[str, Numbers]]) -> str:
         ):
             rng = np.random.default_rng(1)
             before, after = (
-                _year(rng, texts[CHAMPION], SWAPS, PER_WEEK[1]),
-                _year(rng, texts[served], SWAPS, PER_WEEK[1]),
+                _year(rng, texts[CHAMPION], SWAPS, PER_WEEK),
+                _year(rng, texts[served], SWAPS, PER_WEEK),
             )
-            last = WEEKS * PER_WEEK[1] - 500
+            last = WEEKS * PER_WEEK - 500
             when = rng.integers(0, last, SWAPS)
-            swapped = np.arange(WEEKS * PER_WEEK[1]) >= when[:, None]
+            swapped = np.arange(WEEKS * PER_WEEK) >= when[:, None]
             drawn = {key: np.where(swapped, after[key], before[key]) for key in before}
             found = first_alarms(
                 drawn["against"], drawn["agreeing"], drawn["differing"] / drawn["tokens"], policy,
-                per_week=PER_WEEK[1], challenged=challenged,
+                per_week=PER_WEEK, challenged=challenged,
             )  # fmt: skip
             early, delay = (found >= 0) & (found < when), found - when + 1
             seen = (found >= when) & (delay <= 500)
@@ -192,7 +195,7 @@ def _swaps(texts: dict[str, dict[str, Numbers]]) -> str:
             )  # fmt: skip
             click.echo(f"{rows[-1]}", err=True)
     head = ["swapped in", "watched by", "seen within 500", "alarms before", "median", "95%", "most"]
-    return markdown(head, rows, f"Traces until the alarm, {PER_WEEK[1]} a week; {SWAPS} years "
+    return markdown(head, rows, f"Traces until the alarm, {PER_WEEK} a week; {SWAPS} years "
                     f"each with a swap from "
                     f"{CHAMPION} at a random trace.")  # fmt: skip
 
