@@ -23,8 +23,8 @@ from mlflow_degrade.decision.watch import WEEKS, WatchPolicy, first_alarms
 CHAMPION, CHALLENGER = "fp32", "int4-weight-only"
 SERVED = ("fp32", "int8-weight-only", "int4-weight-only")
 NEW_TOKENS = 16
-PER_WEEK = 50
-SWAPS = 400
+PER_WEEK = 25
+SWAPS = 100
 Numbers = np.ndarray
 
 
@@ -97,11 +97,15 @@ def _counts(read: list[list[dict[str, Any]]]) -> dict[str, Numbers]:
 def judge(served: Path, years: int, write: Path | None) -> None:
     """Draw years, and swaps in them."""
     texts = {name: _counts(read) for name, read in json.loads(served.read_text()).items()}
-    tables = {"read": _read_table(texts), "alarms": _alarms(texts, years), "swaps": _swaps(texts)}
-    for name, table in tables.items():
+    for name, make_table in (
+        ("read", lambda: _read_table(texts)),
+        ("swaps", lambda: _swaps(texts)),
+        ("alarms", lambda: _alarms(texts, years)),
+    ):
+        table = make_table()
         click.echo(f"\n{name}\n{table}")
-    if write is not None:
-        write.write_text(replace_between_markers(write.read_text(), tables))
+        if write is not None:
+            write.write_text(replace_between_markers(write.read_text(), {name: table}))
 
 
 def _read_table(texts: dict[str, dict[str, Numbers]]) -> str:
@@ -119,8 +123,8 @@ def _read_table(texts: dict[str, dict[str, Numbers]]) -> str:
     return markdown(head, rows, f"Champion {CHAMPION}, challenger {CHALLENGER}; greedy answers.")
 
 
-def _year(rng: Any, one: dict[str, Numbers], years: int) -> dict[str, Numbers]:
-    drawn = rng.integers(0, one["tokens"].size, (years, WEEKS * PER_WEEK))
+def _year(rng: Any, one: dict[str, Numbers], years: int, per_week: int) -> dict[str, Numbers]:
+    drawn = rng.integers(0, one["tokens"].size, (years, WEEKS * per_week))
     return {name: values[drawn] for name, values in one.items()}
 
 
@@ -131,16 +135,16 @@ def _alarms(texts: dict[str, dict[str, Numbers]], years: int) -> str:
     calm = WatchPolicy()
     tolerant = WatchPolicy(tolerance=edge)
     cases = []
-    year = _year(rng, good, years)
+    year = _year(rng, good, years, PER_WEEK)
     cases.append(("its own texts", calm, year, True))
     cases.append((f"its own texts, tolerance {edge:.3f}", tolerant, year, True))
-    year = _year(rng, good, years)
+    year = _year(rng, other, years, PER_WEEK)
+    cases.append((f"edge of the tolerance: int8, mean {edge:.3f}", tolerant, year, False))
+    year = _year(rng, good, years, PER_WEEK)
     flips = year["against"] + year["agreeing"]
     year["against"] = rng.binomial(flips, 0.5)
     year["agreeing"] = flips - year["against"]
     cases.append(("edge of the swap: each such token either way", calm, year, True))
-    year = _year(rng, other, years)
-    cases.append((f"edge of the tolerance: int8, mean {edge:.3f}", tolerant, year, False))
     rows = []
     for name, policy, drawn, challenged in cases:
         share = drawn["differing"] / drawn["tokens"]
@@ -169,7 +173,10 @@ def _swaps(texts: dict[str, dict[str, Numbers]]) -> str:
             (f"tolerance {edge:.3f}", WatchPolicy(tolerance=edge), False),
         ):
             rng = np.random.default_rng(1)
-            before, after = _year(rng, texts[CHAMPION], SWAPS), _year(rng, texts[served], SWAPS)
+            before, after = (
+                _year(rng, texts[CHAMPION], SWAPS, PER_WEEK),
+                _year(rng, texts[served], SWAPS, PER_WEEK),
+            )
             last = WEEKS * PER_WEEK - 500
             when = rng.integers(0, last, SWAPS)
             swapped = np.arange(WEEKS * PER_WEEK) >= when[:, None]
@@ -188,7 +195,8 @@ def _swaps(texts: dict[str, dict[str, Numbers]]) -> str:
             )  # fmt: skip
             click.echo(f"{rows[-1]}", err=True)
     head = ["swapped in", "watched by", "seen within 500", "alarms before", "median", "95%", "most"]
-    return markdown(head, rows, f"Traces until the alarm, {SWAPS} years each with a swap from "
+    return markdown(head, rows, f"Traces until the alarm, {PER_WEEK} a week; {SWAPS} years "
+                    f"each with a swap from "
                     f"{CHAMPION} at a random trace.")  # fmt: skip
 
 

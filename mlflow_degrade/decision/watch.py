@@ -402,9 +402,17 @@ def first_alarms(
         shares = np.asarray(weights) / claims
         total = np.full(rows.size, max(0.0, 1.0 - sum(weights)))
 
-        def since(values: np.ndarray, rows: Any = rows, n: int = n, b: Any = before,
-                  first: Any = first) -> np.ndarray:  # fmt: skip
-            return np.asarray(values[rows, n][:, None] - np.where(first, 0, values[rows][:, b]))
+        columns = np.maximum(before, 0)
+
+        def since(
+            values: np.ndarray,
+            rows: np.ndarray = rows,
+            n: int = n,
+            columns: np.ndarray = columns,
+            first: np.ndarray = first,
+        ) -> np.ndarray:
+            begun = np.where(first, 0, values[np.ix_(rows, columns)])
+            return np.asarray(values[rows, n][:, None] - begun)
 
         if grown is not None:
             log_e = special.logsumexp([since(g) for g in grown], axis=0) - math.log(stakes.size)

@@ -26,16 +26,12 @@ _NAME, _DIGEST = "file", "sha256"
 
 @dataclass(frozen=True)
 class KeptWatch:
-    """A run that holds a watch, and where it stands; None where nothing was kept yet."""
+    """A run that holds a watch, and where it stands."""
 
-    run: Any
-    watch: Watch | None
+    run_id: str
+    watch: Watch
     identity: Mapping[str, Any]
-
-    @property
-    def run_id(self) -> str:
-        """Id of the run."""
-        return str(self.run.info.run_id)
+    state: str  # The tag that the next state takes the place of.
 
 
 def watch_key(experiment_id: str, condition: str | None) -> str:
@@ -43,20 +39,26 @@ def watch_key(experiment_id: str, condition: str | None) -> str:
     return digest_json([experiment_id, condition])
 
 
-def newest_watch(experiment_id: str, key: str) -> KeptWatch | None:
+def newest_watch(
+    experiment_id: str, key: str, identity: Mapping[str, Any]
+) -> tuple[KeptWatch | None, str | None]:
     """The newest watch of the same traces, in the experiment that they are in."""
+    # And, newer than that, the run of one with this identity that ended before it kept anything.
     from mlflow import MlflowClient
 
-    condition = f"tags.`{WATCH_TAG}` = '{key}'"
+    condition, begun = f"tags.`{WATCH_TAG}` = '{key}'", None
     found = MlflowClient().search_runs(
-        [experiment_id], condition, order_by=["attributes.start_time DESC"], max_results=1
+        [experiment_id], condition, order_by=["attributes.start_time DESC"]
     )
-    if not found:
-        return None
-    run = found[0]
-    stated = run.data.tags.get(STATE_TAG)
-    identity = json.loads(run.data.tags.get(IDENTITY_TAG, "{}"))
-    return KeptWatch(run, None if stated is None else _read(run, json.loads(stated)), identity)
+    for run in found:
+        tags, run_id = run.data.tags, str(run.info.run_id)
+        own = json.loads(tags.get(IDENTITY_TAG, "{}"))
+        if STATE_TAG in tags:
+            watch = _read(run, json.loads(tags[STATE_TAG]))
+            return KeptWatch(run_id, watch, own, tags[STATE_TAG]), begun
+        if begun is None and own == identity:
+            begun = run_id
+    return None, begun
 
 
 def _read(run: Any, stated: Mapping[str, str]) -> Watch:

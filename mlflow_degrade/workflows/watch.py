@@ -15,7 +15,6 @@ from ..decision.results import Verdict
 from ..decision.watch import ScoredTrace, Watch, WatchPolicy
 from ..tracking.traffic import ServedText, Traffic, find_experiment, read_traffic
 from ..tracking.watches import (
-    STATE_TAG,
     KeptWatch,
     identity_tags,
     keep,
@@ -130,7 +129,7 @@ def watch(
         "challenger": None if models[1] is None else models[1].digest,
         "policy": asdict(policy),
     }
-    kept = newest_watch(experiment_id, key)
+    kept, begun = newest_watch(experiment_id, key, identity)
     state, run_id, notes = _begun(kept, identity, policy, models, since_ms, anew=anew)
     if state.alarm is not None and kept is not None:
         moved = None if roll_back is None else _roll_back(roll_back, models[0])
@@ -148,8 +147,9 @@ def watch(
     tags = identity_tags(key, identity)
     mlflow.set_experiment(experiment_id=experiment_id)
     name = f"watch {models[0].title}"
-    with tracked_run(name, run_id=run_id, tags=tags) as run:
-        if run_id is None:
+    replaced = None if kept is None or run_id != kept.run_id else kept.state
+    with tracked_run(name, run_id=run_id or begun, tags=tags) as run:
+        if replaced is None:
             mlflow.log_params(
                 {
                     "champion": models[0].title,
@@ -161,7 +161,7 @@ def watch(
         scored = _scored(traffic.served, models, policy, device, left_out, advance)
         state.take(scored)
         added = state.traces - before
-        keep(str(run.info.run_id), state, run.data.tags.get(STATE_TAG))
+        keep(str(run.info.run_id), state, replaced)
     moved = None
     if state.alarm is not None and roll_back is not None:
         moved = _roll_back(roll_back, models[0])
@@ -183,9 +183,6 @@ def _begun(
     if kept is None:
         return Watch(policy, challenged, since_ms=since), None, []
     changed = [name for what, name in _KINDS.items() if kept.identity.get(what) != identity[what]]
-    if kept.watch is None:  # ended before anything was kept
-        same_run = None if changed else kept.run_id
-        return Watch(policy, challenged, since_ms=since), same_run, []
     if kept.watch.over(now):
         said = "the year of the watch is over: another begins, with an alpha of its own"
         return (
@@ -318,7 +315,9 @@ def _trace(one: ServedText, prompt: str, read: list[Any], policy: WatchPolicy) -
     """What is kept of a trace: digests and counts."""
     own, *others = read
     pairs = (
-        [(a.is_greedy, b.is_greedy) for a, b in zip(own, *others, strict=True)] if others else []
+        [(bool(a.is_greedy), bool(b.is_greedy)) for a, b in zip(own, *others, strict=True)]
+        if others
+        else []
     )
     return ScoredTrace(
         trace=_digest(one.trace_id),

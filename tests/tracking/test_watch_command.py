@@ -31,6 +31,8 @@ WORDS = " ".join(SENTENCES).split()
 def store(tmp_path: Path, model_cache: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_DEGRADE_CACHE", str(model_cache))
+    # SQLite takes one writer at a time, and a trace that was not written would not be there.
+    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
     use_empty_store(tmp_path)
     mlflow.set_experiment("production")
     return MlflowClient()
