@@ -191,7 +191,7 @@ def _script(folder: Path) -> str:
 
 
 def test_our_own_served_model_is_asked_as_other_engines_are(
-    model_dir: ModelDir, tasks: Path
+    model_dir: ModelDir,
 ) -> None:
     """A logged model behind MLflow's scoring server, by protocol=mlflow."""
     from endpoint_server import scoring_server
