@@ -129,7 +129,12 @@ _QUESTIONS = ("tasks", "include_path", "columns", "max_gen_toks")
 
 
 @click.command(help=_HELP)
-@click.option("--model", required=True, metavar="NAME", help="Model of lm-eval, e.g. hf; or onnx, or endpoint.")
+@click.option(
+    "--model",
+    required=True,
+    metavar="NAME",
+    help="Model of lm-eval, e.g. hf; or onnx, or endpoint.",
+)
 @click.option(
     "--model-args", default="", metavar="KEY=VALUE,…", help="Its arguments, e.g. pretrained=DIR."
 )

@@ -162,6 +162,7 @@ def test_the_version_that_is_served_is_the_one_that_is_named(
                 name=f"served-{n}",
                 python_model=_script(tmp_path),
                 artifacts={"weights": str(folder)},
+                pip_requirements=[],
             )
             for n, folder in enumerate(folders)
         ]
