@@ -92,9 +92,11 @@ _HELP = """Run lm-eval on a model and log what it finds to MLflow.
 Any model of lm-eval can be used (hf, vllm, openai-completions, …); onnx is the engine of this
 package: pretrained is then a directory that holds an ONNX export, or a model to be exported, such
 as starter or starter-encoder; encoders and classifiers answer multiple-choice tasks, and files of
-labels, rated pairs, or queries and passages. The run is the
-same as log-lm-eval makes of lm-eval's own files: samples, results, settings and a note. It can be
-compared and gated with any run of the same tasks.
+labels, rated pairs, or queries and passages. endpoint asks a server with OpenAI's completions
+(vLLM, llama-cpp-python, mlflow models serve): who answers is logged, and whether its
+log-probabilities can be believed is tried first; docs/endpoints.md. The run is the same as
+log-lm-eval makes of lm-eval's own files: samples, results, settings and a note. It can be compared
+and gated with any run of the same tasks.
 
 \b
 Examples:
@@ -108,6 +110,8 @@ Examples:
       --apply-chat-template --num-fewshot 5 --model-uri models:/chat/7
   mlflow-degrade evaluate --model onnx --model-args pretrained=models/int8 --tasks mine.csv \\
       --columns question=Frage,answer=Antwort
+  mlflow-degrade evaluate --model endpoint --tasks arc_easy --model-args \\
+      base_url=http://localhost:8000/v1,tokenizer=./chat,files=./chat,concurrency=8
   mlflow-degrade evaluate --model hf --model-args pretrained=./int8 --tasks arc_easy,piqa \\
       --against runs:/0a1b2c --policy policy.yaml
   mlflow-degrade evaluate --model onnx --model-args pretrained=models/int8 --tasks arc_easy \\
@@ -130,7 +134,12 @@ _QUESTIONS = ("tasks", "include_path", "columns", "max_gen_toks")
 
 
 @click.command(help=_HELP)
-@click.option("--model", required=True, metavar="NAME", help="Model of lm-eval, e.g. hf, or onnx.")
+@click.option(
+    "--model",
+    required=True,
+    metavar="NAME",
+    help="Model of lm-eval, e.g. hf; or onnx, or endpoint.",
+)
 @click.option(
     "--model-args", default="", metavar="KEY=VALUE,…", help="Its arguments, e.g. pretrained=DIR."
 )

@@ -162,6 +162,7 @@ def test_the_version_that_is_served_is_the_one_that_is_named(
                 name=f"served-{n}",
                 python_model=_script(tmp_path),
                 artifacts={"weights": str(folder)},
+                pip_requirements=[],
             )
             for n, folder in enumerate(folders)
         ]
@@ -190,7 +191,6 @@ def _script(folder: Path) -> str:
     return str(path)
 
 
-@pytest.mark.usefixtures("tasks")
 def test_our_own_served_model_is_asked_as_other_engines_are(model_dir: ModelDir) -> None:
     """A logged model behind MLflow's scoring server, by protocol=mlflow."""
     from endpoint_server import scoring_server
