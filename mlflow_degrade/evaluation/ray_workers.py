@@ -263,7 +263,12 @@ def _connect(ray: Any, address: str, wait: float) -> None:
     try:
         ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise _absent(address, wait, str(error)) from error
+        raise InputError(
+            f"the Ray cluster at {address} does not take this command ({_first_line(error)}): "
+            "start it on a machine of the cluster, with the cluster's version of Ray, and with "
+            "RAY_AUTH_MODE=token where the head says that token authentication is enabled. "
+            "Nothing was evaluated."
+        ) from error
 
 
 # What a client of HTTP/2, and so of gRPC, says first; a server answers with its settings.
