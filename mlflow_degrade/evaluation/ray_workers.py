@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -201,7 +203,13 @@ def ray_workers(
         import ray
     except ImportError as error:
         raise MissingExtraError("ray", "ray") from error
-    _connect(ray, address, wait)
+    # Ray puts a handler of its own in the place of the one that ends the run in MLflow.
+    handler, main = signal.getsignal(signal.SIGTERM), threading.current_thread()
+    try:
+        _connect(ray, address, wait)
+    finally:
+        if main is threading.main_thread() and handler is not None:
+            signal.signal(signal.SIGTERM, handler)
     try:
         machines = _processors(ray) if address != LOCAL else [cpu_count()]
         count, threads = share_out(machines, workers)

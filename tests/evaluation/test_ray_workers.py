@@ -146,7 +146,9 @@ def test_a_worker_that_is_killed_loses_and_doubles_nothing(
 ) -> None:
     folder = model_dir("fp32")
     told: list[int] = []
+    handler = signal.getsignal(signal.SIGTERM)
     with ray_workers.ray_workers("local", 2, device="cpu") as workers:
+        assert signal.getsignal(signal.SIGTERM) is handler
         model, killed = _dealt(folder, workers), 0
 
         def tell(finished: list[tuple[int, Score]]) -> None:
