@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -201,7 +203,13 @@ def ray_workers(
         import ray
     except ImportError as error:
         raise MissingExtraError("ray", "ray") from error
-    _connect(ray, address, wait)
+    # Ray puts a handler of its own in the place of the one that ends the run in MLflow.
+    handler, main = signal.getsignal(signal.SIGTERM), threading.current_thread()
+    try:
+        _connect(ray, address, wait)
+    finally:
+        if main is threading.main_thread() and handler is not None:
+            signal.signal(signal.SIGTERM, handler)
     try:
         machines = _processors(ray) if address != LOCAL else [cpu_count()]
         count, threads = share_out(machines, workers)
@@ -263,7 +271,12 @@ def _connect(ray: Any, address: str, wait: float) -> None:
     try:
         ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise _absent(address, wait, str(error)) from error
+        raise InputError(
+            f"the Ray cluster at {address} does not take this command ({_first_line(error)}): "
+            "start it on a machine of the cluster, with the cluster's version of Ray, and with "
+            "RAY_AUTH_MODE=token where the head says that token authentication is enabled. "
+            "Nothing was evaluated."
+        ) from error
 
 
 # What a client of HTTP/2, and so of gRPC, says first; a server answers with its settings.
