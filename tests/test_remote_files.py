@@ -137,7 +137,8 @@ def test_no_such_protocol() -> None:
 @pytest.mark.parametrize(("scheme", "package"), [("s3", "s3fs"), ("gs", "gcsfs")])
 def test_the_package_to_install(monkeypatch: pytest.MonkeyPatch, scheme: str, package: str) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.setattr(fsspec.registry, "_registry", {})
+    # What was looked up before is remembered.
+    monkeypatch.setattr(sys.modules["fsspec.registry"], "_registry", {})
     with pytest.raises(MissingExtraError, match=rf"'{package}' .*mlflow-degrade\[remote\]"):
         read_samples(f"{scheme}://bucket/a.csv")
 

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from mlflow_degrade import GatePolicy, decide
+from mlflow_degrade.cli import run
 from mlflow_degrade.core.errors import (
     DegradeError,
     EmptySamplesError,
@@ -290,6 +291,60 @@ class TestBadInput:
         found = parquet_parts(write(tmp_path / "a.parquet", [1.0, 0.0], **columns), None, {})
         assert isinstance(found, str)
         assert reason in found
+
+
+class TestCommand:
+    @pytest.fixture
+    def sides(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        monkeypatch.chdir(tmp_path)
+        texts = {"prompt": [f"<q{i}>" for i in range(60)], "length": list(range(60))}
+        write(tmp_path / "fp32.parquet", [1.0] * 60, **texts)
+        write(tmp_path / "int8.parquet", [0.0] * 9 + [1.0] * 51, **texts)
+        return ["fp32.parquet", "int8.parquet"]
+
+    def test_the_same_decision_and_a_report(
+        self, sides: list[str], capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        for way in ("--stream", "--no-stream"):
+            assert run(["compare", *sides, way, "--json", f"{way[2:]}.json"]) == 1
+            said = capfd.readouterr()
+            assert ("60 and 60 rows stay in their files" in said.err) is (way == "--stream")
+            assert "<q0>" in said.out
+        assert Path("stream.json").read_bytes() == Path("no-stream.json").read_bytes()
+        assert run(["compare", *sides, "--stream", "--report", "report.html"]) == 1
+        assert "&lt;q0&gt;" in Path("report.html").read_text(encoding="utf-8")
+
+    def test_where_memory_is_short(
+        self,
+        sides: list[str],
+        capfd: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        assert run(["compare", *sides]) == 1
+        assert "stay in their files" not in capfd.readouterr().err
+        monkeypatch.setattr(streaming, "_SHARE_OF_MEMORY", 0.0)
+        assert run(["compare", *sides]) == 1
+        assert "stay in their files" in capfd.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("more", "said"),
+        [
+            (["--by", "length"], "--by needs all samples in memory"),
+            (["--rerun", "fp32.parquet"], "--rerun needs all samples in memory"),
+            (["--average", "rater"], "--stream: the option average needs all rows"),
+            (["-o", "nonsense=1"], "nonsense"),
+        ],
+    )
+    def test_what_is_refused(
+        self, sides: list[str], capfd: pytest.CaptureFixture[str], more: list[str], said: str
+    ) -> None:
+        assert run(["compare", *sides, "--stream", *more]) == 3
+        assert said in capfd.readouterr().err
+
+    def test_what_is_no_parquet(self, sides: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+        Path("a.csv").write_text("prompt_id,score\n1,1\n", encoding="utf-8")
+        assert run(["compare", "a.csv", sides[1], "--stream"]) == 3
+        assert "a.csv is not Parquet alone" in capfd.readouterr().err
 
 
 _LARGE = """

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..core import numbers
 from ..core.errors import redact
+from ..core.remote_files import shown_address
 from ..decision.requirements import decisive, plan_cost
 from ..decision.results import Decision, RequirementResult, Verdict
 from .content import Provenance
@@ -61,14 +62,14 @@ class Command:
             source = context.get_parameter_source(name)
             if isinstance(parameter, click.Argument):
                 given = value if isinstance(value, tuple) else (value,)
-                arguments += [str(each) for each in given if each is not None]
+                arguments += [shown_address(str(each)) for each in given if each is not None]
             elif (
                 source is not None
                 and source.name not in ("DEFAULT", "DEFAULT_MAP")
                 and value != parameter.get_default(context)
                 and value not in (None, "", ())
             ):
-                options[name] = value
+                options[name] = shown_address(value) if isinstance(value, str) else value
         # The entry point of an MLflow project runs in the project's folder.
         project = context.info_name.endswith(".py")
         start = _RECIPE + "/".join(Path.cwd().parts[-2:]) if project else context.command_path

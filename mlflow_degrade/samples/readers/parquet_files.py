@@ -17,7 +17,7 @@ from ...core.errors import SampleSchemaError
 from ..schema import FEATURE_PREFIX, GOLD_LOGLIKELIHOOD, GOLD_MARGIN, LOGLIKELIHOODS, is_metric
 from ..table import conformed, facts_of_file
 from . import _columns as columns_of
-from . import sample_files
+from . import sample_files, tables
 from ._reader import files_in
 
 # A batch is at most that large before it is converted.
@@ -79,11 +79,12 @@ def parquet_parts(
     own = sample_files._files(path) if path.exists() else []
     if own and format in (None, "samples") and all(map(sample_files._is_marked, own)):
         return [] if options else [_own_part(file) for file in own]
-    files = files_in(path, lambda file: file.name.lower().endswith(_KINDS)) if path.exists() else []
+    files = files_in(path, tables._kind) if path.exists() else []
     if format not in (None, "table") or not files:
         return f"{path} is not read as Parquet"
     if any(file.suffix.lower() != ".parquet" for file in files):
         return f"{path} is not Parquet alone"
+    tables.READER.check_options(dict(options))
     if whole := sorted(set(options) & set(_WHOLE_TABLE)):
         return f"the option {whole[0]} needs all rows of {path} at once"
     parts = []
@@ -94,9 +95,6 @@ def parquet_parts(
             return part
         parts.append(part)
     return parts
-
-
-_KINDS = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
 
 
 def _own_part(file: Path) -> ParquetPart:
