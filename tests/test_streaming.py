@@ -28,11 +28,11 @@ from mlflow_degrade.core.errors import (
     PolicyError,
     SampleSchemaError,
 )
-from mlflow_degrade.samples import streaming
+from mlflow_degrade.samples import streamed_scores, streaming
 from mlflow_degrade.samples.pairing import ALLOWABLE, PairedScores
 from mlflow_degrade.samples.readers import parquet_files, read_samples
 from mlflow_degrade.samples.readers.parquet_files import parquet_parts
-from mlflow_degrade.samples.streaming import StreamedScores
+from mlflow_degrade.samples.streamed_scores import StreamedScores
 
 ALLOWED = sorted(set(ALLOWABLE))
 
@@ -322,7 +322,7 @@ class TestCommand:
     ) -> None:
         assert run(["compare", *sides]) == 1
         assert "stay in their files" not in capfd.readouterr().err
-        monkeypatch.setattr(streaming, "_SHARE_OF_MEMORY", 0.0)
+        monkeypatch.setattr(streamed_scores, "_SHARE_OF_MEMORY", 0.0)
         assert run(["compare", *sides]) == 1
         assert "stay in their files" in capfd.readouterr().err
 

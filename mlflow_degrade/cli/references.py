@@ -141,7 +141,7 @@ def _streamed(
         parts.append(found)
     if not all(parts):
         return []  # The reader says which options it does not take.
-    from ..samples.streaming import StreamedScores, needs_streaming
+    from ..samples.streamed_scores import StreamedScores, needs_streaming
 
     if not asked and not needs_streaming([part for own in parts for part in own]):
         return []

@@ -145,7 +145,7 @@ class Watch:
     >>> watch = Watch(WatchPolicy())
     >>> served = (ScoredTrace(f"{n}", f"{n}", n, 20, 4, against=4) for n in range(20))
     >>> watch.take(served).claim, watch.traces
-    ('swap', 4)
+    ('swap', 5)
     """
 
     policy: WatchPolicy

@@ -91,7 +91,10 @@ def test_two_endpoints_are_evaluated_compared_and_gated(run, servers, folders, t
     decided = run("compare", *names, "--margin-pp", 20, "--json", tasks / "decision.json")
     decision = json.loads((tasks / "decision.json").read_text())
     assert decided.exit_code in (0, 1, 2), decided.output
-    gated = run("gate", *names, "--margin-pp", 20)
+    policy = tasks / "policy.yaml"
+    policy.write_text("margin_pp: 20\n")
+    gated = run("gate", "--candidate", names[1], "--baseline", names[0], "--policy", policy,
+                "--register-as", "none")  # fmt: skip
     assert gated.exit_code == decided.exit_code, gated.output
     assert decision["aggregate"]["n"] == 40
     # In process the same answers come.

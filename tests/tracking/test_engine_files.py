@@ -245,7 +245,7 @@ def test_a_version_of_them_is_a_side_as_any_other(tmp_path: Path) -> None:
     assert done.placement.version == "models:/chat/3"
     assert verify_version("chat", 3).digests["baseline_model"] == _digest(files)
     # It is not asked by this package.
-    with pytest.raises(ModelError, match="models:/chat/3 is files of another engine"):
+    with pytest.raises(ModelError, match="models:/chat/2 is files of another engine"):
         promote("models:/chat/3", "models:/chat/2", fresh=True, questions={"tasks": ["starter"]})
 
 
