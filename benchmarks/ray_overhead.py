@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from measurements import as_script, record
 
 
 def _work(folder: Path, count: int) -> tuple[Any, Any]:
@@ -108,6 +109,7 @@ def main() -> None:
             print(name, rounds[name][-1], flush=True)
     for figure in ("with start-up", "without", "cpu"):
         plain, ray = (statistics.median(r[figure] for r in rounds[name]) for name in rounds)
+        record(f"{figure}, ratio", ray / plain, "x")
         each = sorted(b[figure] / a[figure] for a, b in zip(*rounds.values(), strict=True))
         print(
             f"{figure}: two processes {plain:.1f} s, ray {ray:.1f} s, ratio {ray / plain:.2f}; "
@@ -117,4 +119,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_script(main)

@@ -129,7 +129,7 @@ MUTATIONS = (
     ),
     Mutation(
         "pairing",
-        'if "duplicates" not in pair.allowed:',
+        'if "duplicates" not in allowed:',
         "if False:",
         "test_pairing_refusals.py test_pairing.py",
     ),

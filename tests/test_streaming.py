@@ -314,6 +314,12 @@ class TestCommand:
         assert run(["compare", *sides, "--stream", "--report", "report.html"]) == 1
         assert "&lt;q0&gt;" in Path("report.html").read_text(encoding="utf-8")
 
+    def test_a_file_that_is_not_there(
+        self, sides: list[str], capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        assert run(["compare", sides[0], "other.parquet", "--stream"]) == 3
+        assert "other.parquet does not exist" in capfd.readouterr().err
+
     def test_where_memory_is_short(
         self,
         sides: list[str],

@@ -240,7 +240,7 @@ def _answers_of(
     arguments: Mapping[str, Any],
     digest: str | None,
     baseline: SampleScores,
-    threads: int | None,
+    threads: int | None = None,
 ) -> Path:
     """Where lm-eval keeps the answers of an evaluation look by look, in case it is broken off."""
     from ..bench.machine import current_processor

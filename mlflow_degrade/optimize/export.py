@@ -304,10 +304,11 @@ def export_onnx(
     if task is not None and task != (usual := _usual_task(source)):
         _require_task(source, task, usual)
         key.append(task)
-    wanted = task or _usual_task(source)
     # An exception within torch's tracer may end the process, or come out as another error.
     with uninterrupted(f"the export of {source.name}"):
-        return cached_directory("export", key, lambda to: _export(source, to, wanted, progress))
+        return cached_directory(
+            "export", key, lambda to: _export(source, to, task or _usual_task(source), progress)
+        )
 
 
 def require_dtype(dtype: str) -> None:

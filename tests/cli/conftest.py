@@ -61,6 +61,7 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     int4.loc[(int4["task"] == "numbers") & (random.random(n) < 0.15), "score"] = 0
     for name, table in (("fp32", frame), ("fp32_again", int8), ("int8", int8), ("int4", int4)):
         table.to_csv(folder / f"{name}.csv", index=False)
+        table.to_parquet(folder / f"{name}.parquet", index=False)
         for task, rows in table.groupby("task"):
             (folder / "results" / name).mkdir(parents=True, exist_ok=True)
             rows[["prompt_id", "score"]].to_csv(folder / "results" / name / f"{task}.csv")

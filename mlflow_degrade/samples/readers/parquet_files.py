@@ -76,10 +76,12 @@ def parquet_parts(
     path: Path, format: str | None, options: Mapping[str, Any]
 ) -> list[ParquetPart] | str:
     """The files of a log, or why it cannot be read batch by batch."""
-    own = sample_files._files(path) if path.exists() else []
+    if not (path.is_file() or path.is_dir()):
+        return []  # The reader says so.
+    own = sample_files._files(path)
     if own and format in (None, "samples") and all(map(sample_files._is_marked, own)):
         return [] if options else [_own_part(file) for file in own]
-    files = files_in(path, tables._kind) if path.exists() else []
+    files = files_in(path, tables._kind)
     if format not in (None, "table") or not files:
         return f"{path} is not read as Parquet"
     if any(file.suffix.lower() != ".parquet" for file in files):
