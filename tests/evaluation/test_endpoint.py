@@ -289,3 +289,12 @@ def test_the_weights_are_named_by_files_or_not_at_all(address, folders, tmp_path
     file = tmp_path / "model.gguf"
     file.write_bytes(b"GGUF")
     assert files_digest(file).startswith("sha256:")
+
+
+def test_the_digest_of_files_is_theirs_whatever_a_manifest_says(tmp_path: Path) -> None:
+    folder = tmp_path / "served"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights")
+    own = files_digest(folder)
+    (folder / "degrade.json").write_text('{"digest": "sha256:of-another-model"}')
+    assert files_digest(folder) == own
