@@ -188,11 +188,19 @@ def tested_content(
     files: ModelFiles | None = None,  # noqa: PT028 - no test
 ) -> ModelContent:
     """The files of a logged model, refused when they are not those that were evaluated."""
+    tested = samples.model_digest
+    if tested is None:
+        raise RegistryError(
+            f"nothing binds the evaluation of {samples.model or 'the candidate'} to {uri}: it names "
+            "no model digest, and what was registered could not be verified. Log the samples as an "
+            "evaluation of this model (mlflow-degrade log-lm-eval ... --model-uri), or only decide "
+            "(register_as none)."
+        )
     found = logged_content(uri) if files is None else files.content(uri)
-    if samples.model_digest is not None and found.digest != samples.model_digest:
+    if found.digest != tested:
         raise RegistryError(
             f"{uri} is not the model that was evaluated: its bytes have digest {found.digest}, the "
-            f"samples are of {samples.model_digest}. Evaluate this model, or name the other one."
+            f"samples are of {tested}. Evaluate this model, or name the other one."
         )
     return found
 

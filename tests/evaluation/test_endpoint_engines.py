@@ -109,7 +109,9 @@ def test_vllm_answers_as_transformers_do(vllm: str, folder: Path) -> None:
         assert [v for v, _ in found] == pytest.approx([v for v, _ in expected], abs=1e-4)
         assert [g for _, g in found] == [g for _, g in expected]
         model.discard()
-    assert model.generate_until(texts) == local.generate_until(texts, disable_tqdm=True)
+    # A text that ends within a character ends before it with vLLM.
+    ended = [[t.rstrip("\ufffd") for t in m.generate_until(texts)] for m in (model, local)]
+    assert ended[0] == ended[1]
     facts = model.facts()
     assert (facts["engine"], facts["root"], facts["context"]) == ("vllm", str(folder), 256)
     assert facts["version"].startswith("0.")
@@ -185,7 +187,7 @@ def test_what_llama_cpp_python_gets_wrong_is_refused(folder: Path, tmp_path: Pat
     with _llama(file, "--logits_all", "true", "--kv_overrides", override) as address:
         assert len(_opened(address, folder, bos=True).loglikelihood(_asked(PAIRS))) == len(PAIRS)
     with (
-        _llama(file) as address,
+        _llama(file, "--logits_all", "false") as address,
         pytest.raises(NoLikelihoodsError, match="logits_all true"),
     ):
         _opened(address, folder, patience=1.0).loglikelihood(_asked(PAIRS))

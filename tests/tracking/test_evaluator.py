@@ -9,10 +9,11 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from gate_cases import log_constant, log_evaluated, registry_state
+from gate_cases import log_constant, log_evaluated, make_samples, registry_state
 from mlflow import MlflowClient
 
 from mlflow_degrade.core.errors import InputError, PolicyError, RegistryError, UnknownNameError
+from mlflow_degrade.tracking.evaluations import log_evaluation
 
 pytestmark = pytest.mark.usefixtures("store")
 
@@ -111,6 +112,11 @@ def test_two_runs(tmp_path: Path) -> None:
              "model_uri": uri}  # fmt: skip
     with mlflow.start_run(), pytest.raises(RegistryError, match="not the model that was evaluated"):
         _evaluate(pd.DataFrame({"unused": [0]}), predictions="unused", evaluator_config=other)
+    with mlflow.start_run() as bare:
+        log_evaluation(make_samples(10), {"suite": "suite"})
+    unbound = {**other, "baseline_run_id": left, "candidate_run_id": bare.info.run_id}
+    with mlflow.start_run(), pytest.raises(RegistryError, match="names no model digest"):
+        _evaluate(pd.DataFrame({"unused": [0]}), predictions="unused", evaluator_config=unbound)
     assert registry_state(MlflowClient()) == {}
 
 

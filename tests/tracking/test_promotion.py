@@ -268,6 +268,24 @@ def test_a_model_that_was_not_evaluated_is_not_registered(tmp_path: Path) -> Non
     assert registry_state(client) == state
 
 
+def test_scores_that_name_no_model_register_none(tmp_path: Path) -> None:
+    # Logs read from elsewhere: whatever model is named beside them, nothing says it gave them.
+    client = MlflowClient()
+    register_champion(tmp_path)
+    with mlflow.start_run() as bare:
+        log_evaluation(make_samples(12, 1500, model="fast"), {"suite": "suite"})
+    _, other = log_evaluated(tmp_path, "other", 40)
+    state = registry_state(client)
+    with pytest.raises(RegistryError, match="names no model digest"):
+        promote(
+            f"runs:/{bare.info.run_id}", "models:/chat@champion", model_uri=other, alias="champion"
+        )
+    assert registry_state(client) == state
+    done = promote(f"runs:/{bare.info.run_id}", "models:/chat@champion", register_as=None)
+    assert done.decision.verdict is Verdict.PASS
+    assert done.placement is None
+
+
 def test_references_that_lead_nowhere(tmp_path: Path) -> None:
     client = MlflowClient()
     register_champion(tmp_path)
