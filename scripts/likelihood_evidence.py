@@ -5,6 +5,8 @@
     python scripts/likelihood_evidence.py judge pairs/ --json evidence.json
     python scripts/likelihood_evidence.py judge pairs/ --write docs/likelihoods.md
     python scripts/likelihood_evidence.py judge pairs/ --logs fp16.jsonl q4.jsonl
+    python scripts/likelihood_evidence.py hellaswag data/log_likelihood items.jsonl.gz public/
+    python scripts/likelihood_evidence.py judge public/ --prefix public- --write docs/likelihoods.md
 
 Three questions, each against what all samples say of the scores. Has the mean change of the right
 answer's margin the sign of the change in accuracy? Is a drop found with fewer samples, and how
@@ -14,15 +16,18 @@ of the change in accuracy narrower, and does it still cover?
 
 from __future__ import annotations
 
+import gzip
 import json
 import warnings
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from markdown_tables import markdown, replace_between_markers
 from scipy.special import ndtr
 from scipy.stats import t as student
@@ -85,7 +90,9 @@ def read_pair(name: str, baseline: SampleScores, candidate: SampleScores) -> Pai
 def flattened(one: Pair) -> Pair:
     """The baseline against itself with less confidence, which changes no answer."""
     moved = (FLATTENED - 1) * one.margin
-    return Pair(f"fp32, flattened by {FLATTENED}", one.task, 0 * one.change, one.margin, moved)
+    return Pair(
+        f"the baseline, flattened by {FLATTENED}", one.task, 0 * one.change, one.margin, moved
+    )
 
 
 # -- signs -------------------------------------------------------------------------------------
@@ -273,17 +280,68 @@ def make(folder: Path, schemes: tuple[str, ...], model: str, limit: int) -> None
 
 
 @main.command()
+@click.argument("likelihoods", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("items", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+def hellaswag(likelihoods: Path, items: Path, folder: Path) -> None:
+    """Make pairs of what pchizhov/hellaswag-evaluation published of ten models.
+
+    LIKELIHOODS is its folder data/log_likelihood, ITEMS the validation questions as JSON Lines,
+    with "answer". Pairs are neighbours by accuracy, the better one first, and the same model with
+    another prompt: nonsense before the question in place of nothing.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with gzip.open(items, "rt", encoding="utf-8") as lines:
+        gold = [json.loads(line)["answer"] for line in lines]
+
+    def read(prompt: str) -> dict[str, SampleScores]:
+        files = sorted((likelihoods / f"{prompt}_prompt").glob("*.csv"))
+        plain = [file for file in files if not file.name.startswith(("sum_", "byte_mean_"))]
+        return {
+            file.stem.rpartition("--")[2]: scored(pd.read_csv(file).to_numpy(), gold, file.stem)
+            for file in plain
+        }
+
+    full, bare, prefixed = read("full"), read("zero"), read("placeholder")
+    ranked = sorted(full, key=lambda name: -full[name].table["score"].to_numpy().mean())
+    pairs = {
+        f"{worse} after {better}": (full[better], full[worse]) for better, worse in pairwise(ranked)
+    }
+    pairs |= {f"{name}, nonsense before it": (bare[name], prefixed[name]) for name in prefixed}
+    for name, sides in pairs.items():
+        for side, scores in zip(("baseline", "candidate"), sides, strict=True):
+            scores.write_parquet(folder / f"{name}.{side}.parquet")
+
+
+def scored(values: Floats, gold: list[int], model: str) -> SampleScores:
+    """Scores of a multiple-choice task from log-likelihoods, of shape (items, choices)."""
+    right = np.asarray(gold)
+    of_right = values[np.arange(right.size), right]
+    wrong = values.copy()
+    wrong[np.arange(right.size), right] = -np.inf
+    frame = pd.DataFrame({
+        "task": "hellaswag", "doc_id": np.arange(right.size), "metric": "acc",
+        "score": (values.argmax(axis=1) == right).astype(float),
+        "gold_loglikelihood": of_right, GOLD_MARGIN: of_right - wrong.max(axis=1),
+        "loglikelihoods": list(values),
+    })  # fmt: skip
+    return SampleScores.from_pandas(frame, model=model)
+
+
+@main.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--logs", nargs=2, multiple=True, metavar="BASELINE CANDIDATE", help="More pairs.")
 @click.option("--replays", default=REPLAYS, show_default=True)
 @click.option("--json", "json_", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--write", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--prefix", default="", help="Of the names of the tables in that document.")
 def judge(
     folder: Path,
     logs: tuple[tuple[str, str], ...],
     replays: int,
     json_: Path | None,
     write: Path | None,
+    prefix: str,
 ) -> None:
     """Put the three questions to every pair."""
     from mlflow_degrade.samples.readers import read_samples
@@ -328,7 +386,7 @@ def judge(
     }
     if json_ is not None:
         json_.write_text(json.dumps(evidence, indent=1) + "\n", encoding="utf-8")
-    shown = tables(evidence)
+    shown = {prefix + name: table for name, table in tables(evidence).items()}
     if write is not None:
         text = replace_between_markers(write.read_text(encoding="utf-8"), shown)
         write.write_text(text, encoding="utf-8")

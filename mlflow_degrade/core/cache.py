@@ -21,6 +21,9 @@ from typing import Any
 
 from .errors import StorageError
 
+MANIFEST_FILE = "degrade.json"
+"""What this package says of a model, beside its files."""
+
 _CHUNK = 1 << 22
 # A disk, a quota, or a limit on the size of one file (``ulimit -f``).
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -56,6 +59,11 @@ def digest_directory(path: Path, ignore: tuple[str, ...] = ()) -> str:
     """SHA-256 over the relative names and contents of all files below `path`."""
     files = sorted(p for p in path.rglob("*") if p.is_file() and p.name not in ignore)
     return digest_json([[p.relative_to(path).as_posix(), digest_file(p)] for p in files])
+
+
+def digest_model(path: Path) -> str:
+    """Digest of a model's files as they are, in a directory or one file; its manifest left out."""
+    return digest_file(path) if path.is_file() else digest_directory(path, (MANIFEST_FILE,))
 
 
 def require_space(where: Path, needed: int, what: str) -> None:

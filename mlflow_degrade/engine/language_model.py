@@ -13,7 +13,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from ..core.cache import digest_directory
+from ..core.cache import digest_model
 from ..core.errors import DegradeError, InputError
 from .completions import complete, read_body
 from .conversation import conversation_prompt
@@ -69,7 +69,7 @@ class OnnxLanguageModel(PythonModel):
     @cached_property
     def _served(self) -> str:
         """What answers: a name for people, and the digest of the files."""
-        return f"{self._name}@{digest_directory(self._folder, ignore=('degrade.json',))}"
+        return f"{self._name}@{digest_model(self._folder)}"
 
     def _answer_rows(
         self, model_input: pd.DataFrame, params: dict[str, Any] | None

@@ -10,14 +10,13 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 
-from ..core.cache import cache_root, digest_directory, digest_file, digest_json
+from ..core.cache import cache_root, digest_file, digest_json, digest_model
 from ..core.errors import EngineError, InputError, ModelError, say_note
 from ..core.progress import progress_bar
 from ..engine.decoder import Score
 from ..engine.lengths import stated_length
 from ..engine.session import read_json
 from ..engine.tokenization import TextEncoder
-from ..optimize.source.model_directory import MANIFEST_FILE
 from .backend import TextLM
 from .endpoint import AgainError, Endpoint, Protocol, RefusedError
 from .endpoint_probes import (
@@ -50,14 +49,12 @@ _REMEDY = (
 def files_digest(files: str | Path) -> str:
     """Digest of the files in a directory, or of one file, whatever a manifest says of them."""
     path = Path(files).expanduser()
-    if path.is_file():
-        return digest_file(path)
-    if not path.is_dir():
+    if not path.exists():
         raise ModelError(
             f"files {files} does not exist: name the directory or the GGUF file that is served, as "
             "it lies on this machine."
         )
-    return digest_directory(path, ignore=(MANIFEST_FILE,))
+    return digest_model(path)
 
 
 @register_model(NAME)

@@ -9,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ..core.cache import digest_directory
 from ..core.errors import InputError, ModelError
 from ..core.progress import progress_bar
 from ..engine.conversation import says_the_date, template_digest, template_of
@@ -20,7 +19,7 @@ from ..engine.integer_probe import KernelCheck, choose_kernels
 from ..engine.providers import on_gpu, resolve_device, session_options
 from ..engine.session import read_json
 from ..optimize.onnx_graph.files import load_graph
-from ..optimize.source.model_directory import MANIFEST_FILE, library_versions
+from ..optimize.source.model_directory import library_versions
 from ..samples.origin import Origin
 from ..samples.table import SampleScores
 from .lm_eval_task import Journal, Questions, TaskOutcome
@@ -49,7 +48,7 @@ import os
 import uuid
 from collections.abc import Mapping
 
-from ..core.cache import cache_root, digest_json, storing
+from ..core.cache import MANIFEST_FILE, cache_root, digest_json, digest_model, storing
 
 # Finished tasks on disk: scores and facts under the key of everything they depend on.
 
@@ -132,7 +131,7 @@ def model_digest(model_dir: str | Path) -> str:
     if not folder.is_dir():
         raise ModelError(f"there is no model directory {folder}: export the model first.")
     stated = read_json(folder, MANIFEST_FILE, needed=False).get("digest")
-    return str(stated) if stated else digest_directory(folder, ignore=(MANIFEST_FILE,))
+    return str(stated) if stated else digest_model(folder)
 
 
 class Arm:

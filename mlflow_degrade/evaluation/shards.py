@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..bench.machine import current_processor
-from ..core.cache import cache_root, digest_directory, digest_json, storing
+from ..core.cache import cache_root, digest_json, digest_model, storing
 from ..core.errors import EngineError, ModelError
 from ..core.progress import progress_bar
 from ..engine.decoder import EngineModel, OnnxDecoder, Score
@@ -47,7 +47,6 @@ from ..engine.schedule import (
 )
 from ..engine.session import DecoderInputs, read_json
 from ..engine.tokenization import TextEncoder
-from ..optimize.source.model_directory import MANIFEST_FILE
 
 # A shard takes this share of what is left, so that the last ones are small and nobody waits long
 # for one of them; and no more than so many positions, so that little is lost with a worker.
@@ -263,11 +262,6 @@ def worker_facts(threads: int) -> dict[str, Any]:
     }
 
 
-def files_digest(folder: Path) -> str:
-    """Of the files as they are, whatever a manifest says of them."""
-    return digest_directory(folder, ignore=(MANIFEST_FILE,))
-
-
 def _require_files(place: Place) -> None:
     folder = Path(place.folder)
     if place.digest is None:
@@ -279,7 +273,7 @@ def _require_files(place: Place) -> None:
             "path that all machines share (MLFLOW_DEGRADE_CACHE for models that are exported), or "
             "copy it there under the same path."
         )
-    if (found := files_digest(folder)) != place.digest:
+    if (found := digest_model(folder)) != place.digest:
         raise ModelError(
             f"the files in {folder} on the worker's machine {here} have digest {found}, those of "
             f"the evaluation {place.digest}: copy the model there again."
@@ -416,7 +410,7 @@ class _Dealt:
             device_name(model.providers),
             batch_size,
             workers.threads,
-            None if workers.shared_files else files_digest(folder),
+            None if workers.shared_files else digest_model(folder),
         )
         self.kept = Kept(sharding.key, resume=sharding.resume)
 

@@ -11,10 +11,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from ..core.cache import digest_directory, digest_file
+from ..core.cache import digest_model
 from ..core.errors import InputError, MissingExtraError, ModelError, RegistryError
 from ..samples.table import SampleScores
-from .model_content import ENGINE_FILES, ENGINE_SCRIPT, MANIFEST, ModelContent, bound_artifact
+from .model_content import ENGINE_FILES, ENGINE_SCRIPT, ModelContent, bound_artifact
 from .references import ModelFiles
 from .registration import logged_name
 
@@ -41,11 +41,11 @@ class EngineFiles:
                     "serves, or a .gguf file."
                 )
             _require_whole(path)
-            return cls(path, digest_file(path))
+            return cls(path, digest_model(path))
         if not path.is_dir():
             raise InputError(f"there is no {given}: give the directory or .gguf file to register.")
         _require_model(path, str(given))
-        return cls(path, digest_directory(path, ignore=(MANIFEST,)))
+        return cls(path, digest_model(path))
 
     def require_tested(self, samples: SampleScores) -> None:
         """Refuse files that are not those that were evaluated."""

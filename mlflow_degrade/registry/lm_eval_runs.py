@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from ..core.cache import digest_json
+from ..core.cache import MANIFEST_FILE, digest_json
 from ..core.errors import (
     EmptySamplesError,
     InputError,
@@ -26,7 +26,6 @@ from ..core.errors import (
     TrackingError,
     redact_setting,
 )
-from ..optimize.source.model_directory import MANIFEST_FILE
 from ..samples.readers._lm_eval_files import results_files, sample_files
 from ..samples.readers._reader import ReaderNote
 from ..samples.readers.lm_eval import OWN_FACTS, READER, LmEvalOutput, read_output
@@ -464,7 +463,9 @@ def _parts(files: Mapping[str, str]) -> set[str]:
     for folder in {parent for name in files for parent in PurePosixPath(name).parents}:
         inside = sorted(name for name in map(PurePosixPath, files) if name.is_relative_to(folder))
         listed = [[n.relative_to(folder).as_posix(), files[n.as_posix()]] for n in inside]
-        found.add(digest_json([each for each in listed if each[0] != MANIFEST_FILE]))
+        found.add(
+            digest_json([each for each in listed if PurePosixPath(each[0]).name != MANIFEST_FILE])
+        )
     return found
 
 

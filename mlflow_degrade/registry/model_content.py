@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..core.cache import digest_file, digest_json
+from ..core.cache import MANIFEST_FILE, digest_file, digest_json
 from ..core.errors import RegistryError
 from ..core.progress import progress_bar
 from ..tracking.artifact_access import list_names, read_json, upload
@@ -31,7 +31,6 @@ BINDING_FILE = "artifact.json"
 # MLflow writes this one into its own copy whenever it resolves a registered model.
 _NOT_CONTENT = ("registered_model_meta",)
 _EVIDENCE = "evidence"
-MANIFEST = "degrade.json"
 ENGINE_FILES = "engine_files"
 """What MLflow calls the artifact with another engine's files."""
 ENGINE_SCRIPT = Path(__file__).with_name("engine_files_model.py")
@@ -209,13 +208,14 @@ def _listing_digest(digests: Mapping[Path, str], base: Path) -> str:
 def _tested_digest(digests: Mapping[Path, str], tested: Path) -> str:
     if tested in digests:  # the one file of an engine
         return digests[tested]
-    inside = {p: d for p, d in digests.items() if tested in p.parents and p.name != MANIFEST}
+    files = ((p, d) for p, d in digests.items() if p.name != MANIFEST_FILE)
+    inside = {p: d for p, d in files if tested in p.parents}
     return _listing_digest(inside, tested)
 
 
 def _declared(onnx: Path) -> str | None:
     try:
-        return str(json.loads((onnx / MANIFEST).read_text(encoding="utf-8"))["digest"])
+        return str(json.loads((onnx / MANIFEST_FILE).read_text(encoding="utf-8"))["digest"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

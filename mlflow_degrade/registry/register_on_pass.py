@@ -191,8 +191,8 @@ def tested_content(
     tested = samples.model_digest
     if tested is None:
         raise RegistryError(
-            f"nothing binds the evaluation of {samples.model or 'the candidate'} to {uri}: it names "
-            "no model digest, and what was registered could not be verified. Log the samples as an "
+            f"nothing ties the scores of {samples.model or 'the candidate'} to {uri}: they name no "
+            "model digest, so what was registered could never be verified. Log them as an "
             "evaluation of this model (mlflow-degrade log-lm-eval ... --model-uri), or only decide "
             "(register_as none)."
         )

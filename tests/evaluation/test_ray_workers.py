@@ -224,6 +224,7 @@ def cluster() -> Iterator[tuple[str, dict[str, str]]]:
 
 _IN_A_CLUSTER = """
 import sys
+from mlflow_degrade.core.cache import digest_model
 from mlflow_degrade.engine.decoder import OnnxDecoder
 from mlflow_degrade.evaluation import ray_workers, shards
 
@@ -232,7 +233,7 @@ asked = [([5 + i % 300, 9 + i % 7, 11, 12][: 2 + i % 3], [7 + i % 90]) for i in 
 with ray_workers.ray_workers(address, 2, device="cpu", wait=180) as workers:
     sharding = shards.Sharding(workers, {"model": "tiny"}, progress=False)
     model = shards.ShardedDecoder(folder, sharding, device="cpu", batch_size="auto")
-    assert model._dealt.place.digest == shards.files_digest(model.folder)
+    assert model._dealt.place.digest == digest_model(model.folder)
     found = model.score(asked, lambda finished: None)
 assert found == OnnxDecoder(folder, device="cpu", threads=1).score(asked)
 print("equal")

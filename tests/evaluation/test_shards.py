@@ -16,6 +16,7 @@ from evaluations import evaluate_model
 from local_tasks import ALL
 from tiny_models import SENTENCES
 
+from mlflow_degrade.core.cache import digest_model
 from mlflow_degrade.core.errors import EngineError, ModelError
 from mlflow_degrade.engine import decoder
 from mlflow_degrade.engine.decoder import OnnxDecoder
@@ -31,7 +32,6 @@ from mlflow_degrade.evaluation.shards import (
     ShardedEncoder,
     Sharding,
     Unit,
-    files_digest,
     parts,
     reading_units,
 )
@@ -219,7 +219,7 @@ def test_no_shard_counts_twice_or_not_at_all(
 
 def test_a_worker_reads_the_models_very_files(model_dir: ModelDir, tmp_path: Path) -> None:
     folder = model_dir("fp32")
-    place = Place(str(folder), False, "cpu", "auto", 1, files_digest(folder))
+    place = Place(str(folder), False, "cpu", "auto", 1, digest_model(folder))
     unit = reading_units(
         Plan((Row((1, 2), {1: [3]}),), (Batch((0,), 2),), ((0, 1),), 0, Limits(tokens=8))
     )[0][0]

@@ -115,7 +115,7 @@ def test_two_runs(tmp_path: Path) -> None:
     with mlflow.start_run() as bare:
         log_evaluation(make_samples(10), {"suite": "suite"})
     unbound = {**other, "baseline_run_id": left, "candidate_run_id": bare.info.run_id}
-    with mlflow.start_run(), pytest.raises(RegistryError, match="names no model digest"):
+    with mlflow.start_run(), pytest.raises(RegistryError, match="name no model digest"):
         _evaluate(pd.DataFrame({"unused": [0]}), predictions="unused", evaluator_config=unbound)
     assert registry_state(MlflowClient()) == {}
 

@@ -276,7 +276,7 @@ def test_scores_that_name_no_model_register_none(tmp_path: Path) -> None:
         log_evaluation(make_samples(12, 1500, model="fast"), {"suite": "suite"})
     _, other = log_evaluated(tmp_path, "other", 40)
     state = registry_state(client)
-    with pytest.raises(RegistryError, match="names no model digest"):
+    with pytest.raises(RegistryError, match="name no model digest"):
         promote(
             f"runs:/{bare.info.run_id}", "models:/chat@champion", model_uri=other, alias="champion"
         )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ...core.cache import cached_directory
+from ...core.cache import MANIFEST_FILE, cached_directory
 from ...core.errors import ModelError, UnsupportedModelError
 from ...engine.family import MODULES_FILE, is_decoder, require_text_model
 from ...engine.tokenization import EncoderText, TextEncoder
@@ -22,7 +22,6 @@ from ..onnx_graph.files import GRAPH_FILE
 from ..onnx_graph.packed_weights import CONFIG, named_base, refuse_quantized
 from .gguf_files import GGUF, converted
 from .model_directory import (
-    MANIFEST_FILE,
     TOKENIZER_FILES,
     has_tokenizer,
     missing_files,

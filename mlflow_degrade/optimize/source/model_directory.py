@@ -15,13 +15,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ...core.cache import digest_directory
+from ...core.cache import MANIFEST_FILE, digest_model
 from ...core.errors import ModelError
 from ..onnx_graph.files import GRAPH_FILE, WEIGHTS_FILE
 from ..onnx_graph.float_share import weights_sentence
 from ..passes.sensitivity_report import SENSITIVITY_FILE, SensitivityReport
-
-MANIFEST_FILE = "degrade.json"
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 """Any one of these makes a tokenizer."""
@@ -162,7 +160,7 @@ class ModelDirectory:
 
     def verify(self) -> None:
         """Raise `ModelError` when any file differs from what was finished."""
-        found = digest_directory(self.path, ignore=(MANIFEST_FILE,))
+        found = digest_model(self.path)
         if found != self.digest:
             raise ModelError(
                 f"the files in {self.path} have digest {found}, the manifest says {self.digest}: "
@@ -228,7 +226,7 @@ def write_manifest(
         "parity": dict(parity) if parity is not None else None,
         "size_bytes": size_bytes(directory),
         "versions": library_versions(),
-        "digest": digest_directory(directory, ignore=(MANIFEST_FILE,)),
+        "digest": digest_model(directory),
     }
     text = json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     (directory / MANIFEST_FILE).write_text(text, encoding="utf-8")
