@@ -210,6 +210,100 @@ MUTATIONS = (
         "if False:",
         "test_paths.py",
     ),
+    # engines, workers, large tables, traffic
+    Mutation(
+        "endpoint",
+        "if len(after) != len(before) or apart > _SAME:",
+        "if len(after) != len(before):",
+        "test_endpoint.py",
+    ),
+    Mutation(
+        "endpoint",
+        "if sorted(places) != list(range(count)):",
+        "if len(places) != count:",
+        "test_endpoint.py",
+    ),
+    Mutation(
+        "endpoint",
+        'if known and known.digest and named != f"{known.model}@{known.digest}":',
+        "if False:",
+        "test_endpoint.py test_endpoint_runs.py",
+    ),
+    Mutation(
+        "endpoint",
+        "if step is not None and step > TOLERANCE and median(before) <= TOLERANCE:",
+        "if False:",
+        "test_endpoint.py",
+    ),
+    Mutation("endpoint", "if max(sums, default=0.0) > 1.001:", "if False:", "test_endpoint.py"),
+    Mutation(
+        "endpoint",
+        "if decimals is not None and decimals < _FEWEST_DECIMALS:",
+        "if False:",
+        "test_endpoint.py",
+    ),
+    Mutation(
+        "endpoint",
+        'if weights.get("digest") not in (None, digest, *_parts(content.files)):',
+        "if False:",
+        "test_endpoint_runs.py",
+    ),
+    Mutation(
+        "artifacts", "if content.digest != given.digest:", "if False:", "test_engine_files.py"
+    ),
+    Mutation("artifacts", "if tested != self.digest:", "if False:", "test_engine_files.py"),
+    Mutation(
+        "artifacts",
+        "if found.digest != tested:",
+        "if False:",
+        "test_promotion.py test_evaluator.py",
+        only="not_evaluated or two_runs",
+    ),
+    Mutation(
+        "shards",
+        "if (found := digest_model(folder)) != place.digest:",
+        "if False:",
+        "test_shards.py test_ray_workers.py",
+    ),
+    Mutation(
+        "shards",
+        "self._prefixes.clear()  # those of another model",
+        "pass",
+        "test_shards.py",
+    ),
+    Mutation(
+        "streaming",
+        "if again and (restarts < 2 or part == self.parts):",
+        "if False:",
+        "test_streaming.py",
+    ),
+    Mutation(
+        "streaming",
+        "self._bits[name] = bits[whole:]",
+        "self._bits[name] = bits[:0]",
+        "test_streaming.py",
+    ),
+    Mutation(
+        "streaming",
+        "self.between_wrong += int((changed & wrong).sum())",
+        "self.between_wrong += int(changed.sum())",
+        "test_streaming.py",
+    ),
+    Mutation("watch", "self.spent += share", "self.spent += 0.0", "test_watch.py"),
+    Mutation("watch", "if trace.prompt in self.prompts:", "if False:", "test_watch.py"),
+    Mutation(
+        "watch",
+        "np.concatenate(list(by_claim.values())) - math.log(len(by_claim))",
+        "np.concatenate(list(by_claim.values()))",
+        "test_watch.py",
+    ),
+    Mutation(
+        "watch",
+        "return trace not in self.seen and time_ms >= self.since_ms and not self.over(time_ms)",
+        "return time_ms >= self.since_ms and not self.over(time_ms)",
+        "test_watch.py test_watch_command.py",
+    ),
+    Mutation("watch", "spent=self.spent,", "spent=0.0,", "test_watch.py"),
     # registry
     Mutation(
         "registry",

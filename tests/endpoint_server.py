@@ -20,7 +20,8 @@ class TinyServer:
     ----------
     troubles : deque of str
         Of the next requests: ``drop``, ``cut`` (half an answer), ``500``, ``429``, ``slow``,
-        ``duplicate`` (a choice twice), ``lost`` (a choice missing), or ``400``.
+        ``duplicate`` (a choice twice), ``lost`` (a choice missing), ``misnumbered`` (one said to
+        be the next prompt's), or ``400``.
     answered : Counter
         How often each prompt was scored.
     """
@@ -171,6 +172,8 @@ class TinyServer:
                         outer.load(folder, name)
                 if trouble == "duplicate" and status == 200:
                     found["choices"].append(found["choices"][0])
+                if trouble == "misnumbered" and status == 200:
+                    found["choices"][0]["index"] += 1
                 if trouble == "lost" and status == 200:
                     found["choices"].pop()
                 self._send(status, found, cut=trouble == "cut")

@@ -116,7 +116,9 @@ def test_rolling_likelihoods_and_texts_are_those_in_process(address, folders):
     assert model.generate_until(written) == local.generate_until(written, disable_tqdm=True)
 
 
-@pytest.mark.parametrize("trouble", ["drop", "cut", "500", "503", "429", "duplicate", "lost"])
+@pytest.mark.parametrize(
+    "trouble", ["drop", "cut", "500", "503", "429", "duplicate", "misnumbered", "lost"]
+)
 def test_what_a_network_does_loses_and_doubles_nothing(server, address, folders, expected, trouble):
     model = _opened(address, folders[0])
     model.loglikelihood(_asked(PAIRS[:2]))  # probes are through

@@ -199,7 +199,7 @@ def test_our_own_served_model_is_asked_as_other_engines_are(model_dir: ModelDir)
     from endpoint_server import scoring_server
     from lm_eval.api.instance import Instance
 
-    from mlflow_degrade.core.errors import ModelError
+    from mlflow_degrade.core.errors import EngineError, ModelError
     from mlflow_degrade.evaluation.backend import OnnxLM
     from mlflow_degrade.evaluation.endpoint_backend import EndpointLM
     from mlflow_degrade.registry.registration import log_model
@@ -221,6 +221,13 @@ def test_our_own_served_model_is_asked_as_other_engines_are(model_dir: ModelDir)
         written = model.generate_until(texts)
         with pytest.raises(ModelError, match=r"the server says that it serves sha256"):
             EndpointLM(**how, files=str(model_dir("int8-weight-only")))
+        with mlflow.start_run():
+            other = log_model(model_dir("int8-weight-only"), name="tiny")
+        with scoring_server(other.model_uri) as elsewhere:
+            moved = EndpointLM(**how, progress=False)
+            moved.endpoint.base = elsewhere  # as if the server had started with another version
+            with pytest.raises(EngineError, match="the answer is of"):
+                moved.loglikelihood(asked[:4])
     local = OnnxLM(str(folder), device="cpu")
     alone = local.loglikelihood(asked)
     assert [g for _, g in found] == [g for _, g in alone]
