@@ -34,6 +34,7 @@ class TinyServer:
         self.takes_ids, self.gives_likelihoods = True, True
         self.decimals: int | None = None
         self.shifted = self.puts_begin = False
+        self.constant = 0.0  # Added to log-probabilities, as to numbers that are none.
         self.neighbours = 0.0  # Added to log-probabilities while others are computed.
         self.owner, self.version = "vllm", "0.0.test"
         self.swap_after: tuple[int, Path, str] | None = None
@@ -112,7 +113,7 @@ class TinyServer:
         return f"token_id:{token}" if "\N{REPLACEMENT CHARACTER}" in text else text
 
     def _value(self, number: Any) -> float:
-        value = float(number)
+        value = float(number) + self.constant
         if self.neighbours and self._now > 1:
             value -= self.neighbours
         return value if self.decimals is None else round(value, self.decimals)

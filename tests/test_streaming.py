@@ -165,6 +165,40 @@ def test_streaming_decides_what_memory_decides(
     assert parts == whole
 
 
+@pytest.mark.parametrize("what", ["graded", "cluster", "repeat", "document"])
+def test_what_one_part_shows_changes_how_all_are_paired(tmp_path: Path, what: str) -> None:
+    n, rng = 40, np.random.default_rng(0)
+    for place in range(0, n, 13):
+        rows = [{"task": "ab"[i % 2], "doc_id": str(i), "metric": "acc"} for i in range(n)]
+        for i, row in enumerate(rows):
+            row["doc_hash"] = f"hash-{i}"
+        other = rows[place - 1]
+        if what == "cluster":
+            rows[place]["cluster"] = other["cluster"] = "c"
+        elif what == "document":
+            rows[place]["doc_hash"] = other["doc_hash"]
+        elif what == "repeat":
+            rows.append({**rows[place], "repeat": 1})
+        paths = []
+        for side in "lr":
+            for row in rows:
+                row["score"] = float(rng.random() < 0.7)
+            if what == "graded":
+                rows[place]["score"] = 0.5
+            path = tmp_path / f"{side}.parquet"
+            pq.write_table(pa.Table.from_pylist([dict.fromkeys(rows[-1]) | r for r in rows]), path)
+            paths.append(path)
+        whole, parts = both_ways(paths[0], paths[1], GatePolicy())
+        assert isinstance(whole, dict), whole
+        # Sums over tasks that are counted and tasks that are not are formed in another order.
+        assert rounded(parts) == rounded(whole)
+
+
+def rounded(found: Any) -> Any:
+    """The same with numbers to 12 digits."""
+    return json.loads(json.dumps(found), parse_float=lambda text: float(f"{float(text):.12g}"))
+
+
 def write(path: Path, scores: list[float | None], **columns: Any) -> Path:
     ids = [str(i) for i in range(len(scores))]
     given = {"task": ["qa"] * len(scores), "prompt_id": ids, **columns}

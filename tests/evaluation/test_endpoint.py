@@ -214,6 +214,12 @@ def test_a_shifted_server_is_refused(server, address, folders):
         _opened(address, folders[0]).loglikelihood(_asked())
 
 
+def test_numbers_that_are_no_log_probabilities_are_refused(server, address, folders):
+    server.constant = 4.0
+    with pytest.raises(EngineError, match="these are no log-probabilities"):
+        _opened(address, folders[0]).loglikelihood(_asked())
+
+
 def test_rounded_likelihoods_are_refused_or_said(server, address, folders, capsys):
     server.decimals = 2
     with pytest.raises(EngineError, match=r"rounds log-probabilities to 2 decimals.*at least 3"):

@@ -195,6 +195,10 @@ def test_what_many_batches_continue_is_kept_by_a_worker(model_dir: ModelDir) -> 
     ((prefix, cache),) = worker._prefixes.items()
     worker.answer(place, units[1])
     assert worker._prefixes[prefix] is cache
+    # Another model asks for the same beginning: it gets its own.
+    other = Place(str(model_dir("int8-weight-only")), False, "cpu", "auto", 1)
+    assert worker.answer(other, units[1]).equals(Answering().answer(other, units[1]))
+    assert worker.answer(place, units[1]).equals(Answering().answer(place, units[1]))
 
 
 class _Twice(Here):
