@@ -217,7 +217,8 @@ def variate_row(one: Pair, rng: np.random.Generator, replays: int) -> dict[str, 
             half = t * error * finite
             widths[i, k], covered[i, k] = 2 * half, abs(centre - truth) <= half + 1e-12
             biases[i, k] = centre - truth
-    correlation = float(np.corrcoef(one.change, one.moved)[0, 1]) if one.moved.std() else 0.0
+    both = one.change.std() > 0 and one.moved.std() > 0
+    correlation = float(np.corrcoef(one.change, one.moved)[0, 1]) if both else 0.0
     ratio = widths[:, 1].mean() / max(widths[:, 0].mean(), 1e-12)
     return {
         "pair": one.name,
@@ -382,7 +383,8 @@ def judge(
         "alarms_under_flipped_signs": [
             flipped_alarms(one, rng, 5 * replays) for one in [*pairs, *reruns]
         ],
-        "control_variate": [variate_row(one, rng, replays) for one in pairs],
+        # Where nothing flips there is no width that could be narrower.
+        "control_variate": [variate_row(one, rng, replays) for one in pairs if one.change.any()],
     }
     if json_ is not None:
         json_.write_text(json.dumps(evidence, indent=1) + "\n", encoding="utf-8")

@@ -69,7 +69,11 @@ class Command:
                 and value != parameter.get_default(context)
                 and value not in (None, "", ())
             ):
-                options[name] = shown_address(value) if isinstance(value, str) else value
+                off = value is False and parameter.secondary_opts
+                # Parameters of functions may have other names than what is typed.
+                typed = max(parameter.secondary_opts if off else parameter.opts, key=len)
+                shown = shown_address(value) if isinstance(value, str) else bool(off) or value
+                options[typed.lstrip("-").replace("-", "_")] = shown
         # The entry point of an MLflow project runs in the project's folder.
         project = context.info_name.endswith(".py")
         start = _RECIPE + "/".join(Path.cwd().parts[-2:]) if project else context.command_path

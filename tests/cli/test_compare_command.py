@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,21 @@ class TestVerdicts:
         assert "arc (guilty)" not in result.out
         assert "right → wrong" in result.out
         assert "int4.csv against fp32.csv" in result.out
+
+    def test_the_next_command_is_typed_as_it_was(self, tmp_path: Path, call: Call) -> None:
+        # Its functions call some options by another name than what is typed.
+        given = ["-o", "id_column=example_id", "--metric", "score", "--no-stream", "--by", "task",
+                 "--json", str(tmp_path / "out.json"), "--margin-pp", "2.5"]  # fmt: skip
+        first = call("compare", "fp32.jsonl", "int4.jsonl", *given)
+        assert first.code == 1
+        (line,) = re.findall(
+            r"mlflow-degrade (compare .* --samples 20)", " ".join(first.out.split())
+        )
+        for option in ("--option", "--metric", "--no-stream", "--by", "--json", "--margin-pp"):
+            assert f"{option} " in line
+        again = call(*shlex.split(line))
+        assert again.code == 1
+        assert len(again.out) > len(first.out)
 
     def test_inconclusive(self, call: Call) -> None:
         result = call("compare", "fp32.csv", "int8.csv", "--margin-pp", "0.2")
