@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core import numbers
-from ..decision.noise import UNNAMED, NoiseFindings
 from ..decision.requirements import decisive, goal_text
 from ..decision.results import AnswerChanges, Decision, EarlyStop, TaskResult, Verdict
 from ..stats._combination_rules import rule_named
+
+if TYPE_CHECKING:
+    from ..decision.noise import NoiseFindings
 
 #: Facts the caller knows about a run: ``scheme``, ``registered`` (the version, e.g.
 #: ``smollm2-int8/3``; None says that nothing was registered), ``command``, and any others to show.
@@ -208,6 +210,8 @@ def early_stop_sentence(stop: EarlyStop) -> str:
 def rerun_in_brief(noise: NoiseFindings) -> str:
     """How much reruns of the baseline change, with the interval, and what they did otherwise."""
     reruns = noise.floor.reruns
+    from ..decision.noise import UNNAMED
+
     by = "" if reruns == (UNNAMED,) else f" by {', '.join(reruns)}"
     return f"a rerun of the baseline{by}: {noise.floor}"
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core import numbers
 from ..decision.likelihoods import LikelihoodFindings
-from ..decision.noise import NoiseFindings
 from ..decision.results import Decision, TaskResult
 from ..samples.pairing import PairedScores
 from . import content, findings, likelihoods, tables
@@ -19,6 +18,9 @@ from .next_steps import next_steps
 from .plots import ForestPanel, forest_panels
 from .recommendations import remedies
 from .samples import caption, is_address, worst_flips
+
+if TYPE_CHECKING:
+    from ..decision.noise import NoiseFindings
 
 _SAMPLES_SHOWN = 12
 # Per cent of its cell; the number stands in the rest.

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from ..core import numbers
 from ..decision.likelihoods import LikelihoodFindings
-from ..decision.noise import NoiseFindings
 from ..decision.results import Decision
 from ..samples.pairing import PairedScores
 from . import content, findings, likelihoods, tables
@@ -22,6 +22,9 @@ from .findings import SubgroupFindings
 from .next_steps import next_steps
 from .recommendations import remedies
 from .samples import FlippedSample, caption, is_address, worst_flips
+
+if TYPE_CHECKING:
+    from ..decision.noise import NoiseFindings
 
 # MLflow's limit for a tag is 8,000 characters; 5,000 is what people still scroll through.
 _NOTE_LENGTH = 4_990

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -18,13 +18,15 @@ from rich.text import Text
 
 from ..core import numbers
 from ..decision.likelihoods import LikelihoodFindings
-from ..decision.noise import NoiseFindings
 from ..decision.results import Decision, Verdict
 from ..samples.pairing import PairedScores
 from . import content, findings, likelihoods, tables
 from .findings import SubgroupFindings
 from .recommendations import remedies
 from .samples import FlippedSample, caption, shorten, worst_flips
+
+if TYPE_CHECKING:
+    from ..decision.noise import NoiseFindings
 
 _COLOURS = {Verdict.PASS: "green", Verdict.FAIL: "red", Verdict.INCONCLUSIVE: "yellow"}
 _TEXT_LENGTH = 240

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 from ..core.errors import StatisticsInputError
 from ._validation import FloatArray
@@ -114,8 +114,10 @@ def _binomial_tail(hits: float, trials: float) -> float:
 
 def _correlation_length(ratios: FloatArray) -> float:
     """How many rounds in a row say as much as one; from 1 on."""
+    from scipy.stats import rankdata  # takes a fifth of a second that most decisions do not need
+
     n = ratios.size
-    ranks = stats.rankdata(ratios) - 0.5 * (n + 1)
+    ranks = rankdata(ratios) - 0.5 * (n + 1)
     scatter = float(np.dot(ranks, ranks))
     if n < 3 or not scatter > 0.0:
         return 1.0
