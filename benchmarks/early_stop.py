@@ -3,8 +3,9 @@
     python benchmarks/early_stop.py --scheme int4-weight-only --repeats 3
 
 Gates a quantized starter model against its export, whose evaluation is in MLflow already, by turns
-with a fixed number of samples and early, in another order each time: the candidate's evaluation is
-forgotten before. Prints the verdicts, medians of samples and seconds, and the ratio of the seconds.
+with a fixed number of samples and early, in another order each time. Each is the first gate that
+its store sees, so that nothing is found and no attempt counts. Prints the verdicts, medians of
+samples and seconds, and the ratio of the seconds.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import shutil
 import statistics
 import tempfile
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ _CLAIMS: dict[str, dict[str, str] | None] = {
 def main(scheme: str, rule: str, repeats: int) -> None:
     import mlflow
 
+    from mlflow_degrade import GatePolicy
     from mlflow_degrade.core.cache import cache_root
     from mlflow_degrade.optimize.export import export_onnx
     from mlflow_degrade.optimize.fusion.optimize_graph import optimize_graph
@@ -59,14 +62,15 @@ def main(scheme: str, rule: str, repeats: int) -> None:
             for side, folder in folders.items():
                 with mlflow.start_run(run_name=side):
                     uris[side] = log_model(folder).model_uri
-            _gate(uris, policy)  # the baseline's evaluation, and files that are read once
+            # The baseline's evaluation, and files that are read once.
+            _first(uris, GatePolicy.from_mapping(policy), Path(scratch))
             found: dict[str, list[tuple[float, int, str]]] = {name: [] for name in _CLAIMS}
             for seed in range(repeats):
                 for name, claim in _CLAIMS.items():
                     for folder in asked[:1]:
                         shutil.rmtree(folder, ignore_errors=True)
                     early = None if claim is None else {**claim, "seed": seed}
-                    found[name].append(_gate(uris, {**policy, "sequential": early}))
+                    found[name].append(_gate(uris, {**policy, "sequential": early}, Path(scratch)))
                     click.echo(f"{name:10} {found[name][-1]}", err=True)
         finally:
             os.chdir("/")
@@ -87,19 +91,35 @@ def main(scheme: str, rule: str, repeats: int) -> None:
         record(f"{name} samples", samples, "samples")
 
 
-def _gate(uris: dict[str, str], policy: dict[str, Any]) -> tuple[float, int, str]:
-    """Seconds, samples and verdict of one gate whose candidate was never evaluated."""
+def _first(uris: dict[str, str], policy: dict[str, Any], folder: Path) -> None:
+    """A gate of which only the baseline's evaluation is left."""
+    import mlflow
+    from mlflow.tracking._tracking_service.utils import _get_store
+
+    from mlflow_degrade.registry.promotion import promote
+    from mlflow_degrade.registry.references import content_digest, evaluations_of
+
+    done = promote(uris["candidate"], uris["baseline"], policy, register_as=None)
+    client, store = mlflow.MlflowClient(), _get_store()
+    everywhere = [e.experiment_id for e in client.search_experiments()]
+    candidates = evaluations_of(content_digest(uris["candidate"]), everywhere)
+    for run_id in [done.run_id, *(run.info.run_id for run in candidates)]:
+        client.delete_run(run_id)
+        store._hard_delete_run(run_id)
+    (folder / "stores").mkdir()
+
+
+def _gate(uris: dict[str, str], policy: dict[str, Any], folder: Path) -> tuple[float, int, str]:
+    """Seconds, samples and verdict of the first gate that a copy of the store sees."""
     import mlflow
 
     from mlflow_degrade import GatePolicy
     from mlflow_degrade.registry.promotion import promote
-    from mlflow_degrade.registry.references import content_digest, evaluations_of
 
-    client = mlflow.MlflowClient()
-    experiments = [e.experiment_id for e in client.search_experiments()]
-    digest = content_digest(uris["candidate"])
-    for run in evaluations_of(digest, experiments):
-        client.delete_run(run.info.run_id)
+    store = folder / "stores" / f"{uuid.uuid4().hex}.db"
+    shutil.copy(folder / "mlflow.db", store)
+    mlflow.set_tracking_uri(f"sqlite:///{store}")
+    mlflow.MlflowClient().search_experiments()  # opens it
     start = time.perf_counter()
     done = promote(
         uris["candidate"], uris["baseline"], GatePolicy.from_mapping(policy), register_as=None

@@ -13,6 +13,8 @@ import hashlib
 import json
 import os
 import shutil
+import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -25,6 +27,11 @@ MANIFEST_FILE = "degrade.json"
 """What this package says of a model, beside its files."""
 
 _CHUNK = 1 << 22
+_LARGE = 1 << 26
+_SETTLED_NS = 3_000_000_000
+_LOCK = threading.Lock()
+_HASHING: dict[tuple[int, ...], threading.Lock] = {}
+_DIGESTS: dict[tuple[int, ...], str] = {}
 # A disk, a quota, or a limit on the size of one file (``ulimit -f``).
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
@@ -47,7 +54,30 @@ def digest_json(value: Any) -> str:
 
 
 def digest_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, as ``"sha256:<hex>"``."""
+    """SHA-256 of a file's bytes, as ``"sha256:<hex>"``; large ones are read once."""
+    # For as long as they are not touched. A model is hashed before it is evaluated, judged and
+    # registered; a client that lost patience asks a server again, and gets its answer from the
+    # first time. Each write sets the time of the change to now, which nobody can set back but who
+    # owns the machine.
+    stat = path.stat()
+    # Clocks of file systems are coarse: what was written just now may be written again unseen.
+    settled = time.time_ns() - max(stat.st_ctime_ns, stat.st_mtime_ns) > _SETTLED_NS
+    if stat.st_size < _LARGE or not settled:
+        return _digest_bytes(path)
+    key = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    with _LOCK:
+        lock = _HASHING.setdefault(key, threading.Lock())
+    with lock:  # two that ask at once do not both read it
+        if key not in _DIGESTS:
+            found = _digest_bytes(path)
+            changed = path.stat()
+            if (changed.st_mtime_ns, changed.st_ctime_ns) != key[3:]:
+                return found  # written meanwhile
+            _DIGESTS[key] = found
+        return _DIGESTS[key]
+
+
+def _digest_bytes(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(_CHUNK):

@@ -11,8 +11,6 @@ import json
 import os
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,13 +37,8 @@ _OURS = "model_dir"
 _LOADER = "mlflow.pyfunc.loaders.code_model"
 
 _MEGABYTE = 1 << 20
-_LARGE = 64 * _MEGABYTE
 # From here on reading takes so long that a bar shows it.
 _LONG = 1_024 * _MEGABYTE
-_SETTLED_NS = 3_000_000_000
-_LOCK = threading.Lock()
-_HASHING: dict[tuple[int, ...], threading.Lock] = {}
-_DIGESTS: dict[tuple[int, ...], str] = {}
 
 
 @dataclass(frozen=True)
@@ -173,31 +166,9 @@ def _file_digests(directory: Path) -> dict[Path, str]:
     with progress_bar("Hash the model's files, MB", shown) as advance:
         advance(total // _MEGABYTE, 0)
         for path in files:
-            digests[path] = _known_digest(path)
+            digests[path] = digest_file(path)
             advance(0, path.stat().st_size // _MEGABYTE)
     return digests
-
-
-def _known_digest(path: Path) -> str:
-    """Digest of a file, of a large one only once for as long as it is not touched."""
-    # A client that lost patience asks a server again, and gets its answer from the first time.
-    # Each write sets the time of the change to now, which nobody can set back but who owns the
-    # machine.
-    stat = path.stat()
-    # Clocks of file systems are coarse: what was written just now may be written again unseen.
-    settled = time.time_ns() - max(stat.st_ctime_ns, stat.st_mtime_ns) > _SETTLED_NS
-    if stat.st_size < _LARGE or not settled:
-        return digest_file(path)
-    key = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-    with _LOCK:
-        lock = _HASHING.setdefault(key, threading.Lock())
-    with lock:  # two that ask at once do not both read it
-        if key not in _DIGESTS:
-            _DIGESTS[key] = digest_file(path)
-            changed = path.stat()
-            if (changed.st_mtime_ns, changed.st_ctime_ns) != key[3:]:
-                return _DIGESTS.pop(key)  # written meanwhile
-        return _DIGESTS[key]
 
 
 def _listing_digest(digests: Mapping[Path, str], base: Path) -> str:

@@ -14,7 +14,7 @@ from http_relay import relayed
 from mlflow import MlflowClient
 
 from mlflow_degrade import Verdict, promote
-from mlflow_degrade.registry import model_content
+from mlflow_degrade.core import cache
 from mlflow_degrade.registry.references import logged_content
 from mlflow_degrade.tracking.connection import patience
 from mlflow_degrade.tracking.evaluations import log_evaluation
@@ -85,22 +85,22 @@ def test_the_client_waits_as_long_as_reading_may_take(monkeypatch: pytest.Monkey
 def test_a_large_file_is_read_again_only_when_it_was_touched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_content, "_LARGE", 10)
-    monkeypatch.setattr(model_content, "_SETTLED_NS", -1)
+    monkeypatch.setattr(cache, "_LARGE", 10)
+    monkeypatch.setattr(cache, "_SETTLED_NS", -1)
     read: list[Path] = []
-    plain = model_content.digest_file
-    monkeypatch.setattr(model_content, "digest_file", lambda p: (read.append(p), plain(p))[1])
+    plain = cache._digest_bytes
+    monkeypatch.setattr(cache, "_digest_bytes", lambda p: (read.append(p), plain(p))[1])
     file = tmp_path / "weights.bin"
     file.write_bytes(bytes(100))
-    before = model_content._known_digest(file)
-    assert model_content._known_digest(file) == before
+    before = cache.digest_file(file)
+    assert cache.digest_file(file) == before
     assert len(read) == 1
     stat = file.stat()
     with file.open("r+b") as stream:
         stream.write(b"\1")
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # the size and the time are as before
     assert file.stat().st_mtime_ns == stat.st_mtime_ns
-    assert model_content._known_digest(file) != before
+    assert cache.digest_file(file) != before
     assert len(read) == 2
 
 
@@ -108,15 +108,15 @@ def test_what_was_written_just_now_is_read_each_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A second write may fall into the same tick of the file system's clock."""
-    monkeypatch.setattr(model_content, "_LARGE", 10)
+    monkeypatch.setattr(cache, "_LARGE", 10)
     file = tmp_path / "weights.bin"
     file.write_bytes(bytes(100))
     same = file.stat()
-    before = model_content._known_digest(file)
+    before = cache.digest_file(file)
     file.write_bytes(bytes(99) + b"\1")
 
     class Clock(type(file)):  # type: ignore[misc]
         def stat(self, **_: bool) -> os.stat_result:
             return same
 
-    assert model_content._known_digest(Clock(file)) != before
+    assert cache.digest_file(Clock(file)) != before

@@ -307,8 +307,8 @@ def _source(
         ready.verify()
         return SourceModel(name, kind, layout, path, ready.digest, revision, found.notes)
     files = sorted(p for p in path.iterdir() if p.is_file() and _matters(p, layout))
-    parts = [[p.name, _digest(p)] for p in files]
-    digest = digest_json(parts + [[name, _digest(path / name)] for name in module_files(path)])
+    parts = [[p.name, digest_file(p)] for p in files]
+    digest = digest_json(parts + [[name, digest_file(path / name)] for name in module_files(path)])
     return SourceModel(name, kind, layout, path, digest, revision, found.notes)
 
 
@@ -325,17 +325,6 @@ def _stamps(folder: Path) -> tuple[tuple[str, int, int, int], ...]:
     files = [p for p in (*folder.glob("*"), *folder.glob("*/*")) if p.is_file()]
     found = ((str(p), p.stat()) for p in sorted(files))
     return tuple((name, s.st_size, s.st_mtime_ns, s.st_ino) for name, s in found)
-
-
-def _digest(file: Path) -> str:
-    """A file's digest; a job resolves its model at several steps, and reads it once."""
-    found = file.stat()
-    return _digest_of(file, found.st_size, found.st_mtime_ns, found.st_ino)
-
-
-@functools.lru_cache(maxsize=4096)
-def _digest_of(file: Path, *_stamp: int) -> str:
-    return digest_file(file)
 
 
 def _matters(path: Path, layout: str) -> bool:
