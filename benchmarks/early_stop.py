@@ -17,10 +17,13 @@ import tempfile
 import time
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from measurements import as_script, record
+
+if TYPE_CHECKING:
+    from mlflow_degrade import GatePolicy
 
 _CLAIMS: dict[str, dict[str, str] | None] = {
     "fixed": None,
@@ -34,7 +37,8 @@ _CLAIMS: dict[str, dict[str, str] | None] = {
 @click.option("--scheme", default="int4-weight-only", show_default=True)
 @click.option("--rule", default="non_inferiority", show_default=True)
 @click.option("--repeats", default=3, show_default=True, help="Gates of each kind.")
-def main(scheme: str, rule: str, repeats: int) -> None:
+@click.option("--limit", default=220, show_default=True, help="Samples of each of six tasks.")
+def main(scheme: str, rule: str, repeats: int, limit: int) -> None:
     import mlflow
 
     from mlflow_degrade import GatePolicy
@@ -63,7 +67,7 @@ def main(scheme: str, rule: str, repeats: int) -> None:
                 with mlflow.start_run(run_name=side):
                     uris[side] = log_model(folder).model_uri
             # The baseline's evaluation, and files that are read once.
-            _first(uris, GatePolicy.from_mapping(policy), Path(scratch))
+            _first(uris, GatePolicy.from_mapping(policy), limit, Path(scratch))
             found: dict[str, list[tuple[float, int, str]]] = {name: [] for name in _CLAIMS}
             for seed in range(repeats):
                 for name, claim in _CLAIMS.items():
@@ -91,7 +95,7 @@ def main(scheme: str, rule: str, repeats: int) -> None:
         record(f"{name} samples", samples, "samples")
 
 
-def _first(uris: dict[str, str], policy: dict[str, Any], folder: Path) -> None:
+def _first(uris: dict[str, str], policy: GatePolicy, limit: int, folder: Path) -> None:
     """A gate of which only the baseline's evaluation is left."""
     import mlflow
     from mlflow.tracking._tracking_service.utils import _get_store
@@ -99,7 +103,10 @@ def _first(uris: dict[str, str], policy: dict[str, Any], folder: Path) -> None:
     from mlflow_degrade.registry.promotion import promote
     from mlflow_degrade.registry.references import content_digest, evaluations_of
 
-    done = promote(uris["candidate"], uris["baseline"], policy, register_as=None)
+    done = promote(
+        uris["candidate"], uris["baseline"], policy, register_as=None,
+        questions={"tasks": ["starter"], "limit": limit},
+    )  # fmt: skip
     client, store = mlflow.MlflowClient(), _get_store()
     everywhere = [e.experiment_id for e in client.search_experiments()]
     candidates = evaluations_of(content_digest(uris["candidate"]), everywhere)
