@@ -84,19 +84,19 @@ def main() -> None:
         apart = max(abs(a[0] - b[0]) for a, b in zip(found, first, strict=True))
         largest = max(largest, apart)
     ratios = [h / p for h, p in zip(seconds["http"], seconds["in process"], strict=True)]
-    there.finish()
+    there.discard()
     changes = {}
     for level in levels:
         again = served(level)
         values = again.loglikelihood(asked)
-        again.finish()
+        again.discard()
         apart = [abs(a[0] - b[0]) for a, b in zip(values, found, strict=True)]
         changes[level] = {"largest": max(apart), "greedy": sum(
             a[1] != b[1] for a, b in zip(values, found, strict=True)
         )}  # fmt: skip
     print(json.dumps({
         "requests": len(asked), "nats": largest, "ratio": statistics.median(ratios),
-        "ratios": ratios, "levels": changes, "facts": again.facts(), "found": again.findings(),
+        "ratios": ratios, "seconds": seconds, "levels": changes, "facts": again.facts(), "found": again.findings(),
     }, indent=1))  # fmt: skip
 
 

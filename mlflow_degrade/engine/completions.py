@@ -33,6 +33,8 @@ class Asked:
     echo: bool
     logprobs: int | None
     sampling: Sampling | None  # None where nothing is to be generated.
+    # Of each prompt the first token whose log-probability is wanted; those before cost less.
+    since: tuple[int, ...]
 
 
 def read_body(decoder: OnnxDecoder, model: str, body: Mapping[str, Any]) -> Asked:
@@ -72,6 +74,7 @@ def read_body(decoder: OnnxDecoder, model: str, body: Mapping[str, Any]) -> Aske
         bool(body.get("echo")),
         None if logprobs is None else int(logprobs),
         sampling,
+        _since(body.get("logprobs_from"), [tokens for _, tokens in prompts]),
     )
 
 
@@ -86,7 +89,12 @@ def complete(decoder: OnnxDecoder, asked: Asked, model: str) -> dict[str, Any]:
     scores: list[list[TokenScore]] = [[] for _ in prompts]
     if asked.logprobs is not None:
         whole = [tokens + new for tokens, (new, _) in zip(prompts, made, strict=True)]
-        scores = decoder.token_scores(whole, top=asked.logprobs)
+        # Who says where a continuation begins has asked before whether sharing changes anything.
+        decoder.reuse_prefixes = max(asked.since) > 1
+        try:
+            scores = decoder.token_scores(whole, top=asked.logprobs, since=asked.since)
+        finally:
+            decoder.reuse_prefixes = False
     stopping = Stopping(decoder, asked.sampling or Sampling(max_new_tokens=1))
     spelling = Spelling(decoder)
     choices = []
@@ -98,9 +106,11 @@ def complete(decoder: OnnxDecoder, asked: Asked, model: str) -> dict[str, Any]:
         if asked.echo:
             answer = "".join(spelling.pieces(tokens)) if given is None else given
             if listed is not None:
-                listed.extend(tokens, [None, *found[: len(tokens) - 1]], answer, 0)
+                silent: list[None] = [None] * asked.since[index]
+                own = [*silent, *found[: len(tokens) - len(silent)]]
+                listed.extend(tokens, own, answer, 0)
         if listed is not None:
-            listed.extend(new, found[len(tokens) - 1 :], text, len(answer))
+            listed.extend(new, found[len(found) - len(new) :], text, len(answer))
         choices.append(
             {
                 "index": index,
@@ -197,6 +207,19 @@ class Listing:
         row: tuple[Any, ...] = (name, own, top, offset)
         for column, value in zip(self.columns.values(), row, strict=True):
             column.append(value)
+
+
+def _since(stated: Any, prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """Where the log-probabilities of each prompt begin: with its second token by default."""
+    listed = list(stated) if stated is not None and len(stated) else [1] * len(prompts)
+    if len(listed) != len(prompts) or not all(
+        1 <= first <= len(tokens) for first, tokens in zip(listed, prompts, strict=True)
+    ):
+        raise InputError(
+            f"logprobs_from is {listed}: it has a number for each of the {len(prompts)} prompts, "
+            "from 1 to the count of its tokens."
+        )
+    return tuple(map(int, listed))
 
 
 def _sampling(body: Mapping[str, Any], count: int) -> Sampling:

@@ -417,7 +417,9 @@ class OnnxDecoder(EngineModel):
                 on_scores(finished)
         return [score for score in scores if score is not None]
 
-    def token_scores(self, texts: Sequence[Tokens], *, top: int = 0) -> list[list[TokenScore]]:
+    def token_scores(
+        self, texts: Sequence[Tokens], *, top: int = 0, since: Sequence[int] | None = None
+    ) -> list[list[TokenScore]]:
         """Log-probability of each token of each text but its first, given those before it.
 
         Parameters
@@ -426,27 +428,32 @@ class OnnxDecoder(EngineModel):
             Token ids, at least one each; at most one more than the context length.
         top : int
             How many of the most likely tokens are wanted at each place.
+        since : sequence of int, optional
+            Of each text the first token that is wanted, 1 by default. What texts begin with alike
+            before it is read once.
 
         Returns
         -------
         list of list of TokenScore
-            Of each text one less than it has tokens.
+            Of each text one less than it has tokens, or those from `since` on.
 
         Raises
         ------
         NonFiniteLogitsError, EngineError, InputError
             As for `score`, which computes the same numbers.
         """
-        long = [index for index, text in enumerate(texts) if len(text) > 1]
+        first_of = [1] * len(texts) if since is None else since
+        long = [index for index, text in enumerate(texts) if len(text) > first_of[index]]
         found: list[list[TokenScore]] = [[] for _ in texts]
         if not long:
             return found
-        plan = self.plan([(texts[index][:1], texts[index][1:]) for index in long])
+        plan = self.plan([(texts[i][: first_of[i]], texts[i][first_of[i] :]) for i in long])
         for answered in self._answers(plan, top):
             for index, answers in answered:
                 row, first = plan.places[index]
                 scores = found[long[index]]
-                for place, token in enumerate(texts[long[index]][1:], start=first):
+                own = texts[long[index]][first_of[long[index]] :]
+                for place, token in enumerate(own, start=first):
                     scores.append(TokenScore(answers.at(place, token)[0], answers.top(place)))
                 if not all(math.isfinite(score.logprob) for score in scores):
                     raise self._not_finite(plan.rows[row], answers)

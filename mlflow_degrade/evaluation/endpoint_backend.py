@@ -120,7 +120,7 @@ class EndpointLM(TextLM):
                 f"the server says that it serves {served}, and files {files} have digest "
                 f"{self._weights}: name the files that are served, or serve these."
             )
-        given = 16 if protocol == "mlflow" else 1
+        given = 64 if protocol == "mlflow" else 1
         self._batch = int(str(batch_size)) if str(batch_size).isdecimal() else given
         self._length = self._context(max_length)
         self._reading = Reading(self.encoder, self.endpoint.root)
@@ -242,7 +242,8 @@ class EndpointLM(TextLM):
 
         with progress_bar(f"Asking {self.endpoint.identity.model}", self._progress) as bar:
             bar(len(wholes), 0)
-            self._echoes(wholes, answered, advance=lambda count: bar(0, count))
+            since = [len(w) - len(rest) for w, (_, rest) in zip(wholes, pairs, strict=True)]
+            self._echoes(wholes, answered, since=since, advance=lambda count: bar(0, count))
         return [(scores[place].logprob, scores[place].is_greedy) for place in range(len(pairs))]
 
     def _whole(self, context: list[int], rest: list[int]) -> list[int]:
@@ -285,6 +286,7 @@ class EndpointLM(TextLM):
         answered: Callable[[int, Echo], None],
         *,
         top: int = 1,
+        since: Sequence[int] | None = None,
         advance: Callable[[int], None] = lambda _count: None,
         concurrency: int | None = None,
         batch: int | None = None,
@@ -298,6 +300,10 @@ class EndpointLM(TextLM):
                 answered(place, self._reading.echo(choice, prompts[place]))
 
         bodies = [self._scoring(part, top) for part in parts]
+        if since is not None and self.endpoint.protocol == "mlflow":
+            # Ours reads what comes before once, and computes nothing of it that nobody needs.
+            for part, body in enumerate(bodies):
+                body["logprobs_from"] = list(since[part * size : part * size + size])
         self.endpoint.ask(bodies, read, advance=advance, concurrency=concurrency)
 
     def _scoring(self, prompts: Sequence[Sequence[int]], top: int) -> dict[str, Any]:
@@ -531,16 +537,19 @@ class EndpointLM(TextLM):
         changes = None
         wide = max(2, min(len(some), max(self.endpoint.concurrency, 8)))
         if use == "scoring":
-            alone = _scores(self._all(some, concurrency=1))
+            since = [max(1, len(prompt) // 2) for prompt in some]
+            alone = _scores(self._all(some, since=since, concurrency=1))
             found: dict[int, Echo] = {}
-            many = self._batch if self._batch > 1 else 1
+            # Ours continues what prompts begin with alike: each gets one to share that with.
+            copies = 2 if self.endpoint.protocol == "mlflow" else 1
             self._echoes(
-                some,
+                [p for each in some for p in (each, [*each[:-1], each[0]])[:copies]],
                 lambda place, echo: found.update({place: echo}),
+                since=[first for first in since for _ in range(copies)],
                 concurrency=wide,
-                batch=many,
+                batch=self._batch if self._batch > 1 else 1,
             )
-            together = _scores([found[place] for place in range(len(some))])
+            together = _scores([found[copies * place] for place in range(len(some))])
         else:
             few = [prompt[-(self._length - _NEW_TOKENS) :] for prompt in some[:_NEW_TOKENS]]
             bodies = [self._next(prompt, None, _NEW_TOKENS) for prompt in few]

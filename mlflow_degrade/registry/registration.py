@@ -314,6 +314,8 @@ def _signature() -> Any:
             [
                 ParamSpec("max_new_tokens", DataType.integer, 64),
                 *(ParamSpec(name, kind, None) for name, kind in _COMPLETION.items()),
+                # No other engine has it: whoever scores needs the last tokens only.
+                ParamSpec("logprobs_from", DataType.long, [], shape=(-1,)),
             ]
         ),
     )

@@ -76,6 +76,28 @@ def test_the_numbers_are_those_of_the_evaluation(post: Post, model_dir: ModelDir
     assert same["text"].endswith(TEXT)
 
 
+def test_the_last_tokens_alone_have_the_same_numbers(post: Post, model_dir: ModelDir) -> None:
+    decoder = OnnxDecoder(model_dir("fp32"), device="cpu")
+    (ids,) = decoder.encoder.encode([TEXT])
+    prompts = [ids, [*ids[:-1], ids[0]], ids[:5], [*ids, *ids[3:9]]]
+    since = [len(ids) - 2, len(ids) - 1, 1, 4]
+    body = {"prompt": prompts, "max_tokens": 0, "echo": True, "logprobs": 2}
+    whole = [choice["logprobs"] for choice in post(**body).json()["choices"]]
+    part = [c["logprobs"] for c in post(**body, logprobs_from=since).json()["choices"]]
+    for first, all_of_them, found in zip(since, whole, part, strict=True):
+        assert found["tokens"] == all_of_them["tokens"]
+        assert found["token_logprobs"][:first] == [None] * first
+        values = found["token_logprobs"][first:]
+        assert values == pytest.approx(all_of_them["token_logprobs"][first:], abs=1e-5)
+        assert [list(top) for top in found["top_logprobs"][first:]] == [
+            list(top) for top in all_of_them["top_logprobs"][first:]
+        ]
+    for wrong in ([1], [0, 1, 1, 1], [len(ids) + 1, 1, 1, 1]):
+        reply = post(**body, logprobs_from=wrong)
+        assert reply.status_code == 400
+        assert "a number for each of the 4 prompts" in reply.text
+
+
 def test_what_is_most_likely_is_a_softmax(post: Post, model_dir: ModelDir) -> None:
     import numpy as np
 
