@@ -96,7 +96,8 @@ def main() -> None:
         )}  # fmt: skip
     print(json.dumps({
         "requests": len(asked), "nats": largest, "ratio": statistics.median(ratios),
-        "ratios": ratios, "seconds": seconds, "levels": changes, "facts": again.facts(), "found": again.findings(),
+        "ratios": ratios, "seconds": seconds, "levels": changes, "facts": again.facts(),
+        "found": again.findings(),
     }, indent=1))  # fmt: skip
 
 
