@@ -17,6 +17,7 @@ from ..samples.table import SampleScores
 from .model_content import ENGINE_FILES, ENGINE_SCRIPT, ModelContent, bound_artifact
 from .references import ModelFiles
 from .registration import logged_name
+from .served_code import without_bytecode
 
 _GGUF = ".gguf"
 
@@ -78,13 +79,14 @@ def log_engine_files(given: EngineFiles, run_id: str, name: str) -> tuple[str, M
         return earlier
     try:
         # Outside of the run of the decision, which stays finished where an upload fails.
-        info = mlflow.pyfunc.log_model(
-            name=logged_name(name),
-            python_model=str(ENGINE_SCRIPT),
-            artifacts={ENGINE_FILES: str(given.path)},
-            pip_requirements=["mlflow"],
-            signature=_signature(),
-        )
+        with without_bytecode():
+            info = mlflow.pyfunc.log_model(
+                name=logged_name(name),
+                python_model=str(ENGINE_SCRIPT),
+                artifacts={ENGINE_FILES: str(given.path)},
+                pip_requirements=["mlflow"],
+                signature=_signature(),
+            )
     except (MlflowException, OSError) as error:
         raise RegistryError(
             f"{given.path} could not be logged ({error}): nothing was registered. The decision is "

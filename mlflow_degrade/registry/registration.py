@@ -19,7 +19,7 @@ from ..report.markdown import VERSION
 from ..tracking.evaluations import MODEL_DIGEST_TAG
 from .evidence import EVIDENCE_TAG, POLICY_TAG, RUN_TAG, VERDICT_TAG, proof_tag
 from .model_content import ARTIFACT_TAG, ModelContent
-from .served_code import SCRIPT, served_package
+from .served_code import SCRIPT, served_package, without_bytecode
 
 # MLflow refuses names of logged models with these.
 _NOT_IN_NAMES = re.compile(r"""[/:.%"'\s]+""")
@@ -85,7 +85,7 @@ def log_model(
     import mlflow
 
     called = logged_name(name)
-    with served_package() as code:
+    with served_package() as code, without_bytecode():
         return mlflow.pyfunc.log_model(
             name=called,
             # Models from code: MLflow runs this file where the model is loaded, nothing is pickled.

@@ -51,3 +51,15 @@ def _stand_in() -> Iterator[None]:
     finally:
         for name in missing:
             del sys.modules[name]
+
+
+@contextmanager
+def without_bytecode() -> Iterator[None]:
+    """Log a model as it is: MLflow loads it where it is about to be uploaded from."""
+    # What Python compiled there would go along, and a registry's server refuses such models.
+    before = sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before

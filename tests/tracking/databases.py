@@ -73,8 +73,10 @@ def running_mariadb(collation: str = "utf8mb4_general_ci") -> Iterator[str]:
     if importlib.util.find_spec("pymysql") is None:
         pytest.skip("pymysql is not installed: pip install pymysql")
     server, install = shutil.which("mariadbd", path=_SYSTEM), shutil.which("mariadb-install-db")
-    if server is None or install is None:
-        pytest.skip("MariaDB is not installed: apt-get install mariadb-server-core")
+    if server is None or install is None or shutil.which("my_print_defaults") is None:
+        pytest.skip(
+            "MariaDB is not installed: apt-get install mariadb-server-core mariadb-client-core"
+        )
     import pymysql
 
     folder = Path(tempfile.mkdtemp(prefix="mariadb-", dir="/tmp"))

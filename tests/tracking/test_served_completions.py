@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,7 @@ from engine_models import ModelDir, model_dir, tiny_source
 
 from mlflow_degrade.core.cache import digest_directory
 from mlflow_degrade.engine import OnnxDecoder
+from mlflow_degrade.registry.references import logged_content
 from mlflow_degrade.registry.registration import log_model
 
 __all__ = ["model_dir", "tiny_source"]
@@ -210,3 +212,15 @@ def test_what_is_wrong_with_a_body_is_said(post: Post, body: dict[str, Any], mes
     assert reply.status_code == 400, reply.text
     assert reply.json()["error_code"] == "INVALID_PARAMETER_VALUE"
     assert message in reply.json()["message"]
+
+
+def test_no_compiled_code_is_logged(
+    store: str, model_dir: ModelDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow loads what it is about to upload, and Python keeps what it compiles beside it."""
+    assert store
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    with mlflow.start_run():
+        info = log_model(model_dir("fp32"), name="tiny")
+    assert not sys.dont_write_bytecode
+    assert logged_content(info.model_uri).bytecode == ()
