@@ -387,7 +387,7 @@ class TestCommand:
         assert "a.csv is not Parquet alone" in capfd.readouterr().err
 
 
-_LARGE = """
+_LARGE = r"""
 import re, sys
 from pathlib import Path
 from mlflow_degrade.cli import main
