@@ -82,6 +82,7 @@ def outcome_lines(done: Promotion) -> Sequence[str]:
     if placed is not None:
         model, found = placed.version.rpartition("/")[0], placed.version
         facts |= {"target": f"{model}@{placed.alias}"} if placed.alias else {"registered": found}
+        facts["engine_files"] = placed.engine_files
     if placed is None:
         lines.append(
             "Nothing was registered: no registered model was named."

@@ -215,7 +215,7 @@ def promote(
     )
     done, bound = _decide(
         paired, policy, used, sides, content, trusted.ids, rounds,
-        anew=not unsigned, target=target,
+        anew=not unsigned, target=target, files=given,
     )  # fmt: skip
     if done.decision.verdict is not Verdict.PASS or not registers:
         return done
@@ -350,6 +350,7 @@ def _decide(
     *,
     anew: bool,
     target: str | None,
+    files: EngineFiles | None,
 ) -> tuple[Promotion, bool]:
     """The decision and its run, the earlier one on these very scores or a new one."""
     # And whether its evidence is bound to the candidate's files.
@@ -388,7 +389,12 @@ def _decide(
         decision, evidence = log_conclusion(
             paired,
             policy,
-            provenance={"gate": gate, "command": Command.current(), "target": target},
+            provenance={
+                "gate": gate,
+                "command": Command.current(),
+                "target": target,
+                "engine_files": None if files is None else f"artifacts/{files.path.name}",
+            },
             sources=used.sources,
             content=content,
             # The candidate's own, so that the gates of several candidates compare in charts.

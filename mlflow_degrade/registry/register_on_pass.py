@@ -99,6 +99,7 @@ class Placement:
     created: bool  # Whether the version is new, rather than found.
     alias: str | None  # Alias that points to it.
     moved: bool  # Whether the alias was set, rather than found where it belongs.
+    engine_files: str | None = None  # Where another engine's files are in it, if they are.
 
 
 def log_conclusion(
@@ -240,7 +241,7 @@ def place(
             moved = alias is not None and _point(
                 name, alias, found, model_uri if created else None, is_model
             )
-    return Placement(f"models:/{name}/{found}", created, alias, moved)
+    return Placement(f"models:/{name}/{found}", created, alias, moved, content.engine_files)
 
 
 def seal(

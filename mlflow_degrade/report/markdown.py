@@ -19,7 +19,7 @@ from . import content, findings, likelihoods, tables
 from .content import Provenance
 from .cost import CostFigures, cost_rows, costs_in_brief, interval_note, slower_phases
 from .findings import SubgroupFindings
-from .next_steps import next_steps
+from .next_steps import lines_to_serve, next_steps
 from .recommendations import remedies
 from .samples import FlippedSample, caption, is_address, worst_flips
 
@@ -109,17 +109,8 @@ def model_card(
     parts.append(_fitting_table(decision, _CARD_TABLE))
     if priced := costs_in_brief(cost):
         parts.append(_text("; ".join(f"{word}: {said}" for word, said in priced.items())) + ".")
-    if engine_files is None:
-        lines = (
-            f'model = mlflow.pyfunc.load_model("{version}")      # load\n'
-            f"mlflow models serve -m {version} --env-manager local    # serve\n"
-        )
-    else:
-        start = "llama-server -m" if engine_files.endswith(".gguf") else "vllm serve"
-        lines = (
-            f"mlflow artifacts download -u {version} -d model    # load\n"
-            f"{start} model/{engine_files}    # serve\n"
-        )
+    load, serve = lines_to_serve(version, engine_files)
+    lines = f"{load}    # load\n{serve}    # serve\n"
     lines += f"mlflow-degrade verify {version}    # does the verdict hold for these files?"
     parts.append(_fence(lines))
     if report:

@@ -164,12 +164,22 @@ def samples_per_task(decision: Decision) -> int:
     return _round_up(math.ceil(wanted / max(1, gating)))
 
 
+def lines_to_serve(where: str, engine_files: str | None = None) -> tuple[str, str]:
+    """How to load and to serve a model; `engine_files` says where those of another engine are."""
+    if engine_files is None:
+        load = f'model = mlflow.pyfunc.load_model("{where}")'
+        return load, f"mlflow models serve -m {where} --env-manager local"
+    start = "llama-server -m" if engine_files.endswith(".gguf") else "vllm serve"
+    return f"mlflow artifacts download -u {where} -d model", f"{start} model/{engine_files}"
+
+
 def _after_pass(facts: Provenance, command: Command | None) -> Iterable[NextStep]:
     version, target = facts.get("registered"), facts.get("target")
     where = version or target
     if where:
-        yield NextStep("Load it:", f'model = mlflow.pyfunc.load_model("{where}")')
-        yield NextStep("Serve it:", f"mlflow models serve -m {where} --env-manager local")
+        load, serve = lines_to_serve(str(where), facts.get("engine_files"))
+        yield NextStep("Load it:", load)
+        yield NextStep("Serve it:", serve)
     if version:
         name, _, number = str(version).removeprefix("models:/").rpartition("/")
         client = "mlflow.MlflowClient()"

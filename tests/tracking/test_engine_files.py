@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 from tiny_models import make_tiny_llama
 
 from mlflow_degrade import promote
+from mlflow_degrade.cli.gate import outcome_lines
 from mlflow_degrade.core.cache import digest_directory, digest_file
 from mlflow_degrade.core.errors import InputError, ModelError, RegistryError
 from mlflow_degrade.registry.verification import verify_version
@@ -92,6 +93,11 @@ def test_what_passes_becomes_a_version_that_verifies(
     page = MlflowClient().get_model_version("chat", "2").description
     (download,) = [line for line in page.splitlines() if "artifacts download" in line]
     assert f"{start} model/artifacts/{files.name}" in page
+    # So do the lines at the end of the gate, and its report.
+    report = mlflow.artifacts.load_text(f"runs:/{done.run_id}/report.md")
+    for said in ("\n".join(outcome_lines(done)), report):
+        assert f"{start} model/artifacts/{files.name}" in said
+        assert "mlflow models serve" not in said
     command = download.partition("#")[0].split()
     subprocess.run([sys.executable, "-m", *command], check=True, cwd=tmp_path)
     assert _digest(tmp_path / "model" / "artifacts" / files.name) == _digest(files)
