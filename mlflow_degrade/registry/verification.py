@@ -332,7 +332,8 @@ def verify_version(
             said = problems if inside_server() else notes
             said.append(
                 f"{content.bytecode[0]} (one of {len(content.bytecode)}) is compiled code, which "
-                "Python may run instead of the source that was checked: delete __pycache__ there"
+                "Python may run instead of the source that was checked: delete __pycache__ there, "
+                "or log the model again with PYTHONDONTWRITEBYTECODE=1"
             )
     # A server gives models away, and does not run them.
     elsewhere = None if inside_server() else look_elsewhere(review.origin)
