@@ -362,8 +362,8 @@ def decide(
         tasks=tasks,
         aggregate=aggregate,
         power=power,
-        baseline=_side(paired.baseline),
-        candidate=_side(paired.candidate),
+        baseline=facts_of_side(paired.baseline),
+        candidate=facts_of_side(paired.candidate),
         versions=_versions(policy),
         notes=paired.notes,
         processors=processors_of(paired),
@@ -464,7 +464,8 @@ def _common_margin(gating: list[PairedTask], policy: GatePolicy) -> float:
     return margin
 
 
-def _side(scores: SampleScores) -> dict[str, str | None]:
+def facts_of_side(scores: SampleScores) -> dict[str, str | None]:
+    """What a decision and the manifest of its evidence say of the scores of one side."""
     asked = in_words(scores.prompting)
     return {
         "model": scores.model,

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from ..core.errors import DegradeError, PolicyError
 from ..decision.cost_evidence import CostEvidence
 from ..decision.policy import GatePolicy
 from ..decision.results import Decision, SideName
-from ..decision.verdict import decide
+from ..decision.verdict import decide, facts_of_side
 from ..samples.origin import Origin
 from ..samples.table import SampleScores
 from .evidence import COST, EvaluationSource
@@ -22,8 +25,11 @@ SIDES = ("baseline", "candidate")
 """What every evidence consists of; `COST` comes on top where the cost was measured."""
 FILES = ("manifest.json", "baseline.parquet", "candidate.parquet", "policy.json", "decision.json")
 
-# Other versions of the libraries may differ in the last digits, not in more.
+# Other processors and versions of the libraries differ in the last digits, not in more: OpenBLAS
+# adds up in another order on each kind.
 _TOLERANCE = 1e-6
+_WORDED = ("reasons", "notes")
+_NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 _SHOWN = 3
 # What was counted in texts, which evidence does not hold.
 _OF_TEXTS = {"tasks": {"__all__": {"answers"}}, "aggregate": {"answers"}}
@@ -108,23 +114,20 @@ def _altered(
         yield "policy.json is not the policy that decision.json speaks of"
     if digest_file(folder / "decision.json") != manifest.get("decision_digest"):
         yield "decision.json was altered: its digest is not the one in the manifest"
-    measured, stated = folder / COST, manifest.get("cost_digest")
-    if stated is not None and not measured.is_file():
+    measured, cost_digest = folder / COST, manifest.get("cost_digest")
+    if cost_digest is not None and not measured.is_file():
         yield f"{COST} is missing, which the manifest names"
-    elif measured.is_file() and digest_file(measured) != stated:
+    elif measured.is_file() and digest_file(measured) != cost_digest:
         yield f"{COST} was altered or added: its digest is not the one in the manifest"
     for name, scores in zip(SIDES, sides, strict=True):
-        found = {
-            "model": scores.model,
-            "model_digest": scores.model_digest,
-            "samples_digest": scores.digest(),
-        }
+        found, stated = facts_of_side(scores), manifest.get(name)
         if scores.model_digest is not None:
             digests[f"{name}_model"] = scores.model_digest
-        if found != manifest.get(name):
-            changed = [k for k, v in found.items() if v != (manifest.get(name) or {}).get(k)]
+        if found != stated:
+            given = stated if isinstance(stated, dict) else {}
+            changed = [k for k in {**found, **given} if found.get(k) != given.get(k)]
             yield f"{name}.parquet was altered: {', '.join(changed)} not as in the manifest"
-        if getattr(recorded, name) != manifest.get(name):
+        if getattr(recorded, name) != stated:
             yield f"decision.json is about another {name} than the manifest"
 
 
@@ -165,8 +168,8 @@ def _decide_again(
     )
     if other:
         review.notes.append(
-            f"decided with other versions than now ({'; '.join(other)}): numbers are compared to a "
-            f"relative {_TOLERANCE:g}, wording is not"
+            f"decided with other versions than now ({'; '.join(other)}): numbers are compared, "
+            "wording is not"
         )
     if recorded.schema_version != again.schema_version:
         review.notes.append(
@@ -174,7 +177,7 @@ def _decide_again(
             f"({recorded.verdict.value}), now {again.schema_version}: judged again, and only what "
             "was measured is compared"
         )
-    differences = list(_differences(recorded, again, exact=not other))
+    differences = list(_differences(recorded, again, worded=not other))
     if differences:
         more = f" and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
         review.problems.append(
@@ -228,16 +231,14 @@ def _decision(
     return decide(paired, policy, attempt=attempt, cost=cost)
 
 
-def _differences(recorded: Decision, again: Decision, *, exact: bool) -> Iterator[str]:
+def _differences(recorded: Decision, again: Decision, *, worded: bool) -> Iterator[str]:
     if recorded.schema_version != again.schema_version:
         # Other rules give other numbers: what was measured must agree, the verdict is today's.
-        yield from _compare("", _as_measured(recorded), _as_measured(again), exact)
+        yield from _compare("", _as_measured(recorded), _as_measured(again), worded)
         return
     ignored: dict[str, Any] = {"versions": True, **_OF_TEXTS}
-    if not exact:
-        ignored |= {"reasons": True, "notes": True}
     before, now = (d.model_dump(mode="json", exclude=ignored) for d in (recorded, again))
-    yield from _compare("", before, now, exact)
+    yield from _compare("", before, now, worded)
 
 
 def _as_measured(decision: Decision) -> dict[str, Any]:
@@ -255,22 +256,39 @@ def _as_measured(decision: Decision) -> dict[str, Any]:
     }
 
 
-def _compare(where: str, recorded: Any, again: Any, exact: bool) -> Iterator[str]:
-    if isinstance(recorded, dict) and isinstance(again, dict) and set(recorded) == set(again):
+def _compare(where: str, recorded: Any, again: Any, worded: bool) -> Iterator[str]:
+    if where.rpartition(".")[2] in _WORDED:
+        texts = "\n".join(recorded), "\n".join(again)
+        if worded and not _same_wording(*texts):
+            yield f"{where} are recorded as {_short(texts[0])}, computed {_short(texts[1])}"
+    elif isinstance(recorded, dict) and isinstance(again, dict) and set(recorded) == set(again):
         for key in recorded:
             name = f"{where}.{key}" if where else key
-            yield from _compare(name, recorded[key], again[key], exact)
+            yield from _compare(name, recorded[key], again[key], worded)
     elif isinstance(recorded, list) and isinstance(again, list) and len(recorded) == len(again):
         for index, pair_ in enumerate(zip(recorded, again, strict=True)):
-            yield from _compare(f"{where}[{index}]", *pair_, exact)
-    elif not _same(recorded, again, exact):
+            yield from _compare(f"{where}[{index}]", *pair_, worded)
+    elif not _same(recorded, again):
         yield f"{where} is recorded as {_short(recorded)}, computed {_short(again)}"
 
 
-def _same(recorded: Any, again: Any, exact: bool) -> bool:
-    if exact or not isinstance(recorded, float) or not isinstance(again, float):
+def _same(recorded: Any, again: Any) -> bool:
+    if not isinstance(recorded, float) or not isinstance(again, float):
         return bool(recorded == again)
-    return abs(recorded - again) <= _TOLERANCE * max(abs(recorded), abs(again))
+    # What cancels to 0 on one processor is a few units of 1e-17 on another.
+    return math.isclose(recorded, again, rel_tol=_TOLERANCE, abs_tol=1e-15)
+
+
+def _same_wording(recorded: str, again: str) -> bool:
+    """Alike but for one unit in the last place of a number: a tie is rounded either way."""
+    if _NUMBER.sub("#", recorded) != _NUMBER.sub("#", again):
+        return False
+    pairs = zip(_NUMBER.findall(recorded), _NUMBER.findall(again), strict=True)
+    return all(_last_place(a, b) >= abs(Decimal(a) - Decimal(b)) for a, b in pairs if a != b)
+
+
+def _last_place(*numbers: str) -> Decimal:
+    return max(Decimal(1).scaleb(int(Decimal(n).as_tuple().exponent)) for n in numbers)
 
 
 def _short(value: Any) -> str:

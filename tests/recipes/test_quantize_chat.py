@@ -13,7 +13,13 @@ import pytest
 from mlflow.tracking import MlflowClient
 from recipe_cases import invoke
 
-from mlflow_degrade import GatePolicy, QuantizeOptions, Verdict, quantize_and_gate
+from mlflow_degrade import (
+    GatePolicy,
+    QuantizeOptions,
+    Verdict,
+    quantize_and_gate,
+    verify_version,
+)
 from mlflow_degrade.core.errors import InputError, PromptMismatchError
 from mlflow_degrade.engine.conversation import template_digest
 from mlflow_degrade.registry.promotion import promote
@@ -86,6 +92,8 @@ def test_a_chat_model_is_asked_recorded_and_served_in_its_template(
     )
     report = mlflow.artifacts.load_text(f"runs:/{outcome.run_id}/report.md")
     assert "Be brief." in report
+    assert str(outcome.registered) == "models:/chatty/1"
+    assert verify_version("chatty", "1").problems == ()
 
     model = mlflow.pyfunc.load_model(str(outcome.registered))
     given = pd.DataFrame({"messages": [[{"role": "user", "content": "The harbour"}]]})
