@@ -161,12 +161,7 @@ def _decide_again(
         review.problems.append(f"the decision cannot be computed again: {error}")
         return
     review.decision, review.own_verdict = again, again.verdict.value
-    other = sorted(
-        f"{name} {recorded.versions.get(name)} → {found}"
-        for name, found in again.versions.items()
-        if recorded.versions.get(name) != found
-    )
-    if other:
+    if other := _other_versions(recorded, again):
         review.notes.append(
             f"decided with other versions than now ({'; '.join(other)}): numbers are compared, "
             "wording is not"
@@ -177,12 +172,12 @@ def _decide_again(
             f"({recorded.verdict.value}), now {again.schema_version}: judged again, and only what "
             "was measured is compared"
         )
-    differences = list(_differences(recorded, again, worded=not other))
-    if differences:
-        more = f" and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
+    found = list(differences(recorded, again))
+    if found:
+        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         review.problems.append(
             "decision.json is not what the tables and the policy give: "
-            f"{'; '.join(differences[:_SHOWN])}{more}"
+            f"{'; '.join(found[:_SHOWN])}{more}"
         )
     if again.verdict.value != "PASS":
         review.problems.append(f"the verdict is {again.verdict.value}: {'; '.join(again.reasons)}")
@@ -231,7 +226,17 @@ def _decision(
     return decide(paired, policy, attempt=attempt, cost=cost)
 
 
-def _differences(recorded: Decision, again: Decision, *, worded: bool) -> Iterator[str]:
+def _other_versions(recorded: Decision, again: Decision) -> list[str]:
+    return sorted(
+        f"{name} {recorded.versions.get(name)} → {found}"
+        for name, found in again.versions.items()
+        if recorded.versions.get(name) != found
+    )
+
+
+def differences(recorded: Decision, again: Decision) -> Iterator[str]:
+    """Where a decision that was computed again differs by more than its processor and libraries."""
+    worded = not _other_versions(recorded, again)
     if recorded.schema_version != again.schema_version:
         # Other rules give other numbers: what was measured must agree, the verdict is today's.
         yield from _compare("", _as_measured(recorded), _as_measured(again), worded)

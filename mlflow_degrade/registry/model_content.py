@@ -20,6 +20,7 @@ from ..core.cache import MANIFEST_FILE, digest_file, digest_json
 from ..core.errors import RegistryError
 from ..core.progress import progress_bar
 from ..tracking.artifact_access import list_names, read_json, upload
+from .compiled_code import unlike_their_source
 from .served_code import SCRIPT, served_files
 
 ARTIFACT_TAG = "degrade.artifact_digest"
@@ -56,7 +57,8 @@ class ModelContent:
     wrapper_differences: tuple[str, ...]
     # What makes the digests say nothing, such as links to places outside.
     problems: tuple[str, ...]
-    bytecode: tuple[str, ...]  # Compiled Python files, which could run instead of their source.
+    # Compiled Python files that are not what their source compiles to, and could run instead of it.
+    bytecode: tuple[str, ...]
     # Digest of each file that `artifact_digest` is about, by its name in the model.
     files: Mapping[str, str] = field(repr=False, default_factory=dict)
     size: int = 0  # Bytes of all its files: whoever checks them needs the time to read them.
@@ -89,7 +91,9 @@ def read_content(directory: Path) -> ModelContent:
         declared=None if onnx is None else _declared(onnx),
         wrapper_differences=tuple(around),
         problems=tuple(problems),
-        bytecode=tuple(str(p.relative_to(directory)) for p in sorted(_bytecode(directory))),
+        bytecode=tuple(
+            str(p.relative_to(directory)) for p in unlike_their_source(sorted(_bytecode(directory)))
+        ),
         files={p.relative_to(directory).as_posix(): d for p, d in digests.items()},
         size=sum(path.stat().st_size for path in digests),
         engine_files=None if engine is None else engine.relative_to(directory).as_posix(),

@@ -22,6 +22,7 @@ from ..tracking.evaluations import is_genai
 from .comparison import SIDES, Comparison, evaluate_missing
 from .engine_artifacts import EngineFiles, log_engine_files
 from .evidence import EVIDENCE, EVIDENCE_TAG, GATE, EvaluationSource
+from .evidence_review import differences
 from .gate_config import TrustedExperiments
 from .measured_cost import cost_beside, find_cost, read_cost
 from .model_content import ModelContent, bound_artifact
@@ -422,14 +423,8 @@ def _repeated(
     location = earlier.info.artifact_uri
     logged = Decision.from_json(json.dumps(read_json(location, f"{EVIDENCE}/decision.json")))
     again = decide(paired, policy, attempt=logged.attempt, cost=rounds)
-    if not _same(logged, again):
+    if logged.schema_version != again.schema_version or any(differences(logged, again)):
         return None
     if content is not None and bound not in (None, content.artifact_digest):
         return None
     return logged
-
-
-def _same(a: Decision, b: Decision) -> bool:
-    """Whether two decisions agree in everything but the libraries that computed them."""
-    left, right = (d.model_dump(mode="json", exclude={"versions"}) for d in (a, b))
-    return left == right

@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from platform import python_version
 from typing import Any
 
 from ..core.errors import DegradeError, InputError, RegistryError, VerificationError
@@ -331,9 +332,10 @@ def verify_version(
         if content.bytecode:
             said = problems if inside_server() else notes
             said.append(
-                f"{content.bytecode[0]} (one of {len(content.bytecode)}) is compiled code, which "
-                "Python may run instead of the source that was checked: delete __pycache__ there, "
-                "or log the model again with PYTHONDONTWRITEBYTECODE=1"
+                f"{content.bytecode[0]} (one of {len(content.bytecode)}) is compiled code "
+                f"that is not what its source compiles to in Python {python_version()} here, and "
+                "may run instead of the source that was checked: delete __pycache__ there, or log "
+                "the model again with PYTHONDONTWRITEBYTECODE=1"
             )
     # A server gives models away, and does not run them.
     elsewhere = None if inside_server() else look_elsewhere(review.origin)

@@ -30,6 +30,7 @@ IntArray = npt.NDArray[np.int64]
 # the reciprocal of the share, so that it bounds the stakes as well. Best or close to it on flips as
 # 8 and 4 bits make them, at margins of 1 and 2 pp (scripts/early_stopping.py).
 _EVEN, _FALL = 0.5, 8.0
+_GRID = 1 << 20
 # What tells samples apart. Pairs are made by the first two, which both sides have in common.
 _ITEM = ["task", "doc_hash", "doc_id"]
 
@@ -155,7 +156,9 @@ def _weights(margin: FloatArray, unit: IntArray, tasks: pd.Series) -> FloatArray
     """How likely a unit is to flip, in proportion, by how sure the baseline was of its answers."""
     # Sure is meant among the samples of a task: margins grow with the length of the choices.
     size = pd.Series(np.abs(margin)).groupby(tasks.to_numpy()).rank(pct=True, method="average")
-    doubt = np.exp(-_FALL * size.to_numpy(dtype=np.float64))
+    # Processors differ in the last digit of an exponential, and the order and its digest must not:
+    # multiples of 1/_GRID, whose sums are exact.
+    doubt = np.rint(_GRID * np.exp(-_FALL * size.to_numpy(dtype=np.float64))) / _GRID
     known = ~np.isnan(doubt)
     doubt[~known] = doubt[known].mean() if known.any() else 1.0
     total = np.bincount(unit, weights=_EVEN + (1.0 - _EVEN) * doubt / doubt.mean())

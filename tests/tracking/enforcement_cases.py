@@ -166,9 +166,11 @@ def register_plain(
     """A model this package did not log, of a few files: all of them are what was judged."""
     code = folder / f"{name}.py"
     code.write_text(ECHO.format(word=name))
-    with mlflow.start_run():
+    # As on an ordinary machine, where Python leaves byte code beside what MLflow tries.
+    with pytest.MonkeyPatch.context() as patch, mlflow.start_run():
+        patch.setattr(sys, "dont_write_bytecode", False)
         info = mlflow.pyfunc.log_model(
-            name="model", python_model=str(code), pip_requirements=["mlflow"]
+            name="model", python_model=str(code), pip_requirements=["mlflow"], input_example=["x"]
         )
         where = mlflow.artifacts.download_artifacts(info.model_uri, dst_path=str(folder / name))
         digest = read_content(Path(where)).digest

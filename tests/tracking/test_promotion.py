@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 from collections.abc import Iterator
@@ -114,6 +115,22 @@ def test_a_tampered_decision_is_computed_again(tmp_path: Path) -> None:
     assert again.decision.verdict is Verdict.FAIL
     assert not again.reused
     assert MlflowClient().get_model_version_by_alias("chat", "champion").version in (1, "1")
+
+
+def test_a_decision_of_another_processor_is_no_new_attempt(tmp_path: Path) -> None:
+    """Its last digits differ, and a second attempt would be judged at half the level."""
+    register_champion(tmp_path)
+    run_id, _ = log_evaluated(tmp_path, "fast", 12)
+    first = promote(f"runs:/{run_id}", "models:/chat@champion")
+    text = mlflow.artifacts.load_text(f"runs:/{first.run_id}/evidence/decision.json")
+    mde = first.decision.power.mde
+    assert mde is not None
+    other = text.replace(f'"mde": {mde!r}', f'"mde": {math.nextafter(mde, 1.0)!r}')
+    assert other != text
+    with mlflow.start_run(run_id=first.run_id):
+        mlflow.log_text(other, "evidence/decision.json")
+    again = promote(f"runs:/{run_id}", "models:/chat@champion")
+    assert (again.reused, again.run_id) == (True, first.run_id)
 
 
 def test_a_copy_with_other_code_around_it_is_decided_on_its_own(tmp_path: Path) -> None:
