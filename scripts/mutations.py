@@ -206,6 +206,42 @@ MUTATIONS = (
     # evaluation
     Mutation(
         "evaluation",
+        "reading.difference <= TOLERANCE and kept",
+        "kept",
+        "test_known_texts.py",
+    ),
+    Mutation(
+        "evaluation",
+        "score.top[0][0] == token and _lead(score) > gap",
+        "score.top[0][0] == token",
+        "test_known_texts.py",
+    ),
+    Mutation(
+        "evaluation",
+        "if _ends(self._stopping, self._texts[i])",
+        "if self._texts[i]",
+        "test_known_texts.py",
+    ),
+    Mutation(
+        "registry",
+        "math.isclose(recorded, again, rel_tol=_TOLERANCE, abs_tol=1e-15)",
+        "recorded == again",
+        "test_evidence_elsewhere.py",
+    ),
+    Mutation(
+        "registry",
+        "return _canonical(own) == _canonical(marshal.loads(content[_HEADER:]))",
+        "return own == marshal.loads(content[_HEADER:])",
+        "test_compiled_code.py",
+    ),
+    Mutation(
+        "samples",
+        "np.rint(_GRID * np.exp(-_FALL * size.to_numpy(dtype=np.float64))) / _GRID",
+        "np.exp(-_FALL * size.to_numpy(dtype=np.float64))",
+        "test_planned_order.py",
+    ),
+    Mutation(
+        "evaluation",
         'if choose_path(*probes.values()) == "one-by-one":',
         "if False:",
         "test_paths.py",
@@ -332,7 +368,7 @@ MUTATIONS = (
     # tracking
     Mutation(
         "tracking",
-        "if not _same(logged, again):",
+        "if logged.schema_version != again.schema_version or any(differences(logged, again)):",
         "if False:",
         "test_promotion.py",
         only="tampered",

@@ -488,7 +488,7 @@ class OnnxDecoder(EngineModel):
         self,
         prompts: Sequence[Tokens],
         sampling: Sampling | None = None,
-        on_texts: Callable[[list[tuple[int, str]]], None] | None = None,
+        on_texts: Callable[[list[Generated]], None] | None = None,
         *,
         assistant: Assistant | None = None,
     ) -> list[str]:

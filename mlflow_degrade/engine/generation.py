@@ -91,7 +91,7 @@ def generate(
     decoder: OnnxDecoder,
     prompts: Sequence[Tokens],
     sampling: Sampling,
-    on_texts: Callable[[list[tuple[int, str]]], None] | None = None,
+    on_texts: Callable[[list[Generated]], None] | None = None,
     *,
     assistant: Assistant | None = None,
 ) -> list[str]:
@@ -107,7 +107,7 @@ def generate(
     sampling : Sampling
         How tokens are chosen and when to stop.
     on_texts : callable, optional
-        Called after each batch with (index of prompt, text) pairs.
+        Called after each batch with what was written.
     assistant : Assistant, optional
         What proposes tokens (see `mlflow_degrade.engine.assisted`); prompts run one at a time then.
 
@@ -142,7 +142,7 @@ def generate(
         for made in finished:
             texts[made.prompt] = made.text
         if on_texts is not None:
-            on_texts([(made.prompt, made.text) for made in finished])
+            on_texts(finished)
     return texts
 
 
@@ -189,14 +189,30 @@ def next_logits(
     decoder: OnnxDecoder, prompt: Tokens, sampling: Sampling, text: Tokens
 ) -> NDArray[np.float32]:
     """The logits after a prompt and a text, read one token at a time as generating reads them."""
-    stopping = Stopping(decoder, sampling)
-    (batch,) = _batched(decoder, [prompt], sampling, 1)
+    *_, (_, logits) = written_logits(decoder, [prompt], sampling, [[*text, 0]])
+    last: NDArray[np.float32] = logits[0]
+    return last
+
+
+def written_logits(
+    decoder: OnnxDecoder, prompts: Sequence[Tokens], sampling: Sampling, texts: Sequence[Tokens]
+) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
+    """Logits at the next place of texts, as writing them computes these, place by place.
+
+    Of those prompts that come first, as many as one batch takes, up to the end of the shortest
+    text; with their indices.
+    """
+    multiple = 1 if decoder.unpadded else _ROWS_MULTIPLE
+    size = 1 if decoder.unpadded else (decoder.batch_size or _ROWS)
+    batch = next(_batched(decoder, prompts, sampling, size))
+    rows = _filled(batch, multiple)
     stepper = decoder.stepper(sampling.max_new_tokens)
-    said = stepper.prefill([batch[0].prompt] * stopping.multiple, batch[0].length)
-    for token in text:
-        said = stepper.step([token] * stopping.multiple)
-    logits: NDArray[np.float32] = said[0]
-    return logits
+    said = stepper.prefill([row.prompt for row in rows], batch[0].length)
+    indices = [running.index for running in batch]
+    yield indices, said[: len(batch)]
+    for place in range(min(len(texts[index]) for index in indices) - 1):
+        said = stepper.step([texts[row.index][place] for row in rows])
+        yield indices, said[: len(batch)]
 
 
 class Stopping:
@@ -232,10 +248,10 @@ class Stopping:
         return text
 
 
-def _batched(
-    decoder: OnnxDecoder, prompts: Sequence[Tokens], sampling: Sampling, size: int
-) -> Iterator[list[Running]]:
-    """Batches of prompts, cut and padded as the model allows."""
+def cut_prompts(
+    decoder: OnnxDecoder, prompts: Sequence[Tokens], sampling: Sampling
+) -> list[tuple[int, ...]]:
+    """Prompts, cut on the left where that is needed to leave room for new tokens."""
     room = decoder.context_length - sampling.max_new_tokens
     if room < 1 or not all(prompts):
         raise InputError(
@@ -243,12 +259,20 @@ def _batched(
             f"context of {decoder.context_length}, and a prompt needs at least 1: lower "
             "max_new_tokens, or give a prompt."
         )
+    return [tuple(prompt[-room:]) for prompt in prompts]
+
+
+def _batched(
+    decoder: OnnxDecoder, prompts: Sequence[Tokens], sampling: Sampling, size: int
+) -> Iterator[list[Running]]:
+    """Batches of prompts, cut and padded as the model allows."""
+    cut = cut_prompts(decoder, prompts, sampling)
     longest = max(map(len, prompts), default=0) + sampling.max_new_tokens
     require_exact(longest, decoder.config, "a prompt with its new tokens")
     multiple = _PROMPT_MULTIPLE if decoder.inputs.position_ids and not decoder.unpadded else 1
     window = attention_window(decoder.config)
     padded_up_to = None if window is None else window - sampling.max_new_tokens
-    yield from _batches([tuple(p[-room:]) for p in prompts], multiple, size, padded_up_to)
+    yield from _batches(cut, multiple, size, padded_up_to)
 
 
 def _batches(

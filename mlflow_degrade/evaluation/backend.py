@@ -18,8 +18,9 @@ from ..core.errors import InputError
 from ..engine.conversation import choose_template, render
 from ..engine.decoder import OnnxDecoder, Score
 from ..engine.encoder import OnnxEncoder
-from ..engine.generation import Sampling
+from ..engine.generation import Generated, Sampling
 from ..engine.tokenization import TextEncoder
+from .known_texts import KnownTexts
 from .probes import (
     SHORTEST_PROMPT,
     BatchInvariance,
@@ -267,6 +268,7 @@ class OnnxLM(EngineLM, TextLM):
         self.probes: dict[str, BatchInvariance] = {}
         self.equivalence: PathEquivalence | None = None
         self.sampling_seed: int | None = None  # In place of what tasks say.
+        self.known: KnownTexts | None = None  # Tried before anything is written.
 
     def take(self, path: ScoringPath) -> None:
         """Score by this path from now on."""
@@ -292,19 +294,39 @@ class OnnxLM(EngineLM, TextLM):
         """Continue each context until a stop sequence, greedily or sampled."""
         texts = [""] * len(requests)
         for sampling, members in self._by_sampling(requests).items():
-            prompts = self.decoder.encoder.encode([requests[i].args[0] for i in members])
-
-            self._settle("generation", prompts)
-
-            def keep(finished: list[tuple[int, str]], members: Sequence[int] = members) -> None:
-                for place, text in finished:
-                    index = members[place]
-                    texts[index] = text
-                    self._keep("generate_until", requests[index].args, text)
-                self._advance(len(finished))
-
-            self.decoder.generate(prompts, sampling, keep)
+            some = [requests[i] for i in members]
+            for index, text in zip(members, self._continue(some, sampling), strict=True):
+                texts[index] = text
         return texts
+
+    def _continue(self, requests: Sequence[Instance], sampling: Sampling) -> list[str]:
+        """Continue contexts that are decoded alike; known texts are read where that is the same."""
+        prompts = self.decoder.encoder.encode([request.args[0] for request in requests])
+        self._settle("generation", prompts)
+        texts: dict[int, str] = {}
+
+        def keep(finished: list[Generated]) -> None:
+            for made in finished:
+                texts[made.prompt] = made.text
+                self._keep("generate_until", requests[made.prompt].args, made.text)
+            self._advance(len(finished))
+
+        # Sampled texts have streams of their own; what depends on its batch is not read as written.
+        known = self.known if sampling.greedy and not self.decoder.unpadded else None
+        if known is not None:
+            for finished in known.confirmed(self.decoder, prompts, sampling):
+                keep(finished)
+        left = [place for place in range(len(prompts)) if place not in texts]
+
+        def written(finished: list[Generated]) -> None:
+            named = [made._replace(prompt=left[made.prompt]) for made in finished]
+            keep(named)
+            if known is not None:
+                for made in named:
+                    known.add(prompts[made.prompt], sampling, made.tokens)
+
+        self.decoder.generate([prompts[place] for place in left], sampling, written)
+        return [texts[place] for place in range(len(prompts))]
 
     # -- helpers --------------------------------------------------------------------------
 

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import json
+import os
+import uuid
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import date
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from ..core.cache import (
+    MANIFEST_FILE,
+    cache_root,
+    digest_file,
+    digest_json,
+    digest_model,
+    storing,
+)
 from ..core.errors import InputError, ModelError
 from ..core.progress import progress_bar
 from ..engine.conversation import says_the_date, template_digest, template_of
@@ -22,6 +33,7 @@ from ..optimize.onnx_graph.files import load_graph
 from ..optimize.source.model_directory import library_versions
 from ..samples.origin import Origin
 from ..samples.table import SampleScores
+from .known_texts import KnownTexts
 from .lm_eval_task import Journal, Questions, TaskOutcome
 from .probes import (
     PROBED_PROMPTS,
@@ -43,12 +55,6 @@ if TYPE_CHECKING:
     from .shards import Sharding
 
     Model: TypeAlias = OnnxLM | OnnxEncoderLM
-import json
-import os
-import uuid
-from collections.abc import Mapping
-
-from ..core.cache import MANIFEST_FILE, cache_root, digest_json, digest_model, storing
 
 # Finished tasks on disk: scores and facts under the key of everything they depend on.
 
@@ -268,6 +274,17 @@ class Arm:
         return OnnxEncoderLM(encoder, path="batched", advance=advance)
 
     @cached_property
+    def _texts(self) -> KnownTexts | None:
+        """What other models wrote to these prompts; None where each text is to be written."""
+        settings, tokenizer = self._settings, self.folder / "tokenizer.json"
+        anew = settings.rerun or not settings.resume or self._sharding is not None
+        if anew or not self._suite.generates or not tokenizer.is_file():
+            return None
+        # Only a hint where to look: a text is kept if this model would write it.
+        key = {"suite": self._suite.digest, "tokenizer": digest_file(tokenizer), **self._asked}
+        return KnownTexts(Entry("texts", key).folder / "texts.json")
+
+    @cached_property
     def probe(self) -> BatchInvariance:
         """Whether this model's scores depend on the batch, measured on the suite's own prompts."""
         entry = self._entry("probe")
@@ -401,11 +418,15 @@ class Arm:
         path: ScoringPath,
         started: Callable[[int, int], None],
     ) -> dict[str, TaskOutcome]:
+        from .backend import OnnxLM
         from .lm_eval_task import run_tasks
 
-        self._model.take(path)
+        model, texts = self._model, self._texts
+        model.take(path)
+        if isinstance(model, OnnxLM):
+            model.known = texts
         with Journal(entry.journal) as journal:
-            return run_tasks(
+            outcomes = run_tasks(
                 self._model,
                 tasks,
                 journal,
@@ -414,6 +435,11 @@ class Arm:
                 started=started,
                 questions=self._questions,
             )
+        if texts is not None:
+            texts.save()
+            if (found := texts.counted())["difference"] is not None:
+                outcomes[tasks[0].name].facts["texts"] = found
+        return outcomes
 
     def _scores(
         self, tasks: Sequence[SuiteTask], outcomes: Mapping[str, TaskOutcome]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..engine.integer_probe import KernelCheck
 from ..samples.table import SampleScores
 from .model_evaluation import Arm
-from .probes import BatchInvariance, PathEquivalence, ScoringPath
+from .probes import TOLERANCE, BatchInvariance, PathEquivalence, ScoringPath
 from .scoring_path import PathChoice, choose
 from .suite import Suite
 
@@ -58,10 +58,13 @@ class Evaluation:
     @property
     def timing(self) -> dict[str, float]:
         """Seconds, documents/s and tokens/s of the tasks, whenever they ran."""
-        # Documents answered by an earlier, killed run took no time in this one and do not count.
+        # Documents answered by an earlier, killed run took no time in this one and do not count,
+        # nor do texts that were read in place of being written.
         runs = self.tasks.values()
-        seconds = sum(run["seconds"] for run in runs)
+        texts = [run["texts"] for run in runs if "texts" in run]
+        seconds = sum(run["seconds"] for run in runs) - sum(found["seconds"] for found in texts)
         documents = sum(run["documents"] * (1 - run["resumed"] / run["requests"]) for run in runs)
+        documents -= sum(found["kept"] for found in texts)
         tokens = sum(plan["tokens"] for run in runs for plan in run["plans"])
         return {
             "seconds": seconds,
@@ -70,6 +73,21 @@ class Evaluation:
             "tokens": float(tokens),
             "tokens_per_second": tokens / seconds,
         }
+
+    @property
+    def texts_read(self) -> str | None:
+        """What came of the texts that an earlier model wrote, in a line; None where none did."""
+        texts = [run["texts"] for run in self.tasks.values() if "texts" in run]
+        if not texts:
+            return None
+        read, kept = (sum(found[name] for found in texts) for name in ("read", "kept"))
+        apart = max(found["difference"] for found in texts)
+        if apart > TOLERANCE:
+            return (
+                f"all texts were written: what the model reads is up to {apart:.2g} nats from what "
+                "it writes, so one pass cannot tell what it would write"
+            )
+        return f"read {read} texts of an earlier model; kept {kept} that it would write as well"
 
     @property
     def truncated(self) -> int:
@@ -161,9 +179,12 @@ def _made(
 def _together(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
     """Facts of two parts of a task."""
     summed = ("seconds", "documents", "requests", "resumed", "plans")
+    texts = [found["texts"] for found in (first, second) if "texts" in found]
+    read = {name: sum(found[name] for found in texts) for name in ("read", "kept", "seconds")}
     return {
         **first,
         **{name: first[name] + second[name] for name in summed},
+        **({"texts": {**texts[-1], **read}} if texts else {}),
         "reused": first["reused"] and second["reused"],
     }
 

@@ -508,7 +508,7 @@ class ShardedDecoder(_Sharded, OnnxDecoder):
         self,
         prompts: Sequence[Tokens],
         sampling: Sampling | None = None,
-        on_texts: Callable[[list[tuple[int, str]]], None] | None = None,
+        on_texts: Callable[[list[Generated]], None] | None = None,
         **options: Any,
     ) -> list[str]:
         """Continue each prompt; see `OnnxDecoder.generate`."""

@@ -246,8 +246,10 @@ def _evaluation(
                 about.folder, suite, order.looks(), order.enough,
                 settings=settings, path=path, label=side,
             )  # fmt: skip
+        if made.texts_read is not None:
+            say(f"{side}: {made.texts_read}")
         samples = made.samples.with_model(about.name)
-        speed = {f"throughput/{k}": v for k, v in made.timing.items() if "per_second" in k}
+        speed = {f"throughput/{k}": v for k, v in made.timing.items() if "per_second" in k and v}
         log_evaluation(
             samples, key, metrics={} if about.simulated else speed,
             facts={**made.facts(), "asked": suite.asked},
