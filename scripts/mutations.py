@@ -224,7 +224,7 @@ MUTATIONS = (
     ),
     Mutation(
         "registry",
-        "math.isclose(recorded, again, rel_tol=_TOLERANCE, abs_tol=1e-15)",
+        "math.isclose(recorded, again, rel_tol=_TOLERANCE, abs_tol=1e-9)",
         "recorded == again",
         "test_evidence_elsewhere.py",
     ),

@@ -182,7 +182,7 @@ def evaluate(
     model_args: str,
     **settings: Any,
 ) -> None:
-    from ..evaluation.harness import HarnessSettings, run_lm_eval
+    from ..evaluation.harness import HarnessSettings, require_model, run_lm_eval
     from ..evaluation.question_tasks import QuestionOptions
     from ..evaluation.ray_workers import ray_workers as connected
     from ..registry.lm_eval_runs import choose_experiment, log_lm_eval
@@ -205,6 +205,7 @@ def evaluate(
         **{name: value or None for name, value in settings.items()},
     )
     chosen = parse_tags(tags)
+    require_model(model)
     require_tracking_server()
     # What is wrong in a word is found before anything is computed.
     if experiment is not None:

@@ -146,7 +146,7 @@ def run_lm_eval(
     """Evaluate a model with lm-eval."""
     # `begin` is given the digest of the model's files, where they are local, and says in what
     # order to ask; without it everything is asked. `workers` run the batches of `"onnx"`.
-    name, arguments = _model_name(settings.model), _arguments(settings.model_args)
+    name, arguments = require_model(settings.model), _arguments(settings.model_args)
     manager, specs = find_tasks(
         settings.tasks,
         include_path=settings.include_path,
@@ -391,7 +391,8 @@ def _where(
     return {"origin": origin_of(folder, device, threads).model_dump(mode="json")}
 
 
-def _model_name(given: str) -> str:
+def require_model(given: str) -> str:
+    """Name of a kind of model in lm-eval's registry."""
     try:
         import lm_eval.models  # noqa: F401 - registers its models
         from lm_eval.api.registry import model_registry
@@ -403,7 +404,11 @@ def _model_name(given: str) -> str:
         return backend.NAME
     known = sorted({*model_registry.keys(), endpoint_backend.NAME})
     if given not in known:
-        raise UnknownNameError("lm-eval model", given, [_ONNX, *known])
+        hint = (
+            "It is the kind of model; which one goes into --model-args: --model onnx --model-args "
+            "pretrained=DIR, of a model directory (mlflow-degrade export makes one)."
+        )
+        raise UnknownNameError("lm-eval model", given, [_ONNX, *known], hint)
     return given
 
 

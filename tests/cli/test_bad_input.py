@@ -55,3 +55,15 @@ def test_one_message(
     assert out == ""
     assert "Traceback" not in err
     assert sorted(folder.iterdir()) == before
+
+
+def test_a_kind_of_model_that_is_none_makes_no_database(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow_degrade.cli import run
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    assert run(["evaluate", "--model", "starter", "--tasks", "starter"]) == 3
+    assert "--model onnx --model-args pretrained=DIR" in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == []
