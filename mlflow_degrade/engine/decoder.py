@@ -20,7 +20,7 @@ from ..core.errors import (
 from .engine_graph import DerivedGraph, Form, build_engine_graph
 from .fixed_stepping import FixedModel, FixedStepper, Stepper, open_fixed
 from .forward_pass import Answers, Cache, run_plan, run_rows
-from .generation import Generated, Running, Sampling, generate, run_batches
+from .generation import Generated, Running, Sampling, generate, generated, run_batches
 from .lengths import exact_length, require_exact, stated_length
 from .providers import CUDA, memory_name, on_gpu, resolve_device
 from .query_by_query import query_by_query
@@ -488,12 +488,16 @@ class OnnxDecoder(EngineModel):
         self,
         prompts: Sequence[Tokens],
         sampling: Sampling | None = None,
-        on_texts: Callable[[list[Generated]], None] | None = None,
+        on_texts: Callable[[list[tuple[int, str]]], None] | None = None,
         *,
         assistant: Assistant | None = None,
     ) -> list[str]:
         """Continue each prompt; see `mlflow_degrade.engine.generation.generate`."""
         return generate(self, prompts, sampling or Sampling(), on_texts, assistant=assistant)
+
+    def generated(self, prompts: Sequence[Tokens], sampling: Sampling) -> Iterator[list[Generated]]:
+        """Continue each prompt, batch by batch, with the tokens; as `generate` does."""
+        return generated(self, prompts, sampling)
 
     def _not_finite(self, row: Row, answers: Answers) -> NonFiniteLogitsError:
         position = answers.first_non_finite()

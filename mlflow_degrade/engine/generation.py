@@ -91,7 +91,7 @@ def generate(
     decoder: OnnxDecoder,
     prompts: Sequence[Tokens],
     sampling: Sampling,
-    on_texts: Callable[[list[Generated]], None] | None = None,
+    on_texts: Callable[[list[tuple[int, str]]], None] | None = None,
     *,
     assistant: Assistant | None = None,
 ) -> list[str]:
@@ -107,7 +107,7 @@ def generate(
     sampling : Sampling
         How tokens are chosen and when to stop.
     on_texts : callable, optional
-        Called after each batch with what was written.
+        Called after each batch with (index of prompt, text) pairs.
     assistant : Assistant, optional
         What proposes tokens (see `mlflow_degrade.engine.assisted`); prompts run one at a time then.
 
@@ -142,7 +142,7 @@ def generate(
         for made in finished:
             texts[made.prompt] = made.text
         if on_texts is not None:
-            on_texts(finished)
+            on_texts([(made.prompt, made.text) for made in finished])
     return texts
 
 

@@ -318,14 +318,12 @@ class OnnxLM(EngineLM, TextLM):
                 keep(finished)
         left = [place for place in range(len(prompts)) if place not in texts]
 
-        def written(finished: list[Generated]) -> None:
+        for finished in self.decoder.generated([prompts[place] for place in left], sampling):
             named = [made._replace(prompt=left[made.prompt]) for made in finished]
             keep(named)
             if known is not None:
                 for made in named:
                     known.add(prompts[made.prompt], sampling, made.tokens)
-
-        self.decoder.generate([prompts[place] for place in left], sampling, written)
         return [texts[place] for place in range(len(prompts))]
 
     # -- helpers --------------------------------------------------------------------------

@@ -508,12 +508,17 @@ class ShardedDecoder(_Sharded, OnnxDecoder):
         self,
         prompts: Sequence[Tokens],
         sampling: Sampling | None = None,
-        on_texts: Callable[[list[Generated]], None] | None = None,
+        on_texts: Callable[[list[tuple[int, str]]], None] | None = None,
         **options: Any,
     ) -> list[str]:
         """Continue each prompt; see `OnnxDecoder.generate`."""
         self._dealt.keeping = on_texts is not None
         return super().generate(prompts, sampling, on_texts, **options)
+
+    def generated(self, prompts: Sequence[Tokens], sampling: Sampling) -> Iterator[list[Generated]]:
+        """Continue each prompt, batch by batch; see `OnnxDecoder.generated`."""
+        self._dealt.keeping = True
+        return super().generated(prompts, sampling)
 
     def run(
         self,

@@ -31,12 +31,10 @@ def _written(decoder: OnnxDecoder, known: KnownTexts, sampling: Sampling = GREED
     prompts = decoder.encoder.encode(PROMPTS)
     made: dict[int, Any] = {}
 
-    def keep(finished: list[Any]) -> None:
+    for finished in decoder.generated(prompts, sampling):
         for one in finished:
             made[one.prompt] = one
             known.add(prompts[one.prompt], sampling, one.tokens)
-
-    decoder.generate(prompts, sampling, keep)
     known.save()
     return [made[i] for i in range(len(prompts))]
 
