@@ -13,7 +13,9 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
+
+from pydantic import NonNegativeInt, TypeAdapter
 
 from ..core.cache import digest_json, storing
 from ..engine.generation import Generated, Sampling, Stopping, cut_prompts, written_logits
@@ -34,6 +36,10 @@ _FEWEST, _FIRST, _AT_ONCE, _SHARE = 64, 32, 128, 0.5
 _PLACES, _TIMES, _LEAST = 16, 3, 1e-3
 
 
+Texts: TypeAlias = dict[str, list[NonNegativeInt]]
+_TEXTS = TypeAdapter(Texts)
+
+
 @dataclass
 class KnownTexts:
     """What was written to the prompts of a suite, in a file that later models read."""
@@ -43,13 +49,13 @@ class KnownTexts:
     kept: int = 0  # Of these, texts that the model would write as well.
     seconds: float = 0.0  # What that took.
     difference: float | None = None  # Of reading from writing, in nats, where that was tried.
-    _known: dict[str, list[int]] = field(default_factory=dict)
-    _made: dict[str, list[int]] = field(default_factory=dict)
+    _known: Texts = field(default_factory=dict)
+    _made: Texts = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         try:
-            self._known = json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # none yet, or cut off: it is written again
+            self._known = _TEXTS.validate_json(self.path.read_bytes(), strict=True)
+        except (OSError, ValueError):  # none yet, or damaged: it is written again
             self._known = {}
 
     def add(self, prompt: Tokens, sampling: Sampling, tokens: Tokens) -> None:

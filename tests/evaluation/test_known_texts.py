@@ -97,6 +97,10 @@ def test_it_stops_where_reading_does_not_pay(decoder: OnnxDecoder, tmp_path: Pat
     path.write_text(json.dumps(dict(list(texts.items())[:40])))
     known = KnownTexts(path)
     assert _read(decoder, known) == {}, "too few to try"
+    key = next(iter(texts))
+    for damaged in ([], {**texts, key: "text"}, {**texts, key: [-1]}, {**texts, key: ["5"]}):
+        path.write_text(json.dumps(damaged))
+        assert _read(decoder, KnownTexts(path)) == {}
     path.write_text(json.dumps(texts)[:-9])
     assert _read(decoder, KnownTexts(path)) == {}, "cut off"
     path.write_text(json.dumps(texts))
