@@ -206,7 +206,7 @@ MUTATIONS = (
     # evaluation
     Mutation(
         "evaluation",
-        "reading.difference <= TOLERANCE and kept",
+        "reading.difference <= FURTHEST and kept",
         "kept",
         "test_known_texts.py",
     ),

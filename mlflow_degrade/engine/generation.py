@@ -197,22 +197,18 @@ def next_logits(
 def written_logits(
     decoder: OnnxDecoder, prompts: Sequence[Tokens], sampling: Sampling, texts: Sequence[Tokens]
 ) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
-    """Logits at the next place of texts, as writing them computes these, place by place.
-
-    Of those prompts that come first, as many as one batch takes, up to the end of the shortest
-    text; with their indices.
-    """
+    """Logits at each place of texts, as writing them computes these, with the texts' indices."""
     multiple = 1 if decoder.unpadded else _ROWS_MULTIPLE
     size = 1 if decoder.unpadded else (decoder.batch_size or _ROWS)
-    batch = next(_batched(decoder, prompts, sampling, size))
-    rows = _filled(batch, multiple)
-    stepper = decoder.stepper(sampling.max_new_tokens)
-    said = stepper.prefill([row.prompt for row in rows], batch[0].length)
-    indices = [running.index for running in batch]
-    yield indices, said[: len(batch)]
-    for place in range(min(len(texts[index]) for index in indices) - 1):
-        said = stepper.step([texts[row.index][place] for row in rows])
-        yield indices, said[: len(batch)]
+    for batch in _batched(decoder, prompts, sampling, size):
+        rows = _filled(batch, multiple)
+        stepper = decoder.stepper(sampling.max_new_tokens)
+        said = stepper.prefill([row.prompt for row in rows], batch[0].length)
+        for place in range(max(len(texts[row.index]) for row in batch)):
+            if place:  # a text that has ended goes on with its end, which nobody is told of
+                said = stepper.step([texts[row.index][:place][-1] for row in rows])
+            going = [n for n, row in enumerate(batch) if place < len(texts[row.index])]
+            yield [batch[n].index for n in going], said[going]
 
 
 class Stopping:

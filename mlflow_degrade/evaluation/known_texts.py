@@ -30,10 +30,12 @@ if TYPE_CHECKING:
 
 # What is not confirmed has to be written as well: it pays where most are (docs/performance.md).
 _FEWEST, _FIRST, _AT_ONCE, _SHARE = 64, 32, 128, 0.5
-# Places of texts at which reading is compared with writing. What differs by more than the largest
-# accepted difference of scores is not read at all; otherwise a token is the likeliest one only if
-# it leads by several times what was seen.
-_PLACES, _TIMES, _LEAST = 16, 3, 1e-3
+# Reading is compared with writing at places of the longest texts, by how far the likeliest token
+# leads the next. Both tokens may differ by the largest accepted difference of scores; beyond that
+# nothing is read. Otherwise a token is the likeliest one only if it leads by several times what
+# was seen.
+FURTHEST = 2 * TOLERANCE
+_COMPARED, _PLACES, _TIMES, _LEAST = 16, 16, 3, 1e-3
 
 
 Texts: TypeAlias = dict[str, list[NonNegativeInt]]
@@ -104,7 +106,7 @@ class KnownTexts:
         self.difference = reading.difference
         self.seconds += time.perf_counter() - begun
         left, read, kept = list(some), 0, 0
-        while left and reading.difference <= TOLERANCE and kept >= _SHARE * read:
+        while left and reading.difference <= FURTHEST and kept >= _SHARE * read:
             count = _AT_ONCE if read else _FIRST
             now, left = left[:count], left[count:]
             begun = time.perf_counter()
@@ -156,7 +158,7 @@ class _Reading:
 
     def _difference(self, sampling: Sampling) -> float:
         """How far reading is from writing: of the lead of the best token, at most, in nats."""
-        some = list(self._prompts)
+        some = sorted(self._texts, key=lambda i: -len(self._texts[i]))[:_COMPARED]
         few = replace(sampling, max_new_tokens=min(_PLACES, sampling.max_new_tokens))
         prompts = [self._prompts[i] for i in some]
         texts = [self._texts[i][:_PLACES] for i in some]

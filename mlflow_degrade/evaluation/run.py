@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..engine.integer_probe import KernelCheck
 from ..samples.table import SampleScores
+from .known_texts import FURTHEST
 from .model_evaluation import Arm
-from .probes import TOLERANCE, BatchInvariance, PathEquivalence, ScoringPath
+from .probes import BatchInvariance, PathEquivalence, ScoringPath
 from .scoring_path import PathChoice, choose
 from .suite import Suite
 
@@ -82,7 +83,7 @@ class Evaluation:
             return None
         read, kept = (sum(found[name] for found in texts) for name in ("read", "kept"))
         apart = max(found["difference"] for found in texts)
-        if apart > TOLERANCE:
+        if apart > FURTHEST:
             return (
                 f"all texts were written: what the model reads is up to {apart:.2g} nats from what "
                 "it writes, so one pass cannot tell what it would write"

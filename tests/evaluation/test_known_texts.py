@@ -115,7 +115,7 @@ def test_a_model_that_reads_otherwise_than_it_writes_writes(
     _shift(monkeypatch)
     known = KnownTexts(path)
     assert _read(decoder, known) == {}
-    assert (known.read, known.difference and known.difference > 0.02) == (0, True)
+    assert (known.read, known.difference and known.difference > 0.04) == (0, True)
 
 
 def test_a_token_that_hardly_leads_is_not_taken_for_the_likeliest(
@@ -140,6 +140,25 @@ def _shift(monkeypatch: pytest.MonkeyPatch) -> None:
             yield indices, logits + noise.astype(np.float32)
 
     monkeypatch.setattr("mlflow_degrade.evaluation.known_texts.written_logits", shifted)
+
+
+def test_texts_are_compared_as_far_as_they_go(decoder: OnnxDecoder) -> None:
+    """Not as far as the shortest: its first token is read and written by the same pass."""
+    prompts = decoder.encoder.encode(PROMPTS[:20])
+    texts = [[5, 6, 7, 8, 9][: 1 + i % 5] for i in range(20)]
+    found: dict[int, list[Any]] = {}
+    for indices, logits in written_logits(decoder, prompts, GREEDY, texts):
+        for index, row in zip(indices, logits, strict=True):
+            found.setdefault(index, []).append(row.copy())
+    assert {i: len(rows) for i, rows in found.items()} == {i: len(texts[i]) for i in range(20)}
+    whole = [[*prompt, *text] for prompt, text in zip(prompts, texts, strict=True)]
+    read = decoder.token_scores(whole, top=1, since=list(map(len, prompts)))
+    for index, rows in found.items():
+        for row, score in zip(rows, read[index], strict=True):
+            shifted = row.astype(np.float64) - row.max()
+            best = score.top[0][0]
+            assert shifted[best] == pytest.approx(0, abs=1e-4)
+            assert score.top[0][1] == pytest.approx(-np.log(np.exp(shifted).sum()), abs=1e-4)
 
 
 @pytest.fixture
@@ -191,7 +210,7 @@ def test_where_it_cannot_be_done_is_said(
     _shift(monkeypatch)
     _evaluate(model_dir("fp32"), tasks)
     found = _evaluate(model_dir("fp16"), tasks)
-    assert "all texts were written: what the model reads is up to 0." in str(found.texts_read)
+    assert "all texts were written: what the model reads is up to" in str(found.texts_read)
     assert found.timing["documents"] == 96
 
 
