@@ -19,7 +19,7 @@ import pytest
 from mlflow_degrade import Decision, GatePolicy, decide
 from mlflow_degrade.core.errors import DegradeError
 from mlflow_degrade.registry.evidence import write_evidence
-from mlflow_degrade.registry.evidence_review import review_evidence
+from mlflow_degrade.registry.evidence_review import _same_wording, review_evidence
 
 
 def write_all(folder: Path) -> None:
@@ -84,6 +84,8 @@ def _reviewed(folder: Path, change: tuple[str, str]) -> list[str]:
     [
         ("of 3.00 pp or more", "of 3.01 pp or more", ""),
         ("of 3.00 pp or more", "of 2.98 pp or more", "reasons are recorded as"),
+        ("(p = 2e-8", "(p = 3e-8", ""),
+        ("(p = 2e-8", "(p = 2", "reasons are recorded as"),
         ("is ruled out", "was ruled out", "reasons are recorded as"),
         ('      "regressions": 13,', '      "regressions": 14,', "regressions is recorded"),
     ],
@@ -92,6 +94,36 @@ def test_wording_may_round_the_other_way(tmp_path: Path, old: str, new: str, tol
     problems = _reviewed(tmp_path, (old, new))
     assert bool(problems) == bool(told)
     assert told in "".join(problems)
+
+
+@pytest.mark.parametrize(
+    ("said", "again", "same"),
+    [
+        ("13 worse of 1,320", "13 worse of 1,320", True),
+        ("13 worse of 1,320", "14 worse of 1,320", False),
+        ("13 worse of 1,320", "13 worse of 1,321", False),
+        ("a drop of 9.99", "a drop of 10.0", True),
+        ("a drop of 9.99", "a drop of 10.2", False),
+        ("a drop of 2", "a drop of 2.5", False),
+    ],
+)
+def test_counts_in_words_are_the_same(said: str, again: str, same: bool) -> None:
+    assert _same_wording(said, again) is same
+
+
+def test_tasks_may_be_called_like_wording(tmp_path: Path) -> None:
+    tasks = [("notes", 0.0), ("reasons", 0.2)]
+    rows = cases.tables()["calm"]
+    sides = [
+        cases.scores([{**row, "task": task} for row in side for task, _ in tasks], model)
+        for side, model in zip(rows, ("fp32", "int8"), strict=True)
+    ]
+    policy = GatePolicy.from_mapping(
+        {"floors": dict(tasks[1:]), "tasks": {"notes": {"margin": 0.2}}}
+    )
+    paired = policy.pair(*sides)
+    write_evidence(tmp_path, decide(paired, policy), paired)
+    assert review_evidence(tmp_path).problems == []
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -22,20 +22,17 @@ from ..engine.generation import Generated, Sampling, Stopping, cut_prompts, writ
 from .probes import TOLERANCE
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from ..engine.decoder import OnnxDecoder, TokenScore
     from ..engine.schedule import Tokens
 
 # What is not confirmed has to be written as well: it pays where most are (docs/performance.md).
 _FEWEST, _FIRST, _AT_ONCE, _SHARE = 64, 32, 128, 0.5
-# Reading is compared with writing at places of the longest texts, by how far the likeliest token
-# leads the next. Both tokens may differ by the largest accepted difference of scores; beyond that
+# Reading is compared with writing at each place of the longest texts, by how far the likeliest
+# token leads the next. Both may differ by the largest accepted difference of scores; beyond that
 # nothing is read. Otherwise a token is the likeliest one only if it leads by several times what
 # was seen.
 FURTHEST = 2 * TOLERANCE
-_COMPARED, _PLACES, _TIMES, _LEAST = 16, 16, 3, 1e-3
+_COMPARED, _TIMES, _LEAST = 8, 3, 1e-3
 
 
 Texts: TypeAlias = dict[str, list[NonNegativeInt]]
@@ -158,20 +155,18 @@ class _Reading:
 
     def _difference(self, sampling: Sampling) -> float:
         """How far reading is from writing: of the lead of the best token, at most, in nats."""
+        # To their ends: a cache may go wrong where it gets long.
         some = sorted(self._texts, key=lambda i: -len(self._texts[i]))[:_COMPARED]
-        few = replace(sampling, max_new_tokens=min(_PLACES, sampling.max_new_tokens))
-        prompts = [self._prompts[i] for i in some]
-        texts = [self._texts[i][:_PLACES] for i in some]
-        said: dict[int, list[NDArray[np.float32]]] = {}
-        for indices, logits in written_logits(self._decoder, prompts, few, texts):
+        prompts, texts = [self._prompts[i] for i in some], [self._texts[i] for i in some]
+        read = [iter(scores) for scores in self._read(some)]
+        furthest = 0.0
+        for indices, logits in written_logits(self._decoder, prompts, sampling, texts):
             for index, row in zip(indices, logits, strict=True):
-                said.setdefault(some[index], []).append(row.copy())
-        return max(
-            abs(float(row[best]) - float(row[next_]) - _lead(score))
-            for rows, scores in zip(said.values(), self._read(list(said)), strict=True)
-            for row, score in zip(rows, scores, strict=False)
-            for (best, _), (next_, _) in [score.top]
-        )
+                score = next(read[index])
+                (best, _), (second, _) = score.top
+                apart = abs(float(row[best]) - float(row[second]) - _lead(score))
+                furthest = max(furthest, apart)
+        return furthest
 
 
 def _lead(score: TokenScore) -> float:

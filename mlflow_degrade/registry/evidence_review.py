@@ -28,7 +28,7 @@ FILES = ("manifest.json", "baseline.parquet", "candidate.parquet", "policy.json"
 # Other processors and versions of the libraries differ in the last digits, not in more: OpenBLAS
 # adds up in another order on each kind.
 _TOLERANCE = 1e-6
-_WORDED = ("reasons", "notes")
+_WORDED = re.compile(r"reasons|((tasks\[\d+\]|aggregate)\.)?notes")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 _SHOWN = 3
 # What was counted in texts, which evidence does not hold.
@@ -262,7 +262,7 @@ def _as_measured(decision: Decision) -> dict[str, Any]:
 
 
 def _compare(where: str, recorded: Any, again: Any, worded: bool) -> Iterator[str]:
-    if where.rpartition(".")[2] in _WORDED:
+    if _WORDED.fullmatch(where):
         texts = "\n".join(recorded), "\n".join(again)
         if worded and not _same_wording(*texts):
             yield f"{where} are recorded as {_short(texts[0])}, computed {_short(texts[1])}"
@@ -285,15 +285,18 @@ def _same(recorded: Any, again: Any) -> bool:
 
 
 def _same_wording(recorded: str, again: str) -> bool:
-    """Alike but for one unit in the last place of a number: a tie is rounded either way."""
+    """Alike but for one unit in the last place of a fraction: a tie is rounded either way."""
     if _NUMBER.sub("#", recorded) != _NUMBER.sub("#", again):
         return False
     pairs = zip(_NUMBER.findall(recorded), _NUMBER.findall(again), strict=True)
-    return all(_last_place(a, b) >= abs(Decimal(a) - Decimal(b)) for a, b in pairs if a != b)
+    return all(a == b or _a_unit_apart(a, b) for a, b in pairs)
 
 
-def _last_place(*numbers: str) -> Decimal:
-    return max(Decimal(1).scaleb(int(Decimal(n).as_tuple().exponent)) for n in numbers)
+def _a_unit_apart(a: str, b: str) -> bool:
+    first, second = Decimal(a), Decimal(b)
+    place = max(int(first.as_tuple().exponent), int(second.as_tuple().exponent))
+    # Whole numbers are counts.
+    return not (a.isdigit() or b.isdigit()) and abs(first - second) <= Decimal(1).scaleb(place)
 
 
 def _short(value: Any) -> str:

@@ -85,6 +85,26 @@ def test_what_it_would_not_write_is_not_kept(decoder: OnnxDecoder, tmp_path: Pat
     assert len(kept) > 80
 
 
+def test_a_cache_that_goes_wrong_where_it_gets_long_is_seen(
+    decoder: OnnxDecoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading needs no cache: texts that were kept would hide the damage."""
+    path, long = tmp_path / "texts.json", replace(GREEDY, max_new_tokens=24, stop=())
+    _written(decoder, KnownTexts(path), long)
+
+    def late(*given: Any) -> Any:
+        seen: dict[int, int] = {}
+        for indices, logits in written_logits(*given):
+            changed = logits.copy()
+            for index, row in zip(indices, changed, strict=True):
+                seen[index] = seen.get(index, 0) + 1
+                row[::2] += 0.5 * (seen[index] > 20)
+            yield indices, changed
+
+    monkeypatch.setattr("mlflow_degrade.evaluation.known_texts.written_logits", late)
+    assert _read(decoder, KnownTexts(path), long) == {}
+
+
 def test_it_stops_where_reading_does_not_pay(decoder: OnnxDecoder, tmp_path: Path) -> None:
     path = tmp_path / "texts.json"
     _written(decoder, KnownTexts(path))
